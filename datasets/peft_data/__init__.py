@@ -1,0 +1,109 @@
+"""Data sets for vision: one file a data set or folder format, opened by name or path with `open_data`.
+
+A file of this package that has `NAMES` is such a file. Its contract:
+
+- `NAMES: dict[str, str]`, name → one line about it. A name with a part in angle brackets stands for every name that
+  begins so (`hf/<repo>`). Empty for a format that is known by its path alone.
+- `load(name, root, seed, **own options) -> ClassificationData`; the options are keyword-only and typed. Opened by its
+  path, `name` is the last part of the path and `root` the path.
+- `claims(path) -> bool`, for a format that is known by its path: whether `path` is of this format, and of no other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from peft_data.base import ClassificationData, Pictures
+from peft_data.errors import DataError, nearest
+
+__all__ = ["ClassificationData", "DataError", "Pictures", "list_data", "open_data"]
+
+
+def open_data(data: str, *, root: str | None = None, seed: int = 0, **options: object) -> ClassificationData:
+    """Opens a data set by its name (`digits`, `vtab/cifar100`), or a folder or file by its path.
+
+    A name wins over a path; `./photos` forces the path. Nothing is decoded here.
+
+    Args:
+        data: a name of `list_data()`, or a path to class folders, `train/val/test` folders, a VTAB-1k task folder, a
+            folder with FGVC json files, a folder with few-shot lists, a saved Hugging Face data set, or a `.csv` file.
+        root: the folder that a named data set lies in; relative paths are relative to it.
+        seed: of every split that the data set does not fix itself.
+        options: the data set's own, e.g. `shots=16`.
+
+    Raises:
+        DataError: an unknown name or option (with the nearest one), a missing folder (with how to get the data), or
+            whatever is wrong with the data.
+    """
+    data = os.fspath(data)
+    where = None if root is None else str(Path(root).expanduser())
+    forced = data.startswith(("./", "../", "/", "~")) or data in (".", "..")
+    if not forced:
+        for module in _formats(first=data.split("/")[0]):
+            if any(_matches(data, name) for name in module.NAMES):
+                return _load(module, data, where, seed, options)
+    path = Path(where or ".", Path(data).expanduser())
+    if path.exists():
+        for module in _formats():
+            if hasattr(module, "claims") and module.claims(path):
+                return _load(module, path.resolve().name, str(path), seed, options)
+        raise DataError(
+            f"{path} is no data set of a known format: give class folders with pictures, train/val/test folders, a "
+            "VTAB-1k task folder, a folder with train.json, or a .csv file with the header path,label"
+        )
+    if forced:
+        raise DataError(f"there is no file or folder {path}: check the path")
+    raise DataError(f"there is no data set and no folder {data!r}{nearest(data, list_data())}: see `list data` for the names")
+
+
+def list_data() -> dict[str, str]:
+    """Every data set that has a name, and one line about it."""
+    return {name: about for module in _formats() for name, about in module.NAMES.items()}
+
+
+def _formats(first: str = "") -> Iterator[ModuleType]:
+    """The files that have `NAMES`, the one that is called `first` before the others."""
+    names = sorted((info.name for info in pkgutil.iter_modules(__path__)), key=lambda name: (name != first, name))
+    for name in names:
+        module = importlib.import_module(f"{__name__}.{name}")
+        if hasattr(module, "NAMES"):
+            yield module
+
+
+def _matches(data: str, name: str) -> bool:
+    prefix, pattern, _ = name.partition("<")
+    return data.startswith(prefix) and len(data) > len(prefix) if pattern else data == name
+
+
+def _load(module: ModuleType, name: str, root: str | None, seed: int, options: dict) -> ClassificationData:
+    known = [p.name for p in inspect.signature(module.load).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    hints = typing.get_type_hints(module.load)
+    for option, value in options.items():
+        if option not in known:
+            has = f"its options are {', '.join(known)}" if known else "it has none"
+            raise DataError(f"{name} has no option {option!r}{nearest(option, known)}: {has}")
+        if not _fits(value, hints[option]):
+            wanted = getattr(hints[option], "__name__", None) or str(hints[option]).replace("typing.", "")
+            raise DataError(f"the option {option!r} of {name} must be {wanted}, not {value!r}")
+    return module.load(name, root, seed, **options)
+
+
+def _fits(value: object, hint: object) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, hint) if isinstance(hint, type) else True

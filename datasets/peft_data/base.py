@@ -1,0 +1,163 @@
+"""What every data set is once it is opened: `ClassificationData`, three splits of `Pictures` and their class names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from peft_data.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """One split: N pictures and their classes.
+
+    Args:
+        items: file paths; or the pictures already decoded, uint8 `N 3 H W`; or a sequence that gives a
+            `PIL.Image.Image` when indexed (nothing is decoded before).
+        labels: int64 `N`, classes counted from 0.
+        root: the folder that names of files are relative to.
+        split: the word that names of pictures without a file begin with.
+        names: names that are set rather than derived, N of them, or none.
+
+    Raises:
+        DataError: items and labels differ in number, or a tensor is not uint8 `N 3 H W`.
+    """
+
+    items: Sequence | torch.Tensor
+    labels: torch.Tensor
+    root: Path | None = None
+    split: str = ""
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.items) != len(self.labels) or (self.names and len(self.names) != len(self.labels)):
+            raise DataError(f"a split needs one label a picture, not {len(self.labels)} for {len(self.items)} pictures")
+        if isinstance(self.items, torch.Tensor):
+            shape = tuple(self.items.shape)
+            if self.items.dtype != torch.uint8 or self.items.ndim != 4 or shape[1] != 3:
+                raise DataError(f"decoded pictures must be uint8 N 3 H W, not {self.items.dtype} {shape}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, i: int) -> str:
+        """The picture's path relative to `root` with `/` between folders, or `split/000012`."""
+        if self.names:
+            return self.names[i]
+        item = self.items[i] if self.is_files else None
+        if isinstance(item, Path):
+            inside = self.root is not None and item.is_relative_to(self.root)
+            return (item.relative_to(self.root) if inside else item).as_posix()
+        return f"{self.split}/{i:06d}" if self.split else f"{i:06d}"
+
+    @property
+    def is_files(self) -> bool:
+        """Whether the items are file paths."""
+        return isinstance(self.items, (list, tuple)) and (not self.items or isinstance(self.items[0], Path))
+
+    def subset(self, indices: Sequence[int] | torch.Tensor) -> Pictures:
+        """The pictures at `indices`, in that order, under the names they have here."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        rows = index.tolist()
+        names = () if self.is_files and not self.names else tuple(self.name(i) for i in rows)
+        if isinstance(self.items, torch.Tensor):
+            items: Sequence | torch.Tensor = self.items[index]
+        elif self.is_files:
+            items = [self.items[i] for i in rows]
+        else:
+            items = Chosen(self.items, rows)
+        return replace(self, items=items, labels=self.labels[index], names=names)
+
+    def __add__(self, other: Pictures) -> Pictures:
+        """Both splits after each other, under the names they have: what a final run trains on is train + val."""
+        if not len(other) or not len(self):
+            return self if len(self) else other
+        labels = torch.cat([self.labels, other.labels])
+        names = tuple(part.name(i) for part in (self, other) for i in range(len(part)))
+        if isinstance(self.items, torch.Tensor) and isinstance(other.items, torch.Tensor):
+            same_size = self.items.shape[1:] == other.items.shape[1:]
+            if not same_size:
+                raise DataError("splits of decoded pictures can be joined only if their pictures have one size")
+            items: Sequence | torch.Tensor = torch.cat([self.items, other.items])
+        elif self.is_files and other.is_files:
+            items = [*self.items, *other.items]
+        else:
+            items = Joined(self.items, other.items)
+        return Pictures(items, labels, root=self.root, split=self.split, names=names)
+
+
+class Chosen(Sequence):
+    """`items[rows[i]]`, read when asked for; `fingerprint` says what is in it, where `items` has one."""
+
+    def __init__(self, items: Sequence, rows: Sequence[int]) -> None:
+        self.items, self.rows = items, list(rows)
+        inner = getattr(items, "fingerprint", None)
+        self.fingerprint = inner and f"{inner}[{','.join(map(str, self.rows))}]"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> object:
+        return self.items[self.rows[i]]
+
+    def __iter__(self) -> Iterator[object]:
+        return (self.items[row] for row in self.rows)
+
+
+class Joined(Sequence):
+    """Two sequences after each other, read when asked for."""
+
+    def __init__(self, first: Sequence, second: Sequence) -> None:
+        self.first, self.second = first, second
+        inner = [getattr(part, "fingerprint", None) for part in (first, second)]
+        self.fingerprint = all(inner) and "+".join(map(str, inner)) or None
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, i: int) -> object:
+        return self.first[i] if i < len(self.first) else self.second[i - len(self.first)]
+
+
+def no_pictures(split: str = "") -> Pictures:
+    """An empty split."""
+    return Pictures([], torch.zeros(0, dtype=torch.int64), split=split)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationData:
+    """A classification data set: what `open_data` gives.
+
+    Args:
+        name: `vtab/cifar100`, `world/count`, `digits`, or a folder's name.
+        class_names: C names; label c means `class_names[c]`.
+        train, val, test: the splits; val and test may be empty. A final honest run trains on `train + val`.
+        recipe: the training recipe that suits it: `vtab`, `fgvc`, `digits`, `world`, or none.
+        notes: what to warn the user about once, e.g. sizes that differ from the published ones.
+
+    Raises:
+        DataError: fewer than two classes, no training picture, or a label that is not a class.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Pictures
+    val: Pictures
+    test: Pictures
+    recipe: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        classes = len(self.class_names)
+        if classes < 2:
+            raise DataError(f"{self.name} has {classes} class{'' if classes == 1 else 'es'}, a classifier needs two or more")
+        if not len(self.train):
+            raise DataError(f"{self.name} has no training pictures: give it at least one a class")
+        for split, pictures in (("train", self.train), ("val", self.val), ("test", self.test)):
+            for edge in (pictures.labels.min(), pictures.labels.max()) if len(pictures) else ():
+                if not 0 <= int(edge) < classes:
+                    raise DataError(f"{self.name} has the label {int(edge)} in {split}, its labels must be 0 to {classes - 1}")
