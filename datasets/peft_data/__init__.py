@@ -6,6 +6,7 @@ A file of this package that has `NAMES` is such a file. Its contract:
   begins so (`hf/<repo>`). Empty for a format that is known by its path alone.
 - `load(name, root, seed, **own options) -> ClassificationData`; the options are keyword-only and typed. Opened by its
   path, `name` is the last part of the path and `root` the path.
+- `ALIASES: dict[str, str]`, optional: other spellings → the name.
 - `claims(path) -> bool`, for a format that is known by its path: whether `path` is of this format, and of no other.
 """
 
@@ -48,8 +49,9 @@ def open_data(data: str, *, root: str | None = None, seed: int = 0, **options: o
     forced = data.startswith(("./", "../", "/", "~")) or data in (".", "..")
     if not forced:
         for module in _formats(first=data.split("/")[0]):
-            if any(_matches(data, name) for name in module.NAMES):
-                return _load(module, data, where, seed, options)
+            name = getattr(module, "ALIASES", {}).get(data, data)
+            if any(_matches(name, known) for known in module.NAMES):
+                return _load(module, name, where, seed, options)
     path = Path(where or ".", Path(data).expanduser())
     if path.exists():
         for module in _formats():
@@ -61,7 +63,7 @@ def open_data(data: str, *, root: str | None = None, seed: int = 0, **options: o
         )
     if forced:
         raise DataError(f"there is no file or folder {path}: check the path")
-    raise DataError(f"there is no data set and no folder {data!r}{nearest(data, list_data())}: see `list data` for the names")
+    raise DataError(f"there is no data set and no folder {data!r}{nearest(data, list_data())}: `list data` shows the names")
 
 
 def list_data() -> dict[str, str]:
@@ -78,9 +80,9 @@ def _formats(first: str = "") -> Iterator[ModuleType]:
             yield module
 
 
-def _matches(data: str, name: str) -> bool:
-    prefix, pattern, _ = name.partition("<")
-    return data.startswith(prefix) and len(data) > len(prefix) if pattern else data == name
+def _matches(name: str, known: str) -> bool:
+    prefix, pattern, _ = known.partition("<")
+    return name.startswith(prefix) and len(name) > len(prefix) if pattern else name == known
 
 
 def _load(module: ModuleType, name: str, root: str | None, seed: int, options: dict) -> ClassificationData:

@@ -154,10 +154,12 @@ class ClassificationData:
     def __post_init__(self) -> None:
         classes = len(self.class_names)
         if classes < 2:
-            raise DataError(f"{self.name} has {classes} class{'' if classes == 1 else 'es'}, a classifier needs two or more")
+            found = "one class" if classes else "no class"
+            raise DataError(f"{self.name} has {found}: a classifier needs two or more")
         if not len(self.train):
             raise DataError(f"{self.name} has no training pictures: give it at least one a class")
         for split, pictures in (("train", self.train), ("val", self.val), ("test", self.test)):
-            for edge in (pictures.labels.min(), pictures.labels.max()) if len(pictures) else ():
-                if not 0 <= int(edge) < classes:
-                    raise DataError(f"{self.name} has the label {int(edge)} in {split}, its labels must be 0 to {classes - 1}")
+            wrong = pictures.labels[(pictures.labels < 0) | (pictures.labels >= classes)]
+            if len(wrong):
+                label = int(wrong[0])
+                raise DataError(f"{self.name} has the label {label} in {split}: labels must be 0 to {classes - 1}")
