@@ -1,0 +1,1 @@
+"""Adapting CLIP models of open_clip with few parameters."""

@@ -1,0 +1,1 @@
+"""Methods that need clip models: one file a method."""

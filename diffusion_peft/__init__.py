@@ -1,0 +1,1 @@
+"""Personalising and controlling Stable Diffusion models of diffusers with few parameters."""

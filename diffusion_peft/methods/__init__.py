@@ -1,0 +1,1 @@
+"""Methods that need diffusion models: one file a method."""

@@ -1,0 +1,71 @@
+"""What an adaptation costs: parameters, floating-point operations, bytes kept for backward."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from peft_core.attach import Record, inserted_by, is_inserted
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters apart: `inserted` were added or are changed by a method (the head excluded)."""
+
+    inserted: int
+    head: int
+    total: int
+    trainable: int
+    by_method: dict[str, int]
+
+    def __str__(self) -> str:
+        share = 100 * self.inserted / max(1, self.total - self.head)
+        return f"{self.inserted:,} inserted ({share:.2f} %), {self.head:,} head, {self.total:,} in all"
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count the parameters of a model, adapted or not; works on the meta device."""
+    record: Record = model.__dict__.get("_peft_record") or Record()
+    parameters = dict(model.named_parameters())
+    by_method = dict.fromkeys(record.adaptations, 0)
+    for key, parameter in parameters.items():
+        if is_inserted(key):
+            by_method[inserted_by(key)] += parameter.numel()
+    changed: set[str] = set()
+    for name, adaptation in record.adaptations.items():
+        by_method[name] += sum(parameters[key].numel() for key in adaptation.trained)
+        changed.update(adaptation.trained)
+    inserted = sum(p.numel() for key, p in parameters.items() if is_inserted(key) or key in changed)
+    return ParameterCount(
+        inserted=inserted,
+        head=sum(parameters[key].numel() for key in record.heads),
+        total=sum(p.numel() for p in parameters.values()),
+        trainable=sum(p.numel() for p in parameters.values() if p.requires_grad),
+        by_method=by_method,
+    )
+
+
+def count_flops(run: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions that `run` executes (a multiply-add is 2)."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def kept_bytes(run: Callable[[], object], model: nn.Module) -> int:
+    """Bytes that `run` (a forward pass) keeps for backward, each storage once, the model's own weights apart."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    del result
+    return sum(kept.values())

@@ -1,0 +1,284 @@
+"""Grafts: the ways to join something to a frozen model without taking its modules apart.
+
+A grafted module keeps its class's name, its parameters and their keys; it gains one submodule `peft`, which holds the
+grafts by adaptation and by slot (`blocks.0.attn.qkv.peft.lora.q.A`). Weight changes swap the module's class for a subclass
+whose parameters read as changed (`adapted_class`); everything else acts in two module-level hooks (`before`, `after`).
+So deep copies, pickles, strict loading of stock checkpoints and one-graph compilation keep working.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Graft(nn.Module):
+    """What is joined to a module: off while `enabled` is False, weighed by `factor` (see `set_scale`)."""
+
+    scalable: ClassVar[bool] = True
+    order: ClassVar[int] = 0
+    enabled: bool
+    factor: float
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+        self.factor = 1.0
+
+    def before(self, x: Tensor) -> Tensor:
+        """What the module receives in place of x."""
+        return x
+
+    def after(self, y: Tensor) -> Tensor:
+        """What leaves the module in place of y."""
+        return y
+
+
+class Delta(Graft):
+    """A weight change: `forward(W) -> W'` on rows `rows` of a weight, `bias(b) -> b'` on the same rows of its bias.
+
+    `kernel(x, W, b, deltas)` may compute a linear faster than F.linear(x, W', b'); it is used where all changes of a
+    linear are of its type. A change with `reads_input` cannot be written as a weight: `on_input` adds to the output.
+    """
+
+    kernel: ClassVar[Any] = None
+    additive: ClassVar[bool] = False
+    """W' = W + C, and `on_input(x, run)` computes C x without forming C."""
+    reads_input: bool = False
+
+    def __init__(self, rows: tuple[int, int] | None = None):
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, weight: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(W) -> W'")
+
+    def bias(self, bias: Tensor | None) -> Tensor | None:
+        return bias
+
+    def on_input(self, x: Tensor, run) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define on_input(x, run)")
+
+
+class Branch(Graft):
+    """y ← y + factor · change(x): x is the module's own output (`read` False) or what another module received."""
+
+    def __init__(self, change: nn.Module, read: bool):
+        super().__init__()
+        self.change = change
+        self.read = read
+        self.point: Tensor | None = None
+
+    def after(self, y: Tensor) -> Tensor:
+        x, self.point = (self.point if self.read else y), None
+        change = self.change(x)
+        if self.factor != 1.0:
+            change = change * self.factor
+        return y + change.to(y.dtype)
+
+
+class Insert(Graft):
+    """Tokens P D go behind the first `prefix` tokens of x: (B N D) -> (B N+P D)."""
+
+    scalable = False
+
+    def __init__(self, tokens: nn.Parameter, prefix: int, dropout: float, carried: bool):
+        super().__init__()
+        self.tokens = tokens
+        self.prefix = prefix
+        self.dropout = nn.Dropout(dropout)
+        self.carried = carried
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        # Tokens carried through several blocks go in first, so that those of one block stand before them when stripped.
+        return -1 if self.carried else 0
+
+    def before(self, x: Tensor) -> Tensor:
+        tokens = self.dropout(self.tokens).to(x.dtype).expand(x.shape[0], -1, -1)
+        return torch.cat((x[:, : self.prefix], tokens, x[:, self.prefix :]), dim=1)
+
+
+class Strip(Graft):
+    """Takes the `count` tokens behind the first `prefix` ones out again."""
+
+    scalable = False
+
+    def __init__(self, count: int, prefix: int):
+        super().__init__()
+        self.count, self.prefix = count, prefix
+
+    def after(self, y: Tensor) -> Tensor:
+        return torch.cat((y[:, : self.prefix], y[:, self.prefix + self.count :]), dim=1)
+
+
+def grafts(module: nn.Module, kind: type = Graft) -> Iterator[Any]:
+    """The active grafts of a module, in order of installation."""
+    slots = module._modules.get("peft")
+    if slots is not None:
+        for slot in slots.children():
+            for graft in slot.children():
+                if isinstance(graft, kind) and graft.enabled:
+                    yield graft
+
+
+def before(module: nn.Module, args: tuple) -> tuple:
+    x = args[0]
+    for branch in module.__dict__.get("peft_taps", ()):
+        if branch.enabled:
+            branch.point = x
+    for graft in sorted(grafts(module), key=lambda graft: graft.order):
+        x = graft.before(x)
+    return (x, *args[1:])
+
+
+def after(module: nn.Module, args: tuple, output: Any) -> Any:
+    y = output[0] if isinstance(output, tuple) else output
+    for graft in grafts(module):
+        y = graft.after(y)
+    return (y, *output[1:]) if isinstance(output, tuple) else y
+
+
+# ---- weight changes ------------------------------------------------------------------------------------------------
+
+
+def changed_weight(weight: Tensor, deltas: list[Delta]) -> Tensor:
+    for delta in deltas:
+        if delta.rows is None:
+            new = delta(weight)
+            weight = new if delta.factor == 1.0 else torch.lerp(weight, new, delta.factor)
+        else:
+            start, stop = delta.rows
+            new = delta(weight[start:stop])
+            new = new if delta.factor == 1.0 else torch.lerp(weight[start:stop], new, delta.factor)
+            weight = torch.cat((weight[:start], new, weight[stop:]))
+    return weight
+
+
+def changed_bias(bias: Tensor | None, deltas: list[Delta]) -> Tensor | None:
+    for delta in deltas:
+        if delta.rows is None or bias is None:
+            part, new = bias, delta.bias(bias)
+        else:
+            part, new = bias[delta.rows[0] : delta.rows[1]], delta.bias(bias[delta.rows[0] : delta.rows[1]])
+        if new is part:
+            continue
+        assert new is not None
+        if delta.factor != 1.0:
+            new = torch.lerp(torch.zeros_like(new) if part is None else part, new, delta.factor)
+        bias = new if delta.rows is None or bias is None else torch.cat(
+            (bias[: delta.rows[0]], new, bias[delta.rows[1] :])
+        )  # fmt: skip
+    return bias
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list[Delta]) -> Tensor:
+    """A linear under weight changes: their kernel where they share one, else F.linear with W' and b'."""
+    if not deltas:
+        return F.linear(x, weight, bias)
+    if any(delta.reads_input for delta in deltas):
+        still = [delta for delta in deltas if not delta.reads_input]
+        y = linear(x, weight, bias, still)
+        for delta in deltas:
+            if delta.reads_input:
+                y = add_rows(y, delta.on_input(x, F.linear), delta.rows)
+        return y
+    kind = type(deltas[0])
+    if kind.kernel is not None and all(type(delta) is kind for delta in deltas):
+        return kind.kernel(x, weight, bias, deltas)
+    return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas))
+
+
+def match(x: Tensor, parameter: Tensor) -> Tensor:
+    """x in the parameter's precision, unless autocast takes care of it."""
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(parameter.dtype)
+
+
+def add_rows(y: Tensor, change: Tensor, rows: tuple[int, int] | None) -> Tensor:
+    if rows is None:
+        return y + change.to(y.dtype)
+    return y + F.pad(change, (rows[0], y.shape[-1] - rows[1])).to(y.dtype)
+
+
+class _Adapted:
+    """Mixed in before the stock class: parameters read as changed, pickles name the stock class."""
+
+    stock_class: ClassVar[type]
+    names: ClassVar[tuple[str, ...]]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return _blank, (self.stock_class, self.names), self.__getstate__()
+
+
+class _Linear(_Adapted):
+    def forward(self, input: Tensor) -> Tensor:
+        parameters = self._parameters  # type: ignore[attr-defined]
+        return linear(input, parameters["weight"], parameters["bias"], list(grafts(self, Delta)))  # type: ignore[arg-type]
+
+
+class _Conv2d(_Adapted):
+    def forward(self, input: Tensor) -> Tensor:
+        return conv2d(self, input, list(grafts(self, Delta)))  # type: ignore[arg-type]
+
+
+def conv2d(module: Any, x: Tensor, deltas: list[Delta]) -> Tensor:
+    """A convolution under weight changes; one that only adds, s·B A, runs as two convolutions without the dense dW."""
+    weight, bias = module._parameters["weight"], module._parameters["bias"]
+    all_add = all(delta.additive for delta in deltas)
+    adding = [delta for delta in deltas if all_add or delta.reads_input]
+    still = [delta for delta in deltas if delta not in adding]
+    y = module._conv_forward(x, changed_weight(weight, still), changed_bias(bias, still))
+    for delta in adding:
+        y = y + delta.on_input(x, lambda x, a: module._conv_forward(x, a.view(-1, *weight.shape[1:]), None)).to(y.dtype)
+    return y
+
+
+def _effective(name: str) -> property:
+    def read(self: nn.Module) -> Tensor | None:
+        stock = self._parameters[name]
+        deltas = list(grafts(self, Delta))
+        if not deltas:
+            return stock
+        return changed_weight(stock, deltas) if name.endswith("weight") else changed_bias(stock, deltas)  # type: ignore[arg-type]
+
+    return property(read)
+
+
+_NAMES = ("weight", "bias", "in_proj_weight", "in_proj_bias")
+_classes: dict[tuple[type, tuple[str, ...]], type] = {}
+
+
+def adapted_class(stock: type, names: tuple[str, ...]) -> type:
+    """The subclass of `stock` whose parameters `names` read as changed; made once."""
+    if (stock, names) not in _classes:
+        from peft_core.attention import AdaptedAttention
+
+        if issubclass(stock, nn.MultiheadAttention):
+            mixin: type = AdaptedAttention
+        elif getattr(stock, "forward", None) is nn.Linear.forward:
+            mixin = _Linear
+        elif getattr(stock, "forward", None) is nn.Conv2d.forward:
+            mixin = _Conv2d
+        else:
+            mixin = _Adapted
+        body: dict[str, Any] = {name: _effective(name) for name in names}
+        body |= {"stock_class": stock, "names": names, "__module__": __name__, "__doc__": stock.__doc__}
+        _classes[stock, names] = type(f"Adapted{stock.__name__}", (mixin, stock), body)
+    return _classes[stock, names]
+
+
+def _blank(stock: type, names: tuple[str, ...]) -> Any:
+    cls = adapted_class(stock, names)
+    return cls.__new__(cls)
+
+
+def swap_class(module: nn.Module) -> None:
+    if not isinstance(module, _Adapted):
+        module.__class__ = adapted_class(type(module), tuple(n for n in _NAMES if n in module._parameters))
+
+
+def restore_class(module: nn.Module) -> None:
+    if isinstance(module, _Adapted):
+        module.__class__ = module.stock_class  # type: ignore[assignment]

@@ -1,0 +1,12 @@
+from dataclasses import dataclass
+
+from peft_core.method import Method
+from peft_core.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Method):
+    """Linear probing: nothing but the head trains. The lower baseline of every PEFT paper, 0 inserted parameters."""
+
+    def install(self, plan: Plan) -> None:
+        """Nothing is grafted: freezing the model is all there is to do."""

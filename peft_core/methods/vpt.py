@@ -1,0 +1,55 @@
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from peft_core.errors import PeftError
+from peft_core.method import Method
+from peft_core.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPT(Method):
+    """Visual prompt tuning: learnt tokens P (tokens, D) stand behind the class token: x = [cls, P, patches].
+
+    Jia et al., "Visual Prompt Tuning", ECCV 2022. Shallow: inserted before the first block and carried to the last.
+    Deep: new ones before every block, what became of the last block's is dropped. P ~ U(−v, v), v = √(6/(3·p² + D)) for
+    patches of p pixels; the frozen model's dropout and drop path are off: KMnP/vpt. Prompts take part in attention, so the
+    model is not identical at step 0. 10 tokens: 7,680 parameters on ViT-B/16 shallow, 92,160 deep.
+
+    Args:
+        tokens: one number, or (deep) one a block where 0 means absent.
+        deep: prompts at every block.
+        dropout: on the prompts.
+    """
+
+    tokens: int | Sequence[int] = 10
+    deep: bool = False
+    dropout: float = 0.0
+    identity: ClassVar[bool] = False
+    silences_dropout: ClassVar[bool] = True
+    not_mergeable: ClassVar[str | None] = "prompt tokens are part of the sequence, not of a weight."
+
+    def install(self, plan: Plan) -> None:
+        if not self.deep and not isinstance(self.tokens, int):
+            raise PeftError("vpt: a list of token counts, one a block, needs deep=True.")
+        # 1,000 is no limit of the method, but more prompts than that is a slip of the keyboard
+        blocks = list(plan.chosen_blocks(self.tokens, 1000))
+        for tower in dict.fromkeys(tower for tower, *_ in blocks):
+            here = [(path, count) for place, _, path, count in blocks if place == tower]
+            if self.deep:
+                for path, count in here:
+                    self._add(plan, tower, path, path, count)
+            else:
+                self._add(plan, tower, here[0][0], here[-1][0], here[0][1])
+
+    def _add(self, plan: Plan, tower: str | None, first: str, last: str, count: int) -> None:
+        layout = plan.token_layout(tower)
+        sublayer = next(s for s in plan.anatomy.sublayers if s.tower == tower)
+        dim = plan.stream_width(sublayer)
+        bound = math.sqrt(6 / (layout.fan_in + dim))
+        tokens = nn.Parameter(torch.empty(count, dim, **plan.options_at(first)).uniform_(-bound, bound))
+        plan.add_tokens(first, last, tokens, layout, self.dropout)

@@ -1,0 +1,144 @@
+"""Options that a name brings along (`--method lora --method.rank 4`), and what to say about an option's type."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from peft_core.errors import PeftError, nearest
+
+
+@dataclass
+class Choice:
+    """A parameter whose value is a name with options: `--method lora --method.rank 4`, `{name: lora, rank: 4}`.
+
+    A subclass says in `accepts` what takes the options: a function or class whose keyword arguments they are.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    named: ClassVar[bool] = True
+    """False: options only, no name before them (`--trainer.max_epochs 5`)."""
+    complete: ClassVar[bool] = True
+    """Whether options that nobody gave are filled with their defaults."""
+    hidden: ClassVar[frozenset[str]] = frozenset()
+    """Arguments of `accepts` that are no options."""
+
+    @classmethod
+    def accepts(cls, name: str) -> Callable:
+        raise NotImplementedError
+
+    @classmethod
+    def preset(cls, name: str) -> dict[str, Any]:
+        """Values that the name itself sets."""
+        return {}
+
+    def plain(self) -> dict[str, Any]:
+        """As it stands in a YAML file."""
+        return ({"name": self.name} if self.named else {}) | self.options
+
+
+def hints(target: Callable) -> dict[str, Any]:
+    """Option -> type of a function, class or dataclass, `X | None` for a Choice read as X."""
+    inner = target.__init__ if isinstance(target, type) else target
+    known = typing.get_type_hints(inner)
+    found = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        hint = known.get(name, Any)
+        parts = [part for part in typing.get_args(hint) if isinstance(part, type) and issubclass(part, Choice)]
+        found[name] = parts[0] if parts else hint
+    return found
+
+
+def as_choices(layers: list[tuple[str, dict]], known: Mapping[str, Any]) -> tuple[dict[str, str], list[tuple[str, dict]]]:
+    """The name chosen last for every Choice, and the layers with `{option: value}` in the names' places. Options that
+    were given for another name than the last are dropped."""
+    names: dict[str, str] = {}
+    result: list[tuple[str, dict]] = []
+    for where, layer in layers:
+        layer = dict(layer)
+        for key, hint in known.items():
+            if key not in layer or not (isinstance(hint, type) and issubclass(hint, Choice)):
+                continue
+            value = layer[key]
+            options = value.plain() if isinstance(value, Choice) else value
+            options = {"name": options} if isinstance(options, str) else dict(options or {})
+            name = options.pop("name", None) if hint.named else None
+            if name is not None and str(name) != names.get(key):
+                for _, earlier in result if key in names else ():
+                    for stale in [k for k in earlier if k == key or k.startswith(f"{key}.")]:
+                        del earlier[stale]
+                names[key] = str(name)
+            layer[key] = options
+        result.append((where, layer))
+    return names, result
+
+
+def flatten(layer: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(`method.rank`, 4) for `{method: {rank: 4}}`, one level deep."""
+    for key, value in layer.items():
+        hint = known.get(key)
+        if isinstance(hint, type) and issubclass(hint, Choice):
+            yield from ((f"{key}.{option}", inner) for option, inner in value.items())
+        else:
+            yield key, value
+
+
+def check_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str], where: str) -> Any:
+    """The type of option `key`; PeftError with the nearest option if there is none."""
+    group, _, option = key.partition(".")
+    hint = known.get(group)
+    is_group = isinstance(hint, type) and issubclass(hint, Choice)
+    if hint is not None and not option:
+        return hint
+    names = [name for name in known]
+    if is_group and option and (group in choices or not hint.named):
+        inner = {name: kind for name, kind in hints(hint.accepts(choices.get(group, ""))).items() if name not in hint.hidden}
+        if option in inner:
+            return inner[option]
+        names = [f"{group}.{name}" for name in inner]
+        of = f" of {choices[group]}" if group in choices else ""
+        listed = f" (its options{of}: {', '.join(inner) or 'none'})" if len(inner) <= 16 else ""
+    else:
+        listed = ""
+    shown = f'option "{key}" in {where}' if where else f"option --{key}"
+    near = nearest(key, names) if where else nearest(f"--{key}", [f"--{name}" for name in names])
+    raise PeftError(f"unknown {shown}{near}{listed}.")
+
+
+def takes_many(hint: Any, also: bool = False) -> bool:
+    """Whether an option's value is a list (`also`: may be one, beside a single value)."""
+    parts = [part for part in _parts(hint) if part is not type(None)]
+    kinds = [typing.get_origin(part) or part for part in parts]
+    found = [isinstance(kind, type) and issubclass(kind, Sequence) and kind is not str for kind in kinds]
+    return bool(found) and (any(found) if also else all(found))
+
+
+def _parts(hint: Any) -> tuple:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a word", type(None): "null"}
+
+
+def describe(hint: Any) -> str:
+    """A type in words: "a number", "one of a, b"."""
+    parts = [part for part in _parts(hint) if part is not type(None)]
+    if len(parts) > 1:
+        return " or ".join(dict.fromkeys(describe(part) for part in parts))
+    (part,) = parts or (hint,)
+    if typing.get_origin(part) is typing.Literal:
+        return "one of " + ", ".join(str(value) for value in typing.get_args(part))
+    if takes_many(part):
+        inner = [describe(each) for each in typing.get_args(part) if each is not ...]
+        return "a list, each " + " or ".join(dict.fromkeys(inner)) if inner else "a list"
+    if isinstance(part, type) and issubclass(part, Choice):
+        return "a name"
+    return WORDS.get(part, getattr(part, "__name__", str(part)))

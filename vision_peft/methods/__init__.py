@@ -1,0 +1,1 @@
+"""Methods that need vision models: one file a method."""
