@@ -63,7 +63,8 @@ def open_data(data: str, *, root: str | None = None, seed: int = 0, **options: o
         )
     if forced:
         raise DataError(f"there is no file or folder {path}: check the path")
-    raise DataError(f"there is no data set and no folder {data!r}{nearest(data, list_data())}: `list data` shows the names")
+    near = nearest(data, list_data())
+    raise DataError(f"there is no data set and no folder {data!r}{near}: `list data` shows the names")
 
 
 def list_data() -> dict[str, str]:

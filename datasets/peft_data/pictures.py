@@ -16,8 +16,8 @@ from peft_data.errors import DataError, nearest
 
 # What Pillow's decoders raise for files that are broken in one way or another.
 UNREADABLE = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error,
-    Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
+    zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 SUFFIXES = frozenset(".jpg .jpeg .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .jp2 .avif".split())
 
@@ -44,6 +44,7 @@ def read_picture(source: Path | Image.Image) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    file_format = image.format  # a copy forgets it
     try:
         image = ImageOps.exif_transpose(image)
     except UNREADABLE:
@@ -51,17 +52,17 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_eight_bits(image)).convert("RGB")
+        return Image.fromarray(_eight_bits(image, file_format)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> np.ndarray:
+def _eight_bits(image: Image.Image, file_format: str | None) -> np.ndarray:
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     top = values.max(initial=0)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
         full = 65535.0
     else:
         ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
@@ -125,7 +126,7 @@ class Fit:
         return pixels.transpose(2, 0, 1)
 
     def tensor(self, images: torch.Tensor) -> torch.Tensor:
-        """Decoded pictures, uint8 `N 3 h w`, as uint8 `N 3 H W`, resized with antialiasing; the same if none is needed."""
+        """Decoded pictures, uint8 `N 3 h w`, as uint8 `N 3 H W`, resized with antialiasing if needed."""
         (h, w), (top, left) = self.boxes(*images.shape[-2:])
         if tuple(images.shape[-2:]) != (h, w):
             images = _resize(images, (h, w), self.interpolation)

@@ -1,0 +1,164 @@
+"""Decodes a split once, to uint8 pictures of one size: kept in memory when they fit, else mapped from a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from peft_data import cache_file
+from peft_data.base import Pictures
+from peft_data.errors import DataError, listing
+from peft_data.pictures import UNREADABLE, Fit, read_picture
+
+Progress = Callable[[int, int], None]
+CHUNK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedPictures:
+    """N pictures that are ready to be indexed.
+
+    Args:
+        images: uint8 `N 3 H W`, in memory or mapped from a file.
+        labels: int64 `N`.
+        names: N names, as `Pictures.name` gives them.
+        skipped: the pictures that could not be read and are left out: name and reason.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    names: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def decode(
+    pictures: Pictures,
+    size: int | tuple[int, int],
+    mode: Literal["squash", "crop"] = "squash",
+    interpolation: str = "bicubic",
+    on_bad_image: Literal["raise", "skip"] = "raise",
+    cache_dir: str | os.PathLike | None = None,
+    workers: int = 0,
+    *,
+    crop_pct: float = 0.875,
+    ram_limit: int = 2 << 30,
+    progress: Progress | None = None,
+) -> DecodedPictures:
+    """Decodes every picture, brings it to `size` exactly as Pillow does, and keeps it as uint8.
+
+    Every picture is read, so unreadable ones are found here, before any training. Pictures that are decoded already are
+    only resized, where their size differs.
+
+    Args:
+        size: height and width in pixels; one number for both.
+        mode: `squash` resizes directly; `crop` resizes the shorter side to `size / crop_pct` and takes the centre.
+        interpolation: `bicubic`, `bilinear`, `nearest` or `lanczos`.
+        on_bad_image: `raise` lists all unreadable pictures in one error; `skip` goes on without them.
+        cache_dir: a folder that keeps the decoded pictures for the next run. None keeps them in memory only, unless
+            they come to more than `ram_limit`: then they are kept in the user's cache folder.
+        workers: threads that decode; 0 is one for each processor, 16 at most.
+        ram_limit: bytes above which pictures are mapped from the file instead of held in memory.
+        progress: is called with the pictures done and all pictures, now and then.
+
+    Raises:
+        DataError: unreadable pictures (each with its path and what is wrong), a full disk, or a wrong argument.
+    """
+    fit = Fit((size, size) if isinstance(size, int) else (size[0], size[1]), mode, crop_pct, interpolation)
+    if on_bad_image not in ("raise", "skip"):
+        raise DataError(f"on_bad_image must be 'raise' or 'skip', not {on_bad_image!r}")
+    names = tuple(pictures.name(i) for i in range(len(pictures)))
+    if isinstance(pictures.items, torch.Tensor):
+        return DecodedPictures(fit.tensor(pictures.items), pictures.labels, names)
+    images, left_out = _images(pictures, fit, cache_dir, workers, ram_limit, progress)
+    skipped = tuple((names[row], reason) for row, reason in left_out.items())
+    if skipped and (on_bad_image == "raise" or len(skipped) == len(pictures)):
+        raise DataError(
+            f"{len(skipped)} of {len(pictures)} pictures cannot be read: mend or remove them, or go on without them "
+            f"with on_bad_image='skip':{listing([f'{name}: {reason}' for name, reason in skipped])}"
+        )
+    kept = [row for row in range(len(pictures)) if row not in left_out]
+    return DecodedPictures(images, pictures.labels[kept], tuple(names[row] for row in kept), skipped)
+
+
+def _images(
+    pictures: Pictures,
+    fit: Fit,
+    cache_dir: str | os.PathLike | None,
+    workers: int,
+    ram_limit: int,
+    progress: Progress | None,
+) -> tuple[torch.Tensor, dict[int, str]]:
+    shape = (3, *fit.size)
+    total = len(pictures) * int(np.prod(shape))
+    left_out: dict[int, str] = {}
+    pieces = _decoded(pictures, fit, workers, left_out, progress)
+    key = cache_file.cache_key(pictures, fit) if cache_dir is not None or total > ram_limit else None
+    if key is None:
+        return _in_memory(pieces, len(pictures), shape), left_out
+    folder = cache_file.default_folder() if cache_dir is None else Path(cache_dir).expanduser()
+    with cache_file.locked(folder, key) as path:
+        found = cache_file.read(path, shape)
+        if found is None:
+            cache_file.write(path, pieces, left_out, total)
+            found = cache_file.read(path, shape)
+    if found is None:
+        raise DataError(f"{path} was changed while it was written: remove it and try again")
+    images, left_out = found
+    return images.clone() if total <= ram_limit else images, left_out
+
+
+def _in_memory(pieces: Iterator[np.ndarray], count: int, shape: tuple[int, int, int]) -> torch.Tensor:
+    images = torch.empty(count, *shape, dtype=torch.uint8)
+    done = 0
+    for piece in pieces:
+        images[done : done + len(piece)] = torch.from_numpy(piece)
+        done += len(piece)
+    return images[:done]
+
+
+def _decoded(
+    pictures: Pictures, fit: Fit, workers: int, left_out: dict[int, str], progress: Progress | None
+) -> Iterator[np.ndarray]:
+    """Pieces of up to `CHUNK` pictures in order; what cannot be read goes to `left_out`.
+
+    Threads suffice: Pillow decodes and resizes outside Python's lock.
+    """
+
+    def one(row: int) -> np.ndarray | str:
+        try:
+            return fit.picture(read_picture(pictures.items[row]))
+        except UNREADABLE as error:
+            return _reason(pictures.items, row, error)
+
+    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(pictures), CHUNK):
+            rows = range(start, min(start + CHUNK, len(pictures)))
+            results = list(pool.map(one, rows))
+            left_out.update((row, result) for row, result in zip(rows, results, strict=True) if isinstance(result, str))
+            good = [result for result in results if not isinstance(result, str)]
+            if good:
+                yield np.stack(good)
+            if progress is not None:
+                progress(rows.stop, len(pictures))
+
+
+def _reason(items: object, row: int, error: BaseException) -> str:
+    path = items[row] if isinstance(items, (list, tuple)) else None
+    if isinstance(path, Path):
+        if not path.exists():
+            return "is missing"
+        if path.is_file() and not path.stat().st_size:
+            return "is empty"
+        if type(error).__name__ == "UnidentifiedImageError":
+            return "is no picture"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
