@@ -1,0 +1,91 @@
+"""Folders of pictures: `train/ val/ test/` with a folder per class in each, or just a folder per class.
+
+    photos/train/cat/1.jpg  photos/train/dog/2.png  photos/val/…  photos/test/…          or          photos/cat/1.jpg
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from peft_data.base import ClassificationData, Pictures, no_pictures
+from peft_data.errors import DataError, nearest
+from peft_data.pictures import is_picture
+from peft_data.splits import tenth_as_val, three_parts
+
+NAMES: dict[str, str] = {}
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+_LISTS = ("train*.json", "train*.txt", "dataset_dict.json", "dataset_info.json", "annotations/train_meta.list*")
+
+
+def claims(path: Path) -> bool:
+    """Whether it is a folder without the lists that other formats have."""
+    return path.is_dir() and not any(any(path.glob(pattern)) for pattern in _LISTS)
+
+
+def load(name: str, root: str | None, seed: int, *, val: float = 0.2, test: float = 0.2) -> ClassificationData:
+    """The folder `root`. Classes are the names of the folders in order; pictures may lie deeper; hidden files and files
+    that are no pictures do not count.
+
+    Class folders alone are split by the seed, class by class. Where `train/` and `test/` are given but no `val/`, a
+    tenth of train is val; where `train/` and `val/` are given but no `test/`, val is the test set, and the same.
+
+    Args:
+        val, test: their parts, where there are only class folders.
+
+    Raises:
+        DataError: fewer than two classes, a class folder without pictures, or one in test that train has not.
+    """
+    folder = Path(root or name).resolve()
+    parts = {split: _one_of(folder, names) for split, names in SPLITS.items()}
+    if parts["train"] is None:
+        classes = _class_folders(folder)
+        whole = _read(folder, classes, folder, "whole", must_have_all=True)
+        train, val_part, test_part = three_parts(whole, val, test, seed)
+        return ClassificationData(name, classes, train, val_part, test_part)
+    classes = _class_folders(parts["train"])
+    found = {
+        split: _read(path, classes, folder, split, must_have_all=split == "train") if path else no_pictures(split)
+        for split, path in parts.items()
+    }
+    notes = []
+    if not len(found["test"]) and len(found["val"]):
+        found["test"], found["val"] = found["val"], no_pictures("val")
+        notes.append(f"{name} has no test folder: its val folder is the test set, and val a tenth of train")
+    elif not len(found["test"]):
+        notes.append(f"{name} has neither a test nor a val folder: nothing can be tested")
+    if not len(found["val"]):
+        found["train"], found["val"] = tenth_as_val(found["train"], seed)
+    return ClassificationData(name, classes, found["train"], found["val"], found["test"], notes=tuple(notes))
+
+
+def _one_of(folder: Path, names: tuple[str, ...]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")
+    if not names:
+        has = "pictures but no folder" if any(map(is_picture, folder.iterdir())) else "no folder"
+        raise DataError(f"{folder} has {has}: put the pictures of each class into a folder with the class's name")
+    return tuple(names)
+
+
+def _read(folder: Path, classes: tuple[str, ...], root: Path, split: str, must_have_all: bool) -> Pictures:
+    paths: list[Path] = []
+    labels: list[int] = []
+    empty = []
+    own = set(_class_folders(folder))
+    if odd := sorted(own.difference(classes)):
+        raise DataError(f"{folder / odd[0]} is a class that train has not{nearest(odd[0], classes)}: name it as train does")
+    for label, name in enumerate(classes):
+        inside = sorted(path for path in (folder / name).rglob("*") if is_picture(path) and path.is_file())
+        if not inside and must_have_all:
+            empty.append(str(folder / name))
+        paths += inside
+        labels += [label] * len(inside)
+    if empty:
+        are = "is a class folder" if len(empty) == 1 else "are class folders"
+        raise DataError(f"{', '.join(empty)} {are} without pictures: add some, or remove the folder")
+    return Pictures(paths, torch.tensor(labels, dtype=torch.int64), root=root, split=split)

@@ -1,0 +1,100 @@
+"""What the formats share that list pictures in text files: reading a list, finding its files, naming its classes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from peft_data.base import Pictures
+from peft_data.errors import DataError, listing
+
+
+@cache
+def known_names() -> dict[str, tuple[str, ...]]:
+    """Class names of published data sets, in the order of their labels."""
+    text = resources.files("peft_data").joinpath("class_names.json").read_text(encoding="utf-8")
+    return {name: tuple(names) for name, names in json.loads(text).items()}
+
+
+def read_list(path: Path, classes: int | None = None) -> tuple[list[str], list[int]]:
+    """Reads lines `picture label`; the picture's name may have spaces. Blank lines do not count.
+
+    Args:
+        classes: labels must be below this, if it is known.
+
+    Raises:
+        DataError: names the line that has no label, or a label that is no whole number from 0 to classes − 1.
+    """
+    names, labels = [], []
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        name, _, word = line.strip().rpartition(" ")
+        if not name.strip():
+            raise DataError(f"line {number} of {path} has no label: each line must be `picture label`, not {line!r}")
+        if not word.isdecimal():
+            raise DataError(f"line {number} of {path} has the label {word!r}: labels must be whole numbers from 0")
+        if classes is not None and int(word) >= classes:
+            raise DataError(f"line {number} of {path} has the label {word}: labels must be 0 to {classes - 1}")
+        names.append(name.strip())
+        labels.append(int(word))
+    if not names:
+        raise DataError(f"{path} lists no picture: each line must be `picture label`")
+    return names, labels
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a list of pictures ({error}): give a text file") from error
+
+
+def listed(names: Sequence[str], labels: Sequence[int], folders: Sequence[Path], root: Path, source: Path) -> Pictures:
+    """The listed pictures, each in the first of the folders that has it.
+
+    Args:
+        source: the list, for the message.
+
+    Raises:
+        DataError: shows all pictures that are in none of the folders.
+    """
+    paths, missing = [], []
+    for name in names:
+        found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        paths.append(found)
+        if found is None:
+            missing.append(str(folders[0] / name))
+    if missing:
+        count = "one picture is" if len(missing) == 1 else f"{len(missing)} pictures are"
+        raise DataError(f"{count} listed in {source} but not there: put them in place{listing(missing)}")
+    return Pictures([path for path in paths if path], torch.tensor(labels, dtype=torch.int64), root=root)
+
+
+def names_from_paths(parts: Sequence[Pictures], classes: int) -> tuple[str, ...]:
+    """Class names as the pictures' folders or files tell them, else `class 0` and so on.
+
+    A folder per class (`001.Black_footed_Albatross/…`), or file names that begin with the class (`Maine_Coon_12.jpg`),
+    name the classes if every class has one such name and no two share one.
+    """
+    plain = tuple(f"class {label}" for label in range(classes))
+    for of in (lambda path: path.parent.name, lambda path: re.sub(r"[\W_]*\d+$", "", path.stem)):
+        found: dict[int, set[str]] = {}
+        for part in parts:
+            for path, label in zip(part.items, part.labels.tolist(), strict=True):
+                found.setdefault(label, set()).add(of(path))
+        words = [name for label in range(classes) for name in found.get(label, ())]
+        if len(words) == len(set(words)) == classes and all(map(readable, words)):
+            return tuple(map(readable, words))
+    return plain
+
+
+def readable(name: str) -> str:
+    """A folder's name as a class name: no leading number or WordNet id, blanks for underscores."""
+    return re.sub(r"^(n\d{8}|\d+)[-._ ]+", "", name).replace("_", " ").strip()
