@@ -134,7 +134,7 @@ def _names(slot: str, module: nn.Module) -> tuple[str, str]:
 
 def _write(module: nn.Module, slot: str, delta: Delta) -> None:
     weight, bias = (module._parameters.get(name) for name in _names(slot, module))
-    new_bias = changed_bias(bias, [delta])
+    new_bias = changed_bias(bias, [delta], weight.dtype)  # type: ignore[union-attr]
     weight.copy_(changed_weight(weight, [delta]))  # type: ignore[union-attr,arg-type]
     if bias is not None:
         bias.copy_(new_bias)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from peft_core import rebuild
 from peft_core.attention import check_supported
 from peft_core.errors import PeftError
-from peft_core.grafts import Branch, Delta, Graft, after, before, restore_class, swap_class
+from peft_core.grafts import Branch, Delta, Graft, Insert, Strip, after, before, restore_class, swap_class
 from peft_core.method import Method
 from peft_core.plan import Plan
 
@@ -86,7 +86,7 @@ def attach(model: nn.Module, plan: Plan, name: str) -> None:
         if isinstance(graft, Delta):
             _swap(model, path, module)
         else:
-            _hook(module)
+            _hook(module, graft)
             parent = model.get_submodule(path.rpartition(".")[0])
             if isinstance(parent, nn.MultiheadAttention):
                 swap_class(parent)
@@ -116,9 +116,11 @@ def _swap(model: nn.Module, path: str, module: nn.Module) -> None:
     swap_class(module)
 
 
-def _hook(module: nn.Module) -> None:
-    if before not in module._forward_pre_hooks.values():
+def _hook(module: nn.Module, graft: Graft | None = None) -> None:
+    """The hooks that `graft` needs on its module; reading is all that None needs."""
+    if (graft is None or isinstance(graft, Insert)) and before not in module._forward_pre_hooks.values():
         module.register_forward_pre_hook(before)
+    if isinstance(graft, Branch | Strip) and after not in module._forward_hooks.values():
         module.register_forward_hook(after)
 
 

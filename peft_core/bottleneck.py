@@ -30,7 +30,8 @@ class Bottleneck(nn.Module):
     """
 
     def __init__(self, dim: int, width: int, *, activation: str, scale: float = 1.0, learn_scale: bool = False,
-                 dropout: float = 0.0, channel_scale: bool = False, drop_path: float = 0.0, options: dict[str, Any]):  # fmt: skip
+                 dropout: float = 0.0, channel_scale: bool = False, drop_path: float = 0.0,
+                 options: dict[str, Any]):  # fmt: skip
         super().__init__()
         if activation not in ACTIVATIONS:
             raise PeftError(

@@ -157,7 +157,8 @@ def changed_weight(weight: Tensor, deltas: list[Delta]) -> Tensor:
     return weight
 
 
-def changed_bias(bias: Tensor | None, deltas: list[Delta]) -> Tensor | None:
+def changed_bias(bias: Tensor | None, deltas: list[Delta], dtype: torch.dtype) -> Tensor | None:
+    """b' in the weight's dtype; a change may shift where the stock layer has no bias."""
     for delta in deltas:
         if delta.rows is None or bias is None:
             part, new = bias, delta.bias(bias)
@@ -171,7 +172,7 @@ def changed_bias(bias: Tensor | None, deltas: list[Delta]) -> Tensor | None:
         bias = new if delta.rows is None or bias is None else torch.cat(
             (bias[: delta.rows[0]], new, bias[delta.rows[1] :])
         )  # fmt: skip
-    return bias
+    return None if bias is None else bias.to(dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list[Delta]) -> Tensor:
@@ -188,7 +189,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list[Delta]) 
     kind = type(deltas[0])
     if kind.kernel is not None and all(type(delta) is kind for delta in deltas):
         return kind.kernel(x, weight, bias, deltas)
-    return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas))
+    return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight.dtype))
 
 
 def match(x: Tensor, parameter: Tensor) -> Tensor:
@@ -229,7 +230,7 @@ def conv2d(module: Any, x: Tensor, deltas: list[Delta]) -> Tensor:
     all_add = all(delta.additive for delta in deltas)
     adding = [delta for delta in deltas if all_add or delta.reads_input]
     still = [delta for delta in deltas if delta not in adding]
-    y = module._conv_forward(x, changed_weight(weight, still), changed_bias(bias, still))
+    y = module._conv_forward(x, changed_weight(weight, still), changed_bias(bias, still, weight.dtype))
     for delta in adding:
         y = y + delta.on_input(x, lambda x, a: module._conv_forward(x, a.view(-1, *weight.shape[1:]), None)).to(y.dtype)
     return y
@@ -241,7 +242,9 @@ def _effective(name: str) -> property:
         deltas = list(grafts(self, Delta))
         if not deltas:
             return stock
-        return changed_weight(stock, deltas) if name.endswith("weight") else changed_bias(stock, deltas)  # type: ignore[arg-type]
+        if name.endswith("weight"):
+            return changed_weight(stock, deltas)  # type: ignore[arg-type]
+        return changed_bias(stock, deltas, self._parameters[name.replace("bias", "weight")].dtype)  # type: ignore[union-attr]
 
     return property(read)
 

@@ -80,13 +80,35 @@ class Plan:
                 if self._chosen(index, tower) and (size := self.width(width, index, tower, limit)):
                     yield tower, index, path, size
 
+    def stock_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Path and module of every stock module that stands in a chosen block or, without `blocks`, outside all of them."""
+        block_of = {path: (tower, i) for tower, paths in self.anatomy.blocks.items() for i, path in enumerate(paths)}
+        for path, module in self.model.named_modules():
+            if "peft" in path.split("."):
+                continue
+            parts = path.split(".")
+            prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+            tower, block = next(
+                (block_of[prefix] for prefix in prefixes if prefix in block_of), (self._tower_at(path), None)
+            )
+            if self._chosen(block, tower):
+                yield path, module
+
+    def _tower_at(self, path: str) -> str | None:
+        """The tower that a module outside blocks belongs to: the one whose blocks stand under the same child of the root."""
+        root = path.partition(".")[0]
+        owners = [tower for tower, paths in self.anatomy.blocks.items() if paths[0].partition(".")[0] == root]
+        return owners[0] if owners else None
+
     def width(self, width: Width, block: int | None, tower: str | None, limit: int) -> int:
         """A width at a block: the same everywhere, or one a block where 0 means absent."""
         if isinstance(width, int):
             value, listed = width, False
         else:
             if len(width) != self.depth(tower):
-                raise PeftError(f"{self.method.name} got {len(width)} widths, but the model has {self.depth(tower)} blocks.")
+                raise PeftError(
+                    f"{self.method.name} got {len(width)} widths, but the model has {self.depth(tower)} blocks."
+                )
             if block is None:
                 return 0
             value, listed = width[block], True
@@ -120,7 +142,9 @@ class Plan:
     def token_layout(self, tower: str | None) -> TokenLayout:
         if tower not in self.anatomy.tokens:
             part = f"the {tower} tower of this" if tower else "this"
-            raise PeftError(f"{part} {self.anatomy.family} cannot take extra tokens (causal masks and rotary positions fix its length).")
+            raise PeftError(
+                f"{part} {self.anatomy.family} cannot take extra tokens: a causal mask or rotary positions fix its length."
+            )
         return self.anatomy.tokens[tower]
 
     # ---- what ------------------------------------------------------------------------------------------------------
@@ -147,4 +171,4 @@ class Plan:
 
     def train(self, module: str, *names: str) -> None:
         """Train these stock parameters of a module."""
-        self.trained += [f"{module}.{name}" for name in names if name not in self.trained]
+        self.trained += [f"{module}.{name}" if module else name for name in names]

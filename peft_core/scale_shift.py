@@ -63,7 +63,7 @@ def scale_shift_linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: l
     if len(deltas) > 1 or only.rows is not None or only.factor != 1.0 or weight.requires_grad:
         from peft_core.grafts import changed_bias, changed_weight
 
-        return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas))
+        return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight.dtype))
     return _ScaleShiftLinear.apply(  # type: ignore[no-any-return]
         x, weight, bias, only.gamma, only.beta, autocast_dtype(x.device.type), only.has_small_gamma()
     )
@@ -76,8 +76,8 @@ class ScaleShift(Delta):
         super().__init__(rows)
         out = weight.shape[0] if rows is None else rows[1] - rows[0]
         options: dict[str, Any] = dict(device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
-        self.gamma = nn.Parameter(torch.empty(out, **options).normal_(1.0, init_std) if init_std else torch.ones(out, **options))
-        self.beta = nn.Parameter(torch.empty(out, **options).normal_(0.0, init_std) if init_std else torch.zeros(out, **options))
+        self.gamma = nn.Parameter(torch.empty(out, **options).normal_(1.0, init_std))
+        self.beta = nn.Parameter(torch.empty(out, **options).normal_(0.0, init_std))
         self._checked: tuple[int, bool] | None = None
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -98,7 +98,8 @@ class Anatomy:
         self.blocks[tower] = next(iter(part.blocks.values()))
         self.places += [_with(place, tower) for place in part.places]
         self.sublayers += [_with(sublayer, tower) for sublayer in part.sublayers]
-        self.tokens.update({tower: layout for layout in part.tokens.values()})
+        for layout in part.tokens.values():
+            self.tokens[tower] = layout
 
 
 def _with(item, tower: str):

@@ -43,4 +43,6 @@ def _block(anatomy: Anatomy, block: nn.Module, here: str) -> None:
     body = join(here, "ff")
     anatomy.places += [Place("fc1", join(body, "net.0.proj"), index), Place("fc2", join(body, "net.2"), index)]
     anatomy.sublayers.append(SubLayer("mlp", index, join(here, "norm3"), body, body))
-    anatomy.places += [Place(f"norm{n}", join(here, f"norm{n}"), index) for n in (1, 2, 3) if hasattr(block, f"norm{n}")]
+    anatomy.places += [
+        Place(f"norm{n}", join(here, f"norm{n}"), index) for n in (1, 2, 3) if hasattr(block, f"norm{n}")
+    ]

@@ -64,7 +64,8 @@ def _tower(model: nn.Module, at: str, norms: tuple[str, ...]) -> Anatomy:
             anatomy.places.append(Place(role, join(here, path), index))
         for number, kind in ((1, "attn"), (2, "mlp")):
             anatomy.places.append(Place(f"norm{number}", join(here, f"ln_{number}"), index))
-            steps = (f"ln_{number}", kind, f"ls_{number}")
+            # mlp is a Sequential, to which nothing can be joined: its last layer stands for it
+            steps = (f"ln_{number}", "attn" if kind == "attn" else "mlp.c_proj", f"ls_{number}")
             anatomy.sublayers.append(SubLayer(kind, index, *(join(here, step) for step in steps)))
     for norm in norms:
         if getattr(getattr(model, norm, None), "weight", None) is not None:

@@ -54,6 +54,4 @@ def _attention(anatomy: Anatomy, attention: nn.Module, here: str, index: int) ->
     bias = "bias" if called else None
     anatomy.places.append(Place("qkv", path, index, bias=bias, called=called))
     for row, role in enumerate("qkv"):
-        anatomy.places.append(
-            Place(role, path, index, bias=bias, called=called, rows=(row * width, (row + 1) * width))
-        )
+        anatomy.places.append(Place(role, path, index, bias=bias, called=called, rows=(row * width, (row + 1) * width)))

@@ -16,8 +16,5 @@ class Full(Method):
     keeps_originals: ClassVar[bool] = False
 
     def install(self, plan: Plan) -> None:
-        chosen = [path + "." for _, _, path, _ in plan.chosen_blocks(1, 1)]
-        for key, _ in plan.model.named_parameters():
-            everywhere = self.blocks is None and self.tower is None
-            if "peft" not in key.split(".") and (everywhere or key.startswith(tuple(chosen))):
-                plan.trained.append(key)
+        for path, module in plan.stock_modules():
+            plan.train(path, *(name for name, p in module._parameters.items() if p is not None))

@@ -20,7 +20,7 @@ class SSF(Method):
 
     Args:
         init_std: standard deviation of both.
-        targets: roles; all of the above where None.
+        targets: roles; all of the above where None, but for EVA's fused qkv, whose bias stands outside the linear.
     """
 
     init_std: float = 0.02
@@ -34,5 +34,9 @@ class SSF(Method):
         default = [role for role in ROLES if role in known or (role == "qkv" and "q" in known)]
         for place, _ in plan.places(default if self.targets is None else self.targets):
             if not place.called and place.bias is None:
-                raise PeftError(f"ssf cannot work on {place.module}, whose bias lies outside it: leave {place.role} out of targets.")
+                if self.targets is None:
+                    continue
+                raise PeftError(
+                    f"ssf cannot shift {place.module}, whose bias lies outside it: leave {place.role} out of targets."
+                )
             plan.change_weight(place, ScaleShift(plan.stock(place), place.rows, self.init_std))

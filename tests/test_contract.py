@@ -1,0 +1,285 @@
+"""What every method promises on every family it works on."""
+
+import copy
+import io
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from peft_core import (
+    NotMergeable,
+    PeftError,
+    adapt,
+    count_parameters,
+    disabled,
+    list_methods,
+    load_adapter,
+    merge,
+    remove,
+    save_adapter,
+    set_scale,
+)
+from peft_core.attach import is_inserted
+from peft_core.method import find_method
+from tests.tiny import MODELS
+
+
+@dataclass(frozen=True)
+class Case:
+    model: str
+    method: str
+    hyper: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        return "-".join(
+            [
+                self.model,
+                self.method,
+                *(f"{k}_{'_'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in self.hyper),
+            ]
+        )
+
+
+def cases() -> list[Case]:
+    found = []
+    for name, tiny in MODELS.items():
+        settings: list[tuple[str, dict[str, Any]]] = [
+            ("full", {}),
+            ("linear", {}),
+            ("bitfit", {}),
+            ("layer_norm", {}),
+            ("lora", {"rank": 2}),
+            ("lora", {"rank": 2, "alpha": 3.0, "rs": True, "targets": tiny.linears}),
+            ("adaptformer", {"bottleneck": 4, "dropout": 0.0, "learn_scale": True}),
+            *(("adapter", {"bottleneck": 4, "position": position}) for position in ("houlsby", "pfeiffer", "parallel")),
+            ("adapter_plus", {"bottleneck": 4}),
+        ]
+        if name not in ("vit", "clip", "unet"):
+            settings = [
+                s
+                for s in settings
+                if s[1].get("position") != "pfeiffer" and not (s[0] == "lora" and "alpha" not in s[1])
+            ]
+        if "qkv" not in tiny.linears and name not in ("clip_text_model", "unet", "eva"):
+            settings.append(("lora", {"rank": 2, "targets": ("qkv",)}))
+        settings.append(("ssf", {}))
+        if tiny.tokens:
+            settings += [("vpt", {"tokens": 2}), ("vpt", {"tokens": 2, "deep": True})]
+        found += [Case(name, method, tuple(hyper.items())) for method, hyper in settings]
+    return found
+
+
+each_case = pytest.mark.parametrize("case", cases(), ids=str)
+CLASSIFIERS = ("vit", "deit", "dinov2_registers", "average_pooled", "eva", "eva_fused")
+
+
+def adapted(case: Case):
+    return adapt(MODELS[case.model].model(), case.method, **dict(case.hyper))
+
+
+def perturb(model) -> None:
+    """Move every trainable a little, as training would: reproducible and large enough to be seen in the output."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for _, parameter in sorted((k, p) for k, p in model.named_parameters() if p.requires_grad):
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+def test_every_method_is_covered():
+    assert {case.method for case in cases()} == set(list_methods())
+
+
+@each_case
+def test_identity_at_step_0_in_train_mode(case: Case):
+    tiny = MODELS[case.model]
+    stock = tiny.model().train()
+    y = tiny(adapted(case).train())
+    if not find_method(case.method).identity:
+        assert not torch.equal(y, tiny(stock)), "a method that is identical at step 0 must say so"
+    elif case.model.endswith("clip") or case.model == "clip_image":
+        torch.testing.assert_close(y, tiny(stock), rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(y, tiny(stock))
+
+
+@each_case
+def test_only_its_parameters_train_and_each_gets_a_gradient(case: Case):
+    tiny, model = MODELS[case.model], adapted(case).train()
+    perturb(model)
+    record = model.__dict__["_peft_record"]
+    (adaptation,) = record.adaptations.values()
+    trains = {key for key, p in model.named_parameters() if p.requires_grad}
+    assert trains == {k for k, _ in model.named_parameters() if is_inserted(k)} | set(adaptation.trained) | set(
+        record.head
+    )
+    if not trains:
+        return
+    tiny(model).square().sum().backward()
+    dead = [key for key in trains if (g := dict(model.named_parameters())[key].grad) is None or not g.abs().sum() > 0]
+    # softmax does not see a bias that all keys share; a model's unused parts see no gradient without an adapter either
+    unused = unused_parameters(case)
+    assert [key for key in dead if key not in unused and not key.endswith(("k_proj.bias", "k_norm.bias"))] == []
+
+
+def unused_parameters(case: Case) -> set[str]:
+    tiny = MODELS[case.model]
+    model = tiny.model().train().requires_grad_(True)
+    tiny(model).square().sum().backward()
+    return {key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+
+
+@each_case
+def test_save_load_gives_the_same_outputs(case: Case, tmp_path):
+    tiny, model = MODELS[case.model], adapted(case).eval()
+    perturb(model)
+    save_adapter(model, tmp_path)
+    again = load_adapter(tiny.model().eval(), tmp_path)
+    assert torch.equal(tiny(again), tiny(model))
+    assert count_parameters(again) == count_parameters(model)
+
+
+@each_case
+def test_merge_gives_the_stock_class_and_the_same_outputs(case: Case):
+    tiny, model = MODELS[case.model], adapted(case).eval()
+    perturb(model)
+    y, stock = tiny(model), tiny.model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    try:
+        merge(model)
+    except NotMergeable as reason:
+        assert str(reason).endswith(".") and torch.equal(tiny(model), y)
+        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+        assert case.method not in ("lora", "full", "linear", "bitfit", "layer_norm")
+        return
+    torch.testing.assert_close(tiny(model), y, rtol=1e-5, atol=1e-5)
+    assert list(model.state_dict()) == list(stock.state_dict())
+    assert [type(module) for module in model.modules()] == [type(module) for module in stock.modules()]
+
+
+@each_case
+def test_remove_and_disabled_give_the_model_that_came_in(case: Case):
+    tiny, model = MODELS[case.model], adapted(case).eval()
+    stock = tiny.model().eval()
+    perturb(model)
+    heads = model.__dict__["_peft_record"].heads
+    stock.load_state_dict({k: v for k, v in model.state_dict().items() if k in heads}, strict=False)
+    if case.method == "full":
+        with pytest.raises(PeftError, match="keeps no copy"):
+            remove(model)
+        with pytest.raises(PeftError, match="keeps no copy"), disabled(model):
+            pass
+        return
+    y = tiny(model)
+    with disabled(model):
+        torch.testing.assert_close(tiny(model), tiny(stock), rtol=1e-5, atol=1e-5)
+    assert torch.equal(tiny(model), y)
+    remove(model)
+    assert torch.equal(tiny(model), tiny(stock))
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in stock.state_dict().items()}
+    assert all(torch.equal(v, stock.state_dict()[k]) for k, v in model.state_dict().items())
+    for one, other in zip(model.modules(), stock.modules(), strict=True):
+        assert type(one) is type(other) and one.__dict__.keys() == other.__dict__.keys()
+        assert len(one._forward_hooks) == len(other._forward_hooks)
+        assert len(one._forward_pre_hooks) == len(other._forward_pre_hooks)
+    assert all(a.requires_grad == b.requires_grad for a, b in zip(model.parameters(), stock.parameters(), strict=True))
+
+
+@each_case
+def test_copies_and_stock_checkpoints(case: Case):
+    tiny, model = MODELS[case.model], adapted(case).eval()
+    perturb(model)
+    y = tiny(model)
+    assert torch.equal(tiny(copy.deepcopy(model)), y)
+    assert torch.equal(tiny(pickle.loads(pickle.dumps(model))), y)
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    stock = tiny.model().state_dict()
+    model.load_state_dict(stock)  # strictly
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in stock.items())
+    with pytest.raises(RuntimeError, match="nonsense"):
+        model.load_state_dict(stock | {"nonsense": torch.zeros(1)})
+
+
+@each_case
+def test_scale_goes_from_the_frozen_to_the_adapted_model(case: Case):
+    tiny, model = MODELS[case.model], adapted(case).eval()
+    perturb(model)
+    if case.method in ("full", "vpt"):
+        with pytest.raises(PeftError):
+            set_scale(model, 0.5)
+        return
+    with disabled(model):
+        frozen = tiny(model)
+    y = tiny(model)
+    set_scale(model, 0.5)
+    half = tiny(model)
+    assert case.method == "linear" or not (torch.allclose(half, y) or torch.allclose(half, frozen))
+    set_scale(model, 1.0)
+    assert torch.equal(tiny(model), y)
+
+
+@pytest.mark.parametrize("case", [c for c in cases() if c.model in ("vit", "clip", "unet", "clip_text_model")], ids=str)
+def test_bfloat16_base_keeps_float32_adapters(case: Case):
+    tiny = MODELS[case.model]
+    model = adapt(tiny.model().bfloat16(), case.method, **dict(case.hyper)).train()
+    assert all(p.dtype == torch.float32 for k, p in model.named_parameters() if is_inserted(k))
+    batch = {k: v.bfloat16() if v.is_floating_point() else v for k, v in tiny.batch().items()}
+    y = tiny.out(model(**batch))
+    assert y.dtype == torch.bfloat16
+    if any(p.requires_grad for p in model.parameters()):
+        y.float().square().sum().backward()
+
+
+@pytest.mark.parametrize("case", [c for c in cases() if c.model in ("vit", "clip_image")], ids=str)
+def test_compiles_to_one_graph(case: Case):
+    tiny, model = MODELS[case.model], adapted(case).eval()
+    perturb(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    y = tiny(compiled)
+    torch.testing.assert_close(y, tiny(model), rtol=1e-4, atol=1e-5)
+    if case.method == "linear" and case.model not in CLASSIFIERS:
+        return
+    grads = []
+    for run in (compiled, model):
+        model.zero_grad(set_to_none=True)
+        tiny(run).square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert len(grads[0]) == len(grads[1])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+VIT_B16 = [
+    ("full", {}, 85_798_656),
+    ("linear", {}, 0),
+    ("bitfit", {}, 102_912),
+    ("layer_norm", {}, 38_400),
+    ("vpt", {"tokens": 10}, 7_680),
+    ("vpt", {"tokens": 10, "deep": True}, 92_160),
+    ("adaptformer", {"bottleneck": 8}, 156_768),
+    ("adaptformer", {"bottleneck": 64}, 1_189_632),
+    ("ssf", {}, 205_824),
+    ("adapter", {"bottleneck": 8, "position": "pfeiffer"}, 156_768),
+    ("adapter", {"bottleneck": 8, "position": "parallel"}, 156_768),
+    ("adapter", {"bottleneck": 8, "position": "houlsby"}, 313_536),
+    ("adapter_plus", {"bottleneck": 8}, 165_984),
+    ("lora", {"rank": 8, "targets": ("q", "v")}, 294_912),
+    ("lora", {"rank": 8, "targets": ("qkv",)}, 294_912),
+    ("lora", {"rank": 8, "targets": ("q", "k", "v", "proj", "fc1", "fc2")}, 1_327_104),
+    ("lora", {"rank": 8, "targets": ("qkv", "proj", "fc1", "fc2")}, 1_179_648),
+]
+
+
+@pytest.mark.parametrize("method, hyper, inserted", VIT_B16, ids=lambda value: str(value))
+def test_exact_parameter_count_on_vit_b16(method: str, hyper: dict[str, Any], inserted: int):
+    with torch.device("meta"):
+        model = timm.create_model("vit_base_patch16_224", num_classes=100)
+    n = count_parameters(adapt(model, method, **hyper))
+    assert (n.inserted, n.head, n.trainable) == (inserted, 76_900, inserted + 76_900)
+    assert n.total == 85_798_656 + 76_900 + (inserted if method not in ("full", "bitfit", "layer_norm") else 0)
+    assert n.by_method == {method: inserted}

@@ -1,0 +1,134 @@
+"""Tiny models of every family, with random weights that do something: residual branches, layer scales and heads included."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A family's model, a batch for it, and how to make one tensor of its output."""
+
+    build: Callable[[], nn.Module]
+    batch: Callable[[], dict[str, Any]]
+    out: Callable[[Any], Tensor] = lambda y: y
+    tokens: bool = True
+    linears: tuple[str, ...] = ("q", "k", "v", "proj", "fc1", "fc2")
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        model = self.build()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        return model
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        torch.manual_seed(7)
+        return self.out(model(**self.batch()))
+
+
+def vit(name: str = "vit_tiny_patch16_224", **changes: Any) -> Callable[[], nn.Module]:
+    settings = dict(img_size=32, patch_size=8, embed_dim=48, num_heads=3, depth=3, num_classes=5) | changes
+    return lambda: timm.create_model(name, **settings)
+
+
+def pictures(name: str = "x", size: int = 32) -> Callable[[], dict[str, Any]]:
+    def batch() -> dict[str, Any]:
+        return {name: torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(3))}
+
+    return batch
+
+
+def words(name: str, length: int = 12) -> Callable[[], dict[str, Any]]:
+    def batch() -> dict[str, Any]:
+        tokens = torch.randint(1, 90, (2, length), generator=torch.Generator().manual_seed(3))
+        tokens[:, -1] = 99  # the highest id is the end of the text
+        return {name: tokens}
+
+    return batch
+
+
+def clip(**text: Any) -> Callable[[], nn.Module]:
+    vision = dict(image_size=32, layers=2, width=64, head_width=16, patch_size=8)
+    words = dict(context_length=12, vocab_size=100, width=32, heads=2, layers=2) | text
+    return lambda: open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=words)
+
+
+def custom_text_clip() -> nn.Module:
+    vision = dict(timm_model_name="test_vit", timm_pool="avg", timm_proj="linear", image_size=160)
+    text = dict(context_length=12, vocab_size=100, width=32, heads=2, layers=2, no_causal_mask=True, proj_bias=True)
+    return open_clip.CustomTextCLIP(embed_dim=16, vision_cfg=vision, text_cfg=text)
+
+
+def text_model() -> nn.Module:
+    config = CLIPTextConfig(
+        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=12, eos_token_id=99, bos_token_id=98, pad_token_id=0,
+    )  # fmt: skip
+    return CLIPTextModel(config)
+
+
+def unet() -> nn.Module:
+    return UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=24, attention_head_dim=4,
+    )  # fmt: skip
+
+
+def noise() -> dict[str, Any]:
+    g = torch.Generator().manual_seed(3)
+    return dict(
+        sample=torch.randn(2, 4, 8, 8, generator=g),
+        timestep=torch.tensor([3, 70]),
+        encoder_hidden_states=torch.randn(2, 5, 24, generator=g),
+    )
+
+
+def clip_batch() -> dict[str, Any]:
+    return pictures("image")() | words("text")()
+
+
+def both(features: tuple) -> Tensor:
+    return torch.cat(features[:2])
+
+
+MODELS: dict[str, Tiny] = {
+    "vit": Tiny(vit(), pictures()),
+    "deit": Tiny(vit("deit_tiny_distilled_patch16_224"), pictures()),
+    "dinov2_registers": Tiny(vit("vit_small_patch14_reg4_dinov2", init_values=0.5), pictures()),
+    "average_pooled": Tiny(vit(class_token=False, global_pool="avg", fc_norm=True), pictures()),
+    "eva": Tiny(
+        lambda: timm.create_model(
+            "eva02_base_patch14_224", img_size=32, patch_size=8, embed_dim=48, num_heads=3, depth=2, num_classes=5
+        ),
+        pictures(),
+        tokens=False,
+    ),
+    "eva_fused": Tiny(
+        lambda: timm.create_model(
+            "eva_large_patch14_196", img_size=32, patch_size=8, embed_dim=48, num_heads=3, depth=2, num_classes=5
+        ),
+        pictures(),
+        tokens=True,
+    ),
+    "clip_image": Tiny(lambda: clip()().visual, pictures("x")),
+    "clip": Tiny(clip(), clip_batch, both, tokens=False),
+    "custom_text_clip": Tiny(
+        custom_text_clip, lambda: pictures("image", 160)() | words("text")(), both, tokens=False
+    ),
+    "clip_text_model": Tiny(text_model, words("input_ids"), lambda y: y.pooler_output, tokens=False),
+    "unet": Tiny(
+        unet, noise, lambda y: y.sample, tokens=False,
+        linears=("q", "k", "v", "proj", "cross_q", "cross_k", "cross_v", "cross_proj", "fc1", "fc2", "proj_io", "conv", "time"),
+    ),
+}  # fmt: skip
