@@ -1,7 +1,7 @@
 """Few-shot lists as NOAH publishes them: five fine-grained sets, 1, 2, 4, 8 or 16 pictures a class, three draws.
 
-    few-shot/<set>/annotations/{train_meta.list.num_shot_16.seed_0, val_meta.list, test_meta.list}   lines: picture label
-    few-shot/<set>/images/…                                            (Stanford Cars: pictures beside annotations/)
+    few-shot/<set>/annotations/train_meta.list.num_shot_16.seed_0  val_meta.list  test_meta.list    lines: picture label
+    few-shot/<set>/images/…                                   (Stanford Cars: the pictures lie beside annotations/)
 
 Zhang, Zhou, Liu, Neural Prompt Search, 2022; github.com/ZhangYuanhan-AI/NOAH, data/few-shot.
 """
@@ -52,7 +52,8 @@ def load(name: str, root: str | None, seed: int, *, shots: int = 16, list_seed: 
     lists = folder / "annotations"
     path = lists / f"{_TRAIN}{shots}.seed_{list_seed}"
     if not path.is_file():
-        has = sorted(file.name.removeprefix(_TRAIN).replace(".seed_", " with list_seed=") for file in lists.glob(f"{_TRAIN}*"))
+        names = (file.name.removeprefix(_TRAIN) for file in lists.glob(f"{_TRAIN}*"))
+        has = sorted(name.replace(".seed_", " with list_seed=") for name in names)
         raise DataError(f"{path} is missing: {folder.name} has shots={', '.join(has) or 'none'}")
     train, val, test = (
         _read(file, folder, classes) for file in (path, lists / "val_meta.list", lists / "test_meta.list")
@@ -60,8 +61,8 @@ def load(name: str, root: str | None, seed: int, *, shots: int = 16, list_seed: 
     count = classes or max(int(part.labels.max()) for part in (train, val, test) if len(part)) + 1
     names = known_names().get(known) or names_from_paths((train,), count)
     notes = []
-    if len(set(train.items)) != len(train):
-        notes.append(f"{name}: {len(train) - len(set(train.items))} lines of {path.name} repeat a picture, as published")
+    if repeated := len(train) - len(set(train.items)):
+        notes.append(f"{name}: {repeated} lines of {path.name} repeat a picture, as the published lists do")
     label = f"few_shot/{given or folder.name}"
     return ClassificationData(label, names, train, val, test, recipe="fgvc", notes=tuple(notes))
 

@@ -78,7 +78,8 @@ def _read(folder: Path, classes: tuple[str, ...], root: Path, split: str, must_h
     empty = []
     own = set(_class_folders(folder))
     if odd := sorted(own.difference(classes)):
-        raise DataError(f"{folder / odd[0]} is a class that train has not{nearest(odd[0], classes)}: name it as train does")
+        near = nearest(odd[0], classes)
+        raise DataError(f"{folder / odd[0]} is a class that train has not{near}: name it as train does")
     for label, name in enumerate(classes):
         inside = sorted(path for path in (folder / name).rglob("*") if is_picture(path) and path.is_file())
         if not inside and must_have_all:

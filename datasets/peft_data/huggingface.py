@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 from PIL import Image
@@ -90,11 +92,14 @@ class TablePictures(Sequence):
 
 
 def _open(repo: str, cache: str | None, config: str | None) -> dict[str, Any]:
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
     import datasets
 
     folder = Path(repo).expanduser()
+    if not folder.exists() and not constants.HF_HUB_OFFLINE:
+        _reach(constants.ENDPOINT, repo)
     try:
         opened = (
             datasets.load_from_disk(str(folder))
@@ -104,10 +109,23 @@ def _open(repo: str, cache: str | None, config: str | None) -> dict[str, Any]:
     except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"the Hugging Face data set {repo!r} cannot be opened ({why}): check its name, or fetch it where there is a "
-            "network with load_dataset(…).save_to_disk(FOLDER) and give that folder"
+            f"the Hugging Face data set {repo!r} cannot be opened ({why}): check its name, or fetch it where there is "
+            "a network with load_dataset(…).save_to_disk(FOLDER) and give that folder"
         ) from error
     return dict(opened) if isinstance(opened, dict) else {"train": opened}
+
+
+def _reach(hub: str, repo: str) -> None:
+    """Asks once: the library itself asks six times, which takes half a minute where there is no network."""
+    try:
+        urlopen(Request(hub, method="HEAD"), timeout=5).close()
+    except HTTPError:
+        return
+    except OSError as error:
+        raise DataError(
+            f"{hub} cannot be reached to open {repo!r} ({error}): set HF_HUB_OFFLINE=1 to use what its cache has, or "
+            "give a local folder (hf/FOLDER)"
+        ) from error
 
 
 def _column(name: str, columns: list[str], asked: str | None, usual: tuple[str, ...], option: str) -> str:
@@ -135,6 +153,6 @@ def _pictures(name: str, part: str, table: Any, image: str, label: str, number: 
     values = list(table[label])
     wrong = next((row for row, value in enumerate(values) if value not in number), None)
     if wrong is not None:
-        raise DataError(f"row {wrong} of {part} of {name} has the label {values[wrong]!r}: leave out rows without a class")
+        raise DataError(f"row {wrong} of {part} of {name} has the label {values[wrong]!r}: leave out such rows")
     labels = torch.tensor([number[value] for value in values], dtype=torch.int64)
     return Pictures(TablePictures(table, image), labels, split=part)

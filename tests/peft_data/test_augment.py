@@ -1,0 +1,58 @@
+"""Augmentation is a function of the generator; normalisation is the usual one."""
+
+import pytest
+import torch
+from peft_data import DataError
+from peft_data.augment import AUGMENTATIONS, augmentation, crop_flip, flip, normalise
+from peft_data.batches import generator_of
+
+
+def images(count: int = 8, size: int = 16) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_it_is_a_function_of_the_generator(name) -> None:
+    change, batch = augmentation(name), images()
+    kept, state = batch.clone(), torch.random.get_rng_state()
+    got = change(batch, generator_of(1, 2))
+    assert got.dtype == torch.uint8 and got.shape == batch.shape and torch.equal(batch, kept)
+    assert torch.equal(got, change(batch, generator_of(1, 2)))
+    assert torch.equal(got, change(batch, generator_of(1, 3))) == (name == "none")
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_flip() -> None:
+    batch = images(400, 2)
+    got = flip(batch, generator_of(0))
+    same = (got == batch).flatten(1).all(1)
+    assert torch.equal(got[~same], batch[~same].flip(-1)) and 150 < same.sum() < 250
+
+
+def test_crops_are_parts_of_the_picture() -> None:
+    ramp = torch.arange(64, dtype=torch.uint8).expand(200, 3, 64, 64)
+    got = crop_flip(ramp, generator_of(0)).float()
+    left, right = got[..., 0].mean((1, 2)), got[..., -1].mean((1, 2))
+    width = (right - left).abs()
+    assert width.min() < 25 and width.max() > 50 and 60 < (left > right).sum() < 140
+    assert (got.amax((1, 2, 3)) <= 63).all()
+    whole = crop_flip(images(), generator_of(0), scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    assert all(torch.equal(a, b) or torch.equal(a, b.flip(-1)) for a, b in zip(whole, images(), strict=True))
+
+
+def test_wide_pictures_fall_back_to_the_whole() -> None:
+    batch = torch.randint(0, 256, (4, 3, 4, 64), dtype=torch.uint8)
+    got = crop_flip(batch, generator_of(0), scale=(1.0, 1.0))
+    assert all(torch.equal(a, b) or torch.equal(a, b.flip(-1)) for a, b in zip(got, batch, strict=True))
+
+
+def test_normalise() -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    want = (images() / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(normalise(images(), mean, std), want, atol=1e-6, rtol=1e-6)
+    assert normalise(images(), mean, std, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_wrong_name() -> None:
+    with pytest.raises(DataError, match="no augmentation 'crop-flip' .did you mean 'crop_flip'"):
+        augmentation("crop-flip")
