@@ -6,9 +6,7 @@ import torch
 
 from .draw import Draw, hashed, noise, pixel_grid
 from .render import background, to_uint8
-from .scene import BACKGROUNDS, make_scene
-
-FLAT_GROUNDS = tuple(range(len(BACKGROUNDS) - 1))
+from .scene import FLAT_GROUNDS, make_scene
 
 
 def paint(canvas: torch.Tensor, cover: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -146,8 +147,10 @@ def creature(draw: Draw, plan: torch.Tensor, spread: float = 0.12) -> Figure:
         ((-half, 0, 0), (half, 0, 0), r, r * 0.95),
         ((half, r * 0.3, 0), (nx, ny, 0), torch.minimum(r * 0.6, head), head * 0.7),
         ((nx, ny, 0), (nx + 0.02, ny, 0), head, head),
-        ((nx, ny, 0), (nx + head * 0.8 + snout * nod.cos(), ny + snout * nod.sin() - head * 0.2, 0), head * 0.7, head * 0.4),
-        ((-half, r * 0.3, 0), (-half - r * 0.6 - tail * lift.cos(), r * 0.3 + tail * lift.sin(), 0), tail_r, tail_r * 0.6),
+        ((nx, ny, 0), (nx + head * 0.8 + snout * nod.cos(), ny + snout * nod.sin() - head * 0.2, 0), head * 0.7,
+         head * 0.4),
+        ((-half, r * 0.3, 0), (-half - r * 0.6 - tail * lift.cos(), r * 0.3 + tail * lift.sin(), 0), tail_r,
+         tail_r * 0.6),
         ((-0.05, r * 0.6, 0), (0.05, r * 0.6 + hump, 0), hump, hump * 0.7),
     ]
     for side in (-1, 1):
@@ -165,3 +168,13 @@ def creature(draw: Draw, plan: torch.Tensor, spread: float = 0.12) -> Figure:
     colour = base[:, None].repeat(1, len(parts), 1)
     colour[:, [3, 4, 6, 11]] = second[:, None]
     return body(parts, colour)
+
+
+def posed_view(draw: Draw, plan: torch.Tensor, canvas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Animals with the given body plans (N × 14) over pictures N 3 S S, facing either way; see draw_figure."""
+    n = len(plan)
+    azimuth = draw.uniform(n, low=-0.75, high=0.75) + math.pi * draw.chance(n, p=0.5)
+    view = turn(azimuth, draw.uniform(n, low=-0.1, high=0.5), draw.uniform(n, low=-0.25, high=0.25))
+    scale = draw.uniform(n, low=1.0, high=1.3) / (0.65 + 0.35 * plan[:, 0] + 0.45 * plan[:, 2] + 0.3 * plan[:, 5])
+    shift = torch.stack((draw.uniform(n, low=-0.2, high=0.2), draw.uniform(n, low=-0.15, high=0.25)), 1)
+    return draw_figure(canvas, creature(draw, plan), view, scale, shift, lights(draw, n))

@@ -70,11 +70,16 @@ def background(scene: Scene, size: int) -> tuple[torch.Tensor, torch.Tensor]:
             share[chosen] = pattern(torch.full_like(chosen, TEXTURES.index(name)), u[chosen], v[chosen], seed)
         elif name == "speckle":
             share[chosen] = noise(seed, size, 16, salt=3)
-        elif name == "hall":
+        elif name in ("hall", "street"):
             below = y - scene.camera[chosen, 3, None, None]
             floor = scene.camera[chosen, 0, None, None] * CAMERA_HEIGHT / below.clamp(min=1e-3)
-            tiles = torch.full_like(chosen, TEXTURES.index("checks"))
-            step = pattern(tiles, x / below.clamp(min=0.02) * 0.7, floor.clamp(max=FAR) * 0.7, seed)
+            across = x * floor.clamp(max=FAR) / scene.camera[chosen, 0, None, None]
+            if name == "hall":
+                tiles = torch.full_like(chosen, TEXTURES.index("checks"))
+                step = pattern(tiles, across * 1.4, floor.clamp(max=FAR) * 1.4, seed)
+            else:
+                dash = (across.abs() < 0.07) & (floor % 1.0 < 0.6)
+                step = ((across.abs() < 1.1) & ~dash).float() * 2 - 2
             fade = (below * 3).clamp(0, 1)
             share[chosen] = torch.where(below > 0, 0.75 + 0.25 * fade * step, 0.3 * noise(seed, size, 3, salt=4))
             depth[chosen] = torch.where(below > 0, floor.clamp(max=FAR), FAR)
@@ -93,7 +98,7 @@ def render(scene: Scene, size: int) -> Layers:
     picture, depth = background(scene, size)
     mask = torch.zeros_like(depth, dtype=torch.long)
     centre_x, centre_y, radius = screen(scene)
-    order = scene.z.masked_fill(~scene.present, -1.0).argsort(1, descending=True, stable=True)
+    order = scene.z.masked_fill(~scene.present, -1.0).argsort(dim=1, descending=True, stable=True)
     rows = torch.arange(len(scene), device=x.device)
     for slot in order.unbind(1):
         def of(field: torch.Tensor, slot: torch.Tensor = slot) -> torch.Tensor:
@@ -109,7 +114,8 @@ def render(scene: Scene, size: int) -> Layers:
         colour = scene.colour[rows, slot][:, None, None] * (1 - share[..., None])
         colour = colour + scene.colour2[rows, slot][:, None, None] * share[..., None]
         light_x, light_y, strength = scene.light[:, :, None, None].unbind(1)
-        shade = 1 + strength * (light_x * px + light_y * py).clamp(-1, 1) - 0.25 * strength * (1 + distance * 4).clamp(0, 1)
+        rim = (1 + distance * 4).clamp(0, 1)
+        shade = 1 + strength * (light_x * px + light_y * py).clamp(-1, 1) - 0.25 * strength * rim
         picture = picture + (colour * shade[..., None] - picture) * cover[..., None]
         mask = torch.where(cover > 0.5, slot[:, None, None] + 1, mask)
         depth = torch.where(cover > 0.5, of(scene.z), depth)

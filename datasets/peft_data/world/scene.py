@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-BACKGROUNDS = ("plain", "gradient", "clouds", "stripes", "checks", "speckle", "hall")
-"""`hall` is a room in perspective: a wall above the horizon, a chequered floor below it."""
+BACKGROUNDS = ("plain", "gradient", "clouds", "stripes", "checks", "speckle", "hall", "street")
+FLAT_GROUNDS = tuple(range(6))
+"""`hall` and `street` are in perspective: wall or sky above the horizon, below it a chequered floor or a road."""
 
 
 @dataclass(frozen=True)

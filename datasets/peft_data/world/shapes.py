@@ -39,7 +39,8 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
     "gear": [(r * math.cos(t), r * math.sin(t)) for k in range(32)
              for t, r in [(math.pi * k / 16, 1.0 if k % 4 < 2 else 0.72)]],
     "kite": [(0, -0.7), (0.65, -0.15), (0, 1.2), (-0.65, -0.15)],
-    "leaf": [*((x * 1.2 - 0.7, y * 1.2) for x, y in _arc(-54, 54)), *((x * 1.2 + 0.7, y * 1.2) for x, y in _arc(126, 234))],
+    "leaf": [*((x * 1.2 - 0.7, y * 1.2) for x, y in _arc(-54, 54)),
+             *((x * 1.2 + 0.7, y * 1.2) for x, y in _arc(126, 234))],
     "bar": [(-1.3, -0.4), (1.3, -0.4), (1.3, 0.4), (-1.3, 0.4)],
     # the shapes below are never drawn for pretraining
     "heart": [(0, 1.05), (-0.95, 0.0), (-1.0, -0.45), (-0.75, -0.8), (-0.4, -0.85), (-0.1, -0.65), (0, -0.4),
@@ -49,7 +50,8 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
     "wedge": [(0, 0.05), *_arc(35, 325, 48)],
     "rosette": [(r * math.cos(t), r * math.sin(t)) for k in range(96)
                 for t in [math.pi * k / 48] for r in [0.78 + 0.26 * math.cos(6 * t)]],
-    "bell": [(0, -1), (0.4, -0.8), (0.5, 0.2), (1.0, 0.6), (1.0, 0.8), (-1.0, 0.8), (-1.0, 0.6), (-0.5, 0.2), (-0.4, -0.8)],
+    "bell": [(0, -1), (0.4, -0.8), (0.5, 0.2), (1.0, 0.6), (1.0, 0.8), (-1.0, 0.8), (-1.0, 0.6), (-0.5, 0.2),
+             (-0.4, -0.8)],
 }
 SHAPES = tuple(OUTLINES)
 PRETRAINING_SHAPES = SHAPES[:12]

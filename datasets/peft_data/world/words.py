@@ -15,7 +15,8 @@ _HUE_EDGES = (0.035, 0.115, 0.19, 0.31, 0.43, 0.53, 0.63, 0.71, 0.82, 0.94, 1.01
 _TEXTURES = {"plain": "", "stripes": "striped", "checks": "chequered", "dots": "dotted", "rings": "ringed",
              "zigzag": "zigzag", "bricks": "bricked", "blotches": "blotchy", "grain": "grained", "mesh": "meshed",
              "cracks": "cracked", "scales": "scaly"}
-_GROUNDS = {"gradient": "shaded", "clouds": "cloudy", "stripes": "striped", "checks": "chequered", "speckle": "speckled"}
+_GROUNDS = {"gradient": "shaded", "clouds": "cloudy", "stripes": "striped", "checks": "chequered",
+            "speckle": "speckled"}
 
 
 def colour_name(rgb: torch.Tensor) -> str:

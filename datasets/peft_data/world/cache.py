@@ -1,0 +1,54 @@
+"""Drawn pictures kept on disk as uint8, so that each task is drawn once."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from peft_data.errors import DataError
+
+
+def folder() -> Path:
+    """Where drawn data is kept: `$PEFT_DATA_CACHE`, else `~/.cache/visual-peft`."""
+    return Path(os.environ.get("PEFT_DATA_CACHE") or Path.home() / ".cache" / "visual-peft").expanduser()
+
+
+def cached(key: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The tensors under `key`, made and stored if they are not there. A damaged file is made again.
+
+    Args:
+        key: path below the cache folder, without suffix; it must hold whatever the tensors depend on.
+        make: gives the tensors by name.
+
+    Raises:
+        DataError: the cache folder cannot be written (no space, no permission).
+    """
+    path = folder() / f"{key}.safetensors"
+    if path.is_file():
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError):
+            path.unlink(missing_ok=True)
+    tensors = {name: value.contiguous() for name, value in make().items()}
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        os.close(handle)
+        save_file(tensors, temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        need = sum(value.nbytes for value in tensors.values()) / 1e6
+        raise DataError(
+            f"cannot keep {need:.0f} MB of drawn pictures in {path.parent}: {error}; free some space or point "
+            "PEFT_DATA_CACHE to another folder"
+        ) from error
+    return tensors
