@@ -1,4 +1,4 @@
-"""The five fine-grained sets, with the json lists of VPT.
+"""The five fine-grained sets, with the json lists of VPT, or as their authors publish them.
 
     <root>/{train,val,test}.json = {"relative/picture.jpg": class id}; ids in order become classes 0, 1, …
     pictures: CUB-200-2011 and NABirds in images/, Stanford Dogs in Images/, Stanford Cars and Oxford Flowers in <root>
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from peft_data.base import ClassificationData, Pictures, no_pictures
 from peft_data.errors import DataError
+from peft_data.fgvc_published import MARKS, Splits, published
 from peft_data.lists import known_names, listed, names_from_paths, readable
 from peft_data.splits import tenth_as_val
 
@@ -33,13 +34,14 @@ NAMES = {
 
 def claims(path: Path) -> bool:
     """Whether it is a set's folder."""
-    return (path / "train.json").is_file()
+    return any((path / name).is_file() for name in ("train.json", *MARKS))
 
 
 def load(name: str, root: str | None, seed: int) -> ClassificationData:
     """One set. `root` is the folder that holds the sets, or the set's own; for a set opened by its path, that path.
 
-    A missing val.json is a tenth of train, drawn by the seed.
+    Without train.json the splits are those that the set's authors publish. A missing val is a tenth of train, drawn
+    by the seed.
 
     Raises:
         DataError: the folder, train.json, test.json or a picture is missing, or a list is not of the form above.
@@ -49,10 +51,7 @@ def load(name: str, root: str | None, seed: int) -> ClassificationData:
     if not name.startswith("fgvc/"):
         key = next((key for key, (folders, *_) in SETS.items() if folder.name in folders), "")
     _, classes, sizes = SETS.get(key, ((), None, None))
-    lists = {split: _read(folder / f"{split}.json") for split in ("train", "val", "test")}
-    if not lists["train"] or not lists["test"]:
-        missing = "train.json" if not lists["train"] else "test.json"
-        raise DataError(f"{folder / missing} is missing or lists no picture: it must be {{\"picture\": class id, …}}")
+    lists = _lists(folder)
     ids = sorted(set(lists["train"].values()), key=lambda word: (isinstance(word, str), word))
     number = {word: label for label, word in enumerate(ids)}
     parts = {split: _pictures(folder, split, entries, number) for split, entries in lists.items()}
@@ -67,7 +66,7 @@ def load(name: str, root: str | None, seed: int) -> ClassificationData:
     names = _names(folder, key, ids, train)
     if not len(val):
         train, val = tenth_as_val(train, seed)
-        notes.append(f"{name} has no val.json: val is a tenth of train, drawn by the seed {seed}")
+        notes.append(f"{name} has no val: it is a tenth of train, drawn by the seed {seed}")
     label = f"fgvc/{key}" if key else name
     return ClassificationData(label, names, train, val, test, recipe="fgvc", notes=tuple(notes))
 
@@ -75,8 +74,8 @@ def load(name: str, root: str | None, seed: int) -> ClassificationData:
 def _find(key: str, root: str | None) -> Path:
     folders = SETS[key][0]
     how = (
-        f"the folder {folders[0]} with the set's own pictures and train.json, val.json, test.json "
-        '({"picture": class id, …}, as in github.com/KMnP/vpt) and give the place of that folder as root'
+        f"the folder {folders[0]} with the set as its authors publish it, or its pictures and train.json, val.json, "
+        'test.json ({"picture": class id, …}, as in github.com/KMnP/vpt), and give the place of that folder as root'
     )
     if root is None:
         raise DataError(f"fgvc/{key} needs root: make {how}")
@@ -84,6 +83,16 @@ def _find(key: str, root: str | None) -> Path:
         if claims(folder):
             return folder.resolve()
     raise DataError(f"fgvc/{key} is not in {root}: make {how}")
+
+
+def _lists(folder: Path) -> Splits:
+    lists = {split: _read(folder / f"{split}.json") for split in ("train", "val", "test")}
+    if not any(lists.values()):
+        lists = published(folder) or lists
+    if not lists["train"] or not lists["test"]:
+        missing = "train.json" if not lists["train"] else "test.json"
+        raise DataError(f"{folder / missing} is missing or lists no picture: it must be {{\"picture\": class id, …}}")
+    return lists
 
 
 def _read(path: Path) -> dict[str, int | str]:
@@ -104,7 +113,7 @@ def _read(path: Path) -> dict[str, int | str]:
 def _pictures(folder: Path, split: str, entries: dict[str, int | str], number: dict[int | str, int]) -> Pictures:
     if not entries:
         return no_pictures(split)
-    source = folder / f"{split}.json"
+    source = folder / f"{split}.json" if (folder / f"{split}.json").is_file() else folder
     for picture, word in entries.items():
         if word not in number:
             raise DataError(f"{source} gives {picture!r} the class {word!r}, which train.json has not: mend either")

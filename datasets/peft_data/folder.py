@@ -16,7 +16,10 @@ from peft_data.splits import tenth_as_val, three_parts
 
 NAMES: dict[str, str] = {}
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-_LISTS = ("train*.json", "train*.txt", "dataset_dict.json", "dataset_info.json", "annotations/train_meta.list*")
+_LISTS = (
+    "train*.json", "train*.txt", "*.mat", "lists/*.mat", "devkit/*.mat", "dataset_dict.json", "dataset_info.json",
+    "annotations/train_meta.list*",
+)  # fmt: skip
 
 
 def claims(path: Path) -> bool:
