@@ -1,172 +1,14 @@
-"""One command line for all three programs: a command is a function, its options are the function's signature.
-
-jsonargparse types the values and writes the help. This file adds what it lacks: several values after one option and
-positional lists, names that bring their own options (`--method lora --method.rank 4`), recipes and config files whose
-values flags change, and one sentence for a mistake.
-
-Values come, later ones winning, from the signature, the recipe, `--config` files in their order, and flags.
-"""
+"""One command line for all three programs: `main(program, commands)` runs the functions made by `@command`."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-import json
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from peft_core.config_files import find_config
+from peft_core.command import Command
 from peft_core.errors import PeftError, nearest
-from peft_core.options import Choice, as_choices, check_key, describe, flatten, hints, takes_many
-
-OURS = ("help", "debug", "config")
-
-
-class Command:
-    """A function that the command line, a YAML file and Python call alike; made by `@command`."""
-
-    def __init__(self, function: Callable, domain: str, default_recipe: Callable[[dict], str | None] | None) -> None:
-        functools.update_wrapper(self, function)
-        self.function, self.domain, self.default_recipe = function, domain, default_recipe
-        self.hints = hints(function)
-        self.parameters = inspect.signature(function).parameters
-
-    @property
-    def name(self) -> str:
-        return self.function.__name__.strip("_")
-
-    def __call__(self, *positional: Any, **given: Any) -> Any:
-        bound = inspect.signature(self.function).bind_partial(*positional, **given).arguments
-        return self.function(**self.resolve([("", dict(bound))]))
-
-    def resolve(self, layers: list[tuple[str, dict]]) -> dict[str, Any]:
-        """The function's arguments, typed, from layers of (where it stands, nested settings), later ones winning.
-
-        Raises:
-            PeftError: an unknown key (with the nearest), a value of the wrong type, a missing one.
-        """
-        if "recipe" not in self.parameters:
-            return self._typed(layers)
-        name = next((layer["recipe"] for _, layer in reversed(layers) if layer.get("recipe")), None)
-        if name is None and self.default_recipe:
-            name = self.default_recipe(self._typed(layers))
-        if name is None:
-            return self._typed(layers)
-        path = find_config("recipe", str(name), self.domain)
-        return self._typed([(str(path), read_yaml(path)), *layers, ("", {"recipe": str(name)})])
-
-    def _typed(self, layers: list[tuple[str, dict]]) -> dict[str, Any]:
-        choices, layers = as_choices(layers, self.hints)
-        for name, parameter in self.parameters.items():
-            if name not in choices and isinstance(parameter.default, str) and is_choice(self.hints[name]):
-                choices[name] = parameter.default
-        values, origin = {}, {}
-        for where, layer in layers:
-            for key, value in flatten(layer, self.hints):
-                check_key(key, self.hints, choices, where)
-                values[key], origin[key] = value, where
-        for key, name in choices.items():
-            for option, value in self.hints[key].preset(name).items():
-                values.setdefault(f"{key}.{option}", value)
-        for name, parameter in self.parameters.items():
-            if parameter.default is parameter.empty and name not in values and name not in choices:
-                flag = name if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else f"--{name}"
-                raise PeftError(f"{self.name} needs {flag} ({describe(self.hints[name])}): see `{self.name} --help`.")
-        parsed = self._parse(choices, values, origin)
-        arguments = {}
-        for name in self.parameters:
-            if not is_choice(self.hints[name]):
-                arguments[name] = parsed.get(name)
-            elif name in choices or not self.hints[name].named:
-                options = dict(parsed.get(name) or {})
-                if not self.hints[name].complete:
-                    options = {key: value for key, value in options.items() if f"{name}.{key}" in values}
-                arguments[name] = self.hints[name](choices.get(name, ""), options)
-            else:
-                arguments[name] = None
-        return arguments
-
-    def _parse(self, choices: dict, values: dict, origin: dict) -> dict[str, Any]:
-        from jsonargparse import ArgumentError
-
-        line = [f"--{key}={as_text(value)}" for key, value in values.items()]
-        try:
-            return self.parser(choices).parse_args(line).as_dict()
-        except ArgumentError as error:
-            key = str(error).partition('key "')[2].partition('"')[0]
-            if key not in values:
-                raise PeftError(" ".join(str(error).split())) from error
-            group, _, option = key.partition(".")
-            hint = hints(self.hints[group].accepts(choices.get(group, "")))[option] if option else self.hints[group]
-            where = f"{key} in {origin[key]}" if origin.get(key) else f"--{key}"
-            likely = nearest(str(values[key]), [str(c) for c in getattr(hint, "__args__", ())])
-            raise PeftError(f'{where} takes {describe(hint)}, not "{as_text(values[key])}"{likely}.') from error
-
-    def parser(self, choices: Mapping[str, str]) -> Any:
-        """jsonargparse's parser of the function, with the options of the names in `choices`."""
-        from jsonargparse import ArgumentParser
-
-        parser = ArgumentParser(prog=self.name, exit_on_error=False, description=summary(self.function))
-        groups = [name for name in self.parameters if is_choice(self.hints[name])]
-        parser.add_function_arguments(self.function, skip=set(groups), fail_untyped=False, as_positional=False)
-        for name in groups:
-            cls = self.hints[name]
-            if cls.named and name not in choices:
-                parser.add_argument(f"--{name}")
-                continue
-            target = cls.accepts(choices.get(name, ""))
-            add = parser.add_class_arguments if isinstance(target, type) else parser.add_function_arguments
-            add(target, name, skip=set(cls.hidden), fail_untyped=False, as_positional=False)
-        return parser
-
-    def read_line(self, argv: Sequence[str]) -> list[tuple[str, dict]]:
-        """Layers of the command line: its `--config` files, then its flags."""
-        flags, loose = split_line(argv)
-        files = [(value, read_config(value, self.name)) for key, values in flags if key == "config" for value in values]
-        given = [(key, values) for key, values in flags if key not in OURS]
-        named = {key: values[0] for key, values in given if values and is_choice(self.hints.get(key))}
-        choices, _ = as_choices([*files, ("", named)], self.hints)
-        for name, parameter in self.parameters.items():
-            if is_choice(self.hints[name]) and isinstance(parameter.default, str):
-                choices.setdefault(name, parameter.default)
-        layer: dict[str, Any] = {}
-        for key, values in given:
-            hint = check_key(key, self.hints, choices, "")
-            value, rest = take(key, values, hint, key in layer)
-            layer[key] = layer[key] + value if isinstance(layer.get(key), list) and isinstance(value, list) else value
-            loose += rest
-        positional = [n for n, p in self.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        if loose and not positional:
-            raise PeftError(f'"{loose[0]}" belongs to no option: see `{self.name} --help`.')
-        if loose:
-            many = takes_many(self.hints[positional[0]])
-            if not many and len(loose) > 1:
-                raise PeftError(f'"{loose[1]}" is one too many: {self.name} takes one {positional[0]}.')
-            layer[positional[0]] = loose if many else loose[0]
-        return [*files, ("", layer)]
-
-    def help(self, program: str, argv: Sequence[str] = ()) -> str:
-        """The options in words, those of the names on the line (`--method lora`) included."""
-        flags, _ = split_line(argv)
-        choices = {n: p.default for n, p in self.parameters.items() if is_choice(self.hints[n]) and isinstance(p.default, str)}
-        choices |= {key: words[0] for key, words in flags if words and is_choice(self.hints.get(key))}
-        parser = self.parser(choices)
-        positional = [n for n, p in self.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        words = [f"{name.upper()} ..." if takes_many(self.hints[name]) else name.upper() for name in positional]
-        parser.usage = " ".join([program, self.name, *words, "[options]"])
-        about = argument_docs(self.function)
-        for action in parser._actions:
-            if is_choice(self.hints.get(action.dest)) and self.hints[action.dest].named:
-                action.metavar, action.help = "NAME", about.get(action.dest, "")
-        return parser.format_help()
-
-
-def command(domain: str, default_recipe: Callable[[dict], str | None] | None = None) -> Callable[[Callable], Command]:
-    """Makes a function a command. `domain` is the folder of its configs; `default_recipe` names the recipe to use
-    where none is given, from the arguments as far as they are known."""
-    return lambda function: Command(function, domain, default_recipe)
+from peft_core.line import summary
 
 
 def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None = None, errors: tuple = ()) -> int:
@@ -180,13 +22,18 @@ def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None =
             print(overview(program, by_name))
             return 0
         if argv[0] not in by_name:
-            raise PeftError(f'unknown command "{argv[0]}"{nearest(argv[0], by_name)} (there are: {", ".join(by_name)}).')
+            raise PeftError(
+                f'unknown command "{argv[0]}"{nearest(argv[0], by_name)} (there are: {", ".join(by_name)}).'
+            )
         chosen = by_name[argv[0]]
         if "-h" in argv or "--help" in argv:
             print(chosen.help(program, [word for word in argv[1:] if word not in ("-h", "--help")]))
             return 0
         result = chosen.function(**chosen.resolve(chosen.read_line(argv[1:])))
         return result if isinstance(result, int) and not isinstance(result, bool) else 0
+    except BrokenPipeError:  # the reader has seen enough
+        sys.stdout = open(os.devnull, "w")
+        return 0
     except (PeftError, OSError, *errors) as error:
         if debug:
             raise
@@ -197,88 +44,14 @@ def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None =
         return 130
 
 
-def split_line(argv: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
-    """(option, the words after it) in order, and the words before the first option."""
-    flags: list[tuple[str, list[str]]] = []
-    loose: list[str] = []
-    for word in argv:
-        if word.startswith("--") and len(word) > 2:
-            key, equals, value = word[2:].partition("=")
-            flags.append((key, [value] if equals else []))
-        elif flags:
-            flags[-1][1].append(word)
-        else:
-            loose.append(word)
-    return flags, loose
-
-
-def take(key: str, words: list[str], hint: Any, again: bool) -> tuple[Any, list[str]]:
-    """How many of the words after an option are its value: (value, the others)."""
-    if hint is bool:
-        is_value = bool(words) and words[0].lower() in ("true", "false")
-        return (words[0].lower() == "true", words[1:]) if is_value else (True, words)
-    if not words:
-        raise PeftError(f"--{key} needs a value ({describe(hint)}).")
-    if takes_many(hint):
-        whole = len(words) == 1 and (words[0].startswith("[") or words[0] == "null")
-        return (words[0] if whole else words), []
-    if again:
-        raise PeftError(f"--{key} is given twice: give it once.")
-    several = len(words) > 1 and takes_many(hint, also=True)
-    return (words, []) if several else (words[0], words[1:])
-
-
-def is_choice(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, Choice)
-
-
-def as_text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, default=lambda other: list(other) if isinstance(other, range) else str(other))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping; {} where it is empty."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise PeftError(f"{path} is no readable YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content or {}, dict):
-        raise PeftError(f"{path} must hold `option: value` lines.")
-    return content or {}
-
-
-def read_config(value: str, command_name: str) -> dict[str, Any]:
-    path = Path(value).expanduser()
-    path = path / "config.yaml" if path.is_dir() else path
-    if not path.is_file():
-        raise PeftError(f"config file {path} does not exist: give a YAML file or a run folder.")
-    content = read_yaml(path)
-    made_by = str(content.pop("command", command_name)).split()[-1]
-    if made_by != command_name:
-        raise PeftError(f"{path} is a config of `{made_by}`, not of `{command_name}`.")
-    return content
-
-
 def say(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return str(error).strip() or type(error).__name__
-
-
-def summary(function: Callable) -> str:
-    return inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-
-
-def argument_docs(function: Callable) -> dict[str, str]:
-    from docstring_parser import parse
-
-    return {each.arg_name: each.description or "" for each in parse(function.__doc__ or "").params}
+    return str(error).strip().replace("?.", "?") or type(error).__name__
 
 
 def overview(program: str, commands: Mapping[str, Command]) -> str:
     lines = [f"  {name:<8} {summary(each.function)}" for name, each in commands.items()]
-    return "\n".join([f"usage: {program} COMMAND [options]", "", *lines, "", f"`{program} COMMAND --help` lists its options."])
+    return "\n".join(
+        [f"usage: {program} COMMAND [options]", "", *lines, "", f"`{program} COMMAND --help` lists its options."]
+    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from peft_core.errors import PeftError, nearest
+from peft_core.method import Method, find_method, list_methods, make_method, read_preset
 
 
 @dataclass
@@ -57,7 +58,9 @@ def hints(target: Callable) -> dict[str, Any]:
     return found
 
 
-def as_choices(layers: list[tuple[str, dict]], known: Mapping[str, Any]) -> tuple[dict[str, str], list[tuple[str, dict]]]:
+def as_choices(
+    layers: list[tuple[str, dict]], known: Mapping[str, Any]
+) -> tuple[dict[str, str], list[tuple[str, dict]]]:
     """The name chosen last for every Choice, and the layers with `{option: value}` in the names' places. Options that
     were given for another name than the last are dropped."""
     names: dict[str, str] = {}
@@ -100,7 +103,9 @@ def check_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str], wh
         return hint
     names = [name for name in known]
     if is_group and option and (group in choices or not hint.named):
-        inner = {name: kind for name, kind in hints(hint.accepts(choices.get(group, ""))).items() if name not in hint.hidden}
+        inner = {
+            name: kind for name, kind in hints(hint.accepts(choices.get(group, ""))).items() if name not in hint.hidden
+        }
         if option in inner:
             return inner[option]
         names = [f"{group}.{name}" for name in inner]
@@ -142,3 +147,38 @@ def describe(hint: Any) -> str:
     if isinstance(part, type) and issubclass(part, Choice):
         return "a name"
     return WORDS.get(part, getattr(part, "__name__", str(part)))
+
+
+class MethodChoice(Choice):
+    """`--method lora --method.rank 4`: a method, a preset of configs/*/method, or a preset's path."""
+
+    @classmethod
+    def accepts(cls, name: str) -> Callable:
+        preset = None if name in list_methods() else read_preset(name)
+        return find_method(preset["method"] if preset else name)
+
+    @classmethod
+    def preset(cls, name: str) -> dict[str, Any]:
+        preset = None if name in list_methods() else read_preset(name)
+        return {key: value for key, value in (preset or {}).items() if key != "method"}
+
+    def build(self) -> Method:
+        return make_method(self.name, **self.options)
+
+
+class TrainerFlags(Choice):
+    """`--trainer.max_epochs 5`: the arguments of Lightning's Trainer, apart from those that the run folder decides."""
+
+    named, complete = False, False
+    hidden = frozenset(
+        "logger callbacks plugins profiler default_root_dir enable_checkpointing enable_progress_bar barebones "
+        "enable_model_summary num_sanity_val_steps use_distributed_sampler reload_dataloaders_every_n_epochs "
+        "val_check_interval check_val_every_n_epoch log_every_n_steps limit_predict_batches inference_mode "
+        "enable_autolog_hparams model_registry overfit_batches fast_dev_run limit_test_batches".split()
+    )
+
+    @classmethod
+    def accepts(cls, name: str) -> Callable:
+        from lightning.pytorch import Trainer
+
+        return Trainer

@@ -1,0 +1,143 @@
+"""Plots and the self-contained report.html of a run folder, the same for all programs."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
+h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2rem}p.lead{font-size:1.1rem;margin-top:0}
+table{border-collapse:collapse;display:block;overflow-x:auto}
+td,th{padding:.25rem .9rem .25rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #e3e6ea}
+td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(6.5rem,1fr));gap:.8rem}
+.grid figure{margin:0;border-top:4px solid #3a7d5d;font-size:.8rem;overflow-wrap:anywhere}
+.grid figure.wrong{border-color:#b5402f}.grid img{width:100%;image-rendering:auto;display:block}
+"""
+INK, ACCENT, SECOND = "#1b1f24", "#2f6690", "#b5402f"
+
+
+def csv_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows as CSV with a header; a column that a row lacks stays empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def curves(history: Sequence[Mapping[str, float]], score: str = "accuracy") -> bytes:
+    """PNG: the training loss against optimiser steps with the learning rate under it, and the scores where there are
+    some."""
+    figure, (top, bottom) = _subplots(2, 1, figsize=(7, 4.6), sharex=True, height_ratios=[3, 1])
+    losses = [row for row in history if "loss" in row]
+    steps = [row["step"] for row in losses]
+    mark = "." if len(losses) < 20 else ""
+    top.plot(steps, [row["loss"] for row in losses], color=ACCENT, lw=1.5, marker=mark)
+    top.set_ylabel("training loss", color=ACCENT)
+    top.set_ylim(bottom=0)
+    scored = [row for row in history if score in row]
+    if scored:
+        right = top.twinx()
+        right.plot([row["step"] for row in scored], [row[score] for row in scored], color=SECOND, lw=1.5, marker="o", ms=3)
+        right.set_ylabel(score, color=SECOND)
+        right.set_ylim(0, 1.02)
+    bottom.plot(steps, [row["lr"] for row in losses], color=INK, lw=1.2)
+    bottom.set_ylabel("learning rate")
+    bottom.set_ylim(bottom=0)
+    bottom.set_xlabel("optimiser step")
+    return _png(figure)
+
+
+def confusion(counts: Any, class_names: Sequence[str]) -> bytes:
+    """PNG of a confusion matrix C C: each row is a true class, its colours the shares of its pictures; up to 25 classes
+    the counts are written in."""
+    import numpy as np
+
+    counts = np.asarray(counts)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = len(counts)
+    side = min(14.0, 2.5 + 0.42 * min(size, 25))
+    figure, (axis,) = _subplots(1, 1, figsize=(side + 0.8, side))
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axis, fraction=0.046, pad=0.03, label="share of the true class")
+    if size <= 60:
+        names = [name if len(name) <= 22 else name[:21] + "…" for name in class_names]
+        small = 9 if size <= 25 else 5
+        axis.set_xticks(range(size), names, rotation=90, fontsize=small)
+        axis.set_yticks(range(size), names, fontsize=small)
+    if size <= 25:
+        for row, column in zip(*counts.nonzero(), strict=True):
+            colour = "white" if shares[row, column] > 0.5 else INK
+            axis.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    return _png(figure)
+
+
+def _subplots(rows: int, columns: int, **options: Any) -> tuple[Any, list[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ratios, sharex = options.pop("height_ratios", None), options.pop("sharex", False)
+    figure = Figure(layout="constrained", **options)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, height_ratios=ratios).ravel().tolist()
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def page(title: str, lead: str, sections: Iterable[tuple[str, str]]) -> bytes:
+    """A page that needs no other file: sections of (heading, HTML)."""
+    parts = [f"<h2>{html.escape(heading)}</h2>\n{content}" for heading, content in sections]
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
+        f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>\n' + "\n".join(parts) + "</html>\n"
+    ).encode()
+
+
+def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> str:
+    """Rows as HTML; numbers to the right, grouped by thousands."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return f"<td>{html.escape(str(value))}</td>"
+        return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f'<td class="n">{value:,.4g}</td>'
+
+    head = "<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in header) + "</tr>" if header else ""
+    return "<table>" + head + "".join("<tr>" + "".join(map(cell, row)) + "</tr>" for row in rows) + "</table>"
+
+
+def figure(png: bytes, alt: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def picture_grid(pictures: Iterable[tuple[Any, str, bool]]) -> str:
+    """(PIL image, caption, whether it is wrong), side by side."""
+    cells = []
+    for picture, caption, wrong in pictures:
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        kind = ' class="wrong"' if wrong else ""
+        image = figure(buffer.getvalue(), caption)
+        cells.append(f"<figure{kind}>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
+    return f'<div class="grid">{"".join(cells)}</div>'
+
+
+def preformatted(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"

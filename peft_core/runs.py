@@ -1,0 +1,184 @@
+"""The run folder: who may write it, what is finished, and how to use a finished one (`load_run`)."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from peft_core.adapter_file import write_files
+from peft_core.errors import PeftError
+
+CONFIG, RESULTS = "config.yaml", "results.json"
+FILES = (
+    RESULTS, "metrics.csv", "curves.png", "confusion.png", "predictions.csv", "report.html", "last.ckpt", "adapter", CONFIG,
+)  # fmt: skip
+FREE = ("out", "overwrite", "save_every")
+"""Settings that may differ between a run and the command that goes on with it."""
+
+State = Literal["new", "started", "finished"]
+
+
+class RunFolder:
+    """A folder that one run writes: config.yaml first, results.json last.
+
+    Args:
+        path: the folder; it is made with its first file.
+        program: what re-runs it, e.g. `vision_peft fit`; stands in config.yaml.
+    """
+
+    def __init__(self, path: str | os.PathLike, program: str) -> None:
+        self.path, self.program = Path(path).expanduser(), program
+
+    def check(self, config: dict[str, Any], overwrite: bool = False) -> State:
+        """Whether the run that `config` describes may have the folder, and how far it has come there. Changes nothing.
+
+        Raises:
+            PeftError: the folder holds another run that has trained, or files of something else.
+        """
+        if self.path.is_file():
+            raise PeftError(f"{self.path} is a file: give --out another folder.")
+        if not (self.path / CONFIG).is_file():
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise PeftError(f"{self.path} holds files that are no run's: give --out another folder.")
+            return "new"
+        if overwrite and _rank() == 0:
+            return "new"
+        difference = _differences(read_run_config(self.path), self._full(config))
+        if difference and self.state() != "new":
+            raise PeftError(
+                f"{self.path} holds another run ({difference}): give another --out, or --overwrite to replace it."
+            )
+        return self.state()
+
+    def begin(self, config: dict[str, Any], overwrite: bool = False) -> None:
+        """Writes config.yaml; `overwrite` removes another run's files first. The first process alone does so."""
+        if _rank():
+            return
+        if overwrite:
+            self.clear()
+        import yaml
+
+        text = f"# Run this again with: {self.program} --config {self.path / CONFIG}\n"
+        text += yaml.safe_dump(self._full(config), sort_keys=False, allow_unicode=True)
+        self.write({CONFIG: text.encode()})
+
+    def _full(self, config: dict[str, Any]) -> dict[str, Any]:
+        return json.loads(json.dumps({"command": self.program} | config | {"overwrite": False}, default=_plain))
+
+    def state(self) -> State:
+        if (self.path / RESULTS).is_file():
+            return "finished"
+        return "started" if (self.path / "last.ckpt").is_file() else "new"
+
+    def clear(self) -> None:
+        """Removes a run's files and nothing else; the results first and the config last, so that it is safe to be interrupted."""
+        if not (self.path / CONFIG).is_file():
+            return
+        for name in FILES:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def write(self, files: dict[str, bytes]) -> None:
+        """Writes files so that each is whole or as it was before."""
+        write_files(self.path, files)
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        self.write({RESULTS: (json.dumps(results, indent=2, ensure_ascii=False, default=_plain) + "\n").encode()})
+
+    def results(self) -> dict[str, Any]:
+        return json.loads((self.path / RESULTS).read_text())
+
+
+def read_run_config(path: str | os.PathLike) -> dict[str, Any]:
+    """The config of a run folder.
+
+    Raises:
+        PeftError: there is no such folder, or it is no run's.
+    """
+    import yaml
+
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise PeftError(f"there is no run folder {folder}: train one with `fit --out {folder}`.")
+    if not (folder / CONFIG).is_file():
+        raise PeftError(f"{folder} is no run folder: it has no {CONFIG}.")
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text())
+    except yaml.YAMLError as error:
+        raise PeftError(f"{folder / CONFIG} is damaged: {' '.join(str(error).split())}.") from error
+    if not isinstance(config, dict) or "command" not in config:
+        raise PeftError(f"{folder / CONFIG} is damaged: it has no line `command:`.")
+    return config
+
+
+def load_run(path: str | os.PathLike) -> Any:
+    """A trained run, ready for use: `.model`, `.transform`, `.class_names`, `.predict(images)`.
+
+    Raises:
+        PeftError: no run folder, or a run whose adapter was not written yet.
+    """
+    program = str(read_run_config(path)["command"]).split()[0]
+    if program not in ("vision_peft", "clip_peft", "diffusion_peft"):
+        raise PeftError(f"{path} was made by {program}, which this suite does not know.")
+    return importlib.import_module(f"{program}.run").open_run(Path(path).expanduser())
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that a result depends on."""
+    import platform
+    from importlib import metadata
+
+    names = ("torch", "torchvision", "timm", "open_clip_torch", "diffusers", "lightning", "visual-peft")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory() -> dict[str, Any]:
+    """Bytes at the peak: of the GPU where one is used, else of the process."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return {"bytes": torch.cuda.max_memory_allocated(), "of": torch.cuda.get_device_name()}
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "of": "process"}
+
+
+def _rank() -> int:
+    """0 on the process that writes; Lightning starts the others with these variables set."""
+    return int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0))
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    old, new = _flat(old), _flat(new)
+    keys = [key for key in (old | new) if key not in FREE and old.get(key) != new.get(key)]
+    shown = [f"{key} is {old.get(key)} there, {new.get(key)} here" for key in keys[:3]]
+    return ", ".join(shown) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    return value.plain() if hasattr(value, "plain") else list(value) if isinstance(value, (tuple, range, set)) else str(value)

@@ -1,0 +1,163 @@
+"""Lightning's Trainer as all three programs use it: quiet, with checkpoints that hold the trainable part only."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
+
+from peft_core.adapter_file import adapter_state, write_files
+from peft_core.errors import PeftError
+
+CHECKPOINT = "last.ckpt"
+
+
+def make_trainer(flags: dict[str, Any], callbacks: list[Callback], folder: Path | None = None, **more: Any) -> Trainer:
+    """A Trainer on one device (`devices` asks for more) without Lightning's own logs, bars and checkpoints.
+
+    Raises:
+        PeftError: flags that do not go together, e.g. an accelerator that this machine lacks.
+    """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    settings: dict[str, Any] = {"devices": 1} | {
+        key: tuple(value) if isinstance(value, list) and key != "devices" else value for key, value in flags.items()
+    }
+    settings |= {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "default_root_dir": folder,
+        "callbacks": callbacks,
+        "plugins": [AtomicCheckpoints()],
+    }
+    try:
+        with quiet():
+            return Trainer(**(settings | more))
+    except (MisconfigurationException, ValueError) as error:
+        raise PeftError(f"Lightning refuses the --trainer options: {' '.join(str(error).split())}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences Lightning's notes, tips and guesses about mistakes, not its errors."""
+    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            warnings.filterwarnings("ignore", message=".*(litlogger|dataloader|ddp|rank|num_workers|LeafSpec).*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there; reads tensors and plain values only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_files(Path(path).parent, {Path(path).name: buffer.getvalue()})
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+def keep_trainables(checkpoint: dict[str, Any], model: nn.Module, prefix: str = "model.") -> None:
+    """Leaves in a Lightning checkpoint what makes `model` differ from the stock one: a few MB."""
+    kept: dict[str, Tensor] = {prefix + key: value for key, value in adapter_state(model).items()}
+    checkpoint["state_dict"] = kept
+    checkpoint.pop("hyper_parameters", None)
+
+
+class SaveState(Callback):
+    """Writes `last.ckpt` at the end of each epoch, and between optimiser steps once `every` seconds have passed.
+
+    `before` is called first each time, on every process; it may raise to keep the last checkpoint. `after_epoch` is
+    called on the first process after an epoch's checkpoint.
+    """
+
+    def __init__(
+        self, folder: Path, every: float, before: Callable[[], None], after_epoch: Callable[[], None]
+    ) -> None:
+        self.path, self.every, self.before, self.after_epoch = folder / CHECKPOINT, every, before, after_epoch
+        self.last = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
+        number = index + 1
+        if number == trainer.num_training_batches or number % trainer.accumulate_grad_batches:
+            return
+        late = time.monotonic() - self.last >= self.every
+        if trainer.world_size > 1:  # all processes must agree, and asking costs a message
+            late = trainer.strategy.broadcast(late) if number % 32 == 0 else False
+        if late:
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.save(trainer)
+        if trainer.is_global_zero:
+            self.after_epoch()
+
+    def save(self, trainer: Trainer) -> None:
+        self.before()
+        trainer.save_checkpoint(self.path)
+        self.last = time.monotonic()
+
+
+class Progress(Callback):
+    """One bar over all steps on a terminal; elsewhere ten lines at most. `describe` gives the words at its end."""
+
+    def __init__(self, describe: Callable[[], str]) -> None:
+        self.describe, self.bar, self.task = describe, None, None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.is_global_zero or not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        words = [TextColumn("epoch {task.fields[epoch]}"), TextColumn("{task.fields[note]}")]
+        columns = (words[0], BarColumn(), TimeRemainingColumn(), words[1])
+        self.bar = Progress(*columns, console=Console(stderr=True))
+        self.task = self.bar.add_task("", total=trainer.estimated_stepping_batches, epoch="", note="")
+        self.bar.start()
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
+        if self.bar is not None and self.task is not None:
+            epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self.bar.update(self.task, completed=trainer.global_step, epoch=epoch, note=self.describe())
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        epoch, last = trainer.current_epoch + 1, trainer.max_epochs or -1
+        if self.bar is None and trainer.is_global_zero and (epoch == last or epoch % max(1, math.ceil(last / 10)) == 0):
+            print(f"epoch {epoch}/{last}  {self.describe()}", file=sys.stderr, flush=True)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.close()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

@@ -1,0 +1,113 @@
+"""`--data NAME`: a data set with its own options, opened once, and its splits as decoded pictures."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+import pkgutil
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import peft_data
+from peft_data import ClassificationData, open_data
+from peft_data.base import Pictures
+from peft_data.cache import DecodedPictures, decode
+
+from peft_core.options import Choice
+
+
+def common(
+    root: str | None = None,
+    *,
+    seed: int = 0,
+    on_bad_image: Literal["raise", "skip"] = "raise",
+    cache_dir: str | None = None,
+    workers: int = 0,
+) -> None:
+    """Options of every data set.
+
+    Args:
+        root: The folder that a named data set lies in.
+        seed: Of splits that the data set does not fix itself.
+        on_bad_image: Stop and list unreadable pictures, or go on without them.
+        cache_dir: Folder that keeps decoded pictures for the next run.
+        workers: Threads that decode; 0 is one a processor.
+    """
+
+
+DECODING = ("on_bad_image", "cache_dir", "workers")
+
+
+class Data(Choice):
+    """`--data vtab/cifar100 --data.root ~/vtab-1k`: the options are those of the format's `load`, and `common`."""
+
+    @classmethod
+    def accepts(cls, name: str) -> Callable:
+        loads = [module.load for module in formats() if _is_of(name, module)]
+        loads = loads or [module.load for module in formats() if hasattr(module, "claims")]
+        return _joined([common, *loads])
+
+    def open(self) -> ClassificationData:
+        """The data set; the same object each time it is asked for with the same options."""
+        options = {k: v for k, v in self.options.items() if k not in DECODING and (v is not None or k == "root")}
+        return _opened(self.name, json.dumps(options, sort_keys=True))
+
+    def decode(self, pictures: Pictures, size: tuple[int, int], **how: Any) -> DecodedPictures:
+        """The pictures at the model's size, unreadable ones dealt with as `on_bad_image` says."""
+        options = {key: self.options[key] for key in DECODING if self.options.get(key) is not None}
+        decoded = decode(pictures, size, **options, **how)
+        if decoded.skipped:
+            total = len(decoded) + len(decoded.skipped)
+            print(f"{len(decoded.skipped)} of {total} pictures cannot be read and are left out", file=sys.stderr)
+        return decoded
+
+
+def formats() -> Iterator[ModuleType]:
+    """The files of peft_data that open a data set: those with `NAMES`."""
+    for info in pkgutil.iter_modules(peft_data.__path__):
+        module = importlib.import_module(f"peft_data.{info.name}")
+        if hasattr(module, "NAMES"):
+            yield module
+
+
+def _is_of(name: str, module: ModuleType) -> bool:
+    if not name.startswith(("./", "../", "/", "~")):
+        for known in module.NAMES:
+            prefix, pattern, _ = known.partition("<")
+            if name == known or (pattern and name.startswith(prefix) and len(name) > len(prefix)):
+                return True
+    path = Path(name).expanduser()
+    return hasattr(module, "claims") and path.exists() and module.claims(path)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(name: str, options: str) -> ClassificationData:
+    return open_data(name, **json.loads(options))
+
+
+def _joined(functions: list[Callable]) -> Callable:
+    """A function with the options of all these, for a signature and for help."""
+    parameters: dict[str, inspect.Parameter] = {}
+    annotations: dict[str, Any] = {}
+    lines = []
+    for function in functions:
+        known = typing.get_type_hints(function)
+        docs = inspect.cleandoc(function.__doc__ or "").partition("Args:\n")[2].split("\n\n")[0]
+        lines.append(docs)
+        for key, parameter in inspect.signature(function).parameters.items():
+            if key not in ("name", "root", "seed") or function is common:
+                parameters[key] = parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=known.get(key, Any))
+                annotations[key] = known.get(key, Any)
+
+    def options(**given: Any) -> None: ...
+
+    options.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    options.__annotations__ = annotations
+    options.__doc__ = "Options of the data set.\n\nArgs:\n" + "\n".join(lines)
+    return options

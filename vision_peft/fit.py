@@ -1,0 +1,122 @@
+"""`vision_peft fit`: from a folder of pictures to a trained adapter, its figures and its report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from peft_core.command import command
+from peft_core.errors import PeftError
+from peft_core.options import MethodChoice, TrainerFlags
+from peft_core.runs import RunFolder
+from vision_peft.data import Data
+
+
+def recipe_of(settings: dict[str, Any]) -> str:
+    """The recipe that suits the data set."""
+    return settings["data"].open().recipe or "default"
+
+
+@command("vision", default_recipe=recipe_of)
+def fit(
+    *,
+    data: Data,
+    backbone: str = "reference",
+    method: MethodChoice = "lora",  # type: ignore[assignment]
+    recipe: str | None = None,
+    out: str | None = None,
+    seed: int = 0,
+    protocol: Literal["honest", "legacy"] = "honest",
+    eval_on: Literal["test", "val"] = "test",
+    eval_every: int = 0,
+    optimizer: Literal["adamw", "sgd"] = "adamw",
+    lr: float = 1e-3,
+    weight_decay: float = 1e-4,
+    batch_size: int = 64,
+    warmup: float = 0.1,
+    final_lr: float = 0.01,
+    label_smoothing: float = 0.0,
+    drop_path: float = 0.0,
+    augment: str = "none",
+    resize: Literal["squash", "crop"] = "squash",
+    normalise: Literal["checkpoint", "imagenet", "half", "none"] = "checkpoint",
+    compile: bool = False,
+    cache_prefix: Literal["auto", "on", "off"] = "auto",
+    save_every: float = 60.0,
+    overwrite: bool = False,
+    trainer: TrainerFlags = None,  # type: ignore[assignment]
+) -> dict[str, Any]:
+    """Train a classifier with few parameters, score it, and write a run folder.
+
+    Args:
+        data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION.
+        backbone: `reference`, a timm name, a model folder, or ARCHITECTURE@FILE.safetensors.
+        method: A method or preset (`list methods`); its settings are --method.SETTING.
+        recipe: A name (`list recipes`) or a YAML's path; by default the data set's own.
+        out: The run folder; by default runs/DATA-BACKBONE-METHOD-SEED.
+        seed: Of the head, the adapter, the order of the pictures and all chance in training.
+        protocol: `honest` reports the last epoch; `legacy` the epoch that scored best on the test set.
+        eval_on: `test` trains on train + val; `val` trains on train and scores val, to choose settings by.
+        eval_every: Score every so many epochs besides; 0 scores once, at the end (legacy: every epoch).
+        optimizer: AdamW, or SGD with momentum 0.9.
+        lr: Highest learning rate.
+        weight_decay: Not for biases and other 1-D tensors.
+        batch_size: Pictures a step, over all devices.
+        warmup: Share of the steps over which the learning rate rises to lr.
+        final_lr: Where the cosine ends, as a share of lr.
+        label_smoothing: Share of the target that is spread over all classes.
+        drop_path: Stochastic depth of the last block, rising from 0 in the first.
+        augment: none, flip, crop_flip or randaug.
+        resize: `squash` to the model's size, or `crop` the centre.
+        normalise: The checkpoint's own mean and std, ImageNet's, 0.5, or none.
+        compile: Compile the model with torch.compile.
+        cache_prefix: Compute once what comes before the first trained block, where nothing in it is random.
+        save_every: Seconds between checkpoints within an epoch.
+        overwrite: Replace another run in the same folder.
+        trainer: Lightning's own flags, e.g. --trainer.max_epochs 5.
+    """
+    settings = dict(locals())
+    if not 0 <= warmup < 1 or batch_size < 1 or lr <= 0 or eval_every < 0:
+        raise PeftError(
+            f"warmup must be in [0, 1), batch_size at least 1, lr above 0 and eval_every at least 0, not {warmup}, "
+            f"{batch_size}, {lr:g} and {eval_every}."
+        )
+    settings["backbone"] = backbone = absolute(backbone)
+    parts = (data.name, backbone.rpartition("/")[2], method.name, f"seed{seed}")
+    out = out or "runs/" + "-".join(part.strip("./~").replace("/", "_") for part in parts)
+    folder = RunFolder(out, "vision_peft fit")
+    settings["out"] = str(folder.path)
+    opened = data.open()
+    config = {key: value.plain() if hasattr(value, "plain") else value for key, value in settings.items()}
+    if folder.check(config, overwrite) == "finished":
+        print(f"{folder.path} is finished already: {headline(folder.results())}")
+        return folder.results()
+    for note in opened.notes:
+        print(f"note: {note}", file=sys.stderr)
+    from vision_peft.job import run
+
+    results = run(folder, opened, settings, config)
+    if results:
+        print(f"{folder.path}: {headline(results)}; see {folder.path / 'report.html'}")
+    return results
+
+
+def absolute(spec: str) -> str:
+    """A backbone with its path, where it has one, made absolute, so that the run can be used from another folder."""
+    architecture, at, file = spec.rpartition("@")
+    if spec.startswith(("hf-hub:", "hf_hub:")):
+        return spec
+    if at:
+        return f"{architecture}@{Path(file).expanduser().absolute()}"
+    is_path = spec.startswith(("./", "../", "~")) or ("/" in spec and Path(spec).is_dir())
+    return str(Path(spec).expanduser().absolute()) if is_path else spec
+
+
+def headline(results: dict[str, Any]) -> str:
+    count = results["parameters"]
+    if results["accuracy"] is None:
+        scored = "not scored (there are no pictures apart from the training ones)"
+    else:
+        scored = f"accuracy {results['accuracy']:.4f} on {results['evaluated_on']}"
+    return f"{scored}, {count['inserted']:,} inserted + {count['head']:,} head parameters"

@@ -1,0 +1,132 @@
+"""One training run, top to bottom: data, model, Lightning, figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch
+from peft_data import ClassificationData
+from peft_data.base import Pictures
+from peft_data.batches import Batch, Batches
+from torch import nn
+
+from peft_core import adapt, count_parameters, save_adapter
+from peft_core.errors import PeftError
+from peft_core.runs import RunFolder
+from peft_core.training import CHECKPOINT, Progress, SaveState, make_trainer, quiet
+from vision_peft.backbones import Backbone, load_backbone
+from vision_peft.classify import Classifier
+from vision_peft.prefix_cache import prefix_cache
+from vision_peft.results import write_outcome
+
+NORMALISATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+OF_CLASSIFIER = ("optimizer", "lr", "weight_decay", "warmup", "final_lr", "label_smoothing", "augment", "seed")
+
+
+def run(folder: RunFolder, data: ClassificationData, settings: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Trains (or goes on training) as `settings` say and writes everything into the folder.
+
+    Returns: the results; {} on processes other than the first.
+    """
+    protocol = settings["protocol"]
+    every = settings["eval_every"] or (1 if protocol == "legacy" else 0)
+    train, scored, scored_name = splits(data, settings["eval_on"], protocol)
+    model, about = prepare(data, settings)
+    fit = {"mode": settings["resize"], "crop_pct": about.crop_pct}
+    pictures = settings["data"].decode(train, about.input_size, **fit)
+    held_out = settings["data"].decode(scored, about.input_size, **fit) if len(scored) else None
+
+    chosen = {key: settings[key] for key in OF_CLASSIFIER}
+    classifier = Classifier(model, len(data.class_names), about.mean, about.std, keep_best=protocol == "legacy", **chosen)
+    classifier.prefix = prefix_cache(
+        model, pictures, about.mean, about.std,
+        wanted=settings["cache_prefix"], augment=settings["augment"], compiled=settings["compile"],
+    )  # fmt: skip
+    card = {"class_names": data.class_names, "resize": settings["resize"], "command": folder.program, **about.card()}
+    keep = functools.partial(save_adapter, model, folder.path / "adapter", **card)
+    saver = SaveState(folder.path, settings["save_every"], classifier.note_loss, keep)
+    trainer = make_trainer(
+        settings["trainer"].options, [saver, Progress(classifier.describe)], folder.path, check_val_every_n_epoch=every or 1
+    )
+    each, rest = divmod(settings["batch_size"], trainer.world_size)
+    if rest:
+        raise PeftError(f"a batch of {settings['batch_size']} does not divide among {trainer.world_size} devices.")
+    share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+    batches = Batches(pictures, each, seed=settings["seed"], **share)
+    scoring = InOrder(Batches(held_out, 2 * each, shuffle=False, **share)) if held_out is not None else None
+    if settings["compile"]:
+        model.compile()
+    folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
+    checkpoint = folder.path / CHECKPOINT
+    with quiet():
+        trainer.fit(classifier, batches, scoring if every else None, ckpt_path=checkpoint if checkpoint.is_file() else None)
+        if protocol == "legacy":
+            model.load_state_dict(classifier.best["state"], strict=False)
+        began = time.monotonic()
+        if scoring is not None:
+            trainer.validate(classifier, scoring, verbose=False)
+    if not trainer.is_global_zero:
+        return {}
+    scores = classifier.scores if scoring is not None else None
+    results = {
+        "accuracy": scores.accuracy if scores else None,
+        "evaluated_on": scored_name,
+        "protocol": protocol,
+        "epoch": classifier.best["epoch"] + 1 if protocol == "legacy" else trainer.current_epoch,
+        "seed": settings["seed"],
+        "data": data.name,
+        "pictures": {"train": len(pictures), scored_name or "test": len(held_out or ())},
+        "method": settings["method"].plain(),
+        "backbone": about.name,
+        "checkpoint_family": about.family,
+        "normalisation": {"name": settings["normalise"], "mean": about.mean, "std": about.std},
+        "cached_blocks": classifier.prefix.prefix.start if classifier.prefix else 0,
+        "parameters": dataclasses.asdict(count_parameters(model)),
+        "seconds": {"train": classifier.seconds, "evaluate": time.monotonic() - began},
+    }
+    keep(accuracy=results["accuracy"], protocol=protocol, evaluated_on=scored_name)
+    return write_outcome(folder, data, results, classifier.history, scores, held_out)
+
+
+class InOrder:
+    """Batches for scoring: Lightning takes what has a `sampler` for torch's own loader."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+def splits(data: ClassificationData, eval_on: str, protocol: str) -> tuple[Pictures, Pictures, str | None]:
+    """What to train on, what to score on, and the latter's name."""
+    if eval_on == "val" or (not len(data.test) and len(data.val)):
+        if not len(data.val):
+            raise PeftError(f"{data.name} has no val split to choose on: give it one, or use --eval_on test.")
+        if protocol == "legacy":
+            raise PeftError("the legacy protocol chooses the epoch on the test split: it goes with --eval_on test only.")
+        return data.train, data.val, "val"
+    if protocol == "legacy" and not len(data.test):
+        raise PeftError(f"the legacy protocol needs a test split, and {data.name} has none: use --protocol honest.")
+    return data.train + data.val, data.test, "test" if len(data.test) else None
+
+
+def prepare(data: ClassificationData, settings: dict[str, Any]) -> tuple[nn.Module, Backbone]:
+    """The adapted model at step 0, and what it expects of pictures."""
+    lightning.pytorch.seed_everything(settings["seed"], verbose=False)
+    model, about = load_backbone(settings["backbone"], len(data.class_names), settings["drop_path"])
+    if settings["normalise"] != "checkpoint":
+        mean, std = NORMALISATIONS[settings["normalise"]]
+        about = dataclasses.replace(about, mean=mean, std=std)
+    return adapt(model, settings["method"].build()), about

@@ -1,0 +1,117 @@
+"""What a finished classifier run leaves: results.json, metrics.csv, predictions.csv, plots and report.html."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from peft_data import ClassificationData
+from peft_data.cache import DecodedPictures
+from PIL import Image
+
+from peft_core import report
+from peft_core.runs import CONFIG, RunFolder, peak_memory, versions
+from vision_peft.scores import Scores
+
+SHOWN = 24
+
+
+def write_outcome(
+    folder: RunFolder,
+    data: ClassificationData,
+    results: dict[str, Any],
+    history: list[dict[str, float]],
+    scores: Scores | None,
+    pictures: DecodedPictures | None,
+) -> dict[str, Any]:
+    """Writes all of it, results.json last: a folder that has it is finished. Returns the results, completed."""
+    results["per_class"] = dict(zip(data.class_names, scores.per_class, strict=True)) if scores else {}
+    results["peak_memory"] = peak_memory()
+    results["versions"] = versions()
+    curves = report.curves(history)
+    files = {"metrics.csv": report.csv_bytes(history), "curves.png": curves}
+    sections = [("Result", report.table(summary_rows(results))), ("Training", report.figure(curves, "training loss"))]
+    if scores and pictures:
+        files["predictions.csv"] = report.csv_bytes(prediction_rows(data, scores, pictures))
+        files["confusion.png"] = confusion = report.confusion(scores.confusion, data.class_names)
+        per_class = [(name, "" if share is None else share) for name, share in results["per_class"].items()]
+        sections += [
+            ("Pictures, wrong ones first", picture_section(data, scores, pictures)),
+            ("Confusion", report.figure(confusion, "confusion matrix")),
+            ("Accuracy of each class", report.table(per_class)),
+        ]
+    config = (folder.path / CONFIG).read_text()
+    sections.append(("Config", report.preformatted(config)))
+    lead = "not scored" if results["accuracy"] is None else f"accuracy {100 * results['accuracy']:.2f} %"
+    title = f"{data.name}, {results['method']['name']} on {results['backbone']}"
+    files["report.html"] = report.page(title, f"{lead} ({describe_protocol(results)})", sections)
+    folder.write(files)
+    folder.write_results(results)
+    return results
+
+
+def describe_protocol(results: dict[str, Any]) -> str:
+    if results["evaluated_on"] is None:
+        return "no pictures apart from the training ones"
+    if results["protocol"] == "legacy":
+        return "legacy protocol: the epoch was chosen on the test set, so this is too high to be compared with honest ones"
+    if results["evaluated_on"] == "val":
+        return "trained on train, last epoch, scored on val: a figure to choose settings by"
+    return "honest protocol: trained on train + val, last epoch, scored once on test"
+
+
+def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
+    count, seconds, memory = results["parameters"], results["seconds"], results["peak_memory"]
+    normal = results["normalisation"]
+    share = 100 * count["inserted"] / max(1, count["total"] - count["head"])
+    settings = ", ".join(f"{key} {value}" for key, value in results["method"].items() if key != "name" and value is not None)
+    return [
+        ("protocol", f"{results['protocol']}, epoch {results['epoch']}, scored on {results['evaluated_on'] or 'nothing'}"),
+        ("data", f"{results['data']}: " + ", ".join(f"{n:,} {name}" for name, n in results["pictures"].items())),
+        ("method", f"{results['method']['name']} ({settings})"),
+        ("backbone", f"{results['backbone']}, weights {results['checkpoint_family']}"),
+        ("normalisation", f"{normal['name']}: mean {_few(normal['mean'])}, std {_few(normal['std'])}"),
+        ("inserted parameters", f"{count['inserted']:,} ({share:.2f} % of the backbone)"),
+        ("head parameters", f"{count['head']:,}"),
+        ("all parameters", f"{count['total']:,}"),
+        ("seconds", f"{seconds['train']:.1f} training, {seconds['evaluate']:.1f} scoring"),
+        ("peak memory", f"{memory['bytes'] / 2**20:,.0f} MiB ({memory['of']})"),
+        ("seed", str(results["seed"])),
+        ("versions", ", ".join(f"{name} {version}" for name, version in results["versions"].items())),
+    ]
+
+
+def _few(numbers: Any) -> str:
+    return "(" + ", ".join(f"{number:.3g}" for number in numbers) + ")"
+
+
+def prediction_rows(data: ClassificationData, scores: Scores, pictures: DecodedPictures) -> list[dict[str, Any]]:
+    triples = zip(pictures.labels.tolist(), scores.predicted.tolist(), scores.probability.tolist(), strict=True)
+    return [
+        {
+            "path": pictures.names[row],
+            "class": data.class_names[predicted],
+            "probability": round(probability, 6),
+            "true_class": data.class_names[label],
+            "correct": int(label == predicted),
+        }
+        for row, (label, predicted, probability) in enumerate(triples)
+    ]
+
+
+def picture_section(data: ClassificationData, scores: Scores, pictures: DecodedPictures) -> str:
+    """The wrong ones that the model was surest of, then right ones, surest last."""
+    wrong = scores.predicted != pictures.labels
+    order = sorted(range(len(pictures)), key=lambda row: (not wrong[row], -scores.probability[row].item() * bool(wrong[row])))
+    n_wrong = min(int(wrong.sum()), math.ceil(SHOWN * 2 / 3))
+    chosen = order[:n_wrong] + order[int(wrong.sum()) :][: SHOWN - n_wrong]
+    cells = []
+    for row in chosen:
+        image = Image.fromarray(pictures.images[row].permute(1, 2, 0).contiguous().cpu().numpy())
+        said = data.class_names[int(scores.predicted[row])]
+        caption = f"{said} ({100 * scores.probability[row].item():.0f} %)"
+        if wrong[row]:
+            caption = f"{data.class_names[int(pictures.labels[row])]} taken for {caption}"
+        cells.append((image, caption, bool(wrong[row])))
+    lead = f"<p>{int(wrong.sum()):,} of {len(pictures):,} are wrong.</p>"
+    return lead + report.picture_grid(cells)

@@ -1,0 +1,172 @@
+"""`vision_peft test | predict | merge | export`: what is done with a finished run."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft_data.augment import normalise
+from peft_data.batches import Batches
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from peft_core import NotMergeable, PeftError, load_run, merge
+from peft_core.adapter_file import write_files
+from peft_core.command import command
+from vision_peft.data import Data
+from vision_peft.run import find_pictures
+from vision_peft.scores import Scores
+
+
+@command("vision")
+def test(
+    *, run: str, data: Data | None = None, split: Literal["test", "val", "train"] = "test", batch_size: int = 128
+) -> dict[str, Any]:
+    """Score a run on its data set's test split, or on another data set with the same classes.
+
+    Args:
+        run: The run folder.
+        data: Another data set.
+        split: Which split.
+        batch_size: Pictures at once.
+    """
+    loaded = load_run(run)
+    saved = loaded.config["data"]
+    chosen = data or Data(saved["name"], {key: value for key, value in saved.items() if key != "name"})
+    opened = chosen.open()
+    if opened.class_names != loaded.class_names:
+        raise PeftError(f"{opened.name} has other classes than {run} was trained on: give a data set with the same ones.")
+    pictures = getattr(opened, split)
+    if not len(pictures):
+        raise PeftError(f"{opened.name} has no {split} split: choose another with --split.")
+    decoded = chosen.decode(pictures, loaded.fit.size, mode=loaded.fit.mode, crop_pct=loaded.fit.crop_pct)
+    confusion = torch.zeros(len(opened.class_names), len(opened.class_names), dtype=torch.int64)
+    device = next(loaded.model.parameters()).device
+    with torch.inference_mode():
+        for batch in Batches(decoded, batch_size, shuffle=False):
+            logits = loaded.model(normalise(batch.images.to(device), loaded.mean, loaded.std))
+            confusion.index_put_((batch.labels, logits.argmax(-1).cpu()), torch.tensor(1), accumulate=True)
+    scores = Scores(confusion, torch.empty(0), torch.empty(0))
+    print(f"accuracy {scores.accuracy:.4f} on {len(decoded):,} pictures of {opened.name} {split}")
+    per_class = dict(zip(opened.class_names, scores.per_class, strict=True))
+    for name, share in per_class.items():
+        print(f"  {'   –  ' if share is None else f'{share:.4f}'}  {name}")
+    return {"accuracy": scores.accuracy, "per_class": per_class, "pictures": len(decoded)}
+
+
+@command("vision")
+def predict(pictures: list[str], *, run: str, batch_size: int = 64) -> int:
+    """Print `path,class,probability` for pictures and folders of pictures.
+
+    Args:
+        pictures: Files and folders; folders are searched through.
+        run: The run folder.
+        batch_size: Pictures at once.
+    """
+    loaded = load_run(run)
+    found = find_pictures(pictures)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("path", "class", "probability"))
+    bad: list[str] = []
+
+    def readable() -> Any:
+        for path in found:
+            try:
+                pixels = loaded.pixels(path)
+            except PeftError as error:
+                bad.append(str(error))
+            else:
+                good.append(path)
+                yield pixels
+
+    good: list[Path] = []
+    for row, prediction in enumerate(loaded.stream(readable(), batch_size)):
+        writer.writerow((good[row], prediction.class_name, f"{prediction.probability:.4f}"))
+    for sentence in bad:
+        print(f"vision_peft: {sentence}", file=sys.stderr)
+    return 2 if bad else 0
+
+
+@command("vision")
+def merge_(*, run: str, out: str) -> Path:
+    """Write the adapter into the backbone's weights: a file that plain timm loads.
+
+    Args:
+        run: The run folder.
+        out: The .safetensors file to write.
+    """
+    target = _target(out, ".safetensors")
+    loaded = load_run(run)
+    merge(loaded.model)
+    state = {key: value.detach().cpu().contiguous() for key, value in loaded.model.state_dict().items()}
+    write_files(target.parent, {target.name: save(state)})
+    architecture = loaded.card.get("backbone_architecture") or loaded.config["backbone"]
+    print(f"{target} holds the merged weights; in plain timm:")
+    if loaded.config["backbone"] == "reference":
+        print(f'  vision_peft.reference.load({len(loaded.class_names)}) and load_state_dict(load_file("{target}"))')
+    else:
+        print(f'  timm.create_model("{architecture}", num_classes={len(loaded.class_names)}, checkpoint_path="{target}")')
+    return target
+
+
+class Deployed(nn.Module):
+    """Probabilities `B C` of pictures `B 3 H W` with values from 0 to 1: normalisation and softmax are inside."""
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model((image - self.mean) / self.std).softmax(-1)
+
+
+@command("vision")
+def export(*, run: str, out: str, opset: int = 18) -> Path:
+    """Write an ONNX file: pictures with values from 0 to 1 in, probabilities out, any batch size.
+
+    Args:
+        run: The run folder.
+        out: The .onnx file to write.
+        opset: ONNX operator set.
+    """
+    target = _target(out, ".onnx")
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise PeftError(f"export needs the package {error.name}: pip install 'visual-peft[onnx]'.") from error
+    loaded = load_run(run)
+    with contextlib.suppress(NotMergeable):  # then the graph holds the adapter beside the backbone
+        merge(loaded.model)
+    model = Deployed(loaded.model, loaded.mean, loaded.std).cpu().eval()
+    example = torch.rand(2, 3, *loaded.fit.size)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # the exporter's own
+        program = torch.onnx.export(
+            model, (example,), input_names=["image"], output_names=["probability"], opset_version=opset, dynamo=True,
+            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}}, verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    program.model.metadata_props["class_names"] = json.dumps(loaded.class_names, ensure_ascii=False)
+    write_files(target.parent, {target.name: program.model_proto.SerializeToString()})
+    height, width = loaded.fit.size
+    print(f"{target}: image B 3 {height} {width} with values from 0 to 1 -> probability B {len(loaded.class_names)}")
+    return target
+
+
+def _target(out: str, suffix: str) -> Path:
+    path = Path(out).expanduser()
+    if path.suffix != suffix:
+        raise PeftError(f"--out {out} must end in {suffix}.")
+    if path.is_dir():
+        raise PeftError(f"{path} is a folder: give a file name.")
+    return path
