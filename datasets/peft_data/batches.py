@@ -38,8 +38,9 @@ class Batches:
     do not divide among the processes, the order is filled up from its beginning, so that every process takes as many
     steps; without `shuffle` nothing is filled up, each picture comes once.
 
-    Lightning saves and restores `state_dict` with its checkpoints and calls `set_epoch` through `sampler`: a run that
-    goes on in the middle of an epoch gets the batches that the interrupted run would have got.
+    It counts the epochs itself: each pass is the next one, also after one that was left early. Lightning saves and
+    restores `state_dict` with its checkpoints and calls `set_epoch` (it restores the state in the middle of an epoch
+    only): a run that goes on gets the batches that the interrupted run would have got.
 
     Args:
         pictures: the split.
@@ -87,6 +88,11 @@ class Batches:
     @property
     def sampler(self) -> Batches:
         """Itself: Lightning looks here for `set_epoch`."""
+        return self
+
+    @property
+    def batch_sampler(self) -> Batches:
+        """Itself: Lightning expects one beside `sampler`, and looks here for the batch size."""
         return self
 
     def __len__(self) -> int:

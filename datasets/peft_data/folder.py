@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from peft_data import few_shot, fgvc, vtab
 from peft_data.base import ClassificationData, Pictures, no_pictures
 from peft_data.errors import DataError, nearest
 from peft_data.pictures import is_picture
@@ -72,6 +73,8 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
     if not names:
         has = "pictures but no folder" if any(map(is_picture, folder.iterdir())) else "no folder"
         raise DataError(f"{folder} has {has}: put the pictures of each class into a folder with the class's name")
+    if whole := next((name for name in names if any(of.claims(folder / name) for of in (vtab, fgvc, few_shot))), None):
+        raise DataError(f"{folder} holds data sets, not classes: open one of them, such as {folder / whole}")
     return tuple(names)
 
 

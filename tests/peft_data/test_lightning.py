@@ -76,3 +76,19 @@ def test_a_killed_run_goes_on_with_the_same_batches(tmp_path, stop) -> None:
     _, after = fit(tmp_path, ckpt_path=tmp_path / "a.ckpt")
     assert len(before) == stop.get("step", STEPS * (stop.get("epoch", 0) + 1))
     assert before + after == want
+
+
+def test_it_trains_and_evaluates(tmp_path) -> None:
+    class Both(Model):
+        def validation_step(self, batch: Batch, _: int) -> None:
+            self.checked = [*getattr(self, "checked", []), *batch.indices.tolist()]
+
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, num_sanity_val_steps=0,
+    )  # fmt: skip
+    model = Both()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(model, Batches(pictures(), 4), Batches(pictures(7), 3, shuffle=False))
+    assert model.checked == list(range(7)) and len(model.seen) == STEPS

@@ -53,6 +53,12 @@ def test_a_task_by_its_path_and_the_joint_list(tmp_path) -> None:
         open_data(str(task))
 
 
+def test_a_folder_of_tasks_is_no_data_set(tmp_path) -> None:
+    vtab_task(tmp_path / "dtd")
+    with pytest.raises(DataError, match="holds data sets, not classes: open one of them, such as .*dtd"):
+        open_data(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
