@@ -136,7 +136,8 @@ def test_fgvc(tmp_path) -> None:
     assert data.class_names == ("Sooty Albatross", "Parakeet Auklet")
     assert [len(part) for part in (data.train, data.val, data.test)] == [18, 2, 4]
     assert data.val.labels.tolist() == [0, 1] or data.val.labels.tolist() == [1, 0]
-    assert any("published are 5394" in note for note in data.notes) and any("has no val: it is" in note for note in data.notes)
+    assert any("published are 5394" in note for note in data.notes)
+    assert any("has no val: it is" in note for note in data.notes)
     assert open_data("fgvc/cub", root=str(tmp_path / "CUB_200_2011"), seed=5).val.items == data.val.items
     assert open_data(str(tmp_path / "CUB_200_2011"), seed=5).name == "fgvc/cub"
 
