@@ -46,7 +46,9 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, **card: Any) -> Pa
     record, folder = record_of(model), Path(folder)
     for adaptation in record.adaptations.values():
         if adaptation.scale != 1.0:
-            raise PeftError(f"{adaptation.name} is scaled to {adaptation.scale}: set_scale(model, 1.0) before saving it.")
+            raise PeftError(
+                f"{adaptation.name} is scaled to {adaptation.scale}: set_scale(model, 1.0) before saving it."
+            )
     tensors = {key: value.detach().cpu().contiguous() for key, value in adapter_state(model).items()}
     content = {
         "format": FORMAT,
@@ -86,7 +88,9 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
         for name in files:
             os.replace(temporary[name], folder / name)
     except OSError as error:
-        raise PeftError(f"cannot write to {folder} ({error.strerror or error}): what stood there is unchanged.") from error
+        raise PeftError(
+            f"cannot write to {folder} ({error.strerror or error}): what stood there is unchanged."
+        ) from error
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
@@ -161,7 +165,9 @@ def read_card(folder: str | os.PathLike) -> dict[str, Any]:
         card = json.loads((folder / CARD).read_text())
         [(entry["name"], entry["method"], entry["settings"]) for entry in card["adaptations"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise PeftError(f"{folder / CARD} is damaged ({type(error).__name__}: {error}): save the adapter again.") from error
+        raise PeftError(
+            f"{folder / CARD} is damaged ({type(error).__name__}: {error}): save the adapter again."
+        ) from error
     if card.get("format", 0) > FORMAT:
         raise PeftError(f"{folder} was written by a newer version (format {card['format']}): update visual-peft.")
     return card
@@ -191,7 +197,12 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
         raise PeftError("this model is adapted already: load the adapter onto a stock model, or remove(model) first.")
     try:
         for entry in card["adaptations"]:
-            adapt(model, make_method(entry["method"], **entry["settings"]), name=entry["name"], train_head=card["train_head"])
+            adapt(
+                model,
+                make_method(entry["method"], **entry["settings"]),
+                name=entry["name"],
+                train_head=card["train_head"],
+            )
         _check_keys(model, weights, Path(folder))
         if not force:
             _check_backbone(model, card["backbone"], Path(folder))
@@ -224,7 +235,9 @@ def _check_backbone(model: nn.Module, card: dict[str, Any], folder: Path) -> Non
     here = backbone_of(model)
     for what, key in (("architecture", "class"), ("number of frozen parameters", "parameters")):
         if card[key] != here[key]:
-            raise PeftError(f"{folder} was trained on another backbone: its {what} is {card[key]}, this model's {here[key]}.")
+            raise PeftError(
+                f"{folder} was trained on another backbone: its {what} is {card[key]}, this model's {here[key]}."
+            )
     if any(abs(a - b) > _TOLERANCE for a, b in zip(card["fingerprint"], here["fingerprint"], strict=True)):
         names = f" ({card['name']}, this one is {here['name']})" if card["name"] or here["name"] else ""
         raise PeftError(

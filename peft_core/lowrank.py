@@ -53,6 +53,8 @@ class _LowRankLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight, *factors = ctx.saved_tensors
         g = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
+        # g first, then x: each is read while the cache still holds it
+        back = _through_up(g, ctx.parts, factors[1::2])
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
             dx = (g @ merged(weight, ctx.parts, tuple(factors)).to(g.dtype)).view(*grad.shape[:-1], -1)
@@ -62,21 +64,34 @@ class _LowRankLinear(torch.autograd.Function):
             dw = (g.t() @ x).to(weight.dtype)
         if ctx.needs_input_grad[2]:
             db = g.sum(0)
-        return dx, dw, db, None, None, None, None, *_factor_gradients(x, g, ctx.parts, factors)
+        return dx, dw, db, None, None, None, None, *_factor_gradients(x, g, back, ctx.parts, factors)
 
 
-def _factor_gradients(x: Tensor, g: Tensor, parts: tuple[Part, ...], factors: list[Tensor]) -> list[Tensor]:
-    """dA, dB of every part, reading x twice however many parts there are. x: N in · g: N out."""
-    downs = [a.to(x.dtype) for a in factors[::2]]
+def _through_up(g: Tensor, parts: tuple[Part, ...], ups: list[Tensor]) -> Tensor:
+    """s · Bᵀ gᵀ of every part, one above the other: (Σ r, N)."""
+    return _stack(
+        [(up.to(g.dtype).t() @ _rows(g, part).t()).mul_(part.scale) for part, up in zip(parts, ups, strict=True)]
+    )
+
+
+def _factor_gradients(
+    x: Tensor, g: Tensor, back: Tensor, parts: tuple[Part, ...], factors: list[Tensor]
+) -> list[Tensor]:
+    """dA, dB of every part, reading x twice however many parts there are. x: N in · g: N out · back: s · Bᵀ gᵀ."""
+    downs = factors[::2]
     sizes = [a.shape[0] for a in downs]
-    inner = (torch.cat(downs) @ x.t()).split(sizes)
-    back, d_up = [], []
-    for part, up, u in zip(parts, factors[1::2], inner, strict=True):
-        rows = g if part.rows is None else g[:, part.rows[0] : part.rows[1]]
-        d_up.append((u @ rows).t().to(up.dtype).mul_(part.scale))
-        back.append((up.to(g.dtype).t() @ rows.t()).mul_(part.scale))
-    d_down = (torch.cat(back) @ x).split(sizes)
-    return [grad for a, d_a, d_b in zip(factors[::2], d_down, d_up, strict=True) for grad in (d_a.to(a.dtype), d_b)]
+    inner = (_stack([a.to(x.dtype) for a in downs]) @ x.t()).split(sizes)
+    d_down = (back @ x).split(sizes)
+    d_up = [(u @ _rows(g, part)).t().mul_(part.scale) for part, u in zip(parts, inner, strict=True)]
+    return [grad.to(a.dtype) for a, *pair in zip(downs, d_down, d_up, strict=True) for grad in pair]
+
+
+def _stack(rows: list[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def _rows(g: Tensor, part: Part) -> Tensor:
+    return g if part.rows is None else g[:, part.rows[0] : part.rows[1]]
 
 
 def lowrank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["LowRank"]) -> Tensor:

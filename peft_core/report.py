@@ -45,7 +45,9 @@ def curves(history: Sequence[Mapping[str, float]], score: str = "accuracy") -> b
     scored = [row for row in history if score in row]
     if scored:
         right = top.twinx()
-        right.plot([row["step"] for row in scored], [row[score] for row in scored], color=SECOND, lw=1.5, marker="o", ms=3)
+        right.plot(
+            [row["step"] for row in scored], [row[score] for row in scored], color=SECOND, lw=1.5, marker="o", ms=3
+        )
         right.set_ylabel(score, color=SECOND)
         right.set_ylim(0, 1.02)
     bottom.plot(steps, [row["lr"] for row in losses], color=INK, lw=1.2)

@@ -181,4 +181,10 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return value.plain() if hasattr(value, "plain") else list(value) if isinstance(value, (tuple, range, set)) else str(value)
+    return (
+        value.plain()
+        if hasattr(value, "plain")
+        else list(value)
+        if isinstance(value, (tuple, range, set))
+        else str(value)
+    )

@@ -96,9 +96,7 @@ class SaveState(Callback):
     called on the first process after an epoch's checkpoint.
     """
 
-    def __init__(
-        self, folder: Path, every: float, before: Callable[[], None], after_epoch: Callable[[], None]
-    ) -> None:
+    def __init__(self, folder: Path, every: float, before: Callable[[], None], after_epoch: Callable[[], None]) -> None:
         self.path, self.every, self.before, self.after_epoch = folder / CHECKPOINT, every, before, after_epoch
         self.last = time.monotonic()
 

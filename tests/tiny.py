@@ -116,10 +116,10 @@ MODELS: dict[str, Tiny] = {
     ),
     "eva_fused": Tiny(
         lambda: timm.create_model(
-            "eva_large_patch14_196", img_size=32, patch_size=8, embed_dim=48, num_heads=3, depth=2, num_classes=5
+            "eva02_tiny_patch14_224", img_size=32, patch_size=8, embed_dim=48, num_heads=3, depth=2, num_classes=5
         ),
         pictures(),
-        tokens=True,
+        tokens=False,
     ),
     "clip_image": Tiny(lambda: clip()().visual, pictures("x")),
     "clip": Tiny(clip(), clip_batch, both, tokens=False),

@@ -6,10 +6,11 @@ and imports its library never: it looks at class names, so that a family costs n
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from peft_core.errors import PeftError, nearest
 
@@ -67,6 +68,9 @@ class Anatomy:
     sublayers: list[SubLayer] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
     tokens: dict[str | None, TokenLayout] = field(default_factory=dict)
+    embed: Callable[[Any, Tensor], Tensor] | None = None
+    """(model, input) -> what the first block receives, and (model, what the last block gives) -> output, for `Prefix`."""
+    finish: Callable[[Any, Tensor], Tensor] | None = None
 
     def roles(self) -> set[str]:
         return {place.role for place in self.places}

@@ -1,6 +1,8 @@
 """timm `VisionTransformer` (ViT, DeiT, DINOv2, SigLIP towers …) and `Eva` models."""
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
 
 from peft_core.anatomies import Anatomy, Place, SubLayer, TokenLayout, class_names, join, submodule
 
@@ -40,7 +42,16 @@ def describe(model: nn.Module, at: str) -> Anatomy | None:
     if getattr(model, "rope", None) is None:
         fan_in = model.patch_embed.proj.weight[0].numel()  # type: ignore[union-attr]
         anatomy.tokens[None] = TokenLayout(model.num_prefix_tokens, fan_in)  # type: ignore[arg-type]
+    anatomy.embed, anatomy.finish = (_embed, _finish) if _VIT in names else (None, None)
     return anatomy
+
+
+def _embed(model: Any, pictures: Tensor) -> Tensor:
+    return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(pictures))))
+
+
+def _finish(model: Any, tokens: Tensor) -> Tensor:
+    return model.forward_head(model.norm(tokens))
 
 
 def _attention(anatomy: Anatomy, attention: nn.Module, here: str, index: int) -> None:

@@ -1,0 +1,45 @@
+"""Time of a forward pass under no_grad, as a ratio to the stock model's: merged methods, and unmerged ones.
+
+python -m benchmarks.latency
+"""
+
+import argparse
+
+import timm
+import torch
+from torch import nn
+
+from benchmarks.variants import VARIANTS, interleaved, machine, ratios
+from peft_core import NotMergeable, merge
+from peft_core.attach import is_inserted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="vit_small_patch16_224")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=21)
+    args = parser.parse_args()
+    models: dict[str, nn.Module] = {"stock": timm.create_model(args.arch, num_classes=100).eval()}
+    for variant in VARIANTS:
+        if variant.prefix or variant.name == "floor":
+            continue
+        model = variant.make(timm.create_model(args.arch, num_classes=100)).eval()
+        models[variant.name] = model
+        if any(is_inserted(key) for key, _ in model.named_parameters()):
+            merged = variant.make(timm.create_model(args.arch, num_classes=100)).eval()
+            try:
+                models[f"{variant.name}, merged"] = merge(merged)
+            except NotMergeable:
+                continue
+    x = torch.randn(args.batch, 3, *models["stock"].patch_embed.img_size)
+    with torch.inference_mode():
+        seconds = interleaved({name: lambda model=model: model(x) for name, model in models.items()}, args.rounds)
+    print(f"{args.arch}, batch {args.batch}, float32, {args.rounds} interleaved rounds, {machine()}")
+    print(f"| {'variant':42} | time to stock |\n|---|---|")
+    for name, ratio in ratios(seconds, "stock").items():
+        print(f"| {name:42} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

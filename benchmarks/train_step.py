@@ -1,0 +1,64 @@
+"""Time of a training step, as a ratio to the floor: the frozen model's forward and its input-gradient backward.
+
+python -m benchmarks.train_step                     # ViT-S/16, batch 8, float32; bf16 too where the processor has it
+python -m benchmarks.train_step --only lora PEFT    # rows whose name holds one of these words
+"""
+
+import argparse
+
+import torch
+
+from benchmarks.variants import Trainer, chosen, has_bf16, interleaved, machine, ratios
+from peft_core.counting import count_flops
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="vit_small_patch16_224")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--precision", choices=("float32", "bf16", "both"), default="both")
+    args = parser.parse_args()
+    precisions = [p for p in ("float32", "bf16") if args.precision in (p, "both")]
+    if "bf16" in precisions and not has_bf16():
+        precisions.remove("bf16")
+        print("bf16: this processor has no bf16 units, left out")
+    for precision in precisions:
+        trainers = {v.name: Trainer(v, args.arch, args.batch, precision == "bf16") for v in chosen(args.only)}
+        flops = {name: count_flops(trainer.step) for name, trainer in trainers.items()}
+        seconds = interleaved({name: trainer.step for name, trainer in trainers.items()}, args.rounds)
+        found = ratios(seconds, "floor")
+        print(f"\n{args.arch}, batch {args.batch}, {precision}, {args.rounds} interleaved rounds, {machine()}")
+        print(f"| {'variant':34} | time to floor | FLOPs to floor |\n|---|---|---|")
+        for name in trainers:
+            print(f"| {name:34} | {found[name]:.2f} | {flops[name] / flops['floor']:.2f} |")
+        pairs = [
+            (a, b) for a in found for b in found if a.startswith("HF PEFT") and b == a.removeprefix("HF PEFT ").lower()
+        ]
+        for theirs, mine in pairs:
+            faster = ratios(seconds, mine)[theirs]
+            print(
+                f"{mine}: {faster:.2f} × faster than HF PEFT, outputs differ by at most {difference(trainers, mine, theirs):.1e}"
+            )
+
+
+@torch.no_grad()
+def difference(trainers: dict[str, Trainer], mine: str, theirs: str) -> float:
+    """Largest output difference once our adapter and head hold Hugging Face's trained values."""
+    ours, hf = trainers[mine].model.eval(), trainers[theirs].model.eval()
+    values = dict(hf.named_parameters())
+    for key, parameter in ours.named_parameters():
+        path, _, slot = key.partition(".peft.lora.")
+        if slot:
+            matrix = slot.rpartition(".")[2]
+            parameter.copy_(values[f"base_model.model.{path}.lora_{matrix}.default.weight"])
+        elif parameter.requires_grad:
+            layer, _, name = key.rpartition(".")
+            parameter.copy_(values[f"base_model.model.{layer}.modules_to_save.default.{name}"])
+    x = trainers[mine].x
+    return (ours(x) - hf(x)).abs().max().item()
+
+
+if __name__ == "__main__":
+    main()
