@@ -143,3 +143,17 @@ def picture_grid(pictures: Iterable[tuple[Any, str, bool]]) -> str:
 
 def preformatted(text: str) -> str:
     return f"<pre>{html.escape(text)}</pre>"
+
+
+def scatter(points: Sequence[tuple[str, float, float, float]], x_label: str, y_label: str) -> bytes:
+    """PNG: named points (name, x, y, spread of y), x on a logarithmic axis that has a place for 0."""
+    figure, (axis,) = _subplots(1, 1, figsize=(7, 4.2))
+    least = min((x for _, x, _, _ in points if x > 0), default=1)
+    for name, x, y, spread in points:
+        axis.errorbar(x, y, yerr=spread or None, fmt="o", color=ACCENT, ecolor=INK, capsize=3)
+        axis.annotate(name, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9, color=INK)
+    axis.set_xscale("symlog", linthresh=least / 2)
+    axis.set_xlim(left=-least / 20, right=max(x for _, x, _, _ in points) * 3 + least)
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    return _png(figure)
