@@ -1,7 +1,7 @@
 """The bottleneck that adapters share: s · γ ⊙ Up(drop(act(Down x))), Down (h, D), Up (D, h)."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,10 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "identity": lambda x: x,
 }
+
+
+def _blank(rows: int, columns: int, options: dict[str, Any]) -> nn.Linear:
+    return cast(nn.Linear, nn.utils.skip_init(nn.Linear, rows, columns, **options))
 
 
 class Bottleneck(nn.Module):
@@ -37,8 +41,8 @@ class Bottleneck(nn.Module):
             raise PeftError(
                 f'unknown activation "{activation}"{nearest(activation, ACTIVATIONS)} (known: {", ".join(ACTIVATIONS)}).'
             )
-        self.down = nn.utils.skip_init(nn.Linear, dim, width, **options)
-        self.up = nn.utils.skip_init(nn.Linear, width, dim, **options)
+        self.down = _blank(dim, width, options)
+        self.up = _blank(width, dim, options)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)

@@ -6,7 +6,7 @@ whose parameters read as changed (`adapted_class`); everything else acts in two 
 So deep copies, pickles, strict loading of stock checkpoints and one-graph compilation keep working.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -144,7 +144,7 @@ def after(module: nn.Module, args: tuple, output: Any) -> Any:
 # ---- weight changes ------------------------------------------------------------------------------------------------
 
 
-def changed_weight(weight: Tensor, deltas: list[Delta]) -> Tensor:
+def changed_weight(weight: Tensor, deltas: Sequence[Delta]) -> Tensor:
     for delta in deltas:
         if delta.rows is None:
             new = delta(weight)
@@ -157,7 +157,7 @@ def changed_weight(weight: Tensor, deltas: list[Delta]) -> Tensor:
     return weight
 
 
-def changed_bias(bias: Tensor | None, deltas: list[Delta], dtype: torch.dtype) -> Tensor | None:
+def changed_bias(bias: Tensor | None, deltas: Sequence[Delta], dtype: torch.dtype) -> Tensor | None:
     """b' in the weight's dtype; a change may shift where the stock layer has no bias."""
     for delta in deltas:
         if delta.rows is None or bias is None:
@@ -273,7 +273,7 @@ def adapted_class(stock: type, names: tuple[str, ...]) -> type:
 
 
 def _blank(stock: type, names: tuple[str, ...]) -> Any:
-    cls = adapted_class(stock, names)
+    cls: Any = adapted_class(stock, names)
     return cls.__new__(cls)
 
 

@@ -52,7 +52,7 @@ def _tower(model: nn.Module, at: str, norms: tuple[str, ...]) -> Anatomy:
     anatomy.blocks[None] = [join(at, f"transformer.resblocks.{i}") for i in range(len(blocks))]
     for index, block in enumerate(blocks):
         here = anatomy.blocks[None][index]
-        width = block.ln_1.weight.shape[0]  # type: ignore[union-attr]
+        width: int = block.ln_1.weight.shape[0]  # type: ignore[union-attr,assignment]
         # 4.x reads in_proj_weight in a forward of its own, which no dropout can enter
         called = isinstance(block.attn, nn.MultiheadAttention)
         in_proj: dict[str, Any] = dict(block=index, weight="in_proj_weight", bias="in_proj_bias", called=called)
