@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,9 @@ def cases() -> list[Case]:
             *(("adapter", {"bottleneck": 4, "position": position}) for position in ("houlsby", "pfeiffer", "parallel")),
             ("adapter_plus", {"bottleneck": 4}),
         ]
+        if name in ("vit", "clip", "clip_text_model", "unet"):
+            # compiling takes seconds a linear: the ViT, which is compiled, has two parts of a fused weight and one whole
+            settings += weight_changes(("q", "v", "proj") if name == "vit" else tiny.linears)
         if name not in ("vit", "clip", "unet"):
             settings = [
                 s
@@ -73,7 +77,20 @@ def cases() -> list[Case]:
     return found
 
 
+def weight_changes(linears: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
+    """The core's other weight changes."""
+    return [
+        ("dora", {"rank": 2, "alpha": 3.0, "targets": linears}),
+        ("loha", {"rank": 2, "alpha": 3.0, "targets": linears, "tucker": True}),
+        ("lokr", {"rank": 2, "alpha": 3.0, "targets": linears, "tucker": True, "decompose_both": True}),
+        ("oft", {"block_size": 4, "targets": linears}),
+        ("ia3", {}),
+        ("diff_fit", {}),
+    ]
+
+
 each_case = pytest.mark.parametrize("case", cases(), ids=str)
+MERGEABLE = ("lora", "dora", "loha", "lokr", "oft", "ia3", "diff_fit", "full", "linear", "bitfit", "layer_norm")
 CLASSIFIERS = ("vit", "deit", "dinov2_registers", "average_pooled", "eva", "eva_fused")
 
 
@@ -153,7 +170,7 @@ def test_merge_gives_the_stock_class_and_the_same_outputs(case: Case):
     except NotMergeable as reason:
         assert str(reason).endswith(".") and torch.equal(tiny(model), y)
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-        assert case.method not in ("lora", "full", "linear", "bitfit", "layer_norm")
+        assert case.method not in MERGEABLE
         return
     torch.testing.assert_close(tiny(model), y, rtol=1e-5, atol=1e-5)
     assert list(model.state_dict()) == list(stock.state_dict())
@@ -283,3 +300,18 @@ def test_exact_parameter_count_on_vit_b16(method: str, hyper: dict[str, Any], in
     assert (n.inserted, n.head, n.trainable) == (inserted, 76_900, inserted + 76_900)
     assert n.total == 85_798_656 + 76_900 + (inserted if method not in ("full", "bitfit", "layer_norm") else 0)
     assert n.by_method == {method: inserted}
+
+
+@pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="inductor needs a C++ compiler")
+def test_inductor_trains_lora():
+    tiny = MODELS["vit"]
+    model = adapt(tiny.model(), "lora", rank=2).train()
+    perturb(model)
+    torch._dynamo.reset()
+    grads = []
+    for run in (torch.compile(model, fullgraph=True), model):
+        model.zero_grad(set_to_none=True)
+        tiny(run).square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

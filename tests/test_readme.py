@@ -1,0 +1,71 @@
+"""The README's commands and Python lines run, and give what stands beside them."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import timm
+from peft_data import open_data
+from PIL import Image
+
+from vision_peft.commands import main
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    if line.startswith("vision_peft")
+]
+NEEDS_DATA = [line for line in COMMANDS if "~/vtab-1k" in line]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder with a picture and a folder of pictures, where the commands run one after another."""
+    folder = tmp_path_factory.mktemp("desk")
+    test = open_data("digits").test
+    (folder / "folder").mkdir()
+    for index in range(3):
+        picture = Image.fromarray(test.items[index].permute(1, 2, 0).numpy())
+        picture.save(folder / ("picture.png" if index == 0 else f"folder/{index}.png"))
+    return folder
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 6 and len(NEEDS_DATA) == 1
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line not in NEEDS_DATA])
+def test_the_command_runs(line: str, desk, monkeypatch, capsys):
+    monkeypatch.chdir(desk)
+    assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    if " fit " in line:
+        accuracy = float(re.search(r"accuracy ([\d.]+)", out)[1])
+        assert accuracy >= 0.95
+    if " predict " in line:
+        assert out.splitlines()[0] == "path,class,probability" and len(out.splitlines()) == 4
+    if " merge " in line:
+        assert (desk / "merged.safetensors").is_file()
+
+
+@pytest.mark.parametrize("line", NEEDS_DATA)
+def test_the_command_says_what_data_it_needs(line: str, desk, monkeypatch, capsys):
+    monkeypatch.chdir(desk)
+    monkeypatch.setenv("HOME", str(desk))
+    assert main(shlex.split(line)[1:]) == 2
+    (sentence,) = capsys.readouterr().err.strip().splitlines()
+    assert "vtab" in sentence.lower()
+
+
+def test_the_python_lines_run(desk, monkeypatch, capsys):
+    monkeypatch.chdir(desk)
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **more: create(name, pretrained=False, **more))
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(code, {})
+    said = re.search(r"print\(count_parameters\(model\)\) +# (.*)", code)[1]
+    assert capsys.readouterr().out.strip() == said
+    assert (desk / "my_adapter/adapter.safetensors").stat().st_size < 3 * 2**20
