@@ -100,7 +100,7 @@ def attach(model: nn.Module, plan: Plan, name: str) -> None:
         module = model.get_submodule(path)
         _hook(module)
         module.__dict__.setdefault("peft_taps", []).append(branch)
-    if any(isinstance(graft, Delta) for _, _, graft in plan.grafts):
+    if any(isinstance(graft, Delta) and graft.rebuilds_input for _, _, graft in plan.grafts):
         for module in model.modules():
             if rebuild.keeps_its_input(module) and rebuild.tag not in module._forward_hooks.values():
                 # first of all hooks: what a later one changes is another tensor and carries no tag

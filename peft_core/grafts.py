@@ -46,6 +46,8 @@ class Delta(Graft):
     kernel: ClassVar[Any] = None
     additive: ClassVar[bool] = False
     """W' = W + C, and `on_input(x, run)` computes C x without forming C."""
+    rebuilds_input: ClassVar[bool] = False
+    """Its kernel keeps an input's source where the input carries a tag (see `rebuild`)."""
     reads_input: bool = False
 
     def __init__(self, rows: tuple[int, int] | None = None):

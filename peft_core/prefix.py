@@ -24,8 +24,10 @@ class Prefix:
         (paths,) = self.anatomy.blocks.values()
         self.blocks = [model.get_submodule(path) for path in paths]
         self.start = self._start(paths)
-        prefix = [m for n, m in model.named_modules() if not n.startswith(tuple(f"{p}." for p in paths[self.start :]))]
-        self.deterministic = not any(_rate(module) for module in prefix)
+        later = tuple(f"{path}." for path in paths[self.start :])
+        last = {*self.anatomy.heads, "norm", "fc_norm", "head_drop"}
+        before = (m for name, m in model.named_modules() if name not in last and not name.startswith(later))
+        self.deterministic = not any(_rate(module) for module in before)
 
     def _start(self, paths: list[str]) -> int:
         blocks = {path: index for index, path in enumerate(paths)}
