@@ -122,6 +122,11 @@ class Plan:
     def stock(self, place: Place) -> Tensor:
         return self.model.get_submodule(place.module)._parameters[place.weight]  # type: ignore[return-value]
 
+    def current(self, place: Place) -> Tensor:
+        """The place's own rows of the weight as the adaptations already installed make it."""
+        weight = getattr(self.model.get_submodule(place.module), place.weight).detach()
+        return weight if place.rows is None else weight[slice(*place.rows)]
+
     def shape(self, place: Place) -> tuple[int, int]:
         """(out, in) of the place; a convolution counts in · kh · kw."""
         weight = self.stock(place)

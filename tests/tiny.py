@@ -129,6 +129,7 @@ MODELS: dict[str, Tiny] = {
     "clip_text_model": Tiny(text_model, words("input_ids"), lambda y: y.pooler_output, tokens=False),
     "unet": Tiny(
         unet, noise, lambda y: y.sample, tokens=False,
-        linears=("q", "k", "v", "proj", "cross_q", "cross_k", "cross_v", "cross_proj", "fc1", "fc2", "proj_io", "conv", "time"),
+        linears=("q", "k", "v", "proj", "cross_q", "cross_k", "cross_v", "cross_proj", "fc1", "fc2", "proj_io", "conv", "time",
+                 "time_embed"),
     ),
 }  # fmt: skip

@@ -47,6 +47,8 @@ class SubLayer:
     body: str
     out: str
     tower: str | None = None
+    layer: str | None = None
+    """The transformer block it stands in, where the model's blocks hold several (a UNet's do)."""
 
 
 @dataclass(frozen=True)

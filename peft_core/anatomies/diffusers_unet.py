@@ -1,5 +1,6 @@
-"""diffusers `UNet2DConditionModel` (Stable Diffusion 1.x, 2.x, XL). Blocks are its transformer blocks, in the order of
-`named_modules`: down, up, middle. Convolutions, time and projection layers stand outside them."""
+"""diffusers `UNet2DConditionModel` (Stable Diffusion 1.x, 2.x, XL). Blocks are its down, middle and up blocks in the order
+in which they run (9 on SD 1.5, 7 on SDXL), each with all its layers: transformers, convolutions, projections. What serves
+every block (conv_in, conv_out, the time embedding) stands outside them; conv_in and conv_out play no role."""
 
 from torch import nn
 
@@ -8,41 +9,46 @@ from peft_core.anatomies import Anatomy, Place, SubLayer, class_names, join
 _UNET = "diffusers.models.unets.unet_2d_condition.UNet2DConditionModel"
 _LINEARS = {"q": "to_q", "k": "to_k", "v": "to_v", "proj": "to_out.0"}
 _CONVS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
-_TIME = ("time_emb_proj", "time_embedding.linear_1", "time_embedding.linear_2")
-_ADDED = ("add_embedding.linear_1", "add_embedding.linear_2")
+_EMBEDDINGS = ("time_embedding.linear_1", "time_embedding.linear_2", "add_embedding.linear_1", "add_embedding.linear_2")
 
 
 def describe(model: nn.Module, at: str) -> Anatomy | None:
     if _UNET not in class_names(model):
         return None
-    anatomy = Anatomy("diffusers UNet", ("attn", "cross_attn"), {None: []})
+    blocks = [f"down_blocks.{i}" for i in range(len(model.down_blocks))]  # type: ignore[arg-type]
+    blocks += ["mid_block"] if model.mid_block is not None else []
+    blocks += [f"up_blocks.{i}" for i in range(len(model.up_blocks))]  # type: ignore[arg-type]
+    index = {path: i for i, path in enumerate(blocks)}
+    anatomy = Anatomy("diffusers UNet", ("attn", "cross_attn"), {None: [join(at, path) for path in blocks]})
     for name, module in model.named_modules():
+        parts = name.split(".")
+        block = index.get(parts[0], index.get(".".join(parts[:2])))
         here = join(at, name)
         if type(module).__name__ == "BasicTransformerBlock":
-            _block(anatomy, module, here)
+            assert block is not None
+            _transformer_block(anatomy, module, here, block)
         elif name.endswith(("proj_in", "proj_out")):
-            anatomy.places.append(Place("proj_io", here))
+            anatomy.places.append(Place("proj_io", here, block))
         elif name.endswith(_CONVS) and isinstance(module, nn.Conv2d):
-            anatomy.places.append(Place("conv", here))
-        elif name.endswith(_TIME + _ADDED):
-            anatomy.places.append(Place("time", here))
+            anatomy.places.append(Place("conv", here, block))
+        elif name.endswith("time_emb_proj"):
+            anatomy.places.append(Place("time", here, block))
+        elif name in _EMBEDDINGS:
+            anatomy.places.append(Place("time_embed", here))
         elif isinstance(module, nn.GroupNorm):
-            anatomy.places.append(Place("norm", here))
+            anatomy.places.append(Place("norm", here, block))
     return anatomy
 
 
-def _block(anatomy: Anatomy, block: nn.Module, here: str) -> None:
-    index = len(anatomy.blocks[None])
-    anatomy.blocks[None].append(here)
+def _transformer_block(anatomy: Anatomy, module: nn.Module, here: str, block: int) -> None:
     for number, attention, prefix in ((1, "attn1", ""), (2, "attn2", "cross_")):
-        if getattr(block, attention, None) is None:
+        if getattr(module, attention, None) is None:
             continue
         body = join(here, attention)
-        anatomy.places += [Place(prefix + role, join(body, path), index) for role, path in _LINEARS.items()]
-        anatomy.sublayers.append(SubLayer(f"{prefix}attn", index, join(here, f"norm{number}"), body, body))
+        anatomy.places += [Place(prefix + role, join(body, path), block) for role, path in _LINEARS.items()]
+        anatomy.sublayers.append(SubLayer(f"{prefix}attn", block, join(here, f"norm{number}"), body, body, layer=here))
     body = join(here, "ff")
-    anatomy.places += [Place("fc1", join(body, "net.0.proj"), index), Place("fc2", join(body, "net.2"), index)]
-    anatomy.sublayers.append(SubLayer("mlp", index, join(here, "norm3"), body, body))
-    anatomy.places += [
-        Place(f"norm{n}", join(here, f"norm{n}"), index) for n in (1, 2, 3) if hasattr(block, f"norm{n}")
-    ]
+    anatomy.places += [Place("fc1", join(body, "net.0.proj"), block), Place("fc2", join(body, "net.2"), block)]
+    anatomy.sublayers.append(SubLayer("mlp", block, join(here, "norm3"), body, body, layer=here))
+    norms = [n for n in (1, 2, 3) if getattr(module, f"norm{n}", None) is not None]
+    anatomy.places += [Place(f"norm{n}", join(here, f"norm{n}"), block) for n in norms]

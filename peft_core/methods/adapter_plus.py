@@ -26,7 +26,7 @@ class AdapterPlus(Method):
 
     def install(self, plan: Plan) -> None:
         for sublayer, width, dim in plan.sublayers(("mlp",), self.bottleneck):
-            block = plan.anatomy.blocks[sublayer.tower][sublayer.block]
+            block = sublayer.layer or plan.anatomy.blocks[sublayer.tower][sublayer.block]
             change = Bottleneck(dim, width, activation="gelu", channel_scale=True, drop_path=self.drop_path,
                                 options=plan.options_at(sublayer.norm))  # fmt: skip
             plan.add_to_output(block, change)
