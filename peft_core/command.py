@@ -136,7 +136,7 @@ class Command:
         layer: dict[str, Any] = {}
         for key, values in given:
             hint = check_key(key, self.hints, choices, "")
-            value, rest = take(key, values, hint, key in layer)
+            value, rest = take(key, values, hint)
             layer[key] = layer[key] + value if isinstance(layer.get(key), list) and isinstance(value, list) else value
             loose += rest
         positional = [name for name in self.parameters if self._is_positional(name)]

@@ -27,7 +27,7 @@ def split_line(argv: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[s
     return flags, loose
 
 
-def take(key: str, words: list[str], hint: Any, again: bool) -> tuple[Any, list[str]]:
+def take(key: str, words: list[str], hint: Any) -> tuple[Any, list[str]]:
     """How many of the words after an option are its value: (value, the others)."""
     if hint is bool:
         is_value = bool(words) and words[0].lower() in ("true", "false")
@@ -37,8 +37,6 @@ def take(key: str, words: list[str], hint: Any, again: bool) -> tuple[Any, list[
     if takes_many(hint):
         whole = len(words) == 1 and (words[0].startswith("[") or words[0] == "null")
         return (words[0] if whole else words), []
-    if again:
-        raise PeftError(f"--{key} is given twice: give it once.")
     several = len(words) > 1 and takes_many(hint, also=True)
     return (words, []) if several else (words[0], words[1:])
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
@@ -35,6 +35,8 @@ def make_trainer(flags: dict[str, Any], callbacks: list[Callback], folder: Path 
     settings: dict[str, Any] = {"devices": 1} | {
         key: tuple(value) if isinstance(value, list) and key != "devices" else value for key, value in flags.items()
     }
+    if any(word in str(settings.get("strategy")) for word in ("spawn", "fork", "notebook")):
+        raise PeftError(f"--trainer.strategy {settings['strategy']} loses what its processes find out: use ddp.")
     settings |= {
         "logger": False,
         "enable_checkpointing": False,
@@ -51,6 +53,22 @@ def make_trainer(flags: dict[str, Any], callbacks: list[Callback], folder: Path 
             return Trainer(**(settings | more))
     except (MisconfigurationException, ValueError) as error:
         raise PeftError(f"Lightning refuses the --trainer options: {' '.join(str(error).split())}") from error
+
+
+def planned_steps(trainer: Trainer, batches: int) -> int:
+    """Optimiser steps of a whole run with so many batches an epoch.
+
+    Lightning's `estimated_stepping_batches` starts the loader before it restores the loader's place from a checkpoint.
+    """
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+    epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+    steps = epochs * math.ceil(batches / trainer.accumulate_grad_batches)
+    if steps < 0 or 0 <= trainer.max_steps < steps:
+        steps = trainer.max_steps
+    if steps <= 0:
+        raise PeftError("training needs an end: give --trainer.max_epochs or --trainer.max_steps, above 0.")
+    return steps
 
 
 @contextlib.contextmanager
@@ -92,15 +110,17 @@ def keep_trainables(checkpoint: dict[str, Any], model: nn.Module, prefix: str = 
 class SaveState(Callback):
     """Writes `last.ckpt` at the end of each epoch, and between optimiser steps once `every` seconds have passed.
 
-    `before` is called first each time, on every process; it may raise to keep the last checkpoint. `after_epoch` is
-    called on the first process after an epoch's checkpoint.
+    The module's `note(index)` is called after each batch, before any checkpoint of it (Lightning calls a module's own
+    hooks after those of callbacks), and `check_loss()` before each checkpoint: it may raise to keep the last one.
+    `after_epoch` is called on the first process after an epoch's checkpoint.
     """
 
-    def __init__(self, folder: Path, every: float, before: Callable[[], None], after_epoch: Callable[[], None]) -> None:
-        self.path, self.every, self.before, self.after_epoch = folder / CHECKPOINT, every, before, after_epoch
+    def __init__(self, folder: Path, every: float, after_epoch: Callable[[], object]) -> None:
+        self.path, self.every, self.after_epoch = folder / CHECKPOINT, every, after_epoch
         self.last = time.monotonic()
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: Any, out: Any, batch: Any, index: int) -> None:
+        module.note(index)
         number = index + 1
         if number == trainer.num_training_batches or number % trainer.accumulate_grad_batches:
             return
@@ -108,51 +128,52 @@ class SaveState(Callback):
         if trainer.world_size > 1:  # all processes must agree, and asking costs a message
             late = trainer.strategy.broadcast(late) if number % 32 == 0 else False
         if late:
-            self.save(trainer)
+            self.save(trainer, module)
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.save(trainer)
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        self.save(trainer, module)
         if trainer.is_global_zero:
             self.after_epoch()
 
-    def save(self, trainer: Trainer) -> None:
-        self.before()
+    def save(self, trainer: Trainer, module: Any) -> None:
+        module.check_loss()
         trainer.save_checkpoint(self.path)
         self.last = time.monotonic()
 
 
 class Progress(Callback):
-    """One bar over all steps on a terminal; elsewhere ten lines at most. `describe` gives the words at its end."""
+    """One bar over all steps on a terminal; elsewhere ten lines at most. The module's `describe()` ends them."""
 
-    def __init__(self, describe: Callable[[], str]) -> None:
-        self.describe, self.bar, self.task = describe, None, None
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.task: Any = None
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
         if not trainer.is_global_zero or not sys.stderr.isatty():
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         words = [TextColumn("epoch {task.fields[epoch]}"), TextColumn("{task.fields[note]}")]
-        columns = (words[0], BarColumn(), TimeRemainingColumn(), words[1])
-        self.bar = Progress(*columns, console=Console(stderr=True))
-        self.task = self.bar.add_task("", total=trainer.estimated_stepping_batches, epoch="", note="")
+        self.bar = Progress(words[0], BarColumn(), TimeRemainingColumn(), words[1], console=Console(stderr=True))
+        total = planned_steps(trainer, int(trainer.num_training_batches))
+        self.task = self.bar.add_task("", total=total, epoch="", note="")
         self.bar.start()
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, index: int) -> None:
-        if self.bar is not None and self.task is not None:
+    def on_train_batch_end(self, trainer: Trainer, module: Any, out: Any, batch: Any, index: int) -> None:
+        if self.bar is not None:
             epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
-            self.bar.update(self.task, completed=trainer.global_step, epoch=epoch, note=self.describe())
+            self.bar.update(self.task, completed=trainer.global_step, epoch=epoch, note=module.describe())
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         epoch, last = trainer.current_epoch + 1, trainer.max_epochs or -1
         if self.bar is None and trainer.is_global_zero and (epoch == last or epoch % max(1, math.ceil(last / 10)) == 0):
-            print(f"epoch {epoch}/{last}  {self.describe()}", file=sys.stderr, flush=True)
+            print(f"epoch {epoch}/{last}  {module.describe()}", file=sys.stderr, flush=True)
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, module: Any) -> None:
         self.close()
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, module: Any, exception: BaseException) -> None:
         self.close()
 
     def close(self) -> None:

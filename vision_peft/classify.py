@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from peft_core.adapter_file import adapter_state
 from peft_core.errors import PeftError
-from peft_core.training import keep_trainables
+from peft_core.training import keep_trainables, planned_steps
 from vision_peft.prefix_cache import PrefixCache
 from vision_peft.scores import Scores
 
@@ -33,6 +33,7 @@ class Classifier(LightningModule):
 
     Args:
         model: images `B 3 H W` to logits `B C`; what requires grad is trained.
+        batches: of an epoch; from it the learning rate's course is planned.
         mean, std: of the channels, which go from 0 to 1.
         keep_best: remember the adapter that scored best on the validation split, in `best` (the legacy protocol).
     """
@@ -43,6 +44,7 @@ class Classifier(LightningModule):
         self,
         model: nn.Module,
         num_classes: int,
+        batches: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         *,
@@ -58,6 +60,7 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.mean, self.std = model, mean, std
+        self.batches, self.planned = batches, 1
         self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.warmup, self.final_lr, self.label_smoothing = warmup, final_lr, label_smoothing
         self.augment, self.seed, self.keep_best = augmentation(augment), seed, keep_best
@@ -90,28 +93,29 @@ class Classifier(LightningModule):
         self.loss_sum, self.loss_count = self.loss_sum.to(loss.device) + loss.detach(), self.loss_count + 1
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
-        every = max(1, int(self.trainer.estimated_stepping_batches) // 200)
-        if self.trainer.global_step % every == 0 and (index + 1) % self.trainer.accumulate_grad_batches == 0:
-            self.note_loss()
+    def note(self, index: int) -> None:
+        """Adds the mean loss since the last note to `history`, some 200 times a run and at each epoch's end."""
+        step, last = self.trainer.global_step, index + 1 == self.trainer.num_training_batches
+        stepped = (index + 1) % self.trainer.accumulate_grad_batches == 0 or last
+        if last or (stepped and step % max(1, self.planned // 200) == 0):
+            loss = self.check_loss()
+            rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+            self.history.append({"step": step, "epoch": self.trainer.current_epoch, "lr": rate, "loss": loss})
+            self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
 
-    def note_loss(self) -> None:
-        """Adds the mean loss since the last note to `history`.
+    def check_loss(self) -> float:
+        """The mean loss since the last note.
 
         Raises:
             PeftError: it is not a number.
         """
-        if not self.loss_count:
-            return
-        loss, step = (self.loss_sum / self.loss_count).item(), self.trainer.global_step
+        loss = (self.loss_sum / max(1, self.loss_count)).item()
         if not math.isfinite(loss):
             raise PeftError(
-                f"the loss became {loss} at step {step}, so training stops and the adapter of the last whole epoch is "
-                f"kept: try a lower --lr than {self.lr:g}, or --trainer.gradient_clip_val 1."
+                f"the loss became {loss} near step {self.trainer.global_step}, so training stops and the adapter of the "
+                f"last whole epoch is kept: try a lower --lr than {self.lr:g}, or --trainer.gradient_clip_val 1."
             )
-        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
-        self.history.append({"step": step, "epoch": self.trainer.current_epoch, "lr": rate, "loss": loss})
-        self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
+        return loss
 
     def describe(self) -> str:
         """The last figures, for a progress bar."""
@@ -151,7 +155,7 @@ class Classifier(LightningModule):
         else:
             # Lightning refuses to clip the gradients of a fused optimiser under float16
             optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=self.trainer.precision != "16-mixed")
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.planned = planned_steps(self.trainer, self.batches)
         warm = round(self.warmup * total)
 
         def factor(step: int) -> float:

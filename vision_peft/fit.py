@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from peft_data import ClassificationData
+
 from peft_core.command import command
 from peft_core.errors import PeftError
 from peft_core.options import MethodChoice, TrainerFlags
@@ -77,18 +79,9 @@ def fit(
         trainer: Lightning's own flags, e.g. --trainer.max_epochs 5.
     """
     settings = dict(locals())
-    if not 0 <= warmup < 1 or batch_size < 1 or lr <= 0 or eval_every < 0:
-        raise PeftError(
-            f"warmup must be in [0, 1), batch_size at least 1, lr above 0 and eval_every at least 0, not {warmup}, "
-            f"{batch_size}, {lr:g} and {eval_every}."
-        )
-    settings["backbone"] = backbone = absolute(backbone)
     parts = (data.name, backbone.rpartition("/")[2], method.name, f"seed{seed}")
-    out = out or "runs/" + "-".join(part.strip("./~").replace("/", "_") for part in parts)
-    folder = RunFolder(out, "vision_peft fit")
-    settings["out"] = str(folder.path)
-    opened = data.open()
-    config = {key: value.plain() if hasattr(value, "plain") else value for key, value in settings.items()}
+    settings["out"] = out or "runs/" + "-".join(part.strip("./~").replace("/", "_") for part in parts)
+    folder, opened, config = make_ready(settings)
     if folder.check(config, overwrite) == "finished":
         print(f"{folder.path} is finished already: {headline(folder.results())}")
         return folder.results()
@@ -100,6 +93,25 @@ def fit(
     if results:
         print(f"{folder.path}: {headline(results)}; see {folder.path / 'report.html'}")
     return results
+
+
+def make_ready(settings: dict[str, Any]) -> tuple[RunFolder, ClassificationData, dict[str, Any]]:
+    """The run folder, the data set and the plain config of a run; backbone and out in `settings` become full paths.
+
+    Raises:
+        PeftError: a value out of its range.
+    """
+    warmup, batch_size, lr, eval_every = (settings[key] for key in ("warmup", "batch_size", "lr", "eval_every"))
+    if not 0 <= warmup < 1 or batch_size < 1 or lr <= 0 or eval_every < 0:
+        raise PeftError(
+            f"warmup must be in [0, 1), batch_size at least 1, lr above 0 and eval_every at least 0, not {warmup}, "
+            f"{batch_size}, {lr:g} and {eval_every}."
+        )
+    settings["backbone"] = absolute(settings["backbone"])
+    folder = RunFolder(settings["out"], "vision_peft fit")
+    settings["out"] = str(folder.path)
+    config = {key: value.plain() if hasattr(value, "plain") else value for key, value in settings.items()}
+    return folder, settings["data"].open(), config
 
 
 def absolute(spec: str) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch
@@ -31,37 +30,50 @@ NORMALISATIONS = {
 OF_CLASSIFIER = ("optimizer", "lr", "weight_decay", "warmup", "final_lr", "label_smoothing", "augment", "seed")
 
 
-def run(folder: RunFolder, data: ClassificationData, settings: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+def run(
+    folder: RunFolder,
+    data: ClassificationData,
+    settings: dict[str, Any],
+    config: dict[str, Any],
+    load: Callable[..., tuple[nn.Module, Backbone]] = load_backbone,
+    finish: Callable[..., dict[str, Any]] = write_outcome,
+) -> dict[str, Any]:
     """Trains (or goes on training) as `settings` say and writes everything into the folder.
+
+    Args:
+        load: gives the backbone; a sweep keeps it from run to run.
+        finish: writes the outcome; a sweep leaves out what only a single run needs.
 
     Returns: the results; {} on processes other than the first.
     """
     protocol = settings["protocol"]
     every = settings["eval_every"] or (1 if protocol == "legacy" else 0)
+    card: dict[str, Any] = {"command": folder.program, "class_names": data.class_names, "resize": settings["resize"]}
+    saver = SaveState(folder.path, settings["save_every"], lambda: save_adapter(model, folder.path / "adapter", **card))
+    flags = settings["trainer"].options
+    trainer = make_trainer(flags, [saver, Progress()], folder.path, check_val_every_n_epoch=every or 1)
+    each, rest = divmod(settings["batch_size"], trainer.world_size)
+    if rest:
+        raise PeftError(f"a batch of {settings['batch_size']} does not divide among {trainer.world_size} devices.")
+
     train, scored, scored_name = splits(data, settings["eval_on"], protocol)
-    model, about = prepare(data, settings)
+    model, about = prepare(data, settings, load)
+    card |= about.card()
     fit = {"mode": settings["resize"], "crop_pct": about.crop_pct}
     pictures = settings["data"].decode(train, about.input_size, **fit)
     held_out = settings["data"].decode(scored, about.input_size, **fit) if len(scored) else None
+    share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+    batches = Batches(pictures, each, seed=settings["seed"], **share)
+    scoring = InOrder(Batches(held_out, 2 * each, shuffle=False, **share)) if held_out is not None else None
 
     chosen = {key: settings[key] for key in OF_CLASSIFIER}
-    classifier = Classifier(model, len(data.class_names), about.mean, about.std, keep_best=protocol == "legacy", **chosen)
+    classifier = Classifier(
+        model, len(data.class_names), len(batches), about.mean, about.std, keep_best=protocol == "legacy", **chosen
+    )
     classifier.prefix = prefix_cache(
         model, pictures, about.mean, about.std,
         wanted=settings["cache_prefix"], augment=settings["augment"], compiled=settings["compile"],
     )  # fmt: skip
-    card = {"class_names": data.class_names, "resize": settings["resize"], "command": folder.program, **about.card()}
-    keep = functools.partial(save_adapter, model, folder.path / "adapter", **card)
-    saver = SaveState(folder.path, settings["save_every"], classifier.note_loss, keep)
-    trainer = make_trainer(
-        settings["trainer"].options, [saver, Progress(classifier.describe)], folder.path, check_val_every_n_epoch=every or 1
-    )
-    each, rest = divmod(settings["batch_size"], trainer.world_size)
-    if rest:
-        raise PeftError(f"a batch of {settings['batch_size']} does not divide among {trainer.world_size} devices.")
-    share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-    batches = Batches(pictures, each, seed=settings["seed"], **share)
-    scoring = InOrder(Batches(held_out, 2 * each, shuffle=False, **share)) if held_out is not None else None
     if settings["compile"]:
         model.compile()
     folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
@@ -92,8 +104,9 @@ def run(folder: RunFolder, data: ClassificationData, settings: dict[str, Any], c
         "parameters": dataclasses.asdict(count_parameters(model)),
         "seconds": {"train": classifier.seconds, "evaluate": time.monotonic() - began},
     }
-    keep(accuracy=results["accuracy"], protocol=protocol, evaluated_on=scored_name)
-    return write_outcome(folder, data, results, classifier.history, scores, held_out)
+    card |= {key: results[key] for key in ("accuracy", "protocol", "evaluated_on")}
+    saver.after_epoch()
+    return finish(folder, data, results, classifier.history, scores, held_out)
 
 
 class InOrder:
@@ -122,10 +135,12 @@ def splits(data: ClassificationData, eval_on: str, protocol: str) -> tuple[Pictu
     return data.train + data.val, data.test, "test" if len(data.test) else None
 
 
-def prepare(data: ClassificationData, settings: dict[str, Any]) -> tuple[nn.Module, Backbone]:
+def prepare(
+    data: ClassificationData, settings: dict[str, Any], load: Callable[..., tuple[nn.Module, Backbone]]
+) -> tuple[nn.Module, Backbone]:
     """The adapted model at step 0, and what it expects of pictures."""
     lightning.pytorch.seed_everything(settings["seed"], verbose=False)
-    model, about = load_backbone(settings["backbone"], len(data.class_names), settings["drop_path"])
+    model, about = load(settings["backbone"], len(data.class_names), settings["drop_path"])
     if settings["normalise"] != "checkpoint":
         mean, std = NORMALISATIONS[settings["normalise"]]
         about = dataclasses.replace(about, mean=mean, std=std)

@@ -107,12 +107,15 @@ def merge_(*, run: str, out: str) -> Path:
     merge(loaded.model)
     state = {key: value.detach().cpu().contiguous() for key, value in loaded.model.state_dict().items()}
     write_files(target.parent, {target.name: save(state)})
-    architecture = loaded.card.get("backbone_architecture") or loaded.config["backbone"]
-    print(f"{target} holds the merged weights; in plain timm:")
-    if loaded.config["backbone"] == "reference":
-        print(f'  vision_peft.reference.load({len(loaded.class_names)}) and load_state_dict(load_file("{target}"))')
-    else:
-        print(f'  timm.create_model("{architecture}", num_classes={len(loaded.class_names)}, checkpoint_path="{target}")')
+    backbone = loaded.config["backbone"]
+    arguments = {"num_classes": len(loaded.class_names), "checkpoint_path": str(target)}
+    if backbone == "reference":
+        from vision_peft.reference import CARD
+
+        arguments = {key: value for key, value in CARD["timm"].items() if key != "model_name"} | arguments
+    name = CARD["timm"]["model_name"] if backbone == "reference" else backbone.partition("@")[0]
+    words = ", ".join([f'"{name}"', *(f"{key}={value!r}" for key, value in arguments.items())])
+    print(f"{target} holds the merged weights; plain timm loads it:\n  timm.create_model({words})")
     return target
 
 
