@@ -10,31 +10,31 @@ from peft_core.grafts import Delta
 from peft_core.plan import Plan
 from peft_core.ranked import Ranked
 
+Split = tuple[tuple[int, int], tuple[int, int]]
+"""out = l·k and in = m·n, as ((l, k), (m, n))."""
+
 
 class Kronecker(Delta):
     """W' = W + s·w1 ⊗ w2 with out = l·k, in = m·n: w1 (l, m), w2 (k, n, kh, kw), each whole or the product of
     w_a (…, r) and w_b (r, …); w2 also by a Tucker core t2 (r, r, kh, kw). The last factor of w2 is zero: W' = W at step 0."""
 
-    def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, scale: float, factor: int,
-                 both: bool, full: bool, cores: bool):  # fmt: skip
+    def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, scale: float, split: Split,
+                 whole1: bool, whole2: bool, cores: bool):  # fmt: skip
         super().__init__(rows)
-        (rows_1, k), (m, n) = split_dimension(rows_of(weight, rows), factor), split_dimension(weight.shape[1], factor)
+        (rows_1, k), (m, n) = split
         self.inner = (k, n, *weight.shape[2:])
         self.w1 = self.w1_a = self.w1_b = self.w2 = self.w2_a = self.w2_b = self.t2 = None
-        if both and not full and rank < max(rows_1, m) / 2:
-            self.w1_a, self.w1_b = new_parameter(weight, rows_1, rank), new_parameter(weight, rank, m)
-        else:
+        if whole1:
             self.w1 = new_parameter(weight, rows_1, m)
-        if full or rank >= max(k, n) / 2:
+        else:
+            self.w1_a, self.w1_b = new_parameter(weight, rows_1, rank), new_parameter(weight, rank, m)
+        if whole2:
             self.w2 = new_parameter(weight, *self.inner)
         elif cores and is_spatial(weight):
             self.t2 = new_parameter(weight, rank, rank, *weight.shape[2:])
             self.w2_a, self.w2_b = new_parameter(weight, rank, k), new_parameter(weight, rank, n)
         else:
-            self.w2_a, self.w2_b = (
-                new_parameter(weight, k, rank),
-                new_parameter(weight, rank, math.prod(self.inner[1:])),
-            )
+            self.w2_a, self.w2_b = new_parameter(weight, k, rank), new_parameter(weight, rank, math.prod(self.inner[1:]))
         for parameter in (self.w1, self.w1_a, self.w1_b, self.w2_a, self.t2):
             if parameter is not None:
                 nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
@@ -79,6 +79,12 @@ class LoKr(Ranked):
     def install(self, plan: Plan) -> None:
         if self.factor < 1 and self.factor != -1:
             raise PeftError(f"lokr got factor {self.factor}: it must be 1 or more, or -1 for the most even split.")
-        shape = (self.factor, self.decompose_both, self.full_matrix, self.tucker)
         for place, rank in plan.places(self.targets, self.rank):
-            plan.change_weight(place, Kronecker(plan.stock(place), place.rows, rank, self.scale(rank), *shape))
+            plan.change_weight(place, self.change(plan.stock(place), place.rows, rank))
+
+    def change(self, weight: Tensor, rows: tuple[int, int] | None, rank: int) -> Kronecker:
+        split = split_dimension(rows_of(weight, rows), self.factor), split_dimension(weight.shape[1], self.factor)
+        (rows_1, k), (m, n) = split
+        whole1 = self.full_matrix or not self.decompose_both or rank >= max(rows_1, m) / 2
+        whole2 = self.full_matrix or rank >= max(k, n) / 2
+        return Kronecker(weight, rows, rank, self.scale(rank), split, whole1, whole2, self.tucker)

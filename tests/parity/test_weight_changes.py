@@ -12,7 +12,7 @@ from peft_core.factors import split_dimension
 from peft_core.grafts import Delta, linear
 from peft_core.lowrank import LowRank
 from peft_core.methods.loha import Hadamard
-from peft_core.methods.lokr import Kronecker
+from peft_core.methods.lokr import LoKr
 from peft_core.methods.oft import Rotation, nearest_divisor
 from peft_core.scaling import InputScale, OutputScale
 
@@ -109,7 +109,8 @@ def test_lokr_as_in_peft(kind: str, factor: int, both: bool, full: bool, cores: 
     alpha = rank if full else ALPHA  # PEFT weighs two whole matrices by alpha/rank, LyCORIS (and we) by 1
     config = LoKrConfig(r=rank, alpha=alpha, target_modules=["layer"], decompose_factor=factor, decompose_both=both,
                         use_effective_conv2d=cores)  # fmt: skip
-    delta = Kronecker(stock.weight, None, rank, alpha / rank, factor, both, False, cores)
+    settings = LoKr(rank=rank, alpha=alpha, factor=factor, decompose_both=both, tucker=cores)
+    delta = settings.change(stock.weight, None, rank)
     names = {name: f"lokr_{name}.default" for name, _ in delta.named_parameters()}
     compare_with_peft(kind, config, delta, stock, names)
 
@@ -165,7 +166,8 @@ def test_loha_as_in_lycoris(kind: str, cores: bool):
 @pytest.mark.parametrize("factor, both, cores", [(-1, False, False), (4, False, True), (3, True, False)])
 def test_lokr_as_in_lycoris(kind: str, factor: int, both: bool, cores: bool):
     weight = layer(kind).weight.detach()
-    delta = Kronecker(weight, None, 1, ALPHA, factor, both, False, cores)
+    settings = LoKr(rank=1, alpha=ALPHA, factor=factor, decompose_both=both, tucker=cores)
+    delta = settings.change(weight, None, 1)
     randomise(delta)
     names = [name for name, _ in delta.named_parameters()]
     theirs = {name: getattr(delta, name).detach().clone().requires_grad_() for name in names}

@@ -1,0 +1,31 @@
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusion_peft.layers import build
+from peft_core.anatomies import Place
+from peft_core.errors import PeftError
+from peft_core.method import Method
+from peft_core.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAFile(Method):
+    """What a LoRA file changes, module by module: the method that `diffusion_peft.formats.import_adapter` installs.
+
+    Each module has its own kind (lora, dora, loha, lokr), rank and scale, as in the file; values start as those methods
+    start, and the import puts the file's in. Any module with a weight can be named, conv_in and conv_out too.
+
+    Args:
+        layers: module path -> kind, rank and scale, with the shapes that loha and lokr need (`Layer.settings`).
+    """
+
+    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def install(self, plan: Plan) -> None:
+        if not self.layers:
+            raise PeftError("lora_file got no layers: import_adapter reads them from a file.")
+        places = {place.module: place for place in plan.anatomy.places if place.rows is None}
+        for path, settings in self.layers.items():
+            place = places.get(path, Place("layer", path))
+            plan.change_weight(place, build(plan.stock(place), plan.current(place), **settings))
