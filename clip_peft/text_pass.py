@@ -111,13 +111,14 @@ class TextPass:
 
     def _full(self, classes: slice, *vectors: Tensor) -> Tensor:
         """B C E by the model's own forward at full length, context vectors put in by hooks."""
-        ids, slots = (t[classes].to(self.tower.device) for t in (self.prompts.ids, self.prompts.slots))
+        ids, slots = self.prompts.ids[classes], self.prompts.slots[classes]
         count, images = ids.shape[0], max((v.shape[0] for v in vectors), default=1)
-        row, column = (slots >= 0).nonzero(as_tuple=True)
+        row, column = (slots >= 0).nonzero(as_tuple=True)  # before they go to the device, which would have to wait
+        ids, slot, row, column = (t.to(self.tower.device) for t in (ids, slots[row, column], row, column))
 
         def put(x: Tensor, vector: Tensor) -> Tensor:
             x = x.unflatten(0, (images, count))
-            values = vector[:, row * (vector.shape[1] > 1), slots[row, column]].to(x.dtype)
+            values = vector[:, row * (vector.shape[1] > 1), slot].to(x.dtype)
             flat = x.flatten(1, 2).index_copy(1, row * ids.shape[1] + column, values.expand(images, -1, -1))
             return flat.view(images * count, ids.shape[1], -1)
 
@@ -156,6 +157,10 @@ class TextPass:
                 )
         if self.prompts.context and len(vectors) == len(deep):
             raise PeftError(f"these prompts have {self.prompts.context} context tokens: pass their vectors.")
+        if deep and self.tower.is_hf:
+            raise PeftError(
+                "deep prompts need open_clip's own text blocks, not a transformers encoder: use another model."
+            )
         if deep and len(deep) >= max(1, len(self.tower.blocks)):
             raise PeftError(
                 f"{len(deep)} deep prompts need {len(deep) + 1} text blocks, but there are {len(self.tower.blocks)}."

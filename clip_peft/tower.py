@@ -91,11 +91,6 @@ class TextTower:
         return next((f"its text block {type(block).__name__} does more than a stock one" for block in self.blocks
                      if not _stock_block(block)), None)  # fmt: skip
 
-    def require_causal(self, who: str) -> None:
-        """Raises PeftError where the tower is not causal."""
-        if (why := self.full_length_because()) is not None:
-            raise PeftError(f"{who} needs a causal text tower, but here {why}: choose another model or method.")
-
     # ---- parts -----------------------------------------------------------------------------------------------------
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -116,15 +111,20 @@ class TextTower:
             return x
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
-    def trains(self) -> bool:
-        """Whether any parameter of the text tower requires grad."""
-        parts: list[Any] = [self.root.transformer] + [
-            part for name in ("token_embedding", "positional_embedding", "ln_final", "text_projection", "proj", "cls_emb")
-            if (part := getattr(self.root, name, None)) is not None
-        ]  # fmt: skip
-        return any(
-            p.requires_grad for part in parts for p in ((part,) if isinstance(part, Tensor) else part.parameters())
+    def trainable(self) -> list[nn.Parameter]:
+        """The text tower's parameters that require grad."""
+        names = (
+            "transformer",
+            "token_embedding",
+            "positional_embedding",
+            "ln_final",
+            "text_projection",
+            "proj",
+            "cls_emb",
         )
+        parts = [part for name in names if (part := getattr(self.root, name, None)) is not None]
+        found = [p for part in parts for p in ((part,) if isinstance(part, Tensor) else part.parameters())]
+        return [p for p in found if p.requires_grad]  # type: ignore[misc]
 
 
 def _stock_block(block: Any) -> bool:

@@ -37,6 +37,8 @@ class Method:
     """Why the change cannot be written into stock weights; None where it can."""
     keeps_originals: ClassVar[bool] = True
     """Whether stock weights that the method trains are remembered, for `disabled` and `remove`."""
+    grafts: ClassVar[bool] = True
+    """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those)."""
     silences_dropout: ClassVar[bool] = False
     """Whether dropout and drop path of the frozen model are off while it trains."""
 
@@ -65,9 +67,14 @@ def _files() -> dict[str, str]:
     return found
 
 
-def list_methods() -> dict[str, str]:
-    """Name -> first line of the docstring, for every method file."""
-    return {name: (find_method(name).__doc__ or "").strip().splitlines()[0] for name in sorted(_files())}
+def list_methods(grafts: bool | None = True) -> dict[str, str]:
+    """Name -> first line of the docstring, for every method file that `adapt` installs (False: the others, None: all)."""
+    methods = {name: find_method(name) for name in sorted(_files())}
+    return {
+        name: (method.__doc__ or "").strip().splitlines()[0]
+        for name, method in methods.items()
+        if grafts in (None, method.grafts)
+    }
 
 
 def find_method(name: str) -> type[Method]:

@@ -125,7 +125,7 @@ def test_adapted_towers(method: str, hyper: dict, memory: float | None):
     own = [p for n, p in model.named_parameters() if p.requires_grad and "visual" not in n and "logit_scale" not in n]
     reached = [p for p in own if gradient_of(model, prompts, context, p) is not None]
     assert len(reached) > 2
-    assert TextTower(model).full_length_because() is None and TextTower(model).trains()
+    assert TextTower(model).full_length_because() is None and TextTower(model).trainable()
     agree(TextPass(model, prompts, memory)(context), plain(model, prompts, context), [context])
     one, other = (
         gradients(f, reached) for f in (TextPass(model, prompts, memory)(context), plain(model, prompts, context))

@@ -1,0 +1,50 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip_peft.learner import Clip, ContextLearner, Learner, OpenVocabularyMethod, start_context
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoCoOp(OpenVocabularyMethod):
+    """CoCoOp: image i has the context v + π(f_i), π(f) = W₂ relu(W₁ f + b₁) + b₂ added to all M tokens; logits by image.
+
+    Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022; KaiyangZhou/CoOp. f is normalised,
+    W₁ (E/16, E), W₂ (D, E/16). All images of a batch go through the text tower together (there: one by one).
+    35,360 parameters on ViT-B-16.
+
+    Args:
+        context: M, the first tokens of `init`.
+        init: a text whose token embeddings v starts from; None for N(0, 0.02²).
+        reduction: E / hidden width of π.
+    """
+
+    context: int = 4
+    init: str | None = "a photo of a"
+    reduction: int = 16
+
+    def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
+        return _CoCoOp(clip, self, names, start_context(clip, self.name, self.context, self.init))
+
+
+class _CoCoOp(ContextLearner):
+    def __init__(self, clip: Clip, method: CoCoOp, names: Sequence[str], context: Tensor):
+        super().__init__(clip, method, names, context)
+        features, device = clip.tower.features, context.device
+        hidden = max(1, features // method.reduction)
+        self.meta_net = nn.Sequential(
+            nn.Linear(features, hidden, device=device), nn.ReLU(), nn.Linear(hidden, clip.tower.width, device=device)
+        )
+
+    def class_features(self) -> Tensor:
+        """Those of the context alone, which stand for no image."""
+        return F.normalize(self.text_pass(self.context), dim=-1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        f = F.normalize(features, dim=-1)
+        shift = self.meta_net(f.to(self.context.dtype))
+        texts = F.normalize(self.text_pass((self.context + shift[:, None])[:, None]), dim=-1)  # B C E
+        return self.clip.scale * torch.einsum("be,bce->bc", f, texts.to(f.dtype))

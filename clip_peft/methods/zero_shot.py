@@ -1,0 +1,30 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from clip_peft.learner import Clip, Learner, OpenVocabularyMethod
+from clip_peft.templates import DEFAULT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot(OpenVocabularyMethod):
+    """Zero-shot CLIP: logits = s · cos(f, t_c), t_c the feature of a text that names class c; nothing trains.
+
+    Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021. With several
+    templates t_c is the normalised mean of their normalised features. Around a model adapted by grafts (lora, bitfit …) it
+    is what trains them: text features are then made anew at each step.
+
+    Args:
+        template: a text with {} for the name, several, a data set's name (`oxford_pets` …), or `ensemble` (OpenAI's 80).
+    """
+
+    template: str | Sequence[str] = DEFAULT
+
+    def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
+        return _ZeroShot(clip, self, names)
+
+
+class _ZeroShot(Learner):
+    def class_features(self) -> Tensor:
+        return self.clip.class_features(self.names, self.method.template)
