@@ -35,8 +35,7 @@ class OpenVocabulary(nn.Module):
         class_names: what the logits' columns stand for.
         tokenizer: `tokenizer(texts, context_length=…)` → ids; open_clip's standard one where the vocabulary fits.
         memory: bytes that the text tower's activations may take (see TextPass).
-        template: of the class texts, for methods that graft.
-        **hyper: the method's settings.
+        **hyper: the method's settings; beside a method that grafts, `template` is that of the class texts.
 
     Raises:
         PeftError: unknown names, class names that are empty, doubled or too long, a tokenizer that is missing.

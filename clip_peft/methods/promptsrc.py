@@ -1,0 +1,110 @@
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip_peft.image_prompts import ImageTower, checked_depth
+from clip_peft.learner import Clip, ContextLearner, Learner, OpenVocabularyMethod, start_context
+from peft_core.errors import PeftError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSRC(OpenVocabularyMethod):
+    """PromptSRC: deep prompts of their own in both towers, held near zero-shot CLIP, and averaged over the epochs.
+
+    Khattak et al., "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV 2023;
+    muzairkhattak/PromptSRC. With f̂, t̂ normalised, h_c the mean hand-written feature and f̂_0 the frozen image feature:
+    loss = CE + w_t · mean|t̂ − h| + w_i · mean|f̂ − f̂_0| + Σ p_0 (log p_0 − log p) / (B·C), p the softmax of the logits and
+    p_0 of the frozen ones. `end_epoch` averages the prompts with weights ∝ exp(−(e − μ)²/2σ²). 46,080 parameters on
+    ViT-B-16 at depth 9. Frozen features need the pictures: a cache of image features does not do.
+
+    Args:
+        depth: J blocks of each tower.
+        context: M text tokens; `init` gives their start.
+        image_tokens: prompts behind the patches.
+        text_weight, image_weight: w_t and w_i.
+        mean, deviation: μ and σ, in epochs (base to new: 15 and 1 of 20 epochs).
+        template: of the hand-written prompts (see zero_shot; there the mean of 60).
+    """
+
+    depth: int = 9
+    context: int = 4
+    image_tokens: int = 4
+    init: str | None = "a photo of a"
+    text_weight: float = 25.0
+    image_weight: float = 10.0
+    mean: float = 15.0
+    deviation: float = 1.0
+    template: str | Sequence[str] = "ensemble"
+
+    def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
+        if self.image_tokens < 1 or self.deviation <= 0:
+            raise PeftError("promptsrc needs at least one image token and a deviation above 0.")
+        return _PromptSRC(clip, self, names)
+
+
+class _PromptSRC(ContextLearner):
+    def __init__(self, clip: Clip, method: PromptSRC, names: Sequence[str]):
+        image = ImageTower(clip.model.visual, method.name)
+        depth = checked_depth(method.name, method.depth, len(clip.tower.blocks), len(image.blocks))
+        start = start_context(clip, method.name, method.context, method.init)
+        super().__init__(clip, method, names, start, reference=method.template)
+        self.image_tower = image
+        self.deep = nn.ParameterList([nn.Parameter(clip.random(method.context)) for _ in range(depth - 1)])
+        self.image_prompts = nn.ParameterList(
+            [
+                nn.Parameter(torch.randn(method.image_tokens, image.width, device=start.device) * 0.02)
+                for _ in range(depth)
+            ]
+        )
+        # what has been averaged so far goes into checkpoints
+        for i, parameter in enumerate(self.parameters()):
+            self.register_buffer(f"average_{i}", torch.zeros_like(parameter))
+
+    def text_parameters(self) -> list[nn.Parameter]:
+        return [self.context, *self.deep]
+
+    def class_features(self) -> Tensor:
+        return F.normalize(self.text_pass(self.context, list(self.deep)), dim=-1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        with self.image_tower.prompted(list(self.image_prompts)):
+            return self.clip.model.encode_image(images, normalize=False)
+
+    def loss(self, features: Tensor, labels: Tensor, images: Tensor | None = None) -> Tensor:
+        if images is None:
+            raise PeftError("promptsrc compares with the frozen image features, so its loss needs the images.")
+        with torch.no_grad():
+            frozen = F.normalize(self.clip.model.encode_image(images, normalize=False), dim=-1)
+            teacher = self.clip.scale * frozen @ self.hand.t()
+        f, t = F.normalize(features, dim=-1), self.weights()
+        logits = self.clip.scale * f @ t.t()
+        near = F.kl_div(
+            logits.float().log_softmax(-1), teacher.float().log_softmax(-1), reduction="sum", log_target=True
+        )  # fmt: skip
+        return (
+            F.cross_entropy(logits, labels)
+            + self.method.text_weight * F.l1_loss(t, self.hand)
+            + self.method.image_weight * F.l1_loss(f, frozen)
+            + near / logits.numel()
+        )
+
+    @torch.no_grad()
+    def end_epoch(self, epoch: int, epochs: int) -> None:
+        """Add this epoch's prompts with its weight; after the last epoch the prompts become the average."""
+        weights = epoch_weights(epochs, self.method.mean, self.method.deviation)
+        for i, parameter in enumerate(self.parameters()):
+            average: Tensor = getattr(self, f"average_{i}")
+            average.add_(parameter, alpha=weights[epoch - 1])
+            if epoch == epochs:
+                parameter.copy_(average)
+
+
+def epoch_weights(epochs: int, mean: float, deviation: float) -> list[float]:
+    """exp(−(e − μ)²/2σ²) for e = 1 … epochs, with sum 1 (the largest exponent is taken out: no underflow to 0/0)."""
+    exponents = [-((epoch - mean) ** 2) / (2 * deviation**2) for epoch in range(1, epochs + 1)]
+    weights = [math.exp(exponent - max(exponents)) for exponent in exponents]
+    return [weight / sum(weights) for weight in weights]
