@@ -30,14 +30,11 @@ class Command:
         self.function, self.domain, self.default_recipe = function, domain, default_recipe
         self.hints = hints(function)
         self.parameters = inspect.signature(function).parameters
-
-    @property
-    def name(self) -> str:
-        return self.function.__name__.strip("_")
+        self.name = function.__name__.strip("_")
 
     def __call__(self, *positional: Any, **given: Any) -> Any:
-        bound = inspect.signature(self.function).bind_partial(*positional, **given).arguments
-        return self.function(**self.resolve([("", dict(bound))]))
+        first = dict(zip(self.parameters, positional, strict=False))
+        return self.function(**self.resolve([("", first | given)]))
 
     def resolve(self, layers: list[tuple[str, dict]]) -> dict[str, Any]:
         """The function's arguments, typed, from layers of (where it stands, nested settings), later ones winning.
@@ -100,8 +97,9 @@ class Command:
             hint = hints(self.hints[group].accepts(choices.get(group, "")))[option] if option else self.hints[group]
             flag = key if self._is_positional(group) else f"--{key}"
             where = f"{key} in {origin[key]}" if origin.get(key) else flag
+            shown = " ".join(values[key]) if isinstance(values[key], list) else as_text(values[key])
             likely = nearest(str(values[key]), [str(c) for c in getattr(hint, "__args__", ())])
-            raise PeftError(f'{where} takes {describe(hint)}, not "{as_text(values[key])}"{likely}.') from error
+            raise PeftError(f'{where} takes {describe(hint)}, not "{shown}"{likely}.') from error
 
     def _is_positional(self, name: str) -> bool:
         return self.parameters[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD

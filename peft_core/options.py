@@ -101,21 +101,19 @@ def check_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str], wh
     is_group = isinstance(hint, type) and issubclass(hint, Choice)
     if hint is not None and not option:
         return hint
-    names = [name for name in known]
+    likely, listed = nearest(key, known), ""
     if is_group and option and (group in choices or not hint.named):
-        inner = {
-            name: kind for name, kind in hints(hint.accepts(choices.get(group, ""))).items() if name not in hint.hidden
-        }
+        accepted = hints(hint.accepts(choices.get(group, "")))
+        inner = {name: kind for name, kind in accepted.items() if name not in hint.hidden}
         if option in inner:
             return inner[option]
-        names = [f"{group}.{name}" for name in inner]
+        likely = nearest(option, inner).replace('mean "', f'mean "{group}.')
         of = f" of {choices[group]}" if group in choices else ""
         listed = f" (its options{of}: {', '.join(inner) or 'none'})" if len(inner) <= 16 else ""
-    else:
-        listed = ""
-    shown = f'option "{key}" in {where}' if where else f"option --{key}"
-    near = nearest(key, names) if where else nearest(f"--{key}", [f"--{name}" for name in names])
-    raise PeftError(f"unknown {shown}{near}{listed}.")
+    if where:
+        raise PeftError(f'unknown option "{key}" in {where}{likely}{listed}.')
+    likely = likely.replace('mean "', 'mean "--')
+    raise PeftError(f"unknown option --{key}{likely}{listed}.")
 
 
 def takes_many(hint: Any, also: bool = False) -> bool:

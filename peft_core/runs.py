@@ -40,7 +40,7 @@ class RunFolder:
         Raises:
             PeftError: the folder holds another run that has trained, or files of something else.
         """
-        if self.path.is_file():
+        if self.path.exists() and not self.path.is_dir():
             raise PeftError(f"{self.path} is a file: give --out another folder.")
         if not (self.path / CONFIG).is_file():
             if self.path.is_dir() and any(self.path.iterdir()):

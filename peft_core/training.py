@@ -51,7 +51,7 @@ def make_trainer(flags: dict[str, Any], callbacks: list[Callback], folder: Path 
     try:
         with quiet():
             return Trainer(**(settings | more))
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, ImportError) as error:
         raise PeftError(f"Lightning refuses the --trainer options: {' '.join(str(error).split())}") from error
 
 

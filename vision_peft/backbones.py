@@ -100,7 +100,7 @@ def load_backbone(spec: str, num_classes: int, drop_path: float = 0.0) -> tuple[
 
 def _describe(name: str, family: str, model: nn.Module) -> Backbone:
     config = dict(getattr(model, "pretrained_cfg", None) or {})
-    size = config.get("input_size") or (3, 224, 224)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or config.get("input_size") or (224, 224)
     return Backbone(
         name=name,
         family=family,

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from peft_core.adapter_file import adapter_state
 from peft_core.errors import PeftError
-from peft_core.training import keep_trainables, planned_steps
+from peft_core.training import keep_trainables
 from vision_peft.prefix_cache import PrefixCache
 from vision_peft.scores import Scores
 
@@ -33,7 +33,7 @@ class Classifier(LightningModule):
 
     Args:
         model: images `B 3 H W` to logits `B C`; what requires grad is trained.
-        batches: of an epoch; from it the learning rate's course is planned.
+        steps: optimiser steps of the whole run, T.
         mean, std: of the channels, which go from 0 to 1.
         keep_best: remember the adapter that scored best on the validation split, in `best` (the legacy protocol).
     """
@@ -44,7 +44,7 @@ class Classifier(LightningModule):
         self,
         model: nn.Module,
         num_classes: int,
-        batches: int,
+        steps: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         *,
@@ -60,7 +60,7 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.mean, self.std = model, mean, std
-        self.batches, self.planned = batches, 1
+        self.steps = steps
         self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.warmup, self.final_lr, self.label_smoothing = warmup, final_lr, label_smoothing
         self.augment, self.seed, self.keep_best = augmentation(augment), seed, keep_best
@@ -97,7 +97,7 @@ class Classifier(LightningModule):
         """Adds the mean loss since the last note to `history`, some 200 times a run and at each epoch's end."""
         step, last = self.trainer.global_step, index + 1 == self.trainer.num_training_batches
         stepped = (index + 1) % self.trainer.accumulate_grad_batches == 0 or last
-        if last or (stepped and step % max(1, self.planned // 200) == 0):
+        if last or (stepped and step % max(1, self.steps // 200) == 0):
             loss = self.check_loss()
             rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
             self.history.append({"step": step, "epoch": self.trainer.current_epoch, "lr": rate, "loss": loss})
@@ -155,7 +155,7 @@ class Classifier(LightningModule):
         else:
             # Lightning refuses to clip the gradients of a fused optimiser under float16
             optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=self.trainer.precision != "16-mixed")
-        total = self.planned = planned_steps(self.trainer, self.batches)
+        total = self.steps
         warm = round(self.warmup * total)
 
         def factor(step: int) -> float:

@@ -16,7 +16,7 @@ from torch import nn
 from peft_core import adapt, count_parameters, save_adapter
 from peft_core.errors import PeftError
 from peft_core.runs import RunFolder
-from peft_core.training import CHECKPOINT, Progress, SaveState, make_trainer, quiet
+from peft_core.training import CHECKPOINT, Progress, SaveState, make_trainer, planned_steps, quiet
 from vision_peft.backbones import Backbone, load_backbone
 from vision_peft.classify import Classifier
 from vision_peft.prefix_cache import prefix_cache
@@ -68,7 +68,7 @@ def run(
 
     chosen = {key: settings[key] for key in OF_CLASSIFIER}
     classifier = Classifier(
-        model, len(data.class_names), len(batches), about.mean, about.std, keep_best=protocol == "legacy", **chosen
+        model, len(data.class_names), planned_steps(trainer, len(batches)), about.mean, about.std, keep_best=protocol == "legacy", **chosen
     )
     classifier.prefix = prefix_cache(
         model, pictures, about.mean, about.std,

@@ -1,0 +1,92 @@
+"""The run folder."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+import peft_core
+from peft_core import PeftError
+from peft_core.report import confusion, csv_bytes, curves, page, table
+from peft_core.runs import RunFolder, read_run_config
+
+CONFIG = {"lr": 1e-6, "method": {"name": "lora", "targets": ("q", "v")}, "out": "x", "overwrite": False}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "run", "vision_peft fit")
+    run.begin(CONFIG)
+    return run
+
+
+def test_new_started_finished(folder: RunFolder, tmp_path: Path) -> None:
+    assert RunFolder(tmp_path / "other", "vision_peft fit").check(CONFIG) == "new"
+    assert folder.check(CONFIG) == "new"
+    (folder.path / "last.ckpt").touch()
+    assert folder.check(CONFIG) == "started"
+    folder.write_results({"accuracy": 0.5})
+    assert folder.check(CONFIG | {"out": "moved"}) == "finished" and folder.results() == {"accuracy": 0.5}
+    assert yaml.safe_load((folder.path / "config.yaml").read_text())["command"] == "vision_peft fit"
+
+
+def test_another_run(folder: RunFolder) -> None:
+    other = CONFIG | {"lr": 0.1, "method": {"name": "vpt"}}
+    assert folder.check(other) == "new"  # nothing was trained yet, so nothing would be lost
+    (folder.path / "last.ckpt").touch()
+    with pytest.raises(PeftError, match="holds another run .lr is 1e-06 there, 0.1 here, method.name is lora there, vpt here"):
+        folder.check(other)
+    assert folder.check(other, overwrite=True) == "new"
+    assert (folder.path / "last.ckpt").exists()  # checking changes nothing
+    (folder.path / "mine.txt").touch()
+    folder.begin(other, overwrite=True)
+    assert sorted(os.listdir(folder.path)) == ["config.yaml", "mine.txt"]
+    assert folder.check(other) == "new"
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PeftError, match="is a file"):
+        RunFolder(tmp_path / "file", "p").check(CONFIG)
+    with pytest.raises(PeftError, match="holds files that are no run's"):
+        RunFolder(tmp_path, "p").check(CONFIG, overwrite=True)
+    for made, sentence in ((lambda f: None, "there is no run folder"), (lambda f: f.mkdir(), "has no config.yaml"),
+                           (lambda f: (f / "config.yaml").write_text("lr: 1"), "has no line `command:`"),
+                           (lambda f: (f / "config.yaml").write_text("lr: ["), "is damaged"),
+                           (lambda f: (f / "config.yaml").write_text("command: rm -r"), "was made by rm")):  # fmt: skip
+        made(tmp_path / "run")
+        with pytest.raises(PeftError, match=sentence):
+            peft_core.load_run(tmp_path / "run")
+    assert read_run_config(tmp_path / "run") == {"command": "rm -r"}
+
+
+def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    RunFolder(tmp_path / "run", "p").begin(CONFIG)
+    assert not (tmp_path / "run").exists()
+
+
+def test_full_disk_keeps_the_old_file(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.write_results({"accuracy": 0.5})
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PeftError, match="No space left on device"):
+        folder.write_results({"accuracy": 0.9})
+    assert json.loads((folder.path / "results.json").read_text()) == {"accuracy": 0.5}
+    assert sorted(os.listdir(folder.path)) == ["config.yaml", "results.json"]
+
+
+def test_report_parts() -> None:
+    assert csv_bytes([{"a": 1}, {"b": "x,y"}]) == b'a,b\n1,\n,"x,y"\n'
+    assert "<td>&lt;b&gt;</td>" in table([("<b>", 1234)]) and '<td class="n">1,234</td>' in table([("<b>", 1234)])
+    text = page("A < B", "lead", [("Part", "<p>")]).decode()
+    assert "<title>A &lt; B</title>" in text and "http" not in text
+    history = [{"step": 1, "lr": 0.1, "loss": 2.0}, {"step": 2, "accuracy": 0.5}, {"step": 2, "lr": 0.1, "loss": 1.0}]
+    assert curves(history).startswith(b"\x89PNG") and curves(history) == curves(history)
+    assert confusion([[2, 0], [1, 0]], ["a", "b" * 40]).startswith(b"\x89PNG")
+    assert confusion([[0] * 70] * 70, ["c"] * 70).startswith(b"\x89PNG")

@@ -1,0 +1,211 @@
+"""Training from a data set to a run folder."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft_data import open_data
+from safetensors.torch import load_file
+
+from peft_core.errors import PeftError
+from tests.vision_peft.conftest import SHORT
+from vision_peft.commands import main
+from vision_peft.fit import fit
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter" / "adapter.safetensors")
+
+
+def farthest(one: Path, other: Path) -> float:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    return max((first[key] - second[key]).abs().max().item() for key in first)
+
+
+def test_five_epochs_of_lora_read_digits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = f"fit --backbone reference --method lora --data digits --out {tmp_path}/run --seed 0 --trainer.max_epochs 5"
+    assert main(line.split()) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["accuracy"] >= 0.95
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{tmp_path}/run: accuracy 0.9")
+    assert [text.split()[:2] for text in said.err.splitlines()] == [["epoch", f"{epoch}/5"] for epoch in range(1, 6)]
+
+
+def test_run_folder(short_run: Path) -> None:
+    files = "adapter config.yaml confusion.png curves.png last.ckpt metrics.csv predictions.csv report.html results.json"
+    assert sorted(os.listdir(short_run)) == files.split()
+    results = json.loads((short_run / "results.json").read_text())
+    assert 0 <= results["accuracy"] <= 1 and len(results["per_class"]) == 10
+    assert results["protocol"] == "honest" and results["evaluated_on"] == "test" and results["seed"] == 0
+    assert results["parameters"]["inserted"] == 36864 and results["parameters"]["head"] == 970
+    assert results["checkpoint_family"] == "reference" and results["normalisation"]["mean"] == [0.5, 0.5, 0.5]
+    assert results["seconds"]["train"] > 0 and results["peak_memory"]["bytes"] > 0 and "torch" in results["versions"]
+    card = json.loads((short_run / "adapter" / "adapter.json").read_text())
+    assert card["class_names"] == list("0123456789") and card["input_size"] == [40, 40]
+    assert card["accuracy"] == results["accuracy"]
+    rows = list(csv.DictReader((short_run / "predictions.csv").open()))
+    assert len(rows) == len(open_data("digits").test)
+    right = sum(int(row["correct"]) for row in rows)
+    assert right / len(rows) == pytest.approx(results["accuracy"])
+    report = (short_run / "report.html").read_text()
+    assert "data:image/png;base64," in report and "src=\"http" not in report and "taken for" in report
+    assert (short_run / "last.ckpt").stat().st_size < 1e6  # the trainable part and the optimiser's, not the backbone
+
+
+def test_finished_run_is_left_alone(short_run: Path, capsys: pytest.CaptureFixture) -> None:
+    before = {path: path.stat().st_mtime_ns for path in short_run.rglob("*")}
+    assert main(["fit", "--config", str(short_run)]) == 0
+    assert "is finished already: accuracy" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in short_run.rglob("*")} == before
+
+
+def test_config_runs_it_again(short_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    assert main(["fit", "--config", str(short_run / "config.yaml"), "--out", str(out)]) == 0
+    for name in ("adapter/adapter.safetensors", "predictions.csv"):
+        assert (out / name).read_bytes() == (short_run / name).read_bytes()
+    one, other = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (short_run, out))
+    assert one | {"out": ""} == other | {"out": ""}
+
+
+def test_another_run_in_the_folder(short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["fit", "--config", str(short_run), "--lr", "0.5"]) == 2
+    assert "holds another run (lr is" in capsys.readouterr().err
+    out = tmp_path / "run"
+    fit(data="digits", out=str(out), **SHORT)
+    old = weights(out)
+    fit(data="digits", out=str(out), seed=1, overwrite=True, **SHORT)
+    assert (weights(out)["head.weight"] != old["head.weight"]).any()
+    assert yaml.safe_load((out / "config.yaml").read_text())["overwrite"] is False
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    with pytest.raises(PeftError, match="holds files that are no run's"):
+        fit(data="digits", out=str(tmp_path / "photos"), overwrite=True, **SHORT)
+    assert os.listdir(tmp_path / "photos") == ["cat.png"]
+
+
+def test_values_come_from_recipe_then_config_then_flags(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("lr: 0.25\nmethod: {name: lora, rank: 2}\ntrainer: {max_epochs: 7}\n")
+    from vision_peft.fit import fit as command
+
+    layers = command.read_line(f"--data digits --config {tmp_path}/mine.yaml --trainer.max_epochs 3".split())
+    settings = command.resolve(layers)
+    assert settings["recipe"] == "digits" and settings["lr"] == 0.25
+    assert settings["method"].options["rank"] == 2 and settings["trainer"].options == {"max_epochs": 3}
+    assert command.resolve([("", {"data": "digits"})])["trainer"].options["max_epochs"] > 1
+    vtab = command.resolve([("", {"data": "digits", "recipe": "vtab"})])
+    assert (vtab["lr"], vtab["weight_decay"], vtab["batch_size"], vtab["drop_path"]) == (1e-3, 1e-4, 64, 0.1)
+    assert vtab["trainer"].options == {"max_epochs": 100} and vtab["warmup"] * 100 == 10
+
+
+def test_val_is_for_choosing(tmp_path: Path) -> None:
+    results = fit(data="digits", out=str(tmp_path / "run"), eval_on="val", **SHORT)
+    assert results["pictures"] == {"train": 800, "val": 200} and results["evaluated_on"] == "val"
+
+
+def test_legacy_reports_the_best_epoch_and_says_so(tmp_path: Path) -> None:
+    settings = SHORT | {"trainer": {"max_epochs": 3}}
+    results = fit(data="digits", out=str(tmp_path / "run"), protocol="legacy", lr=0.03, **settings)
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    scored = [float(row["accuracy"]) for row in rows if row["accuracy"]]
+    assert len(scored) == 3 and results["accuracy"] == pytest.approx(max(scored))
+    assert results["epoch"] == scored.index(max(scored)) + 1
+    assert "chosen on the test set" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_accumulated_batches_equal_large_ones(short_run: Path, tmp_path: Path) -> None:
+    half = {"batch_size": 50, "trainer": SHORT["trainer"] | {"accumulate_grad_batches": 2}}
+    fit(data="digits", out=str(tmp_path / "run"), **half)
+    assert farthest(short_run, tmp_path / "run") < 1e-5
+
+
+def test_kept_features_change_nothing(tmp_path: Path) -> None:
+    late = {"data": "digits", "method": {"name": "lora", "blocks": [9, 10, 11]}} | SHORT
+    kept = fit(out=str(tmp_path / "kept"), **late)
+    anew = fit(out=str(tmp_path / "anew"), cache_prefix="off", **late)
+    assert kept["cached_blocks"] == 9 and anew["cached_blocks"] == 0
+    assert farthest(tmp_path / "kept", tmp_path / "anew") < 1e-4
+    for name, wrong in {"augment": "flip", "drop_path": 0.1, "method": "lora"}.items():
+        with pytest.raises(PeftError, match="features cannot be kept, because"):
+            fit(out=str(tmp_path / "not"), **(late | {name: wrong, "cache_prefix": "on"}))
+
+
+def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_run: Path) -> None:
+    used = []
+    plain = torch.nn.Module.compile
+
+    def eager(self: torch.nn.Module) -> None:  # needs no C++ compiler
+        used.append(self)
+        plain(self, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", eager)
+    fit(data="digits", out=str(tmp_path / "run"), compile=True, **SHORT)
+    assert used and farthest(short_run, tmp_path / "run") < 1e-4
+
+
+def test_bfloat16(tmp_path: Path, short_run: Path) -> None:
+    settings = SHORT | {"trainer": SHORT["trainer"] | {"precision": "bf16-mixed"}}
+    fit(data="digits", out=str(tmp_path / "run"), **settings)
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "run").values())
+    assert 0 < farthest(short_run, tmp_path / "run") < 0.1
+
+
+def test_loss_that_is_no_number_keeps_the_last_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from vision_peft.classify import Classifier
+
+    plain = Classifier.training_step
+
+    def broken(self: Classifier, batch, index: int) -> torch.Tensor:
+        loss = plain(self, batch, index)
+        return loss * float("nan") if self.trainer.current_epoch == 1 else loss
+
+    monkeypatch.setattr(Classifier, "training_step", broken)
+    line = f"fit --data digits --out {tmp_path}/run --batch_size 100 --trainer.max_epochs 3 --trainer.accelerator cpu"
+    assert main(line.split()) == 2
+    assert "the loss became nan near step 12, so training stops" in capsys.readouterr().err
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_full_disk_keeps_the_old_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from peft_core import adapter_file
+
+    line = f"fit --data digits --out {tmp_path}/run --batch_size 100 --trainer.max_epochs 2 --trainer.accelerator cpu"
+    written = []
+    plain = adapter_file.write_files
+
+    def full(folder: Path, files: dict) -> None:
+        if "last.ckpt" in files and written.count("last.ckpt"):
+            raise_when_writing(plain, folder, files)
+        written.extend(files)
+        plain(folder, files)
+
+    def raise_when_writing(write, folder: Path, files: dict) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            write(folder, files)
+
+    monkeypatch.setattr("peft_core.training.write_files", full)
+    assert main(line.split()) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 0
+    assert not [name for name in os.listdir(tmp_path / "run") if name.startswith(".")]
+    monkeypatch.undo()
+    assert main(line.split()) == 0  # and it goes on from there
+
+
+def test_mistakes_leave_no_folder(tmp_path: Path) -> None:
+    for settings in ({"backbone": "nope"}, {"method": {"name": "lora", "rank": 1000}}, {"augment": "no"}, {"batch_size": 0}):
+        with pytest.raises(ValueError):
+            fit(out=str(tmp_path / "run"), **({"data": "digits"} | SHORT | settings))
+    assert not (tmp_path / "run").exists()

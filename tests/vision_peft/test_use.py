@@ -1,0 +1,140 @@
+"""What is done with a finished run: predict, test, merge, export, load_run."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from peft_core import PeftError, load_run
+from tests.vision_peft.conftest import SHORT
+from vision_peft.commands import main
+from vision_peft.fit import fit
+from vision_peft.reference import CARD
+
+
+def test_predict_prints_csv(short_run: Path, pictures: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["predict", "--run", str(short_run), str(pictures / "zero.png"), str(pictures / "more")]) == 0
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert rows[0] == ["path", "class", "probability"]
+    names = ("zero.png", "more/one.png", "more/two.png")
+    assert [row[0] for row in rows[1:]] == [str(pictures / name) for name in names]
+    assert all(row[1] in "0123456789" and 0.1 <= float(row[2]) <= 1 for row in rows[1:])
+
+
+def test_predict_goes_on_after_an_unreadable_picture(
+    short_run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "note.txt").write_text("no picture either, and nobody says it is")
+    Image.open(pictures / "zero.png").save(tmp_path / "good.png")
+    assert main(["predict", str(tmp_path), "--run", str(short_run)]) == 2
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 2 and "good.png" in said.out
+    assert said.err.splitlines() == [f"vision_peft: {tmp_path}/bad.png is no picture that can be read (cannot identify "
+                                     f"image file '{tmp_path}/bad.png')."]  # fmt: skip
+
+
+def test_load_run(short_run: Path, pictures: Path) -> None:
+    run = load_run(short_run)
+    assert run.class_names == tuple("0123456789") and not run.model.training
+    paths = [pictures / "zero.png", str(pictures / "more" / "one.png")]
+    by_path = run.predict(paths)
+    by_image = run.predict([Image.open(path) for path in paths])
+    by_bytes = run.predict(torch.stack([run.pixels(path) for path in paths]))
+    for one, other, third in zip(by_path, by_image, by_bytes, strict=True):
+        assert one[:2] == other[:2] == third[:2]
+        assert one.probability == float(one.probabilities.max())
+        assert run.class_names[int(one.probabilities.argmax())] == one.class_name
+    (alone,) = run.predict(paths[0])
+    assert alone.probability == pytest.approx(by_path[0].probability, abs=1e-5)
+    logits = run.model(run.transform(paths[0])[None])
+    assert torch.allclose(logits.softmax(-1)[0], alone.probabilities, atol=1e-6)
+    with pytest.raises(PeftError, match="there is no picture"):
+        run.predict("nowhere.png")
+
+
+def test_load_run_predicts_as_the_run_did(short_run: Path) -> None:
+    from peft_data import open_data
+
+    run, held_out = load_run(short_run), open_data("digits").test
+    rows = list(csv.DictReader((short_run / "predictions.csv").open()))[:50]
+    for row, prediction in zip(rows, run.predict(held_out.items[:50]), strict=True):
+        assert prediction.class_name == row["class"]
+        assert prediction.probability == pytest.approx(float(row["probability"]), abs=1e-4)
+
+
+def test_test_scores_as_fit_did(short_run: Path, capsys: pytest.CaptureFixture) -> None:
+    from vision_peft.use import test
+
+    results = json.loads((short_run / "results.json").read_text())
+    assert test(run=str(short_run))["accuracy"] == results["accuracy"]
+    assert test(run=str(short_run), split="val")["pictures"] == 200
+    assert f"accuracy {results['accuracy']:.4f} on 797 pictures of digits test" in capsys.readouterr().out
+    with pytest.raises(PeftError, match="has other classes"):
+        test(run=str(short_run), data="world/count")
+
+
+def test_merged_file_is_plain_timm(short_run: Path, pictures: Path, tmp_path: Path) -> None:
+    target = tmp_path / "merged.safetensors"
+    assert main(["merge", "--run", str(short_run), "--out", str(target)]) == 0
+    model = timm.create_model(**CARD["timm"], num_classes=10, checkpoint_path=str(target)).eval()
+    run = load_run(short_run)
+    pixels = run.transform(pictures / "zero.png")[None]
+    assert torch.allclose(model(pixels), run.model(pixels), atol=1e-5)
+    assert set(load_file(target)) == set(model.state_dict())
+
+
+def test_what_cannot_be_merged_says_why(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    fit(data="digits", out=str(tmp_path / "run"), method="vpt", **SHORT)
+    assert main(["merge", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "m.safetensors")]) == 2
+    assert "cannot be merged: prompt tokens" in capsys.readouterr().err
+    assert not (tmp_path / "m.safetensors").exists()
+    assert main(["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "m.onnx")]) == 0
+    assert same_probabilities(tmp_path / "run", tmp_path / "m.onnx")
+
+
+def test_export(short_run: Path, tmp_path: Path) -> None:
+    assert main(["export", "--run", str(short_run), "--out", str(tmp_path / "model.onnx")]) == 0
+    assert same_probabilities(short_run, tmp_path / "model.onnx")
+
+
+def same_probabilities(run_folder: Path, file: Path) -> bool:
+    import onnxruntime
+
+    run = load_run(run_folder)
+    session = onnxruntime.InferenceSession(file)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(run.class_names)
+    images = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
+    for batch in (images, images[:1]):
+        (found,) = session.run(None, {"image": (batch / 255).numpy()})
+        wanted = torch.stack([prediction.probabilities for prediction in run.predict(batch)])
+        assert torch.allclose(torch.from_numpy(found), wanted, atol=1e-5)
+    return True
+
+
+def test_export_without_onnx(
+    short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    assert main(["export", "--run", str(short_run), "--out", str(tmp_path / "model.onnx")]) == 2
+    assert "pip install 'visual-peft[onnx]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["methods", "data", "backbones", "recipes"])
+def test_list(what: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["list", what]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = {line.split()[0] for line in lines}
+    wanted = {
+        "methods": {"lora", "vpt", "lora_noah", "vpt_deep"},
+        "data": {"digits", "vtab/cifar100", "world/count"},
+        "backbones": {"reference", "vit_base_patch16_224.augreg_in21k", "vit_base_patch16_224.orig_in21k"},
+        "recipes": {"default", "vtab", "fgvc", "digits", "world"},
+    }
+    assert wanted[what] <= first and all(len(line.split()) > 2 for line in lines)
