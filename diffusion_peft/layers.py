@@ -80,7 +80,9 @@ def layers_of(model: nn.Module | None, name: str | None) -> dict[str, Layer]:
         raise PeftError(f"this model has several adaptations ({', '.join(known)}): say which one with name=….")
     adaptation = known[next(iter(known)) if name is None else name]
     if adaptation.scale != 1.0:
-        raise PeftError(f"{adaptation.name} is scaled to {adaptation.scale}: set_scale(model, 1.0) before exporting it.")
+        raise PeftError(
+            f"{adaptation.name} is scaled to {adaptation.scale}: set_scale(model, 1.0) before exporting it."
+        )
     paths = {id(module): path for path, module in model.named_modules()}
     found: dict[str, Layer] = {}
     for module, _, graft in grafts_named(model, adaptation.name):

@@ -19,7 +19,9 @@ _OUTSIDE = {
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
 }
-_BLOCK = re.compile(r"(down_blocks\.(\d+)|mid_block|up_blocks\.(\d+))\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+_BLOCK = re.compile(
+    r"(down_blocks\.(\d+)|mid_block|up_blocks\.(\d+))\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)"
+)
 
 
 def sgm_name(path: str, layers_per_block: int, attends: bool) -> str:

@@ -40,7 +40,7 @@ class Case:
             [
                 self.model,
                 self.method,
-                *(f"{k}_{'_'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in self.hyper),
+                *(f"{k}_{'_'.join(map(str, v)) if isinstance(v, tuple | dict) else v}" for k, v in self.hyper),
             ]
         )
 
@@ -77,6 +77,16 @@ def cases() -> list[Case]:
     return found
 
 
+LAYERS = {
+    "conv_in": {"kind": "lora", "rank": 2, "scale": 1.5},
+    "mid_block.resnets.0.conv1": {"kind": "loha", "rank": 2, "scale": 0.5, "cores": True},
+    "mid_block.attentions.0.transformer_blocks.0.attn1.to_q": {"kind": "dora", "rank": 3, "scale": 1.0},
+    "mid_block.attentions.0.transformer_blocks.0.ff.net.2": {
+        "kind": "lokr", "rank": 2, "scale": 2.0, "whole1": True, "whole2": False, "cores": False, "outer": [4, 8],
+    },
+}  # fmt: skip
+
+
 def weight_changes(linears: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
     """The core's other weight changes."""
     return [
@@ -86,11 +96,24 @@ def weight_changes(linears: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]
         ("oft", {"block_size": 4, "targets": linears}),
         ("ia3", {}),
         ("diff_fit", {}),
-    ]
+    ] + ([("lora_file", {"layers": LAYERS})] if "conv" in linears else [])
 
 
 each_case = pytest.mark.parametrize("case", cases(), ids=str)
-MERGEABLE = ("lora", "dora", "loha", "lokr", "oft", "ia3", "diff_fit", "full", "linear", "bitfit", "layer_norm")
+MERGEABLE = (
+    "lora",
+    "dora",
+    "loha",
+    "lokr",
+    "oft",
+    "ia3",
+    "diff_fit",
+    "lora_file",
+    "full",
+    "linear",
+    "bitfit",
+    "layer_norm",
+)
 CLASSIFIERS = ("vit", "deit", "dinov2_registers", "average_pooled", "eva", "eva_fused")
 
 
@@ -285,6 +308,11 @@ VIT_B16 = [
     ("adapter", {"bottleneck": 8, "position": "parallel"}, 156_768),
     ("adapter", {"bottleneck": 8, "position": "houlsby"}, 313_536),
     ("adapter_plus", {"bottleneck": 8}, 165_984),
+    ("ia3", {}, 55_296),
+    ("dora", {"rank": 8, "targets": ("q", "v")}, 313_344),
+    ("loha", {"rank": 8, "targets": ("q", "v")}, 589_824),
+    ("lokr", {"rank": 8, "targets": ("q", "v")}, 26_112),
+    ("oft", {"targets": ("q", "v")}, 285_696),
     ("lora", {"rank": 8, "targets": ("q", "v")}, 294_912),
     ("lora", {"rank": 8, "targets": ("qkv",)}, 294_912),
     ("lora", {"rank": 8, "targets": ("q", "k", "v", "proj", "fc1", "fc2")}, 1_327_104),

@@ -126,9 +126,7 @@ def import_adapter(
 
 def _format(name: str) -> ModuleType:
     if name not in list_formats():
-        raise PeftError(
-            f'unknown format "{name}"{nearest(name, list_formats())} (known: {", ".join(list_formats())}).'
-        )
+        raise PeftError(f'unknown format "{name}"{nearest(name, list_formats())} (known: {", ".join(list_formats())}).')
     return importlib.import_module(f"{__name__}.{name}")
 
 

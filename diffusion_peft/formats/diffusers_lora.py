@@ -57,7 +57,9 @@ def _tensors(part: str, path: str, layer: Layer, weight: Tensor) -> dict[str, Te
     found = dict(zip((f"{base}.{name}" for name in names), (down, up), strict=True))
     if layer.kind == "dora":
         magnitude = layer.tensors["magnitude"]
-        found[f"{base}.lora_magnitude_vector"] = magnitude.view(1, -1, 1, 1) if weight.dim() == 4 else magnitude
+        # transformers 5 finds a text encoder's magnitudes under this name only, PEFT finds them under both
+        name = "lora_magnitude_vector" if part == "unet" else "lora_magnitude_vector.weight"
+        found[f"{base}.{name}"] = magnitude.view(1, -1, 1, 1) if weight.dim() == 4 else magnitude
     return found
 
 
@@ -80,7 +82,9 @@ def _config(layers: dict[str, Layer]) -> dict[str, Any]:
 
 
 def claims(keys: dict[str, Tensor]) -> bool:
-    return any(re.search(r"\.lora_A\.weight$|\.lora(_linear_layer)?\.down\.weight$|_lora\.down\.weight$", k) for k in keys)
+    return any(
+        re.search(r"\.lora_A\.weight$|\.lora(_linear_layer)?\.down\.weight$|_lora\.down\.weight$", k) for k in keys
+    )
 
 
 def read(source: Source) -> tuple[dict[str, dict[str, Layer]], list[str]]:

@@ -160,7 +160,9 @@ def _layer(found: dict[str, Tensor]) -> Layer | None:
         complete = {"w1_a", "w1_b", "w2_a", "w2_b"} <= layer.tensors.keys()
     elif suffixes <= _LOKR.keys():
         layer = Layer("lokr", {name: found[key] for key, name in _LOKR.items() if key in found}, 1.0)
-        complete = all({w} <= layer.tensors.keys() or {f"{w}_a", f"{w}_b"} <= layer.tensors.keys() for w in ("w1", "w2"))
+        complete = all(
+            {w} <= layer.tensors.keys() or {f"{w}_a", f"{w}_b"} <= layer.tensors.keys() for w in ("w1", "w2")
+        )
         if complete and "w2_b" in layer.tensors and "t2" not in layer.tensors:
             layer.tensors["w2_b"] = layer.tensors["w2_b"].flatten(1)
     elif {"lora_down.weight", "lora_up.weight"} <= suffixes <= _SUFFIXES:

@@ -34,7 +34,10 @@ class Kronecker(Delta):
             self.t2 = new_parameter(weight, rank, rank, *weight.shape[2:])
             self.w2_a, self.w2_b = new_parameter(weight, rank, k), new_parameter(weight, rank, n)
         else:
-            self.w2_a, self.w2_b = new_parameter(weight, k, rank), new_parameter(weight, rank, math.prod(self.inner[1:]))
+            self.w2_a, self.w2_b = (
+                new_parameter(weight, k, rank),
+                new_parameter(weight, rank, math.prod(self.inner[1:])),
+            )
         for parameter in (self.w1, self.w1_a, self.w1_b, self.w2_a, self.t2):
             if parameter is not None:
                 nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))

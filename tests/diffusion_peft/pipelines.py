@@ -46,7 +46,7 @@ def text_model(cls: type, width: int) -> nn.Module:
 
 
 def stable_diffusion(name: str) -> Any:
-    """"sd15" or "sdxl", the same at each call."""
+    """ "sd15" or "sdxl", the same at each call."""
     torch.manual_seed(0)
     shape: dict[str, Any] = dict(
         sample_size=8, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(16, 32), norm_num_groups=8,
@@ -56,7 +56,9 @@ def stable_diffusion(name: str) -> Any:
         block_out_channels=(8,), down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",),
         latent_channels=4, norm_num_groups=4, sample_size=8,
     )  # fmt: skip
-    parts: dict[str, Any] = dict(vae=livelier(vae), tokenizer=tokenizer(), scheduler=DDIMScheduler(steps_offset=1, clip_sample=False))
+    parts: dict[str, Any] = dict(
+        vae=livelier(vae), tokenizer=tokenizer(), scheduler=DDIMScheduler(steps_offset=1, clip_sample=False)
+    )
     parts["text_encoder"] = text_model(CLIPTextModel, 24)
     if name == "sd15":
         shape |= dict(down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), cross_attention_dim=24,

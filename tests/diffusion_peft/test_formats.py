@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from diffusion_peft.formats import export_adapter, import_adapter
-from peft_core import PeftError, adapt, disabled, merge, remove, set_scale
+from diffusion_peft.formats import export_adapter, import_adapter, kohya
+from peft_core import PeftError, adapt, disabled, load_adapter, merge, remove, save_adapter, set_scale
 from tests.diffusion_peft.pipelines import picture, stable_diffusion, texts, train
+from tests.diffusion_peft.test_counts import unet
 
 EVERYTHING = ("attn", "cross_attn", "mlp", "proj_io", "conv", "time", "time_embed")
 TEXT = {"attention": ("attn",), "q and v": ("q", "v"), "mlp": ("mlp",), "one layer": ("k",)}
@@ -57,7 +58,11 @@ def differs(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def short(value: Any) -> str:
-    return "-".join(str(v) for k, v in value.items() if k not in ("targets", "alpha")) if isinstance(value, dict) else str(value)
+    return (
+        "-".join(str(v) for k, v in value.items() if k not in ("targets", "alpha"))
+        if isinstance(value, dict)
+        else str(value)
+    )
 
 
 WRITTEN = [
@@ -118,7 +123,10 @@ def test_weights_and_unloading_in_stock_diffusers(tmp_path):
 @pytest.mark.parametrize("base", ["sd15", "sdxl"])
 def test_several_files_load_together(base, tmp_path):
     first, second = adapted(base, lora(), None), adapted(base, lora(("attn",), method="loha"), lora(("attn",)))
-    files = [export(first, tmp_path / "a.safetensors", "diffusers_lora"), export(second, tmp_path / "b.safetensors", "kohya")]
+    files = [
+        export(first, tmp_path / "a.safetensors", "diffusers_lora"),
+        export(second, tmp_path / "b.safetensors", "kohya"),
+    ]
     both = stable_diffusion(base)
     plain = picture(both)
     for file, name, scale in zip(files, "ab", (0.8, 0.5), strict=True):
@@ -181,8 +189,15 @@ def peft_pipeline(base: str, **settings: Any) -> Any:
     return pipeline
 
 
-@pytest.mark.parametrize("base", ["sd15", "sdxl"])
-@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"to_k": 2}, "alpha_pattern": {"attn1.to_q": 2}}], ids=short)  # fmt: skip
+@pytest.mark.parametrize(
+    "base, settings",
+    [
+        ("sd15", {"use_rslora": True}),
+        ("sd15", {"use_dora": True}),
+        ("sdxl", {"rank_pattern": {"to_k": 2}, "alpha_pattern": {"attn1.to_q": 2}}),
+    ],
+    ids=short,
+)
 def test_files_of_diffusers_draw_the_same_picture(base, settings, tmp_path):
     pipeline = peft_pipeline(base, **settings)
     unet, text = (get_peft_model_state_dict(model) for model in (pipeline.unet, pipeline.text_encoder))
@@ -196,10 +211,64 @@ def test_files_of_diffusers_draw_the_same_picture(base, settings, tmp_path):
     same(picture(fresh), picture(pipeline))
 
 
+def test_files_of_peft_and_of_old_diffusers_draw_the_same_picture(tmp_path):
+    pipeline = stable_diffusion("sd15")
+    plain = picture(pipeline)
+    config = LoraConfig(r=3, lora_alpha=7, target_modules=["to_q", "to_out.0"])
+    wrapped = get_peft_model(pipeline.unet, config)
+    train(wrapped)
+    wrapped.save_pretrained(tmp_path)
+    expected = picture(pipeline)
+    assert differs(expected, plain)
+    fresh = stable_diffusion("sd15")
+    import_adapter(fresh.unet, None, tmp_path)
+    same(picture(fresh), expected)
+    tensors = {}
+    for key, value in load_file(tmp_path / "adapter_model.safetensors").items():
+        path, _, letter = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
+        at, _, role = path.removesuffix(".0").rpartition(".")
+        value = value * 7 / 3 if letter == "B" else value
+        tensors[f"{at}.processor.{role}_lora.{'up' if letter == 'B' else 'down'}.weight"] = value
+    save_file(tensors, tmp_path / "old.safetensors")
+    fresh = stable_diffusion("sd15")
+    import_adapter(fresh.unet, None, tmp_path / "old.safetensors")
+    same(picture(fresh), expected)
+
+
+def test_half_precision_files(tmp_path):
+    pipeline = adapted("sd15", lora(), None)
+    expected = picture(pipeline)
+    for format in ("diffusers_lora", "kohya"):
+        file = export_adapter(pipeline.unet, None, tmp_path, format, dtype=torch.float16)
+        assert {value.dtype for value in load_file(file).values()} == {torch.float16}
+        fresh = stable_diffusion("sd15")
+        import_adapter(fresh.unet, None, file)
+        assert all(p.dtype == torch.float32 for p in fresh.unet.parameters())
+        torch.testing.assert_close(picture(fresh), expected, rtol=0, atol=5e-3)
+
+
+def test_an_imported_file_is_an_adaptation_like_any_other(tmp_path):
+    pipeline = adapted("sd15", lora(method="lokr", rank=2), None)
+    fresh = stable_diffusion("sd15")
+    import_adapter(fresh.unet, None, export_adapter(pipeline.unet, None, tmp_path, "kohya"), name="style")
+    save_adapter(fresh.unet, tmp_path / "ours")
+    again = stable_diffusion("sd15")
+    load_adapter(again.unet, tmp_path / "ours")
+    same(picture(again), picture(pipeline))
+    file = export_adapter(again.unet, None, tmp_path / "again.safetensors", "kohya", name="style")
+    first = load_file(tmp_path / "lora.safetensors")
+    assert {key: value.shape for key, value in load_file(file).items()} == {k: v.shape for k, v in first.items()}
+
+
 def test_files_of_lycoris_draw_the_same_picture(tmp_path):
     from lycoris import create_lycoris
 
-    for algo, more in (("loha", {}), ("lokr", {"factor": 4}), ("locon", {"dora_wd": True}), ("locon", {"use_tucker": True})):
+    for algo, more in (
+        ("loha", {}),
+        ("lokr", {"factor": 4}),
+        ("locon", {"dora_wd": True}),
+        ("locon", {"use_tucker": True}),
+    ):
         pipeline = stable_diffusion("sd15")
         torch.manual_seed(1)
         network = create_lycoris(pipeline.unet, 1.0, linear_dim=2, linear_alpha=2, algo=algo, preset="full", **more)
@@ -223,7 +292,9 @@ def test_names_of_kohya_files(tmp_path):
     with safe_open(export(pipeline, tmp_path, "kohya"), "pt") as file:
         keys, header = set(file.keys()), file.metadata()
         down = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight"
-        assert file.get_tensor(down).shape == (3, 16) and file.get_tensor(down.replace("lora_down.weight", "alpha")) == 5
+        assert (
+            file.get_tensor(down).shape == (3, 16) and file.get_tensor(down.replace("lora_down.weight", "alpha")) == 5
+        )
         conv = "lora_unet_down_blocks_0_resnets_0_conv1"
         assert file.get_tensor(f"{conv}.lora_down.weight").shape == (3, 16, 3, 3)
         assert file.get_tensor(f"{conv}.lora_up.weight").shape == (16, 3, 1, 1)
@@ -245,6 +316,18 @@ def test_names_of_sdxl_kohya_files(tmp_path):
     ):  # fmt: skip
         assert name in names
     assert not any(part in name for name in names for part in ("down_blocks", "mid_block", "up_blocks"))
+
+
+def test_names_of_the_real_unets():
+    names = set(kohya._names("unet", unet("sdxl"), sdxl=True))
+    for name in (
+        "input_blocks_8_1_transformer_blocks_9_attn2_to_k", "output_blocks_5_2_conv", "input_blocks_6_0_op",
+        "output_blocks_3_1_transformer_blocks_1_ff_net_2", "output_blocks_8_0_in_layers_2", "middle_block_0_emb_layers_1",
+    ):  # fmt: skip
+        assert f"lora_unet_{name}" in names
+    assert len(names) == 743 + 51
+    names = set(kohya._names("unet", unet("sd15"), sdxl=False))
+    assert "lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_attn2_to_out_0" in names and len(names) == 184 + 98
 
 
 def test_names_of_diffusers_files(tmp_path):

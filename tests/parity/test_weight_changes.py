@@ -7,6 +7,7 @@ from lycoris.functional import general, loha, lokr
 from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from peft_core import adapt
 from peft_core.decomposed import Decomposed
 from peft_core.factors import split_dimension
 from peft_core.grafts import Delta, linear
@@ -15,6 +16,7 @@ from peft_core.methods.loha import Hadamard
 from peft_core.methods.lokr import LoKr
 from peft_core.methods.oft import Rotation, nearest_divisor
 from peft_core.scaling import InputScale, OutputScale
+from tests.tiny import MODELS
 
 OUT, IN, RANK, ALPHA = 24, 16, 2, 3.0
 
@@ -226,3 +228,15 @@ def test_dora_trains_rows_of_zeros_without_nan():
     assert torch.equal(y, F.linear(x, weight))
     y.square().sum().backward()
     assert all(p.grad.isfinite().all() for p in delta.parameters())
+
+
+def test_dora_starts_from_what_an_earlier_adaptation_made():
+    tiny = MODELS["vit"]
+    model = adapt(tiny.model().eval(), "lora", rank=2, targets=("qkv", "fc1"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    y = tiny(model)
+    adapt(model, "dora", rank=2, targets=("qkv", "fc1"))
+    torch.testing.assert_close(tiny(model), y, rtol=1e-5, atol=1e-5)
