@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--precision", choices=("float32", "bf16", "both"), default="both")
+    parser.add_argument("--flops", action="store_true", help="count floating-point operations too")
     args = parser.parse_args()
     precisions = [p for p in ("float32", "bf16") if args.precision in (p, "both")]
     if "bf16" in precisions and not has_bf16():
@@ -26,13 +27,14 @@ def main() -> None:
         print("bf16: this processor has no bf16 units, left out")
     for precision in precisions:
         trainers = {v.name: Trainer(v, args.arch, args.batch, precision == "bf16") for v in chosen(args.only)}
-        flops = {name: count_flops(trainer.step) for name, trainer in trainers.items()}
+        flops = {name: count_flops(trainer.step) for name, trainer in trainers.items()} if args.flops else {}
         seconds = interleaved({name: trainer.step for name, trainer in trainers.items()}, args.rounds)
         found = ratios(seconds, "floor")
         print(f"\n{args.arch}, batch {args.batch}, {precision}, {args.rounds} interleaved rounds, {machine()}")
         print(f"| {'variant':34} | time to floor | FLOPs to floor |\n|---|---|---|")
         for name in trainers:
-            print(f"| {name:34} | {found[name]:.2f} | {flops[name] / flops['floor']:.2f} |")
+            share = f"{flops[name] / flops['floor']:.2f}" if flops else "–"
+            print(f"| {name:34} | {found[name]:.2f} | {share} |", flush=True)
         pairs = [
             (a, b) for a in found for b in found if a.startswith("HF PEFT") and b == a.removeprefix("HF PEFT ").lower()
         ]
