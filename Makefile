@@ -24,7 +24,8 @@ demo: $(READY)
 	@for method in linear bitfit ssf vpt adaptformer lora; do \
 		$(BIN)/vision_peft fit --method $$method --data digits --out demo/$$method --trainer.max_epochs 5 || exit 1; done
 	@$(BIN)/vision_peft compare --runs demo/* --out demo
-	@$(BIN)/vision_peft predict --run demo/lora docs/digits
+	@$(BIN)/python -m peft_data.digits demo/pictures
+	@$(BIN)/vision_peft predict --run demo/lora demo/pictures
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import torch
 
 from peft_data.base import ClassificationData, Pictures
@@ -24,3 +27,18 @@ def load(name: str, root: str | None, seed: int) -> ClassificationData:
     whole = Pictures(images, torch.from_numpy(digits.target).long(), split="digits")
     train, val, test = (whole.subset(part) for part in stratified(whole.labels, SIZES, seed))
     return ClassificationData(name, tuple(map(str, digits.target_names)), train, val, test, recipe="digits")
+
+
+def write_pictures(folder: Path, count: int = 8) -> None:
+    """The first test pictures as PNG files, their class in their names: something to try `predict` on."""
+    from PIL import Image
+
+    test = load("digits", None, 0).test
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        picture = Image.fromarray(test.items[index].permute(1, 2, 0).numpy())
+        picture.save(folder / f"digit_{index}_is_{int(test.labels[index])}.png")
+
+
+if __name__ == "__main__":
+    write_pictures(Path(sys.argv[1]))
