@@ -53,12 +53,9 @@ class Clip:
     def text_pass(self, prompts: Prompts) -> TextPass:
         return TextPass(self.model, prompts, self.memory)
 
-    def class_features(self, names: Sequence[str], template: str | Sequence[str]) -> Tensor:
-        """C E, of norm 1: the mean over templates of each text's normalised feature."""
-        features = [
-            F.normalize(self.text_pass(self.prompts(names, one))(), dim=-1) for one in templates(template)
-        ]  # fmt: skip
-        return F.normalize(torch.stack(features).mean(0), dim=-1) if len(features) > 1 else features[0]
+    def text_passes(self, names: Sequence[str], template: str | Sequence[str]) -> list[TextPass]:
+        """One a template (see clip_peft.templates)."""
+        return [self.text_pass(self.prompts(names, one)) for one in templates(template)]
 
     def image_features(self, images: Tensor) -> Tensor:
         """B E, as the image tower gives them (not normalised); without graph where nothing of the tower trains."""
@@ -74,6 +71,12 @@ class Clip:
     def random(self, *shape: int) -> Tensor:
         """float32 N(0, 0.02²) of (…, D)."""
         return torch.randn(*shape, self.tower.width, device=self.tower.device) * 0.02
+
+
+def mean_features(passes: Sequence[TextPass]) -> Tensor:
+    """C E, of norm 1: the mean over templates of each text's normalised feature."""
+    features = [F.normalize(text_pass(), dim=-1) for text_pass in passes]
+    return F.normalize(torch.stack(features).mean(0), dim=-1) if len(features) > 1 else features[0]
 
 
 class Learner(nn.Module):
@@ -150,6 +153,23 @@ class Learner(nn.Module):
         """Told after each epoch (from 1 on) of how many."""
 
 
+class TemplateLearner(Learner):
+    """Class features of hand-written texts, which none of its own parameters changes."""
+
+    def __init__(self, clip: Clip, method: Any, names: Sequence[str]):
+        super().__init__(clip, method, names)
+        self.for_names()
+
+    def for_names(self) -> None:
+        self.text_passes = self.clip.text_passes(self.names, self.method.template)
+
+    def text_parameters(self) -> list[nn.Parameter]:
+        return []
+
+    def class_features(self) -> Tensor:
+        return mean_features(self.text_passes)
+
+
 class ContextLearner(Learner):
     """Learnt context vectors in front of (or around) the class name, and what follows them in `template`."""
 
@@ -167,7 +187,7 @@ class ContextLearner(Learner):
         self.text_pass = self.clip.text_pass(prompts)
         if self.reference is not None:
             with torch.no_grad():
-                self.hand = self.clip.class_features(self.names, self.reference)
+                self.hand = mean_features(self.clip.text_passes(self.names, self.reference))
 
     def class_features(self) -> Tensor:
         return F.normalize(self.text_pass(self.context), dim=-1)

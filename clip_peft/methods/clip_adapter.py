@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.learner import Clip, Learner, OpenVocabularyMethod
+from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, TemplateLearner
 from clip_peft.templates import DEFAULT
 from peft_core.errors import PeftError
 
@@ -32,19 +32,13 @@ class CLIPAdapter(OpenVocabularyMethod):
         return _CLIPAdapter(clip, self, names)
 
 
-class _CLIPAdapter(Learner):
+class _CLIPAdapter(TemplateLearner):
     def __init__(self, clip: Clip, method: CLIPAdapter, names: Sequence[str]):
         super().__init__(clip, method, names)
         features, device = clip.tower.features, clip.tower.device
         hidden = max(1, features // method.reduction)
         self.down = nn.Linear(features, hidden, bias=False, device=device)
         self.up = nn.Linear(hidden, features, bias=False, device=device)
-
-    def text_parameters(self) -> list[nn.Parameter]:
-        return []
-
-    def class_features(self) -> Tensor:
-        return self.clip.class_features(self.names, self.method.template)
 
     def logits(self, features: Tensor) -> Tensor:
         f = features.to(self.down.weight.dtype)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.learner import Clip, Learner, OpenVocabularyMethod
+from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, mean_features
 from clip_peft.templates import DEFAULT
 
 
@@ -32,7 +32,7 @@ class _LinearProbe(Learner):
     def __init__(self, clip: Clip, method: LinearProbe, names: Sequence[str]):
         super().__init__(clip, method, names)
         with torch.no_grad():
-            start = clip.class_features(self.names, method.template)
+            start = mean_features(clip.text_passes(self.names, method.template))
         self.weight = nn.Parameter(start.float())
 
     def class_features(self) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.learner import Clip, Learner, OpenVocabularyMethod
+from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, mean_features
 from clip_peft.templates import DEFAULT
 
 
@@ -34,7 +34,7 @@ class _TaskRes(Learner):
     def __init__(self, clip: Clip, method: TaskRes, names: Sequence[str]):
         super().__init__(clip, method, names)
         with torch.no_grad():
-            base = clip.class_features(self.names, method.template)
+            base = mean_features(clip.text_passes(self.names, method.template))
         self.base: Tensor
         self.register_buffer("base", base, persistent=False)
         self.residual = nn.Parameter(torch.zeros_like(base, dtype=torch.float32))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.learner import Clip, Learner, OpenVocabularyMethod
+from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, TemplateLearner
 from clip_peft.templates import DEFAULT
 from peft_core.errors import PeftError
 
@@ -37,7 +37,7 @@ class TipAdapter(OpenVocabularyMethod):
         return _TipAdapter(clip, self, names)
 
 
-class _TipAdapter(Learner):
+class _TipAdapter(TemplateLearner):
     def __init__(self, clip: Clip, method: TipAdapter, names: Sequence[str]):
         super().__init__(clip, method, names)
         device = clip.tower.device
@@ -63,12 +63,6 @@ class _TipAdapter(Learner):
             self.keys = nn.Parameter(self.keys.new_empty(keys.shape), requires_grad=self.method.fine_tune)
             self.values = self.values.new_empty(keys.shape[0])
         super()._load_from_state_dict(state, prefix, *rest)
-
-    def text_parameters(self) -> list[nn.Parameter]:
-        return []
-
-    def class_features(self) -> Tensor:
-        return self.clip.class_features(self.names, self.method.template)
 
     def logits(self, features: Tensor) -> Tensor:
         if not len(self.keys):

@@ -1,9 +1,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from clip_peft.learner import Clip, Learner, OpenVocabularyMethod
+from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, TemplateLearner
 from clip_peft.templates import DEFAULT
 
 
@@ -22,9 +20,4 @@ class ZeroShot(OpenVocabularyMethod):
     template: str | Sequence[str] = DEFAULT
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
-        return _ZeroShot(clip, self, names)
-
-
-class _ZeroShot(Learner):
-    def class_features(self) -> Tensor:
-        return self.clip.class_features(self.names, self.method.template)
+        return TemplateLearner(clip, self, names)

@@ -1,5 +1,7 @@
 """Tiny models with open_clip's real vocabulary, random weights that do something, and an independent full-length pass."""
 
+import copy
+import functools
 from typing import Any
 
 import open_clip
@@ -20,6 +22,7 @@ VISION = dict(image_size=32, layers=3, width=64, head_width=16, patch_size=8)
 TEXT = dict(context_length=LENGTH, vocab_size=49408, width=32, heads=2, layers=3)
 
 
+@functools.cache
 def tokenizer() -> open_clip.SimpleTokenizer:
     return open_clip.SimpleTokenizer(context_length=LENGTH)
 
@@ -35,16 +38,25 @@ def randomised(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def made_once(build: Any) -> Any:
+    """The same model each time, as a copy of its own."""
+    once = functools.cache(build)
+    return functools.wraps(build)(lambda **text: copy.deepcopy(once(**text)))
+
+
+@made_once
 def clip(**text: Any) -> Any:
     torch.manual_seed(0)
     return randomised(open_clip.CLIP(embed_dim=16, vision_cfg=VISION, text_cfg=TEXT | text))
 
 
+@made_once
 def custom_clip(**text: Any) -> Any:
     torch.manual_seed(0)
     return randomised(open_clip.CustomTextCLIP(embed_dim=16, vision_cfg=VISION, text_cfg=TEXT | text))
 
 
+@made_once
 def siglip(**text: Any) -> Any:
     """A timm image tower beside a bidirectional text tower that pools its last token."""
     torch.manual_seed(0)
@@ -53,6 +65,7 @@ def siglip(**text: Any) -> Any:
     return randomised(open_clip.CustomTextCLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, init_logit_bias=-10.0))
 
 
+@made_once
 def coca() -> Any:
     torch.manual_seed(0)
     vision = VISION | dict(attentional_pool=True, attn_pooler_heads=2, output_tokens=True)

@@ -1,0 +1,267 @@
+"""What every open-vocabulary method promises, on open_clip's two layouts, SigLIP-style and CoCa models."""
+
+import copy
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+
+from clip_peft import OpenVocabulary
+from peft_core import PeftError, adapt, count_parameters, list_methods
+from peft_core.method import find_method
+from tests.clip_peft.models import NAMES, clip, close, coca, custom_clip, pictures, siglip, tokenizer
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "zero_shot": {},
+    "coop": dict(context=4),
+    "kgcoop": dict(context=3),
+    "cocoop": dict(context=3),
+    "prograd": dict(context=6),
+    "maple": dict(depth=2),
+    "promptsrc": dict(depth=2, template="a photo of a {}."),
+    "tpt": {},
+    "clip_adapter": {},
+    "tip_adapter": dict(fine_tune=True),
+    "taskres": {},
+    "linear_probe": {},
+}
+MODELS = {"clip": clip, "custom": custom_clip, "siglip": siglip, "coca": coca}
+OF_CLASSES = ("tip_adapter", "taskres", "linear_probe")
+LABELS = torch.tensor([0, 3, 2, 6])
+
+
+def images(method: str) -> torch.Tensor:
+    x = pictures()
+    if method != "tpt":
+        return x
+    noise = torch.randn(4, 9, *x.shape[1:], generator=torch.Generator().manual_seed(1))
+    return torch.cat((x[:, None], x[:, None] + noise), dim=1)
+
+
+def built(model: str, method: str, names=NAMES, seed: int = 0) -> OpenVocabulary:
+    stock = MODELS[model]()
+    torch.manual_seed(seed)
+    whole = OpenVocabulary(stock, method, names, tokenizer(), **SETTINGS[method])
+    if method == "tip_adapter":
+        whole.learner.remember(whole.encode(pictures(8)), torch.arange(8) % len(names))
+    return whole
+
+
+def trained(model: str, method: str) -> OpenVocabulary:
+    whole = built(model, method)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in whole.trainable():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return whole
+
+
+def test_every_method_is_covered():
+    assert set(SETTINGS) == set(list_methods(grafts=False))
+    assert not set(list_methods()) & set(SETTINGS) and set(list_methods(None)) >= set(SETTINGS)
+
+
+each = pytest.mark.parametrize("method", SETTINGS)
+on_each_model = pytest.mark.parametrize("model", MODELS)
+
+
+@each
+@on_each_model
+def test_only_its_parameters_train_and_each_gets_a_gradient(model: str, method: str):
+    whole = trained(model, method).train()
+    assert not whole.model.training and not any(p.requires_grad for p in whole.model.parameters())
+    assert all(p.dtype == torch.float32 for p in whole.trainable())
+    if not whole.trainable():
+        assert method in ("zero_shot", "tpt")
+        return
+    whole.loss(images(method), LABELS).backward()
+    for name, parameter in whole.learner.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@each
+@on_each_model
+def test_state_loads_into_another_and_features_may_be_cached(model: str, method: str):
+    whole, x = trained(model, method).eval(), images(method)
+    logits = whole(x)
+    assert logits.shape == (4, len(NAMES)) and torch.isfinite(logits).all()
+    assert torch.equal(whole.logits(whole.encode(x)), logits)
+    other = built(model, method, seed=1).eval()
+    other.learner.load_state_dict(whole.learner.state_dict())
+    assert torch.equal(other(x), logits)
+    assert torch.equal(copy.deepcopy(whole)(x), logits)
+    with torch.no_grad():  # where class features are remembered
+        close(whole(x), logits)
+        close(whole(x), logits)
+    with torch.inference_mode():
+        close(whole(x), logits)
+    assert sum(v.numel() for v in whole.learner.state_dict().values()) < 20_000  # never the model's own weights
+
+
+@each
+@pytest.mark.parametrize("model", ["clip", "siglip"])
+def test_other_class_names(model: str, method: str):
+    whole, x = trained(model, method).eval(), images(method)
+    with torch.no_grad():
+        before = whole(x)
+    others = ["zebra", "blue triangle", NAMES[1]]
+    if method in OF_CLASSES:
+        with pytest.raises(
+            PeftError, match=f"{method} cannot name other classes, because .*: train it on the new classes"
+        ):
+            whole.set_classes(others)
+        assert torch.equal(whole.set_classes(NAMES)(x), before)
+        return
+    with torch.no_grad():
+        after = whole.set_classes(others)(x)
+    assert after.shape == (4, 3) and whole.class_names == tuple(others)
+    if method != "tpt":
+        close(after[:, 2], before[:, 1])
+
+
+@each
+def test_bfloat16_autocast_with_float32_parameters(method: str):
+    whole, x = trained("clip", method).train(), images(method)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = whole.loss(x, LABELS)
+    assert torch.isfinite(loss)
+    if whole.trainable():
+        loss.backward()
+        assert all(p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in whole.trainable())
+
+
+@each
+def test_a_few_steps_lower_the_loss(method: str):
+    whole, x = built("clip", method).train(), images(method)
+    if not whole.trainable():
+        return
+    optimizer = torch.optim.Adam(whole.trainable(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss = whole.loss(x, LABELS)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "method, hyper, classes, expected",
+    [
+        ("coop", {}, 10, 8_192),
+        ("coop", dict(context=4), 10, 2_048),
+        ("coop", dict(init="a photo of a"), 10, 2_048),
+        ("coop", dict(class_specific=True), 10, 81_920),
+        ("kgcoop", {}, 10, 2_048),
+        ("cocoop", {}, 10, 35_360),
+        ("prograd", {}, 10, 8_192),
+        ("maple", {}, 10, 3_555_072),
+        ("maple", dict(depth=3), 10, 1_185_024),
+        ("promptsrc", dict(template="{}."), 10, 46_080),
+        ("promptsrc", dict(depth=3, template="{}."), 10, 15_360),
+        ("clip_adapter", {}, 10, 131_072),
+        ("clip_lora", {}, 10, 184_320),
+        ("taskres", {}, 1000, 512_000),
+        ("linear_probe", {}, 1000, 512_000),
+        ("tip_adapter", dict(fine_tune=True), 1000, 8_192_000),
+        ("tip_adapter", {}, 1000, 0),
+        ("zero_shot", {}, 10, 0),
+        ("tpt", {}, 10, 0),
+    ],
+)
+def test_exact_parameter_counts_on_vit_b16(outline, method: str, hyper: dict, classes: int, expected: int):
+    model = copy.deepcopy(outline)
+    whole = OpenVocabulary(model, method, [f"class {i}" for i in range(classes)], **hyper)
+    if method == "tip_adapter":
+        whole.learner.remember(torch.empty(16 * classes, 512, device="meta"), torch.empty(16 * classes, device="meta"))
+    assert sum(p.numel() for p in whole.trainable()) == expected
+    assert not model.logit_scale.requires_grad
+    if method == "clip_lora":
+        assert count_parameters(model).inserted == expected
+
+
+@pytest.fixture(scope="module")
+def outline():
+    with torch.device("meta"):
+        config = open_clip.get_model_config("ViT-B-16")
+        return open_clip.CLIP(**{key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg")})
+
+
+# ---- methods that graft --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method, hyper",
+    [("clip_lora", {}), ("lora", dict(rank=2, tower="text")), ("lora", dict(rank=2, tower="image")), ("bitfit", {}),
+     ("layer_norm", {}), ("ssf", {}), ("adaptformer", dict(bottleneck=4)), ("vpt", dict(tokens=2, tower="image"))],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("model", ["clip", "siglip"])
+def test_grafts_train_through_the_texts(model: str, method: str, hyper: dict):
+    whole = OpenVocabulary(MODELS[model](), method, NAMES, tokenizer(), template="a photo of a {}.", **hyper).train()
+    x = pictures()
+    start = whole.eval()(x).detach()
+    if method not in ("vpt", "ssf"):
+        close(OpenVocabulary(MODELS[model](), "zero_shot", NAMES, tokenizer())(x), start)
+    optimizer = torch.optim.SGD(whole.trainable(), lr=0.1)
+    whole.train().loss(x, LABELS).backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert not torch.allclose(whole.eval()(x), start)
+    assert whole.set_classes(["zebra"])(x).shape == (4, 1)
+    assert not whole.model.logit_scale.requires_grad
+
+
+def test_clip_lora_is_a_preset_of_lora():
+    whole = OpenVocabulary(clip(), "clip_lora", NAMES, tokenizer())
+    assert whole.method == find_method("lora")(rank=2, alpha=1.0, rs=True, dropout=0.25, targets=("q", "k", "v"))
+    assert whole.method.scale(2) == pytest.approx(2**-0.5)
+
+
+# ---- mistakes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: OpenVocabulary(clip(), "coop", [], tokenizer()), "class_names is empty: name at least one class."),
+        (lambda: OpenVocabulary(clip(), "lora", ["a", "a"], tokenizer()), 'class name "a" is there twice'),
+        (lambda: OpenVocabulary(clip(), "coop", NAMES, tokenizer(), context=0), "coop got context 0: it must be 1 or more."),
+        (lambda: OpenVocabulary(clip(), "coop", NAMES, tokenizer(), context=19), "tokens too long for a text of 24 beside 19"),
+        (lambda: OpenVocabulary(clip(), "kgcoop", NAMES, tokenizer(), context=6), 'init "a photo of a" has 4 tokens'),
+        (lambda: OpenVocabulary(clip(), "coop", NAMES, tokenizer(), init="a", class_specific=True), "leave init out"),
+        (lambda: OpenVocabulary(clip(), "coopp", NAMES, tokenizer()), 'unknown method "coopp", did you mean "coop"?'),
+        (lambda: OpenVocabulary(clip(), "coop", NAMES, tokenizer(), contxt=4), 'coop has no setting "contxt", did you mean'),
+        (lambda: OpenVocabulary(clip(), "zero_shot", NAMES, tokenizer(), template="oxford_pet"), 'did you mean "oxford_pets"'),
+        (lambda: OpenVocabulary(clip(), "maple", NAMES, tokenizer(), depth=9), "depth 9: it must lie between 1 and 3"),
+        (lambda: OpenVocabulary(clip(), "prograd", NAMES, tokenizer(), context=3), "4 tokens, more than context 3"),
+        (lambda: OpenVocabulary(clip(vocab_size=50_000), "coop", NAMES), "pass tokenizer=open_clip.get_tokenizer"),
+        (lambda: OpenVocabulary(clip(), "tip_adapter", NAMES, tokenizer())(pictures()), "cache is empty"),
+        (lambda: OpenVocabulary(clip(), "tpt", NAMES, tokenizer())(pictures()), "B V 3 H W"),
+        (lambda: adapt(clip(), "coop"), 'coop is no graft: use clip_peft.OpenVocabulary(model, "coop", class_names).'),
+    ],
+)  # fmt: skip
+def test_mistakes_get_one_sentence(build, message: str):
+    with pytest.raises(PeftError) as error:
+        build()
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_mistake_leaves_the_model_as_it_was():
+    model = clip()
+    with pytest.raises(PeftError):
+        OpenVocabulary(model, "coop", NAMES, tokenizer(), context=0)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_convolutional_towers_take_no_image_prompts():
+    vision = dict(image_size=32, layers=(1, 1, 1, 1), width=8, patch_size=None)
+    model = open_clip.CLIP(16, vision, dict(context_length=24, vocab_size=49408, width=32, heads=2, layers=2))
+    with pytest.raises(PeftError, match="maple needs an image tower whose transformer blocks take further tokens"):
+        OpenVocabulary(model, "maple", NAMES, tokenizer(), depth=2)
+    whole = OpenVocabulary(model, "coop", NAMES, context=2).train()
+    statistics = copy.deepcopy(model.visual.bn1.running_mean)
+    whole.loss(pictures(), LABELS).backward()
+    assert torch.equal(model.visual.bn1.running_mean, statistics)
