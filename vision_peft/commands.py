@@ -43,9 +43,10 @@ def list_(what: Literal["methods", "data", "backbones", "recipes"]) -> None:
 def commands() -> list[Command]:
     from vision_peft.compare import compare
     from vision_peft.fit import fit
+    from vision_peft.sweep import sweep
     from vision_peft.use import export, merge_, predict, test
 
-    return [fit, test, predict, merge_, export, compare, list_]
+    return [fit, test, predict, merge_, export, compare, sweep, list_]
 
 
 def main(argv: list[str] | None = None) -> int:
