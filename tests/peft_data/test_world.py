@@ -126,7 +126,8 @@ def test_a_clip_moves_as_the_scene_says() -> None:
     frames = clip(scene, 4, 40)
     assert frames.shape == (2, 4, 3, 40, 40) and frames.dtype == torch.uint8
     before, after = boxes(render(scene, 40), 2)[0, 0], boxes(render(scene.at(1.0), 40), 2)[0, 0]
-    assert after[0] - before[0] == pytest.approx(0.3, abs=0.03) and after[1] == pytest.approx(float(before[1]), abs=0.03)
+    assert after[0] - before[0] == pytest.approx(0.3, abs=0.03)
+    assert after[1] == pytest.approx(float(before[1]), abs=0.03)
 
 
 def test_pretraining_is_disjoint() -> None:
@@ -140,8 +141,8 @@ def test_pretraining_is_disjoint() -> None:
         ring = (high - low) > 0.2
         r, g, b = colour[ring].unbind(1)
         span, top = (high - low)[ring], colour[ring].argmax(1)
-        hue = torch.where(top == 0, (g - b) / span, torch.where(top == 1, 2 + (b - r) / span, 4 + (r - g) / span)) / 6 % 1
-        place = hue * HUES % 1
+        sixths = torch.where(top == 0, (g - b) / span, torch.where(top == 1, 2 + (b - r) / span, 4 + (r - g) / span))
+        place = sixths / 6 % 1 * HUES % 1
         assert (((place > 0.49) == upper) | (place > 0.99) | (place < 0.01)).all()
 
 

@@ -51,7 +51,7 @@ def class_names(task: str) -> tuple[str, ...]:
         "flowers": natural.FLOWERS,
         "creatures": SPECIES, "street_digits": map(str, range(10)), "scenes": landscapes.PLACES,
         "cells": ("healthy", "tumour"), "fields": maps.LANDS, "aerial": maps.PLACES,
-        "retina": ("none", "mild", "moderate", "severe", "very severe"), "count": map(str, range(3, 11)),
+        "retina": ("none", "mild", "moderate", "severe", "very severe"), "count": map(str, range(1, 9)),
         "distance": [f"{1.5 + k / 2:g} to {2 + k / 2:g}" for k in range(6)],
         "arena": [f"{kind} {far}" for kind in ("wanted", "unwanted") for far in ("near", "halfway", "far")],
         "road": ("near", "halfway", "far", "none"), "position": [f"column {k}" for k in range(16)],

@@ -64,7 +64,7 @@ def silhouettes(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tens
     labels = draw.labels(n, len(THINGS))
     ground, ink = draw.pair(n, gap=0.35)
     canvas = backdrop(draw, n, size, ground)
-    distance = polygon_distance(thing_polygons(draw, labels), *pixel_grid(size))
+    distance = polygon_distance(thing_polygons(draw, labels, wobble=0.11, tilt=1.2), *pixel_grid(size))
     return finish(draw, paint(canvas, soft(distance, size), ink)), labels
 
 

@@ -53,15 +53,17 @@ def pretraining_polygons(count: int = 24) -> tuple[Points, ...]:
     return tuple(out)
 
 
-def thing_polygons(draw: Draw, labels: torch.Tensor, book: tuple[Points, ...] | None = None) -> torch.Tensor:
+def thing_polygons(
+    draw: Draw, labels: torch.Tensor, book: tuple[Points, ...] | None = None, wobble: float = 0.07, tilt: float = 0.5
+) -> torch.Tensor:
     """Vertices N K 2 on the canvas: wobbled, mirrored, stretched, turned and moved outlines of the given kinds."""
     book = tuple(THINGS.values()) if book is None else book
     longest, n = max(map(len, book)), len(labels)
     points = torch.tensor([[*p, *[p[-1]] * (longest - len(p))] for p in book])[labels]
-    points = points + draw.uniform(n, longest, 2, low=-0.07, high=0.07)
+    points = points + draw.uniform(n, longest, 2, low=-wobble, high=wobble)
     mirror = torch.where(draw.chance(n, 1, p=0.5), -1.0, 1.0)
     points = points * torch.cat((mirror * draw.uniform(n, 1, low=0.75, high=1.25), torch.ones(n, 1)), 1)[:, None]
-    angle, shear = draw.uniform(n, low=-0.5, high=0.5), draw.uniform(n, low=-0.25, high=0.25)
+    angle, shear = draw.uniform(n, low=-tilt, high=tilt), draw.uniform(n, low=-0.25, high=0.25)
     x, y = (points[..., 0] + shear[:, None] * points[..., 1]), points[..., 1]
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]
     scale, shift = draw.uniform(n, 1, 1, low=0.5, high=0.8), draw.uniform(n, 1, 2, low=-0.22, high=0.22)

@@ -17,17 +17,18 @@ def _over(canvas: torch.Tensor, scene: Scene) -> torch.Tensor:
 
 
 def cells(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whether swollen, misshapen nuclei lie in the middle of the tissue (1) or only near the border (0)."""
+    """Whether swollen, misshapen nuclei lie in the middle of the tissue (1) or at most near the border (0)."""
     labels, k = draw.labels(n, 2), 24
     ground, ink = draw.pair(n, gap=0.25)
     canvas = backdrop(draw, n, size, ground)
-    sick = draw.ints(n, high=6, low=3)
-    ill = torch.arange(k)[None] < sick[:, None]
+    inner, outer = draw.ints(n, high=5, low=1) * labels, draw.ints(n, high=4)
+    number, slot = (inner + outer)[:, None], torch.arange(k)[None]
+    ill, central = slot < number, slot < inner[:, None]
     angle, far = draw.uniform(n, k, high=6.28), draw.uniform(n, k).sqrt()
-    reach = torch.where(labels[:, None] == 1, far * 0.42, 0.72 + 0.23 * far)
+    reach = torch.where(central, far * 0.42, 0.72 + 0.23 * far)
     x = torch.where(ill, angle.cos() * reach, draw.uniform(n, k, low=-1))
     y = torch.where(ill, angle.sin() * reach, draw.uniform(n, k, low=-1))
-    small, large = draw.uniform(n, k, low=0.07, high=0.11), draw.uniform(n, k, low=0.13, high=0.19)
+    small, large = draw.uniform(n, k, low=0.06, high=0.11), draw.uniform(n, k, low=0.11, high=0.16)
     shape = torch.where(ill, draw.choose(n, k, among=shape_ids("kite", "gear", "leaf")), 0)
     colour = (ink[:, None] + draw.uniform(n, k, 3, low=-0.08, high=0.08)).clamp(0, 1)
     return finish(draw, _over(canvas, make_scene(

@@ -38,19 +38,19 @@ def hall(draw: Draw, n: int, slots: int, **fields: torch.Tensor) -> Scene:
 
 def spread(draw: Draw, n: int, slots: int, near: float, far: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Places x, z (N M each) on the floor, in the camera's sight, no two of them too near on the picture."""
-    columns = torch.rand(n, slots, generator=draw.generator).argsort(1)
+    columns = draw.uniform(n, slots).argsort(1)
     side = (columns + draw.uniform(n, slots, low=0.15, high=0.85)) / slots * 2 - 1
     z = draw.uniform(n, slots, low=near, high=far)
     return side * z * 0.45, z
 
 
 def count(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many things stand in the room: 3 to 10."""
+    """How many things stand in the room: 1 to 8."""
     labels = draw.labels(n, 8)
-    x, z = spread(draw, n, 10, 1.6, 4.5)
-    present = torch.rand(n, 10, generator=draw.generator).argsort(1).argsort(1) < labels[:, None] + 3
-    each = draw.uniform(n, 1, low=0.2, high=0.36) * draw.uniform(n, 10, low=0.8, high=1.25)
-    return finish(draw, render(hall(draw, n, 10, x=x, z=z, present=present, size=each), size).picture), labels
+    x, z = spread(draw, n, 8, 1.6, 3.6)
+    present = draw.uniform(n, 8).argsort(1).argsort(1) <= labels[:, None]
+    each = draw.uniform(n, 1, low=0.16, high=0.26) * draw.uniform(n, 8, low=0.85, high=1.15)
+    return finish(draw, render(hall(draw, n, 8, x=x, z=z, present=present, size=each), size).picture), labels
 
 
 def distance(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,8 +131,9 @@ def orientation(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tens
     """Which way a sprite without symmetry points: 16 directions."""
     labels = draw.labels(n, 16)
     angle = (labels + draw.uniform(n, low=0.1, high=0.9)) / 16 * 2 * math.pi
-    scene = _sprite(draw, n, shape_ids("heart", "arrow", "drop", "bell", "kite"), angle=angle[:, None],
-                    size=draw.uniform(n, 1, low=0.28, high=0.5))
+    near = draw.uniform(2, n, 1, low=-0.25, high=0.25)
+    scene = _sprite(draw, n, shape_ids("heart", "arrow", "drop"), angle=angle[:, None], x=near[0], y=near[1],
+                    size=draw.uniform(n, 1, low=0.4, high=0.6))
     return finish(draw, render(scene, size).picture), labels
 
 
