@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import timm
 import torch
 
 from peft_core import (
@@ -36,13 +35,8 @@ class Case:
     hyper: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        return "-".join(
-            [
-                self.model,
-                self.method,
-                *(f"{k}_{'_'.join(map(str, v)) if isinstance(v, tuple | dict) else v}" for k, v in self.hyper),
-            ]
-        )
+        settings = (f"{k}_{'_'.join(map(str, v)) if isinstance(v, tuple | dict) else v}" for k, v in self.hyper)
+        return "-".join([self.model, self.method, *settings])
 
 
 def cases() -> list[Case]:
@@ -88,11 +82,11 @@ LAYERS = {
 
 
 def weight_changes(linears: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
-    """The core's other weight changes."""
+    ranked = {"rank": 2, "alpha": 3.0, "targets": linears}
     return [
-        ("dora", {"rank": 2, "alpha": 3.0, "targets": linears}),
-        ("loha", {"rank": 2, "alpha": 3.0, "targets": linears, "tucker": True}),
-        ("lokr", {"rank": 2, "alpha": 3.0, "targets": linears, "tucker": True, "decompose_both": True}),
+        ("dora", ranked),
+        ("loha", ranked | {"tucker": True}),
+        ("lokr", ranked | {"tucker": True, "decompose_both": True}),
         ("oft", {"block_size": 4, "targets": linears}),
         ("ia3", {}),
         ("diff_fit", {}),
@@ -100,20 +94,7 @@ def weight_changes(linears: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]
 
 
 each_case = pytest.mark.parametrize("case", cases(), ids=str)
-MERGEABLE = (
-    "lora",
-    "dora",
-    "loha",
-    "lokr",
-    "oft",
-    "ia3",
-    "diff_fit",
-    "lora_file",
-    "full",
-    "linear",
-    "bitfit",
-    "layer_norm",
-)
+MERGEABLE = "lora dora loha lokr oft ia3 diff_fit lora_file full linear bitfit layer_norm".split()
 CLASSIFIERS = ("vit", "deit", "dinov2_registers", "average_pooled", "eva", "eva_fused")
 
 
@@ -292,42 +273,6 @@ def test_compiles_to_one_graph(case: Case):
     assert len(grads[0]) == len(grads[1])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-
-
-VIT_B16 = [
-    ("full", {}, 85_798_656),
-    ("linear", {}, 0),
-    ("bitfit", {}, 102_912),
-    ("layer_norm", {}, 38_400),
-    ("vpt", {"tokens": 10}, 7_680),
-    ("vpt", {"tokens": 10, "deep": True}, 92_160),
-    ("adaptformer", {"bottleneck": 8}, 156_768),
-    ("adaptformer", {"bottleneck": 64}, 1_189_632),
-    ("ssf", {}, 205_824),
-    ("adapter", {"bottleneck": 8, "position": "pfeiffer"}, 156_768),
-    ("adapter", {"bottleneck": 8, "position": "parallel"}, 156_768),
-    ("adapter", {"bottleneck": 8, "position": "houlsby"}, 313_536),
-    ("adapter_plus", {"bottleneck": 8}, 165_984),
-    ("ia3", {}, 55_296),
-    ("dora", {"rank": 8, "targets": ("q", "v")}, 313_344),
-    ("loha", {"rank": 8, "targets": ("q", "v")}, 589_824),
-    ("lokr", {"rank": 8, "targets": ("q", "v")}, 26_112),
-    ("oft", {"targets": ("q", "v")}, 285_696),
-    ("lora", {"rank": 8, "targets": ("q", "v")}, 294_912),
-    ("lora", {"rank": 8, "targets": ("qkv",)}, 294_912),
-    ("lora", {"rank": 8, "targets": ("q", "k", "v", "proj", "fc1", "fc2")}, 1_327_104),
-    ("lora", {"rank": 8, "targets": ("qkv", "proj", "fc1", "fc2")}, 1_179_648),
-]
-
-
-@pytest.mark.parametrize("method, hyper, inserted", VIT_B16, ids=lambda value: str(value))
-def test_exact_parameter_count_on_vit_b16(method: str, hyper: dict[str, Any], inserted: int):
-    with torch.device("meta"):
-        model = timm.create_model("vit_base_patch16_224", num_classes=100)
-    n = count_parameters(adapt(model, method, **hyper))
-    assert (n.inserted, n.head, n.trainable) == (inserted, 76_900, inserted + 76_900)
-    assert n.total == 85_798_656 + 76_900 + (inserted if method not in ("full", "bitfit", "layer_norm") else 0)
-    assert n.by_method == {method: inserted}
 
 
 @pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="inductor needs a C++ compiler")

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +95,7 @@ class OFT(Method):
             plan.change_weight(place, Rotation(plan.stock(place), place.rows, size, self.neumann_terms))
 
 
+@cache
 def nearest_divisor(size: int, wanted: int) -> int:
     divisors = [n for n in range(1, size + 1) if size % n == 0]
     return min(divisors, key=lambda n: (abs(n - wanted), n))

@@ -1,0 +1,44 @@
+"""Exact parameter counts on ViT-B/16, built on the meta device."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from peft_core import adapt, count_parameters
+
+VIT_B16 = [
+    ("full", {}, 85_798_656),
+    ("linear", {}, 0),
+    ("bitfit", {}, 102_912),
+    ("layer_norm", {}, 38_400),
+    ("vpt", {"tokens": 10}, 7_680),
+    ("vpt", {"tokens": 10, "deep": True}, 92_160),
+    ("adaptformer", {"bottleneck": 8}, 156_768),
+    ("adaptformer", {"bottleneck": 64}, 1_189_632),
+    ("ssf", {}, 205_824),
+    ("adapter", {"bottleneck": 8, "position": "pfeiffer"}, 156_768),
+    ("adapter", {"bottleneck": 8, "position": "parallel"}, 156_768),
+    ("adapter", {"bottleneck": 8, "position": "houlsby"}, 313_536),
+    ("adapter_plus", {"bottleneck": 8}, 165_984),
+    ("ia3", {}, 55_296),
+    ("dora", {"rank": 8, "targets": ("q", "v")}, 313_344),
+    ("loha", {"rank": 8, "targets": ("q", "v")}, 589_824),
+    ("lokr", {"rank": 8, "targets": ("q", "v")}, 26_112),
+    ("oft", {"targets": ("q", "v")}, 285_696),
+    ("lora", {"rank": 8, "targets": ("q", "v")}, 294_912),
+    ("lora", {"rank": 8, "targets": ("qkv",)}, 294_912),
+    ("lora", {"rank": 8, "targets": ("q", "k", "v", "proj", "fc1", "fc2")}, 1_327_104),
+    ("lora", {"rank": 8, "targets": ("qkv", "proj", "fc1", "fc2")}, 1_179_648),
+]
+
+
+@pytest.mark.parametrize("method, hyper, inserted", VIT_B16, ids=lambda value: str(value))
+def test_exact_parameter_count_on_vit_b16(method: str, hyper: dict[str, Any], inserted: int):
+    with torch.device("meta"):
+        model = timm.create_model("vit_base_patch16_224", num_classes=100)
+    n = count_parameters(adapt(model, method, **hyper))
+    assert (n.inserted, n.head, n.trainable) == (inserted, 76_900, inserted + 76_900)
+    assert n.total == 85_798_656 + 76_900 + (inserted if method not in ("full", "bitfit", "layer_norm") else 0)
+    assert n.by_method == {method: inserted}
