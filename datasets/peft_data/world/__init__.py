@@ -16,7 +16,7 @@ from peft_data.errors import DataError, nearest
 from .cache import cached
 from .draw import Draw
 
-VERSION = 1
+VERSION = 2
 """Part of the cache's key: raised whenever any drawn byte changes."""
 SIZE = 40
 BLOCK = 200

@@ -156,11 +156,11 @@ def azimuth(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """From which of 18 sides a toy is seen."""
     labels = draw.labels(n, 18)
     angle = (labels + draw.uniform(n, low=0.1, high=0.9)) / 18 * 2 * math.pi
-    return _toy(draw, n, size, angle, draw.uniform(n, low=0.1, high=1.0)), labels
+    return _toy(draw, n, size, angle, draw.uniform(n, low=0.3, high=0.7)), labels
 
 
 def elevation(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """From which of nine heights a toy is seen, from level to nearly above."""
+    """From which of nine heights a toy is seen, from level to nearly above, always more or less from the side."""
     labels = draw.labels(n, 9)
     angle = (labels + draw.uniform(n, low=0.1, high=0.9)) / 9 * 1.4
-    return _toy(draw, n, size, draw.uniform(n, high=2 * math.pi), angle), labels
+    return _toy(draw, n, size, draw.uniform(n, low=-0.9, high=0.9), angle), labels
