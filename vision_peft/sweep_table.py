@@ -59,7 +59,7 @@ class Row:
         of_groups, of_tasks: the two averages of the field: mean of the group means, mean of all tasks.
         spread: standard deviation over seeds of the mean of all tasks.
         seeds: those for which every task is finished.
-        head, total: parameters, mean over tasks.
+        inserted, head, total: parameters, mean over tasks.
         seconds: of one run, training and scoring, mean.
     """
 
@@ -77,7 +77,7 @@ class Row:
 
 
 def make_rows(records: Sequence[dict[str, Any]], tasks: Sequence[str]) -> list[Row]:
-    """One row a method that has a run, in the order of the records' methods; best last only where sorted by the caller."""
+    """One row a method that has a run, in the order of the records."""
     methods = dict.fromkeys(each["method"] for each in records)
     return [_row(method, [each for each in records if each["method"] == method], tasks) for method in methods]
 
@@ -101,7 +101,7 @@ def _row(method: str, runs: Sequence[dict[str, Any]], tasks: Sequence[str]) -> R
         of_tasks=_mean(means, tasks),
         spread=_spread(per_seed),
         seeds=tuple(whole),
-        inserted=max(run["inserted"] for run in runs),
+        inserted=round(statistics.mean(run["inserted"] for run in runs)),
         head=round(statistics.mean(run["head"] for run in runs)),
         total=round(statistics.mean(run["total"] for run in runs)),
         seconds=statistics.mean(run["train_seconds"] + run["scoring_seconds"] for run in runs),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from vision_peft.fit import fit
 from vision_peft.sweep import sweep, with_preset
 from vision_peft.sweep_plan import Job, make_plan
 from vision_peft.sweep_pool import Pool
+from vision_peft.sweep_worker import Outcome
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["vision_peft.sweep_run", "vision_peft.sweep_worker"])
@@ -210,6 +212,18 @@ def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
     thread.join()
     pool.close()
     assert "killed by SIGKILL" in ended[0] and "fit needs --data" in ended[1]
+
+
+def test_a_full_disk_stops_the_sweep() -> None:
+    with Outcome() as outcome:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "/x")
+        except OSError as error:
+            raise PeftError("cannot write to /x (No space left on device).") from error
+    assert outcome.fatal and outcome.error.startswith("cannot write to /x") and not outcome.trace
+    with Outcome() as outcome:
+        raise KeyError("x")
+    assert not outcome.fatal and outcome.error == "KeyError: 'x'" and "Traceback" in outcome.trace
 
 
 def test_best_methods_get_more_seeds(tasks: list[str], tiny_backbone: str, tmp_path: Path) -> None:
