@@ -97,12 +97,12 @@ def flatten(layer: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[tupl
 def check_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str], where: str) -> Any:
     """The type of option `key`; PeftError with the nearest option if there is none."""
     group, _, option = key.partition(".")
-    hint = known.get(group)
+    hint: Any = known.get(group)
     is_group = isinstance(hint, type) and issubclass(hint, Choice)
     if hint is not None and not option:
         return hint
     likely, listed = nearest(key, known), ""
-    if is_group and option and (group in choices or not hint.named):
+    if hint is not None and is_group and option and (group in choices or not hint.named):
         accepted = hints(hint.accepts(choices.get(group, "")))
         inner = {name: kind for name, kind in accepted.items() if name not in hint.hidden}
         if option in inner:

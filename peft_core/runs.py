@@ -46,7 +46,7 @@ class RunFolder:
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise PeftError(f"{self.path} holds files that are no run's: give --out another folder.")
             return "new"
-        if overwrite and _rank() == 0:
+        if overwrite and is_first_process():
             return "new"
         difference = _differences(read_run_config(self.path), self._full(config))
         if difference and self.state() != "new":
@@ -57,7 +57,7 @@ class RunFolder:
 
     def begin(self, config: dict[str, Any], overwrite: bool = False) -> None:
         """Writes config.yaml; `overwrite` removes another run's files first. The first process alone does so."""
-        if _rank():
+        if not is_first_process():
             return
         if overwrite:
             self.clear()
@@ -158,9 +158,15 @@ def peak_memory() -> dict[str, Any]:
     return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "of": "process"}
 
 
-def _rank() -> int:
-    """0 on the process that writes; Lightning starts the others with these variables set."""
-    return int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0))
+def is_first_process() -> bool:
+    """Whether this process writes and speaks; Lightning starts the others with these variables set."""
+    return not (int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)))
+
+
+def tell(text: str) -> None:
+    """A line for the user beside the results, said once."""
+    if is_first_process():
+        print(text, file=sys.stderr, flush=True)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:

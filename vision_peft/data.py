@@ -7,7 +7,6 @@ import importlib
 import inspect
 import json
 import pkgutil
-import sys
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from peft_data.base import Pictures
 from peft_data.cache import DecodedPictures, decode
 
 from peft_core.options import Choice
+from peft_core.runs import tell
 
 
 def common(
@@ -53,6 +53,15 @@ class Data(Choice):
         loads = loads or [module.load for module in formats() if hasattr(module, "claims")]
         return _joined([common, *loads])
 
+    def absolute(self) -> Data:
+        """The same with its paths made absolute, so that it can be opened from another folder later."""
+        options, name, root = dict(self.options), self.name, self.options.get("root")
+        if root:
+            options["root"] = str(Path(root).expanduser().absolute())
+        elif Path(name).expanduser().exists() and not any(_is_named(name, module) for module in formats()):
+            name = str(Path(name).expanduser().absolute())
+        return Data(name, options)
+
     def open(self) -> ClassificationData:
         """The data set; the same object each time it is asked for with the same options."""
         options = {k: v for k, v in self.options.items() if k not in DECODING and (v is not None or k == "root")}
@@ -64,7 +73,7 @@ class Data(Choice):
         decoded = decode(pictures, size, **options, **how)
         if decoded.skipped:
             total = len(decoded) + len(decoded.skipped)
-            print(f"{len(decoded.skipped)} of {total} pictures cannot be read and are left out", file=sys.stderr)
+            tell(f"{len(decoded.skipped)} of {total} pictures cannot be read and are left out")
         return decoded
 
 
@@ -77,13 +86,15 @@ def formats() -> Iterator[ModuleType]:
 
 
 def _is_of(name: str, module: ModuleType) -> bool:
-    if not name.startswith(("./", "../", "/", "~")):
-        for known in module.NAMES:
-            prefix, pattern, _ = known.partition("<")
-            if name == known or (pattern and name.startswith(prefix) and len(name) > len(prefix)):
-                return True
     path = Path(name).expanduser()
-    return hasattr(module, "claims") and path.exists() and module.claims(path)
+    return _is_named(name, module) or (hasattr(module, "claims") and path.exists() and module.claims(path))
+
+
+def _is_named(name: str, module: ModuleType) -> bool:
+    if name.startswith(("./", "../", "/", "~")):
+        return False
+    parts = [known.partition("<") for known in module.NAMES]
+    return any(name.startswith(start) and len(name) > len(start) if more else name == start for start, more, _ in parts)
 
 
 @functools.lru_cache(maxsize=4)

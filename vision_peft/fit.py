@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from peft_data import ClassificationData
 from peft_core.command import command
 from peft_core.errors import PeftError
 from peft_core.options import MethodChoice, TrainerFlags
-from peft_core.runs import RunFolder
+from peft_core.runs import RunFolder, tell
 from vision_peft.data import Data
 
 
@@ -79,14 +78,16 @@ def fit(
         trainer: Lightning's own flags, e.g. --trainer.max_epochs 5.
     """
     settings = dict(locals())
-    parts = (data.name, backbone.rpartition("/")[2], method.name, f"seed{seed}")
+    settings["data"] = data = data.absolute()
+    opened = data.open()
+    parts = (opened.name, backbone.rpartition("/")[2], method.name, f"seed{seed}")
     settings["out"] = out or "runs/" + "-".join(part.strip("./~").replace("/", "_") for part in parts)
     folder, opened, config = make_ready(settings)
     if folder.check(config, overwrite) == "finished":
         print(f"{folder.path} is finished already: {headline(folder.results())}")
         return folder.results()
     for note in opened.notes:
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}")
     from vision_peft.job import run
 
     results = run(folder, opened, settings, config)

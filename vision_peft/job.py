@@ -68,8 +68,9 @@ def run(
 
     chosen = {key: settings[key] for key in OF_CLASSIFIER}
     classifier = Classifier(
-        model, len(data.class_names), planned_steps(trainer, len(batches)), about.mean, about.std, keep_best=protocol == "legacy", **chosen
-    )
+        model, len(data.class_names), planned_steps(trainer, len(batches)), about.mean, about.std,
+        keep_best=protocol == "legacy", **chosen,
+    )  # fmt: skip
     classifier.prefix = prefix_cache(
         model, pictures, about.mean, about.std,
         wanted=settings["cache_prefix"], augment=settings["augment"], compiled=settings["compile"],

@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 SHORT = {"batch_size": 100, "trainer": {"max_epochs": 1, "accelerator": "cpu"}}
+SMALL = {"recipe": "digits", "batch_size": 20, "trainer": {"max_epochs": 2, "accelerator": "cpu"}}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -23,6 +24,31 @@ def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("runs") / "digits"
     fit(data="digits", out=str(out), **SHORT)
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder train/val/test with 48 + 12 + 24 digits of three classes."""
+    folder = tmp_path_factory.mktemp("small") / "digits3"
+    digits = load_digits()
+    for label, name in enumerate(("zero", "one", "two")):
+        rows = np.flatnonzero(digits.target == label)[:28]
+        for number, row in enumerate(rows):
+            split = "train" if number < 16 else "val" if number < 20 else "test"
+            path = folder / split / name / f"{number:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((digits.images[row] * 255 / 16).astype(np.uint8)).resize((40, 40)).save(path)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def small_run(small_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of `SMALL` on that folder."""
+    from vision_peft.fit import fit
+
+    out = tmp_path_factory.mktemp("runs") / "small"
+    fit(data=small_data, out=str(out), **SMALL)
     return out
 
 

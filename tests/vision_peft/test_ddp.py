@@ -10,18 +10,18 @@ import pytest
 from tests.vision_peft.test_fit import farthest
 from vision_peft.commands import main
 
-LINE = "fit --data digits --batch_size 100 --trainer.max_epochs 1 --trainer.accelerator cpu --eval_every 1"
+LINE = "fit --recipe digits --batch_size 20 --trainer.max_epochs 2 --trainer.accelerator cpu --data"
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    two = f"{LINE} --out {tmp_path}/two --trainer.devices 2 --trainer.strategy ddp"
+def test_two_processes_equal_one(small_data: str, tmp_path: Path) -> None:
+    two = f"{LINE} {small_data} --out {tmp_path}/two --trainer.devices 2 --trainer.strategy ddp"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-m", "vision_peft.commands", *two.split()], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1 and len(done.stderr.splitlines()) == 1  # nothing twice, no other's notes
-    assert main([*LINE.split(), "--out", str(tmp_path / "one")]) == 0
+    assert len(done.stdout.splitlines()) == 1 and len(done.stderr.splitlines()) == 2  # nothing twice, no other's notes
+    assert main([*LINE.split(), small_data, "--out", str(tmp_path / "one")]) == 0
     assert farthest(tmp_path / "one", tmp_path / "two") < 1e-5
     one, other = (tmp_path / name / "predictions.csv" for name in ("one", "two"))
     rows = [[line.rsplit(",", 3) for line in path.read_text().splitlines()] for path in (one, other)]
@@ -29,6 +29,6 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 
 def test_a_batch_must_divide(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    two = f"{LINE} --out {tmp_path}/run --trainer.devices 2 --trainer.strategy ddp --batch_size 101"
+    two = f"{LINE} digits --out {tmp_path}/run --trainer.devices 2 --trainer.strategy ddp --batch_size 101"
     assert main(two.split()) == 2
     assert "a batch of 101 does not divide among 2 devices" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from peft_data import open_data
 from safetensors.torch import load_file
 
 from peft_core.errors import PeftError
-from tests.vision_peft.conftest import SHORT
+from tests.vision_peft.conftest import SHORT, SMALL
 from vision_peft.commands import main
 from vision_peft.fit import fit
 
@@ -73,19 +74,20 @@ def test_config_runs_it_again(short_run: Path, tmp_path: Path) -> None:
     assert one | {"out": ""} == other | {"out": ""}
 
 
-def test_another_run_in_the_folder(short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["fit", "--config", str(short_run), "--lr", "0.5"]) == 2
-    assert "holds another run (lr is" in capsys.readouterr().err
+def test_another_run_in_the_folder(small_data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "run"
-    fit(data="digits", out=str(out), **SHORT)
+    fit(data=small_data, out=str(out), **SMALL)
     old = weights(out)
-    fit(data="digits", out=str(out), seed=1, overwrite=True, **SHORT)
+    assert main(["fit", "--config", str(out), "--lr", "0.5"]) == 2
+    assert "holds another run (lr is" in capsys.readouterr().err
+    assert (weights(out)["head.weight"] == old["head.weight"]).all()
+    fit(data=small_data, out=str(out), seed=1, overwrite=True, **SMALL)
     assert (weights(out)["head.weight"] != old["head.weight"]).any()
     assert yaml.safe_load((out / "config.yaml").read_text())["overwrite"] is False
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
     with pytest.raises(PeftError, match="holds files that are no run's"):
-        fit(data="digits", out=str(tmp_path / "photos"), overwrite=True, **SHORT)
+        fit(data=small_data, out=str(tmp_path / "photos"), overwrite=True, **SMALL)
     assert os.listdir(tmp_path / "photos") == ["cat.png"]
 
 
@@ -103,14 +105,21 @@ def test_values_come_from_recipe_then_config_then_flags(tmp_path: Path) -> None:
     assert vtab["trainer"].options == {"max_epochs": 100} and vtab["warmup"] * 100 == 10
 
 
-def test_val_is_for_choosing(tmp_path: Path) -> None:
-    results = fit(data="digits", out=str(tmp_path / "run"), eval_on="val", **SHORT)
-    assert results["pictures"] == {"train": 800, "val": 200} and results["evaluated_on"] == "val"
+def test_val_is_for_choosing(small_data: str, tmp_path: Path) -> None:
+    results = fit(data=small_data, out=str(tmp_path / "run"), eval_on="val", **SMALL)
+    assert results["pictures"] == {"train": 48, "val": 12} and results["evaluated_on"] == "val"
 
 
-def test_legacy_reports_the_best_epoch_and_says_so(tmp_path: Path) -> None:
-    settings = SHORT | {"trainer": {"max_epochs": 3}}
-    results = fit(data="digits", out=str(tmp_path / "run"), protocol="legacy", lr=0.03, **settings)
+def test_without_anything_to_score_on(small_data: str, tmp_path: Path) -> None:
+    shutil.copytree(Path(small_data) / "train", tmp_path / "data")
+    data = {"name": str(tmp_path / "data"), "val": 0.0, "test": 0.0}
+    results = fit(data=data, out=str(tmp_path / "run"), **SMALL)
+    assert results["accuracy"] is None and not (tmp_path / "run" / "predictions.csv").exists()
+
+
+def test_legacy_reports_the_best_epoch_and_says_so(small_data: str, tmp_path: Path) -> None:
+    settings = SMALL | {"trainer": {"max_epochs": 3}}
+    results = fit(data=small_data, out=str(tmp_path / "run"), protocol="legacy", lr=0.05, **settings)
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     scored = [float(row["accuracy"]) for row in rows if row["accuracy"]]
     assert len(scored) == 3 and results["accuracy"] == pytest.approx(max(scored))
@@ -118,14 +127,14 @@ def test_legacy_reports_the_best_epoch_and_says_so(tmp_path: Path) -> None:
     assert "chosen on the test set" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_accumulated_batches_equal_large_ones(short_run: Path, tmp_path: Path) -> None:
-    half = {"batch_size": 50, "trainer": SHORT["trainer"] | {"accumulate_grad_batches": 2}}
-    fit(data="digits", out=str(tmp_path / "run"), **half)
-    assert farthest(short_run, tmp_path / "run") < 1e-5
+def test_accumulated_batches_equal_large_ones(small_data: str, small_run: Path, tmp_path: Path) -> None:
+    half = SMALL | {"batch_size": 10, "trainer": SMALL["trainer"] | {"accumulate_grad_batches": 2}}
+    fit(data=small_data, out=str(tmp_path / "run"), **half)
+    assert farthest(small_run, tmp_path / "run") < 1e-5
 
 
-def test_kept_features_change_nothing(tmp_path: Path) -> None:
-    late = {"data": "digits", "method": {"name": "lora", "blocks": [9, 10, 11]}} | SHORT
+def test_kept_features_change_nothing(small_data: str, tmp_path: Path) -> None:
+    late = {"data": small_data, "method": {"name": "lora", "blocks": [9, 10, 11]}} | SMALL
     kept = fit(out=str(tmp_path / "kept"), **late)
     anew = fit(out=str(tmp_path / "anew"), cache_prefix="off", **late)
     assert kept["cached_blocks"] == 9 and anew["cached_blocks"] == 0
@@ -135,7 +144,7 @@ def test_kept_features_change_nothing(tmp_path: Path) -> None:
             fit(out=str(tmp_path / "not"), **(late | {name: wrong, "cache_prefix": "on"}))
 
 
-def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_run: Path) -> None:
+def test_compiled(small_data: str, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
     plain = torch.nn.Module.compile
 
@@ -144,64 +153,59 @@ def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_run: Pa
         plain(self, backend="aot_eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", eager)
-    fit(data="digits", out=str(tmp_path / "run"), compile=True, **SHORT)
-    assert used and farthest(short_run, tmp_path / "run") < 1e-4
+    fit(data=small_data, out=str(tmp_path / "run"), compile=True, **SMALL)
+    assert used and farthest(small_run, tmp_path / "run") < 1e-4
 
 
-def test_bfloat16(tmp_path: Path, short_run: Path) -> None:
-    settings = SHORT | {"trainer": SHORT["trainer"] | {"precision": "bf16-mixed"}}
-    fit(data="digits", out=str(tmp_path / "run"), **settings)
+def test_bfloat16(small_data: str, small_run: Path, tmp_path: Path) -> None:
+    settings = SMALL | {"trainer": SMALL["trainer"] | {"precision": "bf16-mixed"}}
+    fit(data=small_data, out=str(tmp_path / "run"), **settings)
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "run").values())
-    assert 0 < farthest(short_run, tmp_path / "run") < 0.1
+    assert 0 < farthest(small_run, tmp_path / "run") < 0.1
+
+
+def small_line(small_data: str, out: Path) -> list[str]:
+    flags = "--recipe digits --batch_size 20 --trainer.max_epochs 3 --trainer.accelerator cpu"
+    return ["fit", "--data", small_data, "--out", str(out), *flags.split()]
 
 
 def test_loss_that_is_no_number_keeps_the_last_adapter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    small_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from vision_peft.classify import Classifier
+    plain = torch.nn.functional.cross_entropy
+    calls = []
 
-    plain = Classifier.training_step
+    def broken(*arguments: object, **options: object) -> torch.Tensor:
+        calls.append(1)
+        return plain(*arguments, **options) * (float("nan") if len(calls) > 4 else 1.0)
 
-    def broken(self: Classifier, batch, index: int) -> torch.Tensor:
-        loss = plain(self, batch, index)
-        return loss * float("nan") if self.trainer.current_epoch == 1 else loss
-
-    monkeypatch.setattr(Classifier, "training_step", broken)
-    line = f"fit --data digits --out {tmp_path}/run --batch_size 100 --trainer.max_epochs 3 --trainer.accelerator cpu"
-    assert main(line.split()) == 2
-    assert "the loss became nan near step 12, so training stops" in capsys.readouterr().err
+    monkeypatch.setattr("vision_peft.classify.F.cross_entropy", broken)
+    assert main(small_line(small_data, tmp_path / "run")) == 2
+    assert "the loss became nan near step 5, so training stops" in capsys.readouterr().err
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 3
     assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_full_disk_keeps_the_old_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    small_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from peft_core import adapter_file
+    plain, saves = os.fsync, []
 
-    line = f"fit --data digits --out {tmp_path}/run --batch_size 100 --trainer.max_epochs 2 --trainer.accelerator cpu"
-    written = []
-    plain = adapter_file.write_files
+    def full(handle: int) -> None:
+        saves.append(os.readlink(f"/proc/self/fd/{handle}"))
+        if sum("last.ckpt" in name for name in saves) == 2:
+            raise OSError(28, "No space left on device")
+        plain(handle)
 
-    def full(folder: Path, files: dict) -> None:
-        if "last.ckpt" in files and written.count("last.ckpt"):
-            raise_when_writing(plain, folder, files)
-        written.extend(files)
-        plain(folder, files)
-
-    def raise_when_writing(write, folder: Path, files: dict) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-            write(folder, files)
-
-    monkeypatch.setattr("peft_core.training.write_files", full)
-    assert main(line.split()) == 2
+    monkeypatch.setattr(os, "fsync", full)
+    line = small_line(small_data, tmp_path / "run")
+    assert main(line) == 2
     assert "No space left on device" in capsys.readouterr().err
-    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
-    assert checkpoint["epoch"] == 0
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 3
     assert not [name for name in os.listdir(tmp_path / "run") if name.startswith(".")]
     monkeypatch.undo()
-    assert main(line.split()) == 0  # and it goes on from there
+    assert main(line) == 0  # and it goes on from there
 
 
 def test_mistakes_leave_no_folder(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ SERVER = multiprocessing.get_context("forkserver")  # children start with everyt
 SERVER.set_forkserver_preload(["vision_peft.job", "vision_peft.fit"])
 
 
-def train(out: str, die_at: int | None, save_every: float, extra: dict) -> None:
+def train(data: str, out: str, die_at: int | None, save_every: float, extra: dict) -> None:
     import torch
 
     from peft_core.training import SaveState
@@ -28,30 +28,30 @@ def train(out: str, die_at: int | None, save_every: float, extra: dict) -> None:
 
         SaveState.on_train_batch_end = then_die
     settings = {"method": {"name": "lora", "rank": 2, "dropout": 0.1}, "drop_path": 0.2, "augment": "flip"} | extra
-    fit(data="digits", out=out, batch_size=250, save_every=save_every, **settings)
+    fit(data=data, out=out, recipe="digits", batch_size=15, save_every=save_every, **settings)
 
 
-def run(out: Path, die_at: int | None = None, save_every: float = 0.0, **extra) -> int:
+def run(data: str, out: Path, die_at: int | None = None, save_every: float = 0.0, **extra) -> int:
     settings = {"trainer": {"max_epochs": 3}} | extra
-    child = SERVER.Process(target=train, args=(str(out), die_at, save_every, settings))
+    child = SERVER.Process(target=train, args=(data, str(out), die_at, save_every, settings))
     child.start()
-    child.join(120)
+    child.join()
     return child.exitcode
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(small_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    assert run(out) == 0
+    assert run(small_data, out) == 0
     return out
 
 
 @pytest.mark.parametrize(("kills", "save_every"), [((0, 5, 10), 0.0), ((3, 7), 0.0), ((11,), 1e9)])
-def test_killed_at_any_step(whole: Path, tmp_path: Path, kills: tuple, save_every: float) -> None:
+def test_killed_at_any_step(small_data: str, whole: Path, tmp_path: Path, kills: tuple, save_every: float) -> None:
     out = tmp_path / "run"
     for step in kills:  # 4 steps an epoch: in its middle, at its end, at the last step of all
-        assert run(out, step, save_every) == -signal.SIGKILL
+        assert run(small_data, out, step, save_every) == -signal.SIGKILL
         assert not (out / "results.json").exists()
-    assert run(out, save_every=save_every) == 0
+    assert run(small_data, out, save_every=save_every) == 0
     for name in ("adapter/adapter.safetensors", "predictions.csv", "metrics.csv"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from peft_core import PeftError, load_run
-from tests.vision_peft.conftest import SHORT
+from tests.vision_peft.conftest import SMALL
 from vision_peft.commands import main
 from vision_peft.fit import fit
 from vision_peft.reference import CARD
@@ -90,8 +90,8 @@ def test_merged_file_is_plain_timm(short_run: Path, pictures: Path, tmp_path: Pa
     assert set(load_file(target)) == set(model.state_dict())
 
 
-def test_what_cannot_be_merged_says_why(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    fit(data="digits", out=str(tmp_path / "run"), method="vpt", **SHORT)
+def test_what_cannot_be_merged_says_why(small_data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    fit(data=small_data, out=str(tmp_path / "run"), method="vpt", **SMALL)
     assert main(["merge", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "m.safetensors")]) == 2
     assert "cannot be merged: prompt tokens" in capsys.readouterr().err
     assert not (tmp_path / "m.safetensors").exists()
