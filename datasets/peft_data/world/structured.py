@@ -138,18 +138,23 @@ def orientation(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def toy_layers(
-    draw: Draw, kind: torch.Tensor, size: int, azimuth: torch.Tensor, elevation: torch.Tensor
+    draw: Draw, kind: torch.Tensor, size: int, azimuth: torch.Tensor, elevation: torch.Tensor, lamp: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Toys of the given kinds seen from azimuth and elevation (N each, radians); see draw_figure."""
+    """Toys of the given kinds seen from azimuth and elevation (N each, radians); see draw_figure.
+
+    With `lamp` the light stays with the toy, high at its front and one side; otherwise it moves with the viewer.
+    """
     n = len(kind)
     figure, view = toys(draw, kind), turn(azimuth, elevation, torch.zeros(n))
     shift = draw.uniform(n, 2, low=-0.15, high=0.15)
-    return draw_figure(backdrop(draw, n, size), figure, view, draw.uniform(n, low=0.65, high=0.85), shift,
-                       lights(draw, n))
+    canvas, scale, light = backdrop(draw, n, size), draw.uniform(n, low=0.65, high=0.85), lights(draw, n)
+    if lamp:
+        light = (view @ (light.abs() * torch.tensor([1.0, 1.6, 1.0]))[..., None])[..., 0]
+    return draw_figure(canvas, figure, view, scale, shift, light)
 
 
 def _toy(draw: Draw, n: int, size: int, azimuth: torch.Tensor, elevation: torch.Tensor) -> torch.Tensor:
-    return finish(draw, toy_layers(draw, draw.ints(n, high=len(TOYS)), size, azimuth, elevation)[0])
+    return finish(draw, toy_layers(draw, draw.ints(n, high=len(TOYS)), size, azimuth, elevation, lamp=True)[0])
 
 
 def azimuth(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
