@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import inspect
 import itertools
 import os
 import re
@@ -145,13 +146,13 @@ def expand_data(patterns: Sequence[str]) -> tuple[str, ...]:
             matches = [name for name in known if fits(name, pattern)] or folders(pattern)
             if not matches:
                 groups = dict.fromkeys(f"{name.rpartition('/')[0]}/*" for name in known if "/" in name)
-                raise PeftError(f'no data set matches "{pattern}"{nearest(pattern, groups)}: see `list data`.')
+                raise PeftError(f'no data set matches "{pattern}"{nearest(pattern, groups)} (`list data` shows the names).')
             found += matches
         elif is_data(pattern, known):
             found.append(pattern)
         else:
             raise PeftError(
-                f'there is no data set and no folder "{pattern}"{nearest(pattern, known)}: see `list data`.'
+                f'there is no data set and no folder "{pattern}"{nearest(pattern, known)} (`list data` shows the names).'
             )
     if not found:
         raise PeftError('a sweep needs data sets: give --data "world/*", for instance.')
@@ -204,7 +205,10 @@ def expand_methods(names: Sequence[str]) -> dict[str, str]:
 
 
 def suits_vision(name: str) -> bool:
-    return MethodChoice.accepts(name).__module__.partition(".")[0] in ("peft_core", "vision_peft")
+    """Whether it is no other program's method, and needs nothing that only a user can give."""
+    method = MethodChoice.accepts(name)
+    needed = [each for each in inspect.signature(method).parameters.values() if each.default is each.empty]
+    return method.__module__.partition(".")[0] in ("peft_core", "vision_peft") and not needed
 
 
 def assignments(
