@@ -13,7 +13,8 @@ from peft_core.line import summary
 
 def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None = None, errors: tuple = ()) -> int:
     """Runs one command line. Returns what the command returns if that is an int, else 0; 2 after a mistake of the
-    user's (`PeftError` and `errors`, told in one sentence, with a traceback where `--debug` is given); 130 when stopped."""
+    user's (`PeftError` and `errors`, told in one sentence, with a traceback where `--debug` is given); 130 or 143
+    when stopped."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     by_name = {each.name: each for each in commands}
@@ -39,9 +40,9 @@ def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None =
             raise
         print(f"{program}: {say(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"{program}: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+        return stop.args[0] if stop.args else 130
 
 
 def say(error: BaseException) -> str:

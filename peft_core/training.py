@@ -6,7 +6,9 @@ import contextlib
 import io
 import logging
 import math
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from peft_core.adapter_file import adapter_state, write_files
@@ -73,7 +76,8 @@ def planned_steps(trainer: Trainer, batches: int) -> int:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences Lightning's notes, tips and guesses about mistakes, not its errors."""
+    """Silences Lightning's notes, tips and guesses about mistakes, not its errors; `KeyboardInterrupt`, with the exit
+    code, where it leaves the program because it was stopped."""
     loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -83,6 +87,10 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", module=r"lightning\.")
             warnings.filterwarnings("ignore", message=".*(litlogger|dataloader|ddp|rank|num_workers|LeafSpec).*")
             yield
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C, after which it ignores the key, and to SIGTERM
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt(143 if isinstance(stop, SIGTERMException) else 130) from stop
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
