@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from peft_core.adaptation import adapt, take_out
 from peft_core.attach import Record, is_inserted, pick, record_of
 from peft_core.errors import PeftError
-from peft_core.method import make_method
+from peft_core.method import Method, make_method
 
 WEIGHTS, CARD, FORMAT = "adapter.safetensors", "adapter.json", 1
 _BUCKETS, _TOLERANCE = 8, 0.02
@@ -49,22 +49,33 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, **card: Any) -> Pa
             raise PeftError(
                 f"{adaptation.name} is scaled to {adaptation.scale}: set_scale(model, 1.0) before saving it."
             )
-    tensors = {key: value.detach().cpu().contiguous() for key, value in adapter_state(model).items()}
+    methods = {adaptation.name: adaptation.method for adaptation in record.adaptations.values()}
+    card = {"train_head": bool(record.head) or not record.heads} | card
+    return write_adapter(folder, methods, adapter_state(model), model, **card)
+
+
+def write_adapter(
+    folder: str | os.PathLike, methods: dict[str, Method], tensors: dict[str, Tensor], model: nn.Module, **card: Any
+) -> Path:
+    """Write these tensors as an adapter folder, for what is learnt beside `model` rather than in it.
+
+    Args:
+        methods: name -> method of the adaptations that the tensors belong to.
+        card: further entries of the card.
+    """
+    folder, card = Path(folder), {"train_head": False} | card
     content = {
         "format": FORMAT,
-        "adaptations": [_entry(a.name, a.method) for a in record.adaptations.values()],
-        "train_head": bool(record.head) or not record.heads,
+        "adaptations": [{"name": n, "method": m.name, "settings": asdict(m)} for n, m in methods.items()],
+        "train_head": card.pop("train_head"),
         "backbone": backbone_of(model),
         "versions": _versions(),
         **card,
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, default=_plain) + "\n"
-    write_files(folder, {WEIGHTS: save(tensors), CARD: text.encode()})
+    kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_files(folder, {WEIGHTS: save(kept), CARD: text.encode()})
     return folder
-
-
-def _entry(name: str, method: Any) -> dict[str, Any]:
-    return {"name": name, "method": method.name, "settings": asdict(method)}
 
 
 def _plain(value: Any) -> Any:
@@ -203,9 +214,9 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
                 name=entry["name"],
                 train_head=card["train_head"],
             )
-        _check_keys(model, weights, Path(folder))
+        check_tensors(adapter_state(model), weights, Path(folder))
         if not force:
-            _check_backbone(model, card["backbone"], Path(folder))
+            check_backbone(model, card["backbone"], Path(folder))
     except PeftError:
         # nothing was loaded yet: taking the grafts out leaves the stock weights as they were
         for adaptation in pick(model, None) if "_peft_record" in model.__dict__ else ():
@@ -215,8 +226,9 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
     return model
 
 
-def _check_keys(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    expected = {key: tuple(value.shape) for key, value in adapter_state(model).items()}
+def check_tensors(tensors: dict[str, Tensor], weights: dict[str, Tensor], folder: Path) -> None:
+    """Raises PeftError unless the file's weights have the names and shapes of `tensors`."""
+    expected = {key: tuple(value.shape) for key, value in tensors.items()}
     found = {key: tuple(value.shape) for key, value in weights.items()}
     wrong = sorted(key for key in expected.keys() & found.keys() if expected[key] != found[key])
     if wrong:
@@ -231,7 +243,8 @@ def _check_keys(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> N
             raise PeftError(f"{folder} does not fit this model: the file {what} {min(keys)}{more}.")
 
 
-def _check_backbone(model: nn.Module, card: dict[str, Any], folder: Path) -> None:
+def check_backbone(model: nn.Module, card: dict[str, Any], folder: Path) -> None:
+    """Raises PeftError unless `model` is the backbone that a card's entry describes."""
     here = backbone_of(model)
     for what, key in (("architecture", "class"), ("number of frozen parameters", "parameters")):
         if card[key] != here[key]:

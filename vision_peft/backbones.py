@@ -48,7 +48,9 @@ class Backbone:
 
     def card(self) -> dict[str, Any]:
         """For an adapter's card."""
-        return {f"backbone_{key}" if key in ("name", "architecture") else key: value for key, value in asdict(self).items()}
+        return {
+            f"backbone_{key}" if key in ("name", "architecture") else key: value for key, value in asdict(self).items()
+        }
 
 
 def list_backbones(pattern: str = "vit_*") -> dict[str, str]:
@@ -91,7 +93,9 @@ def load_backbone(spec: str, num_classes: int, drop_path: float = 0.0) -> tuple[
         raise PeftError(f"there is no model folder {folder}: check the path.")
     if folder.is_dir() and not timm.is_model(spec.partition(".")[0]):
         if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-            raise PeftError(f"{folder} is no model folder: it needs config.json and model.safetensors, as timm saves them.")
+            raise PeftError(
+                f"{folder} is no model folder: it needs config.json and model.safetensors, as timm saves them."
+            )
         model = _create(f"local-dir:{folder}", pretrained=True, **options)
         return model, _describe(spec, folder.name, model)
     model = _pretrained(spec, options)
@@ -128,10 +132,10 @@ def _create(name: str, **options: Any) -> nn.Module:
 def _pretrained(name: str, options: dict[str, Any]) -> nn.Module:
     if name.startswith(("hf-hub:", "hf_hub:")):
         repository = name.partition(":")[2]
-        cached = _in_cache(repository, "config.json") and _in_cache(repository, "model.safetensors")
+        cached = in_cache(repository, "config.json") and in_cache(repository, "model.safetensors")
         if cached:
             return _create(f"local-dir:{Path(cached).parent}", pretrained=True, **options)
-        _must_reach(name, repository)
+        must_reach(name, repository)
         return _create(name, pretrained=True, **options)
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
@@ -146,14 +150,15 @@ def _pretrained(name: str, options: dict[str, Any]) -> nn.Module:
     overlay = {}
     if config.hf_hub_id and config.custom_load != "hf":
         filename = str(config.hf_hub_filename or "model.safetensors").replace("pytorch_model.bin", "model.safetensors")
-        cached = _in_cache(config.hf_hub_id, filename)
+        cached = in_cache(config.hf_hub_id, filename)
         overlay = {"file": cached, "custom_load": False} if cached else {}
     if not overlay:
-        _must_reach(name, config.hf_hub_id, config.url)
+        must_reach(name, config.hf_hub_id, config.url)
     return _create(name, pretrained=True, pretrained_cfg_overlay=overlay or None, **options)
 
 
-def _in_cache(repository: str, filename: str) -> str | None:
+def in_cache(repository: str, filename: str) -> str | None:
+    """The file of a repository in the hub's cache on this machine; None where it is not there."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -164,7 +169,7 @@ def _in_cache(repository: str, filename: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _must_reach(name: str, repository: str | None, url: str | None = None) -> None:
+def must_reach(name: str, repository: str | None, url: str | None = None) -> None:
     """Asks the hub for a sign of life, because its own client retries for most of a minute."""
     from huggingface_hub import constants
 
