@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor, nn
+from torch import nn
 
 from peft_core.adapter_file import adapter_state, write_files
 from peft_core.errors import PeftError
@@ -108,10 +108,12 @@ class AtomicCheckpoints(TorchCheckpointIO):
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
 
-def keep_trainables(checkpoint: dict[str, Any], model: nn.Module, prefix: str = "model.") -> None:
-    """Leaves in a Lightning checkpoint what makes `model` differ from the stock one: a few MB."""
-    kept: dict[str, Tensor] = {prefix + key: value for key, value in adapter_state(model).items()}
-    checkpoint["state_dict"] = kept
+def keep_trainables(checkpoint: dict[str, Any], models: Mapping[str, nn.Module]) -> None:
+    """Leaves in a Lightning checkpoint what makes the models, named by their attribute paths, differ from the stock ones:
+    a few MB."""
+    checkpoint["state_dict"] = {
+        f"{path}.{key}": value for path, model in models.items() for key, value in adapter_state(model).items()
+    }
     checkpoint.pop("hyper_parameters", None)
 
 
