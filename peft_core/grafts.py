@@ -63,6 +63,10 @@ class Delta(Graft):
     def on_input(self, x: Tensor, run) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define on_input(x, run)")
 
+    def look_up(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """Of an embedding: the rows for these ids, from those that the stock table gives."""
+        raise NotImplementedError(f"{type(self).__name__} must define look_up(ids, rows) to change an embedding")
+
 
 class Branch(Graft):
     """y ← y + factor · change(x): x is the module's own output (`read` False) or what another module received."""
@@ -226,6 +230,16 @@ class _Conv2d(_Adapted):
         return conv2d(self, input, list(grafts(self, Delta)))  # type: ignore[arg-type]
 
 
+class _Embedding(_Adapted):
+    def forward(self, input: Tensor) -> Tensor:
+        table = self._parameters["weight"]  # type: ignore[attr-defined]
+        # ids behind the table are those of tokens that a change adds: a changed table is never formed
+        rows = F.embedding(input.clamp(max=len(table) - 1), table)
+        for delta in grafts(self, Delta):  # type: ignore[arg-type]
+            rows = delta.look_up(input, rows)
+        return rows
+
+
 def conv2d(module: Any, x: Tensor, deltas: list[Delta]) -> Tensor:
     """A convolution under weight changes; one that only adds, s·B A, runs as two convolutions without the dense dW."""
     weight, bias = module._parameters["weight"], module._parameters["bias"]
@@ -266,6 +280,8 @@ def adapted_class(stock: type, names: tuple[str, ...]) -> type:
             mixin = _Linear
         elif getattr(stock, "forward", None) is nn.Conv2d.forward:
             mixin = _Conv2d
+        elif getattr(stock, "forward", None) is nn.Embedding.forward:
+            mixin = _Embedding
         else:
             mixin = _Adapted
         body: dict[str, Any] = {name: _effective(name) for name in names}

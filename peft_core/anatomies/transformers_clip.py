@@ -32,4 +32,5 @@ def describe(model: nn.Module, at: str) -> Anatomy | None:
             steps = (join(here, f"layer_norm{number}"), join(here, body_path), join(here, body_path))
             anatomy.sublayers.append(SubLayer(kind, index, *steps))
     anatomy.places.append(Place("norm", join(at, "final_layer_norm")))
+    anatomy.places.append(Place("token_embed", join(at, "embeddings.token_embedding")))
     return anatomy
