@@ -1,0 +1,54 @@
+"""`diffusion_peft`: the command line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+from peft_core.cli import main as run_command_line
+from peft_core.command import Command, command
+from peft_core.config_files import list_configs
+
+
+@command("diffusion")
+def list_(what: Literal["methods", "recipes", "formats"]) -> None:
+    """List methods, recipes or file formats.
+
+    Args:
+        what: Which list.
+    """
+    if what == "methods":
+        from peft_core.method import list_methods
+
+        rows = {name: about for name, about in list_methods().items() if name not in _OTHERS}
+    elif what == "recipes":
+        files = list_configs("recipe", "diffusion")
+        rows = {name: path.read_text().splitlines()[0].lstrip("# ") for name, path in files.items()}
+    else:
+        from diffusion_peft.export import FORMATS
+
+        rows = dict(FORMATS)
+    width = max(map(len, rows))
+    for name, about in rows.items():
+        print(f"{name:<{width}}  {about}")
+
+
+_OTHERS = ("lora_file", "vpt", "linear")
+"""Methods that need a file, prompt tokens or a classifier's head."""
+
+
+def commands() -> list[Command]:
+    from diffusion_peft.fit import fit
+
+    return [fit, list_]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The console script `diffusion_peft`; the exit code."""
+    from peft_data import DataError
+
+    return run_command_line("diffusion_peft", commands(), argv, errors=(DataError,))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The forward process and the losses of diffusion training, as functions of tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def alphas_of(config: dict[str, Any]) -> Tensor:
+    """ᾱ_t, T values, of a base's own noise schedule, whichever sampler its scheduler is."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_config(config).alphas_cumprod
+
+
+def add_noise(x: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+    """x_t = √ᾱ x + √(1 − ᾱ) ε; x and noise B C h w, alpha B."""
+    a = alpha.view(-1, 1, 1, 1)
+    return a.sqrt() * x + (1 - a).sqrt() * noise
+
+
+def target_of(x: Tensor, noise: Tensor, alpha: Tensor, prediction_type: str) -> Tensor:
+    """What the model should say: ε, or v = √ᾱ ε − √(1 − ᾱ) x."""
+    if prediction_type == "epsilon":
+        return noise
+    a = alpha.view(-1, 1, 1, 1)
+    return a.sqrt() * noise - (1 - a).sqrt() * x
+
+
+def snr_weight(alpha: Tensor, gamma: float, prediction_type: str) -> Tensor:
+    """min-SNR-γ: min(SNR, γ) / SNR for ε, min(SNR, γ) / (SNR + 1) for v, with SNR = ᾱ / (1 − ᾱ).
+
+    Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", ICCV 2023. At SNR = 0, which schedules of
+    zero terminal SNR reach, the weight for ε is 1, its limit.
+    """
+    snr = alpha / (1 - alpha)
+    if prediction_type == "epsilon":
+        return (gamma / snr).clamp(max=1.0)
+    return snr.clamp(max=gamma) / (snr + 1)
+
+
+def offset_noise(noise: Tensor, offset: float, chance: torch.Generator) -> Tensor:
+    """ε + offset · a constant a channel, so that a picture's overall brightness is learned too."""
+    if not offset:
+        return noise
+    return noise + offset * torch.randn(*noise.shape[:2], 1, 1, generator=chance)
+
+
+def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean over pictures of weight · mean squared error; weight B."""
+    each = (prediction.float() - target.float()).square().mean((1, 2, 3))
+    return (each if weight is None else each * weight).mean()

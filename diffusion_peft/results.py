@@ -1,0 +1,90 @@
+"""What a finished run leaves: results.json, metrics.csv, sample grids, a scale sweep and report.html."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+
+from diffusion_peft.denoise import Denoiser
+from diffusion_peft.draw import grid
+from diffusion_peft.samples import Samples, png_of
+from peft_core import report, set_scale
+from peft_core.errors import PeftError
+from peft_core.runs import CONFIG, RunFolder, peak_memory, versions
+
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def write_outcome(
+    folder: RunFolder, results: dict[str, Any], denoiser: Denoiser, samples: Samples, shown: list[Image.Image]
+) -> dict[str, Any]:
+    """Writes all of it, results.json last: a folder that has it is finished. Returns the results, completed."""
+    curves = report.curves(denoiser.history)
+    files = {"metrics.csv": report.csv_bytes(denoiser.history), "curves.png": curves}
+    sections = [("Pictures it was taught with", report.picture_grid([(picture, "", False) for picture in shown]))]
+    if samples.count:
+        sections += drawn(denoiser, samples)
+    results["peak_memory"] = peak_memory()
+    results["versions"] = versions()
+    sections += [
+        ("Result", report.table(summary_rows(results))),
+        ("Training", report.figure(curves, "training loss")),
+        ("Config", report.preformatted((folder.path / CONFIG).read_text())),
+    ]
+    title = f"{', '.join(results['data'])}: {results['method']['name']} on {results['base']}"
+    lead = f"loss {results['loss']:.4f} after {results['steps']:,} steps"
+    files["report.html"] = report.page(title, lead, sections)
+    folder.write(files)
+    folder.write_results(results)
+    return results
+
+
+def drawn(denoiser: Denoiser, samples: Samples) -> list[tuple[str, str]]:
+    """Samples of the adapted models and of the base, and the first picture at scales from 0 to 1 where they can be scaled."""
+    rows = samples.rows(denoiser)
+    samples.write("final.png", rows)
+    sections = [(f"“{text}”", report.picture_grid([(p, f"seed {seed}", False) for seed, p in enumerate(row)]))
+                for text, row in zip(samples.texts, rows, strict=True)]  # fmt: skip
+    sweep: list[list[Image.Image]] = []
+    models = list(denoiser.adapted().values())
+    try:
+        for scale in SCALES:
+            for model in models:
+                set_scale(model, scale)
+            sweep.append([row[0] for row in samples.rows(denoiser)])
+    except PeftError:  # full fine-tuning and new tokens have no scale
+        sweep = []
+    finally:
+        for model in models if sweep else ():
+            set_scale(model, 1.0)
+    if sweep:
+        columns = [[at[number] for at in sweep] for number in range(len(samples.texts))]
+        picture = png_of(grid(columns))
+        samples.write("scales.png", columns)
+        words = ", ".join(f"{scale:g}" for scale in SCALES)
+        sections.append((f"Seed 0 at scales {words}", report.figure(picture, "scale sweep")))
+    return sections
+
+
+def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
+    seconds, memory, pictures = results["seconds"], results["peak_memory"], results["pictures"]
+    settings = ", ".join(f"{k} {v}" for k, v in results["method"].items() if k != "name" and v is not None)
+    rows: list[tuple[str, Any]] = [
+        ("base", f"{results['base']} ({results['kind']}, {results['prediction_type']})"),
+        ("method", f"{results['method']['name']} ({settings})"),
+        ("text method", (results["text_method"] or {}).get("name", "none")),
+        ("new tokens", ", ".join(f"{name} ({n} vectors)" for name, n in results["tokens"].items()) or "none"),
+        ("pictures", f"{pictures['train']:,} and {pictures['prior']:,} prior pictures"),
+    ]
+    for part, count in results["parameters"].items():
+        if part != "inserted":
+            rows.append((f"trained parameters of {part}", count["inserted"]))
+    return rows + [
+        ("adapter", f"{results['adapter_bytes'] / 2**20:.2f} MiB"),
+        ("steps", results["steps"]),
+        ("seconds", f"{seconds['train']:.1f} training, {seconds['prepare']:.1f} preparing"),
+        ("peak memory", f"{memory['bytes'] / 2**20:,.0f} MiB ({memory['of']})"),
+        ("seed", str(results["seed"])),
+        ("versions", ", ".join(f"{name} {version}" for name, version in results["versions"].items())),
+    ]

@@ -1,0 +1,75 @@
+"""Sample grids: the same prompts and seeds at every look, during training and at its end."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from PIL import Image
+
+from diffusion_peft.bases import Base
+from diffusion_peft.draw import Drawing, Prompt, draw, embed, embed_negative, grid
+from peft_core.adapter_file import write_files
+
+
+class Samples(Callback):
+    """Draws `sample_count` pictures of each prompt every `sample_every` steps, into samples/STEP.png, one row a prompt.
+
+    It stands before the callback that saves checkpoints: a run that dies in between draws the same grid again.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder / "samples"
+        self.count, self.every, self.clip_skip = (
+            settings["sample_count"],
+            settings["sample_every"],
+            settings["clip_skip"],
+        )
+        side = settings["resolution"]
+        self.how = Drawing(settings["sample_steps"], settings["guidance"], side, side)
+        self.texts: list[str] = []
+        self.prompts: list[Prompt] = []
+        self.base: Base | None = None
+
+    def embed(self, base: Base, texts: Sequence[str], clip_skip: int, trains_text: bool) -> None:
+        """Takes the prompts, and embeds them now where the text encoders do not train."""
+        self.base, self.texts, self.clip_skip = base, list(texts), clip_skip
+        if self.count and not trains_text:
+            self.prompts = [embed(base, text, clip_skip) for text in texts]
+            self.prompts.append(embed_negative(base, "", clip_skip))
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        if not self.every or not self.count or not trainer.is_global_zero:
+            return
+        an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        if trainer.global_step // self.every > (trainer.global_step - an_epoch) // self.every:
+            with module.averaged():
+                self.write(f"{trainer.global_step:06d}.png", self.rows(module))
+
+    def rows(self, module: Any) -> list[list[Image.Image]]:
+        """A row of pictures for each prompt, by the models as they are."""
+        assert self.base is not None
+        prompts = self.prompts
+        if not prompts:
+            encoders = list(module.texts.values())
+            prompts = [embed(self.base, text, self.clip_skip, encoders) for text in self.texts]
+            prompts.append(embed_negative(self.base, "", self.clip_skip, encoders))
+        wanted = [(prompt, seed) for prompt in prompts[:-1] for seed in range(self.count)]
+        pictures = draw(self.base, module.unet, wanted, prompts[-1], self.how)
+        self.base.free("vae")
+        return [pictures[start : start + self.count] for start in range(0, len(pictures), self.count)]
+
+    def write(self, name: str, rows: list[list[Image.Image]]) -> bytes:
+        png = png_of(grid(rows))
+        write_files(self.folder, {name: png})
+        return png
+
+
+def png_of(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
