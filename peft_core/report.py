@@ -35,7 +35,7 @@ def csv_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
 def curves(history: Sequence[Mapping[str, float]], score: str = "accuracy") -> bytes:
     """PNG: the training loss against optimiser steps with the learning rate under it, and the scores where there are
     some."""
-    figure, (top, bottom) = _subplots(2, 1, figsize=(7, 4.6), sharex=True, height_ratios=[3, 1])
+    figure, (top, bottom) = axes(2, 1, figsize=(7, 4.6), sharex=True, height_ratios=[3, 1])
     losses = [row for row in history if "loss" in row]
     steps = [row["step"] for row in losses]
     mark = "." if len(losses) < 20 else ""
@@ -54,7 +54,7 @@ def curves(history: Sequence[Mapping[str, float]], score: str = "accuracy") -> b
     bottom.set_ylabel("learning rate")
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("optimiser step")
-    return _png(figure)
+    return png(figure)
 
 
 def confusion(counts: Any, class_names: Sequence[str]) -> bytes:
@@ -66,7 +66,7 @@ def confusion(counts: Any, class_names: Sequence[str]) -> bytes:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = len(counts)
     side = min(14.0, 2.5 + 0.42 * min(size, 25))
-    figure, (axis,) = _subplots(1, 1, figsize=(side + 0.8, side))
+    figure, (axis,) = axes(1, 1, figsize=(side + 0.8, side))
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, fraction=0.046, pad=0.03, label="share of the true class")
     if size <= 60:
@@ -80,23 +80,25 @@ def confusion(counts: Any, class_names: Sequence[str]) -> bytes:
             axis.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    return _png(figure)
+    return png(figure)
 
 
-def _subplots(rows: int, columns: int, **options: Any) -> tuple[Any, list[Any]]:
+def axes(rows: int, columns: int, **options: Any) -> tuple[Any, list[Any]]:
+    """A matplotlib figure and its axes, row by row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     ratios, sharex = options.pop("height_ratios", None), options.pop("sharex", False)
     figure = Figure(layout="constrained", **options)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, height_ratios=ratios).ravel().tolist()
-    for axis in axes:
+    made = figure.subplots(rows, columns, squeeze=False, sharex=sharex, height_ratios=ratios).ravel().tolist()
+    for axis in made:
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return figure, made
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """A matplotlib figure's bytes, the same each time."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()
@@ -147,7 +149,7 @@ def preformatted(text: str) -> str:
 
 def scatter(points: Sequence[tuple[str, float, float, float]], x_label: str, y_label: str) -> bytes:
     """PNG: named points (name, x, y, spread of y), x on a logarithmic axis that has a place for 0."""
-    figure, (axis,) = _subplots(1, 1, figsize=(7, 4.2))
+    figure, (axis,) = axes(1, 1, figsize=(7, 4.2))
     least = min((x for _, x, _, _ in points if x > 0), default=1)
     for name, x, y, spread in points:
         axis.errorbar(x, y, yerr=spread or None, fmt="o", color=ACCENT, ecolor=INK, capsize=3)
@@ -156,4 +158,4 @@ def scatter(points: Sequence[tuple[str, float, float, float]], x_label: str, y_l
     axis.set_xlim(left=-least / 20, right=max(x for _, x, _, _ in points) * 3 + least)
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
-    return _png(figure)
+    return png(figure)

@@ -24,6 +24,7 @@ class TPT(OpenVocabularyMethod):
         confident: share of the views that is kept, at least one.
         lr: of AdamW (weight decay 0.01, PyTorch's default).
         steps: how many.
+        views: V, which scoring and predicting make of a picture: itself and random crops, mirrored or not.
     """
 
     context: int = 4
@@ -31,10 +32,11 @@ class TPT(OpenVocabularyMethod):
     confident: float = 0.1
     lr: float = 5e-3
     steps: int = 1
+    views: int = 64
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
-        if not 0 < self.confident <= 1 or self.steps < 1:
-            raise PeftError("tpt needs a share `confident` above 0 and up to 1, and at least one step.")
+        if not 0 < self.confident <= 1 or self.steps < 1 or self.views < 1:
+            raise PeftError("tpt needs a share `confident` above 0 and up to 1, at least one step and one view.")
         learner = _TPT(clip, self, names, start_context(clip, self.name, self.context, self.init))
         learner.context.requires_grad_(False)
         return learner

@@ -1,0 +1,176 @@
+"""Image features that are computed once: views of pictures through a frozen image tower, kept on disk and mapped.
+
+A file is one view of one set of pictures, float32 N E. Its name is a hash of all that it depends on: the image tower's
+weights, the precision, mean and std, the pictures' bytes at the model's size, and the view's augmentation and seed. It is
+written beside its place and moved there when it is whole; processes that want the same view wait for one another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from peft_data.augment import augmentation, normalise
+from peft_data.batches import generator_of
+from peft_data.cache_file import default_folder
+from torch import Tensor, nn
+
+from clip_peft.learner import Learner, OpenVocabularyMethod
+from clip_peft.open_vocabulary import OpenVocabulary
+from peft_core.errors import PeftError
+
+VERSION = 1
+CHUNK = 64
+"""Pictures that are augmented and encoded at once."""
+
+
+def frozen_image_tower(whole: OpenVocabulary) -> bool:
+    """Whether image features are the stock model's whatever is learnt."""
+    if not isinstance(whole.method, OpenVocabularyMethod):
+        return whole.method.tower == "text"
+    return type(whole.learner).encode is Learner.encode
+
+
+class Encoder:
+    """The image side of a model: pictures as bytes → features, with the model's own normalisation.
+
+    Args:
+        whole: the model.
+        mean, std: of the channels, which go from 0 to 1.
+        bf16: autocast to bfloat16.
+        folder: where views of pictures are kept; None keeps nothing.
+    """
+
+    def __init__(self, whole: OpenVocabulary, mean: Sequence[float], std: Sequence[float], *, bf16: bool = False,
+                 folder: Path | None = None):  # fmt: skip
+        self.whole, self.mean, self.std, self.bf16, self.folder = whole, mean, std, bf16, folder
+        self.frozen = frozen_image_tower(whole)
+        self._weights: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.whole.learner.clip.tower.device
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def images(self, images: Tensor) -> Tensor:
+        """Pictures as the model takes them, from uint8 … 3 H W."""
+        flat = normalise(images.flatten(0, -4).to(self.device), self.mean, self.std)
+        return flat.view(*images.shape[:-3], *flat.shape[1:])
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Features … E, float32, of uint8 … 3 H W through the stock image tower."""
+        with self.autocast():
+            flat = self.whole.model.encode_image(self.images(images.flatten(0, -4)), normalize=False)  # type: ignore[operator]
+        return flat.float().view(*images.shape[:-3], -1)
+
+    def views(self, images: Tensor, which: Sequence[int | None], augment: str = "none", seed: int = 0) -> list[Tensor]:
+        """N E for each view of uint8 N 3 H W: None is the picture as it is, v its v-th augmentation."""
+        was_training = self.whole.model.training
+        self.whole.model.eval()
+        try:
+            digest = _of_pictures(images) if self.folder else ""
+            return [self._view(images, view, augment, seed, digest) for view in which]
+        finally:
+            self.whole.model.train(was_training)
+
+    def _view(self, images: Tensor, view: int | None, augment: str, seed: int, digest: str) -> Tensor:
+        def pieces() -> list[Tensor]:
+            change, found = augmentation("none" if view is None else augment), []
+            for start in range(0, len(images), CHUNK):
+                chance = generator_of(seed, view or 0, start)
+                found.append(self.encode(change(images[start : start + CHUNK], chance)).cpu())
+            return found
+
+        if self.folder is None:
+            return torch.cat(pieces())
+        what = "as it is" if view is None or augment == "none" else f"{augment} {view} {seed}"
+        key = f"{VERSION} {self.weights()} {self.bf16} {self.mean} {self.std} {digest} {what}"
+        path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.f32"
+        with _locked(path):
+            if not path.is_file() or path.stat().st_size % (4 * len(images)):
+                part = path.with_suffix(".part")
+                try:
+                    with open(part, "wb") as file:
+                        for piece in pieces():
+                            file.write(piece.contiguous().numpy().data)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    os.replace(part, path)
+                except OSError as error:
+                    raise PeftError(_unwritable(self.folder, error)) from error
+                finally:
+                    part.unlink(missing_ok=True)
+        size = path.stat().st_size // 4
+        return torch.from_file(str(path), shared=False, size=size, dtype=torch.float32).view(len(images), -1)
+
+    def weights(self) -> str:
+        """A hash of the image tower's weights."""
+        if self._weights is None:
+            self._weights = _of_weights(self.whole.model.visual)  # type: ignore[arg-type]
+        return self._weights
+
+
+class Views:
+    """Cached features of N training pictures in K views."""
+
+    def __init__(self, views: list[Tensor]):
+        self.views = views
+
+    def pick(self, rows: Tensor, chance: torch.Generator) -> Tensor:
+        """B E: a view of each row, drawn by `chance`."""
+        views = torch.randint(len(self.views), (len(rows),), generator=chance).tolist()
+        return torch.stack([self.views[view][row] for view, row in zip(views, rows.tolist(), strict=True)])
+
+
+def default_cache() -> Path:
+    """The user's cache folder, beside that of decoded pictures."""
+    return default_folder().parent / "features"
+
+
+def _of_weights(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+def _of_pictures(images: Tensor) -> str:
+    digest = hashlib.sha256(str(tuple(images.shape)).encode())
+    for start in range(0, len(images), 256):
+        digest.update(_bytes(images[start : start + 256]))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Any:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"))
+        lock.acquire()
+    except OSError as error:
+        raise PeftError(_unwritable(path.parent, error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unwritable(folder: Path, error: OSError) -> str:
+    return (
+        f"image features cannot be kept in {folder} ({error.strerror or error}): make room there, name another folder with "
+        "--data.cache_dir, or turn the cache off with --cache_views 0."
+    )

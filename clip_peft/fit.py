@@ -1,0 +1,132 @@
+"""`clip_peft fit`: from a few pictures a class to a trained prompt or adapter, its figures and its report."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from clip_peft.few_shot import Classes, chosen
+from peft_core.command import command
+from peft_core.config_files import list_configs
+from peft_core.errors import PeftError
+from peft_core.options import MethodChoice, TrainerFlags
+from peft_core.runs import RunFolder, tell
+from vision_peft.data import Data
+from vision_peft.fit import absolute
+
+
+def recipe_of(settings: dict[str, Any]) -> str:
+    """The recipe that is called as the method, else CLIP-LoRA's for what grafts and CoOp's for the others."""
+    method = settings["method"]
+    if method.name in list_configs("recipe", "clip"):
+        return method.name
+    return "lora" if method.build().grafts else "coop"
+
+
+@command("clip", default_recipe=recipe_of)
+def fit(
+    *,
+    data: Data,
+    backbone: str = "reference",
+    method: MethodChoice = "coop",  # type: ignore[assignment]
+    recipe: str | None = None,
+    out: str | None = None,
+    shots: int = 16,
+    classes: Classes = "all",
+    seed: int = 1,
+    template: str | None = None,
+    eval_on: Literal["test", "val"] = "test",
+    cache_views: int = 10,
+    augment: str = "crop_flip",
+    optimizer: Literal["sgd", "adamw"] = "sgd",
+    lr: float = 2e-3,
+    weight_decay: float = 5e-4,
+    batch_size: int = 32,
+    epochs: int = 0,
+    steps_per_shot: int = 0,
+    warmup_epochs: float = 1.0,
+    warmup_lr: float = 1e-5,
+    final_lr: float = 0.0,
+    stepwise: bool = False,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    text_memory: float | None = None,
+    save_every: float = 60.0,
+    overwrite: bool = False,
+    trainer: TrainerFlags = None,  # type: ignore[assignment]
+) -> dict[str, Any]:
+    """Train a prompt, adapter or cache on a few pictures a class, score it, and write a run folder.
+
+    Args:
+        data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION.
+        backbone: `reference`, open_clip's ARCHITECTURE/TAG, hf-hub:OWNER/MODEL, a folder, or ARCHITECTURE@FILE.safetensors.
+        method: A method or preset (`list methods`); its settings are --method.SETTING.
+        recipe: A name (`list recipes`) or a YAML's path; by default the method's own.
+        out: The run folder; by default runs/DATA-BACKBONE-METHOD-SHOTS-CLASSES-SEED.
+        shots: Training pictures a class, drawn as CoOp draws them; 0 takes all.
+        classes: `base` trains and scores the first half of the labels, `new` the others.
+        seed: Of the draw, the start, the order of the pictures and all chance in training.
+        template: Text around a class name, with {}; a data set's name; or `ensemble`. By default the data set's own.
+        eval_on: Score test, or val, to choose settings by.
+        cache_views: Augmented views of each picture whose features are computed once, where the image tower is frozen;
+            0 turns the cache off.
+        augment: none, flip, crop_flip or randaug.
+        optimizer: SGD with momentum 0.9, or AdamW.
+        lr: Highest learning rate.
+        weight_decay: Not for biases and other 1-D tensors.
+        batch_size: Pictures a step, over all devices; a rest that fills no step is left out.
+        epochs: 0 is CoOp's number: 50 for 1 shot, 100 up to 4, 200 from 5 on, 50 above 500 classes.
+        steps_per_shot: Steps for each shot instead of epochs (rounded to whole ones).
+        warmup_epochs: At the constant rate warmup_lr.
+        warmup_lr: See warmup_epochs.
+        final_lr: Where the cosine ends, as a share of lr.
+        stepwise: The cosine goes down with every step rather than every epoch.
+        precision: bf16 is autocast with float32 parameters; auto takes it where the processor has it.
+        text_memory: Bytes that the texts of a step may take; beyond, classes run in chunks.
+        save_every: Seconds between checkpoints within an epoch.
+        overwrite: Replace another run in the same folder.
+        trainer: Lightning's own flags, e.g. --trainer.max_epochs 5.
+    """
+    settings = dict(locals())
+    settings["data"] = data = data.absolute()
+    check_ranges(settings)
+    opened = chosen(data.open(), shots, seed, classes)
+    if not len(opened.train):
+        raise PeftError(
+            f"{opened.name} has no training pictures: it is there to score other runs on with `test --data`."
+        )
+    settings["backbone"] = absolute(backbone)
+    parts = (opened.name, backbone.rpartition("/")[2], method.name, f"{shots}shots", classes, f"seed{seed}")
+    folder = RunFolder(
+        out or "runs/" + "-".join(part.strip("./~").replace("/", "_") for part in parts), "clip_peft fit"
+    )
+    settings["out"] = str(folder.path)
+    config = {key: value.plain() if hasattr(value, "plain") else value for key, value in settings.items()}
+    if folder.check(config, overwrite) == "finished":
+        print(f"{folder.path} is finished already: {headline(folder.results())}")
+        return folder.results()
+    for note in opened.notes:
+        tell(f"note: {note}")
+    from clip_peft.job import run
+
+    results = run(folder, opened, settings, config)
+    if results:
+        print(f"{folder.path}: {headline(results)}; see {folder.path / 'report.html'}")
+    return results
+
+
+def check_ranges(settings: dict[str, Any]) -> None:
+    """Raises PeftError for a number out of its range."""
+    least = {"cache_views": 0, "batch_size": 1, "epochs": 0, "steps_per_shot": 0, "warmup_epochs": 0, "warmup_lr": 0}
+    for name, minimum in least.items():
+        if settings[name] < minimum:
+            raise PeftError(f"{name} must be {minimum} or more, not {settings[name]:g}.")
+    if settings["lr"] <= 0:
+        raise PeftError(f"lr must be above 0, not {settings['lr']:g}.")
+
+
+def headline(results: dict[str, Any]) -> str:
+    if results["accuracy"] is None:
+        scored = "not scored (there are no pictures apart from the training ones)"
+    else:
+        which = "" if results["classes"] == "all" else f"{results['classes']} classes of "
+        scored = f"accuracy {results['accuracy']:.4f}, ECE {results['ece']:.4f} on {which}{results['evaluated_on']}"
+    return f"{scored}, {results['parameters']['trainable']:,} trained parameters"

@@ -1,0 +1,82 @@
+"""A finished run in use: the model with its prompt or adapter, and the classes it names, which may be others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft_data.pictures import Fit
+from torch import Tensor
+
+from clip_peft import saved
+from clip_peft.evaluate import batches_of_logits
+from clip_peft.features import Encoder
+from clip_peft.models import load_backbone
+from clip_peft.open_vocabulary import OpenVocabulary
+from clip_peft.prompts import checked_names
+from peft_core import PeftError
+from peft_core.adapter_file import read_card
+from peft_core.runs import read_run_config
+from vision_peft.run import Prediction, Run
+
+
+@dataclass(frozen=True)
+class ClipRun(Run):
+    """What `peft_core.load_run` gives for a CLIP run: `.model` is an OpenVocabulary, `.with_classes(names)` names others.
+
+    Args:
+        encoder: the model's image side, with the run's precision.
+        columns: where the classes stand among those that the model names, if these are more.
+    """
+
+    encoder: Encoder = None  # type: ignore[assignment]
+    columns: tuple[int, ...] | None = None
+
+    def with_classes(self, class_names: Sequence[str]) -> ClipRun:
+        """The same run for these classes.
+
+        Raises:
+            PeftError: what was learnt belongs to the classes it was learnt on, and these are others.
+        """
+        names = checked_names(class_names)
+        whole: OpenVocabulary = self.model  # type: ignore[assignment]
+        known = whole.class_names
+        if getattr(whole.method, "of_classes", None) and names != known and set(names) <= set(known):
+            return dataclasses.replace(self, class_names=names, columns=tuple(map(known.index, names)))
+        whole.set_classes(names)
+        return dataclasses.replace(self, class_names=names, columns=None)
+
+    @torch.no_grad()
+    def _predict(self, batch: list[Tensor]) -> Iterator[Prediction]:
+        for logits in batches_of_logits(self.encoder, torch.stack(batch)):
+            logits = logits if self.columns is None else logits[:, list(self.columns)]
+            for row in logits.float().softmax(-1).cpu():
+                best = int(row.argmax())
+                yield Prediction(self.class_names[best], float(row[best]), row)
+
+
+def open_run(path: Path) -> ClipRun:
+    """Loads a run folder of `clip_peft fit`; on a GPU where there is one.
+
+    Raises:
+        PeftError: no run folder, no adapter in it yet, or weights that cannot be reached.
+    """
+    config = read_run_config(path)
+    if not (path / "adapter").is_dir():
+        raise PeftError(f"{path} has no adapter yet: give its `fit` command again, which goes on where it stopped.")
+    card: dict[str, Any] = read_card(path / "adapter")
+    try:
+        size, mean, std = tuple(card["input_size"]), tuple(card["mean"]), tuple(card["std"])
+        fit = Fit((size[0], size[1]), card["resize"], card["crop_pct"], card["interpolation"])
+        bf16 = card["bf16"]
+    except KeyError as error:
+        raise PeftError(f"{path}/adapter was not written by `clip_peft fit`: its card has no {error}.") from error
+    model, tokenizer, _ = load_backbone(config["backbone"])
+    whole = saved.load(model, path / "adapter", tokenizer, memory=config["text_memory"])
+    whole.to("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = Encoder(whole, mean, std, bf16=bf16)
+    return ClipRun(whole, whole.class_names, mean, std, fit, card, config, encoder)

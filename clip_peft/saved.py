@@ -1,0 +1,69 @@
+"""Adapter folders of CLIP methods: those that graft as peft_core writes them, the others' own tensors in the same form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clip_peft.learner import OpenVocabularyMethod
+from clip_peft.open_vocabulary import OpenVocabulary
+from clip_peft.prompts import Tokenizer
+from peft_core import save_adapter
+from peft_core.adapter_file import check_backbone, check_tensors, load_adapter, read_card, read_weights, write_adapter
+from peft_core.errors import PeftError
+from peft_core.method import make_method
+
+
+def save(whole: OpenVocabulary, folder: str | os.PathLike, **card: Any) -> Path:
+    """Write what was learnt, with the class names and, beside a method that grafts, the texts' template."""
+    card = {"class_names": list(whole.class_names), "template": getattr(whole.learner.method, "template", None)} | card
+    if not isinstance(whole.method, OpenVocabularyMethod):
+        return save_adapter(whole.model, folder, **card)
+    methods = {whole.method.name: whole.method}
+    return write_adapter(folder, methods, whole.learner.state_dict(), whole.model, **card)
+
+
+def load(model: nn.Module, folder: str | os.PathLike, tokenizer: Tokenizer | None = None,
+         class_names: Sequence[str] | None = None, *, force: bool = False, **options: Any) -> OpenVocabulary:  # fmt: skip
+    """The stock `model` with what a folder holds, in eval mode; other class names where some are given.
+
+    Args:
+        force: load onto another backbone too, where the shapes fit.
+        options: as for OpenVocabulary.
+
+    Raises:
+        PeftError: the folder holds no adapter, or one of another backbone; or new names for a method that has learnt its
+            classes.
+    """
+    card, weights = read_card(folder), read_weights(folder)
+    if "class_names" not in card:
+        raise PeftError(f"{folder} names no classes: it is no adapter of clip_peft.")
+    (entry, *others) = card["adaptations"]
+    method = make_method(entry["method"], **entry["settings"])
+    if others or not isinstance(method, OpenVocabularyMethod):
+        load_adapter(model, folder, force)
+        whole = OpenVocabulary(model, "zero_shot", card["class_names"], tokenizer, template=card["template"], **options)
+        whole.method = method
+    else:
+        if not force:
+            check_backbone(model, card["backbone"], Path(folder))
+        whole = OpenVocabulary(model, method, card["class_names"], tokenizer, **options)
+        check_tensors(_expected(whole.learner, weights), weights, Path(folder))
+        whole.learner.load_state_dict(weights)
+    whole.requires_grad_(False).eval()
+    return whole if class_names is None else whole.set_classes(class_names)
+
+
+def _expected(learner: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The learner's tensors; a cache that is still empty takes any number of rows."""
+    return {
+        key: torch.empty(weights[key].shape[:1] + value.shape[1:], device="meta")
+        if not value.numel() and key in weights and weights[key].dim()
+        else value
+        for key, value in learner.state_dict().items()
+    }

@@ -1,0 +1,107 @@
+"""`clip_peft test | predict`: what is done with a finished run, on its own classes or on others."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from clip_peft.evaluate import figures, score
+from clip_peft.features import default_cache
+from clip_peft.few_shot import of_classes
+from peft_core import PeftError, load_run
+from peft_core.command import command
+from vision_peft.data import Data
+from vision_peft.run import find_pictures
+
+
+@command("clip")
+def test(
+    *,
+    run: str,
+    data: Data | None = None,
+    split: Literal["test", "val", "train"] = "test",
+    classes: Literal["trained", "base", "new", "all"] = "trained",
+    cache: bool = True,
+) -> dict[str, Any]:
+    """Score a run on its data set's test split: the classes it was trained on, the new ones, or all of them together.
+
+    Args:
+        run: The run folder.
+        data: Another data set, with whatever classes it has.
+        split: Which split.
+        classes: `base` is the first half of the data set's labels, `new` the others, `all` one closed set of both.
+        cache: Keep image features for the next time, where the image tower is frozen.
+    """
+    return report(run, data, split, classes, cache)
+
+
+def report(run: str, data: Data | None, split: str, classes: str, cache: bool, quiet: bool = False) -> dict[str, Any]:
+    """`test`'s figures; `quiet` prints nothing."""
+    loaded = load_run(run)
+    saved = loaded.config["data"]
+    chosen = data or Data(saved["name"], {key: value for key, value in saved.items() if key != "name"})
+    which = ("all" if data else loaded.config["classes"]) if classes == "trained" else classes
+    opened = of_classes(chosen.open(), which)  # type: ignore[arg-type]
+    pictures = getattr(opened, split)
+    if not len(pictures):
+        raise PeftError(f"{opened.name} has no {split} split: choose another with --split.")
+    at = loaded.with_classes(opened.class_names)
+    fit = at.fit
+    how = {"mode": fit.mode, "crop_pct": fit.crop_pct, "interpolation": fit.interpolation}
+    decoded = chosen.decode(pictures, fit.size, **how)
+    if cache:
+        at.encoder.folder = Path(chosen.options.get("cache_dir") or default_cache())
+    found = figures(score(at.encoder, decoded, len(opened.class_names), at.columns), decoded, opened.class_names)
+    if not quiet:
+        of = "" if which == "all" else f"{which} classes, "
+        accuracy, ece = f"accuracy {found['accuracy']:.4f}", f"ECE {found['ece']:.4f}"
+        print(
+            f"{accuracy}, {ece} on {len(decoded):,} pictures of {opened.name} {split} ({of}{len(opened.class_names)} names)"
+        )
+        for name, share in found["per_class"].items():
+            print(f"  {'   –  ' if share is None else f'{share:.4f}'}  {name}")
+    return found
+
+
+@command("clip")
+def predict(
+    pictures: list[str], *, run: str, classes: list[str] | None = None, top: int = 5, batch_size: int = 64
+) -> int:
+    """Print `path,class,probability` for pictures and folders of pictures, the likeliest classes first.
+
+    Args:
+        pictures: Files and folders; folders are searched through.
+        run: The run folder.
+        classes: Names to choose from, any; by default those it was trained on.
+        top: Classes a picture.
+        batch_size: Pictures at once.
+    """
+    if top < 1:
+        raise PeftError(f"top must be 1 or more, not {top}.")
+    loaded = load_run(run)
+    loaded = loaded.with_classes(classes) if classes else loaded
+    found = find_pictures(pictures)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("path", "class", "probability"))
+    bad: list[str] = []
+    good: list[Path] = []
+
+    def readable() -> Any:
+        for path in found:
+            try:
+                pixels = loaded.pixels(path)
+            except PeftError as error:
+                bad.append(str(error))
+            else:
+                good.append(path)
+                yield pixels
+
+    for row, prediction in enumerate(loaded.stream(readable(), batch_size)):
+        best = prediction.probabilities.topk(min(top, len(loaded.class_names)))
+        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            writer.writerow((good[row], loaded.class_names[cast(int, index)], f"{probability:.4f}"))
+    for sentence in bad:
+        print(f"clip_peft: {sentence}", file=sys.stderr)
+    return 2 if bad else 0
