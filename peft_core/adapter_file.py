@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from peft_core.adaptation import adapt, take_out
-from peft_core.attach import Record, is_inserted, pick, record_of
+from peft_core.attach import Record, inserted_by, is_inserted, pick, record_of
 from peft_core.errors import PeftError
 from peft_core.method import Method, make_method
 
@@ -193,37 +193,46 @@ def read_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
         raise PeftError(f"{path} is truncated or no safetensors file: copy or save the adapter again.") from error
 
 
-def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = False) -> nn.Module:
-    """Install on a fresh stock model the adaptations that a folder's card names, and load their weights and the head.
+def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = False, prefix: str = "") -> nn.Module:
+    """Install on a stock model the adaptations that a folder's card names, and load their weights and the head.
 
     Args:
         force: load onto another backbone too, where the shapes fit.
+        prefix: put before the adaptations' names; with one, adapters load side by side onto one model.
 
     Raises:
         PeftError: the folder holds no adapter, or the backbone differs (the message says in what); the model is then
             as it was.
     """
     card, weights = read_card(folder), read_weights(folder)
-    if "_peft_record" in model.__dict__:
+    if "_peft_record" in model.__dict__ and not prefix:
         raise PeftError("this model is adapted already: load the adapter onto a stock model, or remove(model) first.")
+    before = set(model.__dict__["_peft_record"].adaptations) if "_peft_record" in model.__dict__ else set()
+    weights = {_prefixed(key, prefix): value for key, value in weights.items()}
     try:
         for entry in card["adaptations"]:
-            adapt(
-                model,
-                make_method(entry["method"], **entry["settings"]),
-                name=entry["name"],
-                train_head=card["train_head"],
-            )
-        check_tensors(adapter_state(model), weights, Path(folder))
+            method = make_method(entry["method"], **entry["settings"])
+            adapt(model, method, name=prefix + entry["name"], train_head=card["train_head"])
+        others = {key for key in adapter_state(model) if is_inserted(key) and inserted_by(key) in before}
+        check_tensors({k: v for k, v in adapter_state(model).items() if k not in others}, weights, Path(folder))
         if not force:
             check_backbone(model, card["backbone"], Path(folder))
     except PeftError:
         # nothing was loaded yet: taking the grafts out leaves the stock weights as they were
         for adaptation in pick(model, None) if "_peft_record" in model.__dict__ else ():
-            take_out(model, adaptation)
+            if adaptation.name not in before:
+                take_out(model, adaptation)
         raise
     model.load_state_dict(weights, strict=False)
     return model
+
+
+def _prefixed(key: str, prefix: str) -> str:
+    """An inserted tensor's key under the adaptation's longer name."""
+    if not prefix or not is_inserted(key):
+        return key
+    name = inserted_by(key)
+    return key.replace(f".peft.{name}.", f".peft.{prefix}{name}.")
 
 
 def check_tensors(tensors: dict[str, Tensor], weights: dict[str, Tensor], folder: Path) -> None:
