@@ -71,5 +71,5 @@ class _TipAdapter(TemplateLearner):
             )
         near = F.linear(F.normalize(features, dim=-1).to(self.keys.dtype), self.keys)
         weight = torch.exp(-self.method.beta * (1 - near))
-        cache = weight.new_zeros(len(weight), len(self.names)).index_add(1, self.values, weight)
+        cache = weight.new_zeros(weight.shape[0], len(self.names)).index_add(1, self.values, weight)
         return super().logits(features) + self.method.alpha * cache

@@ -1,0 +1,187 @@
+"""`clip_peft export | merge`: a run as plain files that need nothing of this package."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from clip_peft.features import frozen_image_tower
+from clip_peft.learner import OpenVocabularyMethod
+from clip_peft.models import REFERENCE
+from clip_peft.run import ClipRun
+from peft_core import PeftError, load_run, merge
+from peft_core.adapter_file import write_files
+from peft_core.command import command
+
+What = Literal["weights", "model", "onnx"]
+OF_PICTURES = ("cocoop", "tpt")
+ON_FEATURES = ("clip_adapter", "tip_adapter")
+
+
+@command("clip")
+def export(
+    *, run: str, out: str, what: list[What] | None = None, classes: list[str] | None = None, opset: int = 18
+) -> Path:
+    """Write class weights (weights.safetensors, classes.json), the merged open_clip model (a model folder) and model.onnx.
+
+    Args:
+        run: The run folder.
+        out: The folder to write.
+        what: weights, model, onnx; by default each of them that the method has.
+        classes: Names to make the weights and the ONNX file for; by default those it was trained on.
+        opset: ONNX operator set.
+    """
+    folder = Path(out).expanduser()
+    if folder.is_file():
+        raise PeftError(f"{folder} is a file: give --out a folder.")
+    loaded = load_run(run)
+    loaded = loaded.with_classes(classes) if classes else loaded
+    if loaded.columns is not None:
+        raise PeftError(f"{loaded.model.method.name} exports the classes it was trained on: leave --classes out.")
+    reasons = {kind: reason for kind in ("weights", "model", "onnx") if (reason := why_not(loaded, kind))}
+    for kind in what or ():
+        if kind in reasons:
+            raise PeftError(reasons[kind])
+    for kind in what or [kind for kind in ("weights", "model", "onnx") if kind not in reasons]:
+        {"weights": write_weights, "model": write_model, "onnx": write_onnx}[kind](loaded, folder, opset)
+    for reason in [] if what else reasons.values():
+        print(f"left out: {reason}")
+    return folder
+
+
+@command("clip")
+def merge_(*, run: str, out: str) -> Path:
+    """Write the adapter into the model's weights: a folder that plain open_clip loads.
+
+    Args:
+        run: The run folder.
+        out: The folder to write.
+    """
+    return export(run=run, out=out, what=["model"])
+
+
+def why_not(run: ClipRun, kind: str) -> str | None:
+    """Why a run cannot be exported as that; None where it can."""
+    method = run.model.method  # type: ignore[union-attr]
+    name = method.name
+    if kind == "model":
+        if isinstance(method, OpenVocabularyMethod):
+            return f"{name} learns beside the model, whose weights stay the stock ones: export weights or onnx."
+        if method.not_mergeable:
+            return f"{name} cannot be merged into the model, because {method.not_mergeable}: export onnx."
+        return None
+    if name in OF_PICTURES:
+        return f"{name} compares each picture with texts of its own, so it has no class weights: use `predict`."
+    if kind == "weights" and name in ON_FEATURES:
+        return f"{name} does more with image features than compare them with class weights: export onnx."
+    return None
+
+
+def write_weights(run: ClipRun, folder: Path, opset: int) -> None:
+    whole: Any = run.model
+    weights = whole.class_weights().float().cpu().contiguous()
+    scale = whole.learner.clip.scale.detach().float().cpu().reshape(1)
+    if frozen_image_tower(whole):
+        of = "the stock model"
+    else:
+        merged = not isinstance(whole.method, OpenVocabularyMethod) and not whole.method.not_mergeable
+        of = "the merged model (merge)" if merged else "this run's image tower (model.onnx)"
+    about = {"class_names": run.class_names, "backbone": run.config["backbone"], "image_features": of,
+             "use": "softmax(logit_scale * normalise(image_features) @ weights.T)"}  # fmt: skip
+    files = {"weights.safetensors": save({"weights": weights, "logit_scale": scale})}
+    write_files(folder, files | {"classes.json": (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()})
+    print(f"{folder}/weights.safetensors: weights {tuple(weights.shape)} for normalised image features of {of}")
+
+
+def write_model(run: ClipRun, folder: Path, opset: int) -> None:
+    model: Any = run.model.model
+    merge(model)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    files = {"open_clip_model.safetensors": save(_unshared(state))}
+    config = model_config(run)
+    if config is not None:
+        files["open_clip_config.json"] = (json.dumps(config, indent=2) + "\n").encode()
+    write_files(folder, files)
+    how = f'open_clip.create_model("local-dir:{folder}")' if config else "load_state_dict of the same architecture"
+    print(f"{folder}/open_clip_model.safetensors: the merged weights; plain open_clip loads them: {how}")
+
+
+def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors that share memory with others, which safetensors does not write."""
+    seen: set[int] = set()
+    return {
+        key: value.clone() if value.data_ptr() in seen or seen.add(value.data_ptr()) else value
+        for key, value in state.items()
+    }
+
+
+def model_config(run: ClipRun) -> dict[str, Any] | None:
+    """What stands in open_clip_config.json; None where the architecture has no config of that form."""
+    backbone, visual = run.config["backbone"], run.model.model.visual  # type: ignore[union-attr]
+    folder = importlib.import_module("clip_peft.reference").FOLDER if backbone == REFERENCE else Path(backbone)
+    path = folder / "open_clip_config.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    config = open_clip.get_model_config(backbone.partition("@")[0].partition("/")[0])
+    if config is None:
+        return None
+    tag = open_clip.get_pretrained_cfg(*backbone.split("/", 1)) if backbone.count("/") == 1 else {}
+    config |= {"quick_gelu": True} if tag.get("quick_gelu") else {}
+    return {"model_cfg": config, "preprocess_cfg": dict(getattr(visual, "preprocess_cfg", None) or {})}
+
+
+class Deployed(nn.Module):
+    """Probabilities `B C` of pictures `B 3 H W` with values from 0 to 1: normalisation, class weights and softmax are
+    inside."""
+
+    def __init__(self, run: ClipRun) -> None:
+        super().__init__()
+        whole: Any = run.model
+        self.whole = whole
+        self.register_buffer("mean", torch.tensor(run.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(run.std).view(1, 3, 1, 1))
+        self.register_buffer("weights", whole.class_weights().clone())
+        whole.learner.weights = lambda: self.weights
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.whole((image - self.mean) / self.std).softmax(-1)
+
+
+def write_onnx(run: ClipRun, folder: Path, opset: int) -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise PeftError(f"export needs the package {error.name}: pip install 'visual-peft[onnx]'.") from error
+    with contextlib.suppress(PeftError):  # then the graph holds the adapter beside the model
+        merge(run.model.model)  # type: ignore[arg-type]
+    model = Deployed(run).cpu().eval()
+    height, width = run.fit.size
+    example = torch.rand(2, 3, height, width)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # ONNX does not know its operator
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # the exporter's own
+            program = torch.onnx.export(
+                model, (example,), input_names=["image"], output_names=["probability"], opset_version=opset, dynamo=True,
+                dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}}, verbose=False,
+            )  # fmt: skip
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    assert program is not None
+    program.model.metadata_props["class_names"] = json.dumps(run.class_names, ensure_ascii=False)
+    write_files(folder, {"model.onnx": program.model_proto.SerializeToString()})
+    print(
+        f"{folder}/model.onnx: image B 3 {height} {width} with values from 0 to 1 -> probability B {len(run.class_names)}"
+    )

@@ -1,0 +1,93 @@
+"""Files of a run that need nothing of this package."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from clip_peft.export import export, merge_
+from clip_peft.fit import fit
+from peft_core import PeftError, load_run
+from tests.clip_peft.conftest import SHORT
+
+
+@pytest.fixture(scope="module")
+def trained(backbone: str, photos: str, tmp_path_factory: pytest.TempPathFactory):
+    """A function: method -> its run."""
+
+    def make(method: str, **settings) -> str:
+        out = tmp_path_factory.mktemp(method) / "run"
+        short = SHORT | {"epochs": 1, "steps_per_shot": 0}
+        fit(data=photos, backbone=backbone, method={"name": method, **settings}, out=str(out), **short)
+        return str(out)
+
+    return make
+
+
+def images(run) -> torch.Tensor:
+    return torch.randint(0, 256, (3, 3, *run.fit.size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def probabilities(run) -> torch.Tensor:
+    return torch.stack([each.probabilities for each in run.predict(images(run))])
+
+
+def test_class_weights_serve_any_names(coop_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    names = ["a red ring", "a striped cube"]
+    export(run=str(coop_run), out=str(tmp_path), what=["weights"], classes=names)
+    assert "weights (2, 16) for normalised image features of the stock model" in capsys.readouterr().out
+    stored, about = load_file(tmp_path / "weights.safetensors"), json.loads((tmp_path / "classes.json").read_text())
+    assert about["class_names"] == names
+    run = load_run(coop_run).with_classes(names)
+    with torch.no_grad():
+        features = F.normalize(run.model.encode(run.encoder.images(images(run))), dim=-1)
+    ours = (stored["logit_scale"] * features @ stored["weights"].t()).softmax(-1)
+    torch.testing.assert_close(ours, probabilities(run), atol=1e-5, rtol=1e-4)
+
+
+def test_a_merged_model_is_plain_open_clip(trained, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = trained("clip_lora")
+    merge_(run=path, out=str(tmp_path / "merged"))
+    assert "plain open_clip loads them" in capsys.readouterr().out
+    run = load_run(path)
+    plain = open_clip.create_model(f"local-dir:{tmp_path}/merged")
+    x = run.encoder.images(images(run))
+    with torch.no_grad():
+        torch.testing.assert_close(plain.encode_image(x), run.model.model.encode_image(x), atol=1e-5, rtol=1e-4)
+    export(run=path, out=str(tmp_path / "merged"), what=["weights"])
+    assert json.loads((tmp_path / "merged/classes.json").read_text())["image_features"] == "the merged model (merge)"
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("maple", {"depth": 2}), ("tip_adapter", {}), ("clip_adapter", {}), ("vpt", {"tokens": 2, "tower": "image"})],
+)
+def test_onnx_gives_the_run_s_probabilities(trained, method: str, settings: dict, tmp_path: Path) -> None:
+    import onnxruntime
+
+    path = trained(method, **settings)
+    export(run=path, out=str(tmp_path), what=["onnx"])
+    run = load_run(path)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {"image": (images(run).float() / 255).numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), probabilities(run), atol=2e-5, rtol=1e-3)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(run.class_names)
+
+
+def test_what_a_method_does_not_have(coop_run: Path, trained, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(PeftError, match="coop learns beside the model, whose weights stay the stock ones"):
+        merge_(run=str(coop_run), out=str(tmp_path))
+    cocoop, adapter = trained("cocoop"), trained("taskres")
+    with pytest.raises(PeftError, match="cocoop compares each picture with texts of its own"):
+        export(run=cocoop, out=str(tmp_path), what=["onnx"])
+    export(run=cocoop, out=str(tmp_path))
+    assert capsys.readouterr().out.count("left out: cocoop") == 3 and not list(tmp_path.iterdir())
+    with pytest.raises(PeftError, match="taskres exports the classes it was trained on: leave --classes out"):
+        export(run=adapter, out=str(tmp_path), classes=["black", "red"])
+    (tmp_path / "file").touch()
+    with pytest.raises(PeftError, match="is a file: give --out a folder"):
+        export(run=str(coop_run), out=str(tmp_path / "file"))
