@@ -1,0 +1,50 @@
+"""`world/open/*`: drawn few-shot sets with base and new class names, for open-vocabulary models (`world/open.py`)."""
+
+from __future__ import annotations
+
+import torch
+
+from peft_data.base import ClassificationData, Pictures
+from peft_data.errors import DataError, nearest
+from peft_data.world.cache import cached
+from peft_data.world.open import SETS, SIZE, SPLITS, draw_set
+
+VERSION = 1
+"""Part of the cache's key: raised whenever any drawn byte changes."""
+_ABOUT = {
+    "objects": "a colour and a shape, as in red ring",
+    "patterned": "a texture and a shape, as in striped cube",
+    "things": "shapes, everyday things and animals",
+    "scenes": "a thing or an animal in a landscape",
+}
+NAMES = {
+    f"world/open/{task}": f"drawn offline: {_ABOUT[task]}; {len(names)} classes, the first half are the base classes"
+    for task, (names, _) in SETS.items()
+}
+
+
+def load(name: str, root: str | None = None, seed: int = 0, *, size: int = SIZE) -> ClassificationData:
+    """One of the sets: per class 48 pictures to train (draw the shots from them), 16 val and 48 test.
+
+    Args:
+        name: `world/open/<set>`.
+        root: not used; the pictures are drawn, and kept in the cache folder.
+        seed: the data's own seed; results are comparable only under the same one.
+        size: height and width in pixels.
+
+    Raises:
+        DataError: there is no such set, or no space to keep it.
+    """
+    task = name.removeprefix("world/open/")
+    if task not in SETS:
+        raise DataError(f"there is no set {name!r} in the drawn world{nearest(name, NAMES)}")
+
+    def make() -> dict[str, torch.Tensor]:
+        out = {}
+        for split, each in SPLITS.items():
+            out[split], out[f"{split}.labels"] = draw_set(task, split, each, seed, size)
+        return out
+
+    kept = cached(f"world/open-v{VERSION}/{task}-{size}px-seed{seed}", make)
+    train, val, test = (Pictures(kept[split], kept[f"{split}.labels"], split=split) for split in SPLITS)
+    return ClassificationData(f"world/open/{task}", SETS[task][0], train, val, test, recipe="world")
