@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from peft_core.grafts import changed_bias, changed_weight
-from peft_core.lowrank import LowRank, Part, _factor_gradients, _through_up, merged
-from peft_core.rebuild import autocast_dtype, make_again, source_of
+from peft_core.lowrank import LowRank, Part, factor_gradients, merged, through_up
+from peft_core.rebuild import autocast_dtype, pieces, source_of
 
 SMALL = 1e-3
 
@@ -56,15 +56,18 @@ class _DecomposedLinear(torch.autograd.Function):
         factors, magnitudes = tensors[: 2 * len(ctx.parts)], tensors[2 * len(ctx.parts) :]
         g = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
         scaled = g * c.to(g.dtype)
-        back = _through_up(scaled, ctx.parts, factors[1::2])
-        dx = dw = None
+        back = through_up(scaled, ctx.parts, factors[1::2])
+        dx = None
         if ctx.needs_input_grad[0]:
             dx = (scaled @ merged(weight, ctx.parts, tuple(factors)).to(g.dtype)).view(*grad.shape[:-1], -1)
-        x = kept if ctx.maker is None else make_again(ctx.maker, kept, ctx.autocast)
-        x = x.reshape(-1, x.shape[-1]).to(g.dtype)
-        if ctx.needs_input_grad[1]:
-            dw = (scaled.t() @ x).to(weight.dtype)
-        d_factors = _factor_gradients(x, scaled, back, ctx.parts, factors)
+        d_factors, dw = factor_gradients(
+            pieces(kept, ctx.maker, ctx.autocast),
+            scaled,
+            back,
+            ctx.parts,
+            factors,
+            weight if ctx.needs_input_grad[1] else None,
+        )
         db = g.sum(0, dtype=c.dtype)
         dots = (g * y.reshape(g.shape)).sum(0, dtype=c.dtype)
         if bias is not None:

@@ -7,6 +7,7 @@ In this orientation the small factor stands left, which BLAS runs 2–6 times fa
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from peft_core.grafts import Delta, match
-from peft_core.rebuild import autocast_dtype, make_again, source_of
+from peft_core.rebuild import autocast_dtype, pieces, source_of
 
 
 class Part(NamedTuple):
@@ -45,45 +46,66 @@ class _LowRankLinear(torch.autograd.Function):
             new = merged(weight, parts, factors).to(inner.dtype)
             y = F.linear(inner, new, None if bias is None else bias.to(inner.dtype))
         ctx.parts, ctx.maker, ctx.dtype, ctx.autocast = parts, maker, inner.dtype, dtype
-        ctx.save_for_backward(inner if maker is None else kept, weight, *factors)
+        # a weight cast by autocast is kept, as autocast keeps the frozen linear's; else it is formed again
+        cast = new if new.dtype != weight.dtype else None
+        ctx.save_for_backward(inner if maker is None else kept, weight, cast, *factors)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight, *factors = ctx.saved_tensors
+        kept, weight, new, *factors = ctx.saved_tensors
         g = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
-        # g first, then x: each is read while the cache still holds it
-        back = _through_up(g, ctx.parts, factors[1::2])
+        back = through_up(g, ctx.parts, factors[1::2])
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
-            dx = (g @ merged(weight, ctx.parts, tuple(factors)).to(g.dtype)).view(*grad.shape[:-1], -1)
-        x = kept if ctx.maker is None else make_again(ctx.maker, kept, ctx.autocast)
-        x = x.reshape(-1, x.shape[-1]).to(g.dtype)
-        if ctx.needs_input_grad[1]:
-            dw = (g.t() @ x).to(weight.dtype)
+            new = merged(weight, ctx.parts, tuple(factors)).to(g.dtype) if new is None else new
+            dx = (g @ new).view(*grad.shape[:-1], -1)
+        d_factors, dw = factor_gradients(
+            pieces(kept, ctx.maker, ctx.autocast),
+            g,
+            back,
+            ctx.parts,
+            factors,
+            weight if ctx.needs_input_grad[1] else None,
+        )
         if ctx.needs_input_grad[2]:
             db = g.sum(0)
-        return dx, dw, db, None, None, None, None, *_factor_gradients(x, g, back, ctx.parts, factors)
+        return dx, dw, db, None, None, None, None, *d_factors
 
 
-def _through_up(g: Tensor, parts: tuple[Part, ...], ups: list[Tensor]) -> Tensor:
+def through_up(g: Tensor, parts: tuple[Part, ...], ups: list[Tensor]) -> Tensor:
     """s · Bᵀ gᵀ of every part, one above the other: (Σ r, N)."""
     return _stack(
         [(up.to(g.dtype).t() @ _rows(g, part).t()).mul_(part.scale) for part, up in zip(parts, ups, strict=True)]
     )
 
 
-def _factor_gradients(
-    x: Tensor, g: Tensor, back: Tensor, parts: tuple[Part, ...], factors: list[Tensor]
-) -> list[Tensor]:
-    """dA, dB of every part, reading x twice however many parts there are. x: N in · g: N out · back: s · Bᵀ gᵀ."""
+def factor_gradients(
+    inputs: Iterable[Tensor],
+    g: Tensor,
+    back: Tensor,
+    parts: tuple[Part, ...],
+    factors: list[Tensor],
+    weight: Tensor | None,
+) -> tuple[list[Tensor], Tensor | None]:
+    """dA, dB of every part, and dW where a weight is given. inputs: x N in, piece by piece · g: N out · back: s · Bᵀ gᵀ."""
     downs = factors[::2]
     sizes = [a.shape[0] for a in downs]
-    inner = (_stack([a.to(x.dtype) for a in downs]) @ x.t()).split(sizes)
-    d_down = (back @ x).split(sizes)
-    d_up = [(u @ _rows(g, part)).t().mul_(part.scale) for part, u in zip(parts, inner, strict=True)]
-    return [grad.to(a.dtype) for a, *pair in zip(downs, d_down, d_up, strict=True) for grad in pair]
+    stacked = _stack([a.to(g.dtype) for a in downs])
+    inner = torch.empty_like(back)
+    d_down = torch.zeros(stacked.shape, dtype=torch.promote_types(g.dtype, torch.float32), device=g.device)
+    dw = None if weight is None else torch.zeros_like(weight)
+    start = 0
+    for x in inputs:
+        x, rows = x.to(g.dtype), slice(start, start := start + len(x))
+        inner[:, rows] = stacked @ x.t()
+        d_down += back[:, rows] @ x
+        if dw is not None:
+            dw += g[rows].t() @ x
+    d_up = [(u @ _rows(g, part)).t().mul_(part.scale) for part, u in zip(parts, inner.split(sizes), strict=True)]
+    pairs = zip(downs, d_down.split(sizes), d_up, strict=True)
+    return [grad.to(a.dtype) for a, *pair in pairs for grad in pair], dw
 
 
 def _stack(rows: list[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ LayerNorm and GELU keep their input x for their own backward. `tag`, a forward h
 it again; a low-rank linear that receives y then keeps x, which costs nothing, in place of y.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -50,6 +51,28 @@ def source_of(y: Tensor) -> Source | None:
     if source is None or source.x._version != source.x_version or y._version != source.y_version:
         return None
     return source
+
+
+PIECE = 2**19
+"""Elements of a piece: 2 MB in float32, which stays in the cache."""
+
+
+def pieces(kept: Tensor, maker: nn.Module | None, autocast: torch.dtype | None) -> Iterator[Tensor]:
+    """A linear's input x, N D, some rows after another: on a CPU a piece is read and made again in the cache, and no
+    memory is asked for the whole, whose first touch costs more than GELU does. `kept` is x, or what `maker` makes it from."""
+    on_cpu = kept.device.type == "cpu" and not torch.compiler.is_compiling()
+    if maker is not None and not (on_cpu and works_by_rows(maker)):
+        kept, maker = make_again(maker, kept, autocast), None
+    rows = kept.reshape(-1, kept.shape[-1])
+    each = max(1, PIECE // rows.shape[1]) if on_cpu else max(1, len(rows))
+    for piece in rows.split(each):
+        yield piece if maker is None else make_again(maker, piece, autocast)
+
+
+def works_by_rows(maker: nn.Module) -> bool:
+    """Whether each row of the output comes from that row of the input alone."""
+    shape = getattr(maker, "normalized_shape", None)
+    return len(shape) == 1 if shape is not None else not isinstance(maker, nn.GroupNorm)
 
 
 def make_again(maker: nn.Module, x: Tensor, dtype: torch.dtype | None) -> Tensor:
