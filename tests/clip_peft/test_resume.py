@@ -1,0 +1,57 @@
+"""A run that is killed and started again ends with the bytes of one that was not."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+SERVER = multiprocessing.get_context("forkserver")  # children start with everything imported, and are real processes
+SERVER.set_forkserver_preload(["clip_peft.job", "clip_peft.fit", "jsonargparse", "docstring_parser"])
+RUNS = {
+    "coop": {"method": {"name": "coop", "context": 2}},
+    "promptsrc": {"method": {"name": "promptsrc", "depth": 2, "template": "{}.", "mean": 2.0}},
+    "tip_adapter": {"method": {"name": "tip_adapter", "fine_tune": True}, "lr": 0.01},
+    "clip_lora": {"method": "clip_lora", "cache_views": 0, "steps_per_shot": 0, "epochs": 3},
+}
+
+
+def train(settings: dict, die_at: int | None) -> None:
+    import torch
+
+    from clip_peft.fit import fit
+    from peft_core.training import SaveState
+
+    torch.set_num_threads(1)
+    if die_at is not None:
+        plain = SaveState.on_train_batch_end
+
+        def then_die(self, trainer, module, out, batch, index) -> None:
+            plain(self, trainer, module, out, batch, index)
+            if trainer.current_epoch * trainer.num_training_batches + index == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        SaveState.on_train_batch_end = then_die
+    fit(**settings)
+
+
+def run(settings: dict, die_at: int | None = None) -> int:
+    child = SERVER.Process(target=train, args=(settings, die_at))
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+@pytest.mark.parametrize("method", RUNS)
+def test_killed_at_any_step(method: str, backbone: str, photos: str, tmp_path: Path) -> None:
+    common = {"data": photos, "backbone": backbone, "shots": 2, "epochs": 3, "batch_size": 6, "save_every": 0.0}
+    common |= {"warmup_epochs": 1, "cache_views": 2, "trainer": {"accelerator": "cpu"}} | RUNS[method]
+    assert run(common | {"out": str(tmp_path / "whole")}) == 0
+    out = common | {"out": str(tmp_path / "run")}
+    for step in (0, 3) if method == "coop" else (3,):  # 2 steps an epoch: in the first, and the last of the second
+        assert run(out, step) == -signal.SIGKILL
+        assert not (tmp_path / "run/results.json").exists()
+    assert run(out) == 0
+    for name in ("adapter/adapter.safetensors", "predictions.csv", "metrics.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
