@@ -20,6 +20,11 @@ FILES = (
 FREE = ("out", "overwrite", "save_every")
 """Settings that may differ between a run and the command that goes on with it."""
 
+
+class OtherRun(PeftError):
+    """The folder belongs to a run with other settings."""
+
+
 State = Literal["new", "started", "finished"]
 
 
@@ -50,7 +55,7 @@ class RunFolder:
             return "new"
         difference = _differences(read_run_config(self.path), self._full(config))
         if difference and self.state() != "new":
-            raise PeftError(
+            raise OtherRun(
                 f"{self.path} holds another run ({difference}): give another --out, or --overwrite to replace it."
             )
         return self.state()
