@@ -123,6 +123,7 @@ def run(
         "epoch": epochs,
         "seed": settings["seed"],
         "data": data.name,
+        "notes": data.notes,
         "pictures": {"train": len(train), "scored": len(scored or ())},
         "method": {"name": whole.method.name, **dataclasses.asdict(whole.method)} | options,
         "chosen_on_val": found,

@@ -1,0 +1,78 @@
+"""The files of a protocol's table: results.csv, table.md, report.html with its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clip_peft.plots import against_shots, base_new_bars, reliability_diagram
+from clip_peft.protocols import PROTOCOLS, Row, accuracies, averages, spread, table
+from peft_core import report
+from peft_core.adapter_file import write_files
+
+
+def write_tables(folder: Path, protocol: str, rows: Sequence[Row], failed: Sequence[str], state: str) -> None:
+    """Writes all three from the rows that there are."""
+    header, lines = table(protocol, rows)
+    marks = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines)]
+    about = f"{PROTOCOLS[protocol]}; accuracy in %, mean ± standard deviation over seeds; {state}"
+    broken = "".join(f"\n- failed: {problem}" for problem in failed)
+    sections = [("Table", report.table(lines, header)), *figures(protocol, rows)]
+    if failed:
+        sections.append(("Failed", report.table([[problem] for problem in failed])))
+    plain = [{key: value for key, value in row.items() if key != "bins"} for row in rows]
+    write_files(
+        folder,
+        {
+            "results.csv": report.csv_bytes(plain),
+            "table.md": ("\n".join(marks) + f"\n\n{about}.{broken}\n").encode(),
+            "report.html": report.page(protocol.replace("_", " "), about, sections),
+        },
+    )
+
+
+def figures(protocol: str, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    methods = list(dict.fromkeys(str(row["method"]) for row in rows))
+    made: list[tuple[str, str]] = []
+    if protocol == "few_shot":
+        lines: dict[str, dict[int, tuple[float, float]]] = {}
+        for method in methods:
+            for shots in sorted({int(str(row["shots"])) for row in rows}):
+                known = [value for value in accuracies(rows, method, "accuracy", None, shots) if value is not None]
+                if known:
+                    points = lines.setdefault(method, {})
+                    points[shots] = (100 * sum(known) / len(known), 100 * spread(known))
+        if lines:
+            made.append(("Accuracy against shots", report.figure(against_shots(lines), "accuracy against shots")))
+    if protocol == "base_to_new":
+        means = averages(protocol, rows)
+        names = ("mean base", "mean new", "H of means")
+        bars = {m: tuple(None if (v := means[name][m]) is None else 100 * v for name in names) for m in methods}
+        made.append(("Base and new", report.figure(base_new_bars(bars), "base, new and H")))  # type: ignore[arg-type]
+    for column in dict.fromkeys(str(row["column"]) for row in rows):
+        bins = {m: found for m in methods if (found := joined(rows, m, column))}
+        if bins:
+            diagram = reliability_diagram(bins)
+            made.append(
+                (f"Can the probabilities be trusted? ({column})", report.figure(diagram, "reliability diagram"))
+            )
+    return made
+
+
+def joined(rows: Sequence[Row], method: str, column: str) -> list[dict[str, Any]]:
+    """The bins of all runs of a method together."""
+    total: list[dict[str, Any]] = []
+    for row in rows:
+        bins: Any = row["bins"]
+        if (row["method"], row["column"]) != (method, column) or not bins:
+            continue
+        total = total or [{"count": 0, "accuracy": 0.0, "confidence": 0.0} for _ in bins]
+        for into, one in zip(total, bins, strict=True):
+            into["count"] += one["count"]
+            for key in ("accuracy", "confidence"):
+                into[key] += one["count"] * (one[key] or 0.0)
+    for into in total:
+        for key in ("accuracy", "confidence"):
+            into[key] = into[key] / into["count"] if into["count"] else None
+    return total

@@ -1,0 +1,152 @@
+"""Protocols: what they train and score, the table, and going on."""
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+
+from clip_peft.commands import main
+from clip_peft.protocols import Trial, averages, cell, harmonic, table, trials
+from peft_core import PeftError
+
+SET = [
+    "epochs=1",
+    "batch_size=8",
+    "cache_views=1",
+    "steps_per_shot=0",
+    "coop:method.context=2",
+    "trainer.accelerator=cpu",
+]
+
+
+def row(method: str, column: str, accuracy: float | None, data: str = "a", seed: int = 1, shots: int = 16) -> dict:
+    return {"data": data, "method": method, "shots": shots, "seed": seed, "column": column, "accuracy": accuracy}
+
+
+def test_h_is_of_the_averages() -> None:
+    rows = [
+        row("coop", "base", 0.8),
+        row("coop", "new", 0.6),
+        row("coop", "base", 0.9, "b"),
+        row("coop", "new", 0.4, "b"),
+    ]
+    rows += [row("taskres", column, value, data) for data in "ab" for column, value in (("base", 0.9), ("new", None))]
+    means = averages("base_to_new", rows)
+    assert means["mean base"]["coop"] == pytest.approx(0.85) and means["mean new"]["coop"] == pytest.approx(0.5)
+    assert (
+        means["H of means"]["coop"] == pytest.approx(2 * 0.85 * 0.5 / 1.35) and means["H of means"]["taskres"] is None
+    )
+    header, lines = table("base_to_new", rows)
+    assert header == "method|a base|a new|a H|b base|b new|b H|mean base|mean new|H of means".split("|")
+    assert lines[0] == "coop 80.00 60.00 68.57 90.00 40.00 55.38 85.00 50.00 62.96".split()
+    assert lines[1] == "taskres 90.00 – – 90.00 – – 90.00 – –".split()
+    assert harmonic(0.8069, 0.6322) == pytest.approx(0.7089, abs=1e-4) and harmonic(0.5, None) is None
+
+
+def test_published_h_of_averages() -> None:
+    published = {"CLIP": (69.34, 74.22, 71.70), "CoOp": (82.69, 63.22, 71.66), "MaPLe": (82.28, 75.14, 78.55)}
+    for base, new, h in published.values():
+        assert harmonic(base, new) == pytest.approx(h, abs=0.005)
+
+
+def test_cells() -> None:
+    assert cell([0.5, 0.6, 0.7]) == "60.00 ± 10.00" and cell([0.5]) == "50.00" and cell([0.5, None]) == cell([]) == "–"
+
+
+def test_what_protocols_train_and_score() -> None:
+    (one,) = trials("base_to_new", ["d"], [], ["coop"], [1], [])
+    assert one == Trial("d", "coop", 16, 1, "base", (("base", None, "base"), ("new", None, "new")))
+    assert [t.shots for t in trials("few_shot", ["d"], [], ["coop"], [1], [])] == [1, 2, 4, 8, 16]
+    (one,) = trials("all_classes", ["d"], [], ["coop"], [1], [4])
+    assert (one.classes, one.shots, one.scored) == ("base", 4, (("all", None, "all"),))
+    (one,) = trials("domain_generalisation", ["coop/imagenet"], [], ["coop"], [1], [])
+    assert [column for column, _, _ in one.scored][:3] == ["source", "coop/imagenetv2", "coop/imagenet_sketch"]
+    (one,) = trials("cross_dataset", ["coop/imagenet"], [], ["coop"], [1], [])
+    assert len(one.scored) == 11
+    with pytest.raises(PeftError, match="cross_dataset trains on one data set, not 2"):
+        list(trials("cross_dataset", ["a", "b"], [], ["coop"], [1], []))
+    with pytest.raises(PeftError, match="cross_dataset from a needs --targets"):
+        list(trials("cross_dataset", ["a"], [], ["coop"], [1], []))
+    with pytest.raises(PeftError, match="few_shot scores the data sets that it trains on"):
+        list(trials("few_shot", ["a"], ["b"], ["coop"], [1], []))
+
+
+@pytest.fixture(scope="module")
+def swept(backbone: str, photos: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A base-to-new sweep's command line; it has run."""
+    out = tmp_path_factory.mktemp("sweeps") / "b2n"
+    line = ["sweep", "--protocol", "base_to_new", "--data", photos, "--methods", "coop", "taskres", "--seeds", "1", "2"]
+    line += ["--shots", "2", "--backbone", backbone, "--out", str(out), "--set", *SET]
+    assert main(line) == 0
+    return line
+
+
+def test_base_to_new(swept: list[str], photos: str) -> None:
+    out = Path(swept[swept.index("--out") + 1])
+    text = (out / "table.md").read_text()
+    assert text.splitlines()[0].startswith(f"| method | {photos} base | {photos} new | {photos} H | mean base |")
+    assert "4 of 4 runs" in text and "| taskres |" in text
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert [(r["method"], r["seed"], r["column"]) for r in rows][:4] == [
+        ("coop", "1", "base"), ("coop", "1", "new"), ("taskres", "1", "base"), ("taskres", "1", "new"),
+    ]  # fmt: skip
+    assert all((r["accuracy"] == "") == (r["method"] == "taskres" and r["column"] == "new") for r in rows)
+    page = (out / "report.html").read_text()
+    assert "Base and new" in page and "Can the probabilities be trusted? (new)" in page
+
+
+def test_the_same_command_reads_what_is_there(swept: list[str], capsys: pytest.CaptureFixture) -> None:
+    out = Path(swept[swept.index("--out") + 1])
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")}
+    assert main(swept) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")} == before
+    said = capsys.readouterr()
+    assert "| coop |" in said.out and "[4/4," in said.err
+    changed = [word.replace("epochs=1", "epochs=2") for word in swept]
+    assert main(changed) == 1
+    assert (
+        "holds another run (epochs is 1 there, 2 here): give another --out, or --overwrite" in capsys.readouterr().err
+    )
+    assert main([*changed, "--overwrite"]) == 0
+
+
+def test_transfer_in_processes(backbone: str, photos: str, tmp_path: Path) -> None:
+    os.symlink(photos, tmp_path / "again")
+    line = ["sweep", "--protocol", "cross_dataset", "--data", photos, "--targets", str(tmp_path / "again"), "--methods"]
+    line += ["zero_shot", "--seeds", "1", "--backbone", backbone, "--out", str(tmp_path / "out"), "--workers", "2"]
+    assert main(line) == 0
+    (one, other) = list(csv.DictReader((tmp_path / "out/results.csv").open()))
+    assert one["column"] == "source" and one["accuracy"] == other["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--methods", "coopp"], 'unknown method "coopp", did you mean "coop"?'),
+        (["--set", "lr"], "--set takes OPTION=VALUE"),
+        (["--set", "kgcoop:lr=1"], 'the sweep has no method "kgcoop", did you mean "coop"?'),
+        (["--set", "seed=3"], "--set cannot set seed"),
+        (["--set", "epoch=3"], 'unknown option --epoch, did you mean "--epochs"?'),
+        (["--set", "lr=fast"], '--lr takes a number, not "fast"'),
+        (
+            ["--protocol", "base_new"],
+            "takes one of base_to_new, all_classes, few_shot, cross_dataset, domain_generalisation",
+        ),
+    ],
+)
+def test_mistakes(words: list[str], says: str, photos: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = [
+        "sweep",
+        "--protocol",
+        "few_shot",
+        "--data",
+        photos,
+        "--methods",
+        "coop",
+        "--out",
+        str(tmp_path / "out"),
+        *words,
+    ]
+    assert main(line) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "out").exists()
