@@ -47,6 +47,10 @@ class Clip:
         """exp of the logit scale."""
         return self.model.logit_scale.exp()
 
+    def compare(self, features: Tensor, texts: Tensor) -> Tensor:
+        """s · f̂ tᵀ, … B C, of image features … B E and texts … C E (see cosine)."""
+        return self.scale * cosine(features, texts)
+
     def prompts(self, names: Sequence[str], template: str = "{}.", context: int = 0, position: str = "end") -> Prompts:
         return make_prompts(self.tower, self.tokenizer, names, template, context, position)
 
@@ -71,6 +75,16 @@ class Clip:
     def random(self, *shape: int) -> Tensor:
         """float32 N(0, 0.02²) of (…, D)."""
         return torch.randn(*shape, self.tower.width, device=self.tower.device) * 0.02
+
+
+def cosine(features: Tensor, texts: Tensor) -> Tensor:
+    """f̂ tᵀ, … B C, of image features … B E, which are normalised here, and texts … C E of norm 1. In float32 under autocast
+    too: bfloat16 would round logits of 30 to eighths."""
+    kind = features.device.type
+    if torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return cosine(features.float(), texts.float())
+    return F.normalize(features, dim=-1) @ texts.to(features.dtype).transpose(-1, -2)
 
 
 def mean_features(passes: Sequence[TextPass]) -> Tensor:
@@ -140,7 +154,7 @@ class Learner(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """B C from image features B E."""
-        return self.clip.scale * F.normalize(features, dim=-1) @ self.weights().t()
+        return self.clip.compare(features, self.weights())
 
     def loss(self, features: Tensor, labels: Tensor, images: Tensor | None = None) -> Tensor:
         """What training minimises; `images` are what `features` come from, None where features were cached."""

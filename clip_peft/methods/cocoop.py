@@ -1,7 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,4 +46,4 @@ class _CoCoOp(ContextLearner):
         f = F.normalize(features, dim=-1)
         shift = self.meta_net(f.to(self.context.dtype))
         texts = F.normalize(self.text_pass((self.context + shift[:, None])[:, None]), dim=-1)  # B C E
-        return self.clip.scale * torch.einsum("be,bce->bc", f, texts.to(f.dtype))
+        return self.clip.compare(features[:, None], texts)[:, 0]

@@ -35,5 +35,5 @@ class KgCoOp(OpenVocabularyMethod):
 class _KgCoOp(ContextLearner):
     def loss(self, features: Tensor, labels: Tensor, images: Tensor | None = None) -> Tensor:
         texts = self.weights()
-        logits = self.clip.scale * F.normalize(features, dim=-1) @ texts.t()
+        logits = self.clip.compare(features, texts)
         return F.cross_entropy(logits, labels) + self.method.weight * (1 - (texts * self.hand).sum(-1)).mean()

@@ -3,7 +3,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, mean_features
@@ -39,4 +38,4 @@ class _LinearProbe(Learner):
         return self.weight
 
     def logits(self, features: Tensor) -> Tensor:
-        return self.clip.scale * F.linear(F.normalize(features, dim=-1).to(self.weight.dtype), self.weight)
+        return self.clip.compare(features.to(self.weight.dtype), self.weight)

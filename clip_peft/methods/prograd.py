@@ -51,14 +51,13 @@ def projected(own: Tensor, general: Tensor, strength: float) -> Tensor:
 class _ProGrad(ContextLearner):
     def loss(self, features: Tensor, labels: Tensor, images: Tensor | None = None) -> Tensor:
         """The cross entropy; its backward gives the projected gradient."""
-        f = F.normalize(features.detach(), dim=-1)
-        logits = self.clip.scale * f @ self.weights().t()
+        logits = self.clip.compare(features.detach(), self.weights())
         own = F.cross_entropy(logits, labels)
         if not torch.is_grad_enabled():
             return own
         general = F.kl_div(
             logits.float().log_softmax(-1),
-            (self.clip.scale * f @ self.hand.t()).float().log_softmax(-1),
+            self.clip.compare(features.detach(), self.hand).float().log_softmax(-1),
             reduction="batchmean",
             log_target=True,
         )

@@ -79,9 +79,9 @@ class _PromptSRC(ContextLearner):
             raise PeftError("promptsrc compares with the frozen image features, so its loss needs the images.")
         with torch.no_grad():
             frozen = F.normalize(self.clip.model.encode_image(images, normalize=False), dim=-1)
-            teacher = self.clip.scale * frozen @ self.hand.t()
+            teacher = self.clip.compare(frozen, self.hand)
         f, t = F.normalize(features, dim=-1), self.weights()
-        logits = self.clip.scale * f @ t.t()
+        logits = self.clip.compare(features, t)
         near = F.kl_div(
             logits.float().log_softmax(-1), teacher.float().log_softmax(-1), reduction="sum", log_target=True
         )  # fmt: skip

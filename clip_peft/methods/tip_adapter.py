@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, TemplateLearner
+from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, TemplateLearner, cosine
 from clip_peft.templates import DEFAULT
 from peft_core.errors import PeftError
 
@@ -69,7 +69,7 @@ class _TipAdapter(TemplateLearner):
             raise PeftError(
                 "tip_adapter's cache is empty: call learner.remember(features, labels) with training pictures."
             )
-        near = F.linear(F.normalize(features, dim=-1).to(self.keys.dtype), self.keys)
+        near = cosine(features.to(self.keys.dtype), self.keys)
         weight = torch.exp(-self.method.beta * (1 - near))
         cache = weight.new_zeros(weight.shape[0], len(self.names)).index_add(1, self.values, weight)
         return super().logits(features) + self.method.alpha * cache

@@ -78,4 +78,4 @@ class _TPT(ContextLearner):
         return F.normalize(self.text_pass(context), dim=-1)  # B C E
 
     def _compare(self, f: Tensor, texts: Tensor) -> Tensor:
-        return self.clip.scale * f @ texts.to(f.dtype).transpose(-1, -2)
+        return self.clip.compare(f, texts)

@@ -11,6 +11,7 @@ from clip_peft import OpenVocabulary
 from clip_peft.contrast import Contrast
 from clip_peft.evaluate import reliability
 from clip_peft.features import Encoder, Views, frozen_image_tower
+from clip_peft.learner import cosine
 from peft_core import PeftError
 from tests.clip_peft.models import NAMES, clip, tokenizer
 from vision_peft.scores import Scores
@@ -129,3 +130,13 @@ def test_expected_calibration_error_by_hand() -> None:
     # bins (0.4, 0.6]: 1 right of 1 at 0.55; (0.8, 1]: 2 right of 3 at 0.9233
     assert found["ece"] == pytest.approx(0.25 * 0.45 + 0.75 * abs(2 / 3 - (0.9 + 0.92 + 0.95) / 3), abs=1e-6)
     assert [row["count"] for row in found["bins"]] == [0, 0, 1, 0, 3]
+
+
+def test_logits_are_not_rounded_by_autocast() -> None:
+    features = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+    texts = torch.nn.functional.normalize(torch.randn(9, 512, generator=torch.Generator().manual_seed(1)), dim=-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = cosine(features.bfloat16(), texts.bfloat16())
+    exact = torch.nn.functional.normalize(features.bfloat16().double(), dim=-1) @ texts.bfloat16().double().t()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=0)
