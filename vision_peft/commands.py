@@ -11,8 +11,8 @@ from peft_core.config_files import list_configs
 
 
 @command("vision")
-def list_(what: Literal["methods", "data", "backbones", "recipes"]) -> None:
-    """List methods, data sets, backbones or recipes.
+def list_(what: Literal["methods", "data", "backbones", "recipes", "sweeps"]) -> None:
+    """List methods, data sets, backbones, recipes or sweeps.
 
     Args:
         what: Which list.
@@ -34,7 +34,8 @@ def list_(what: Literal["methods", "data", "backbones", "recipes"]) -> None:
 
         rows = list_backbones()
     else:
-        rows = {name: path.read_text().splitlines()[0].lstrip("# ") for name, path in list_configs("recipe", "vision").items()}
+        files = list_configs(what.removesuffix("s"), "vision")
+        rows = {name: path.read_text().splitlines()[0].lstrip("# ") for name, path in files.items()}
     width = min(48, max(map(len, rows)))
     for name, about in rows.items():
         print(f"{name:<{width}}  {about}")

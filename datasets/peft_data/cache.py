@@ -84,7 +84,7 @@ def decode(
     if skipped and (on_bad_image == "raise" or len(skipped) == len(pictures)):
         raise DataError(
             f"{len(skipped)} of {len(pictures)} pictures cannot be read: mend or remove them, or go on without them "
-            f"with on_bad_image='skip':{listing([f'{name}: {reason}' for name, reason in skipped])}"
+            f"with on_bad_image='skip' (--data.on_bad_image skip):{listing([f'{name}: {reason}' for name, reason in skipped])}"
         )
     kept = [row for row in range(len(pictures)) if row not in left_out]
     return DecodedPictures(images, pictures.labels[kept], tuple(names[row] for row in kept), skipped)

@@ -75,7 +75,7 @@ def _find(key: str, root: str | None) -> Path:
     folders = SETS[key][0]
     how = (
         f"the folder {folders[0]} with the set as its authors publish it, or its pictures and train.json, val.json, "
-        'test.json ({"picture": class id, …}, as in github.com/KMnP/vpt), and give the place of that folder as root'
+        'test.json ({"picture": class id, …}, as in github.com/KMnP/vpt), and give the place of that folder as root (--data.root)'
     )
     if root is None:
         raise DataError(f"fgvc/{key} needs root: make {how}")

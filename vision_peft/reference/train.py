@@ -110,11 +110,11 @@ def keep(tensors: dict[str, torch.Tensor], path: Path) -> None:
 def main() -> None:
     """Trains, from the last state where there is one, and writes weights and card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8_000)
+    parser.add_argument("--steps", type=int, default=18_000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--blocks", type=int, default=640, help="blocks of 200 pictures to train on")
+    parser.add_argument("--blocks", type=int, default=1280, help="blocks of 200 pictures to train on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=1000, help="steps between two writings of the state")
     parser.add_argument("--state", type=Path, default=folder() / "reference-vit.safetensors")
