@@ -74,7 +74,8 @@ def _bare(name: str) -> str:
 def _find(name: str, root: str | None) -> Path:
     how = (
         f"the folder {name} with annotations/ and images/: take annotations/ from data/few-shot of "
-        "github.com/ZhangYuanhan-AI/NOAH, put the set's own pictures beside it and give the place of few-shot/ as root (--data.root)"
+        "github.com/ZhangYuanhan-AI/NOAH, put the set's own pictures beside it and give the "
+        "place of few-shot/ as root (--data.root)"
     )
     if root is None:
         raise DataError(f"few_shot/{name} needs {how}")

@@ -84,7 +84,8 @@ def _find(task: str, root: str | None) -> Path:
     folders = [task, *(other for other, same in SPELLINGS.items() if same == task)]
     how = (
         f"the folder {' or '.join(folders)} with train800.txt, val200.txt, test.txt and images/: get vtab-1k/ as "
-        "NOAH's data/vtab-source/get_vtab1k.py writes it (github.com/ZhangYuanhan-AI/NOAH) and give its place as root (--data.root)"
+        "NOAH's data/vtab-source/get_vtab1k.py writes it (github.com/ZhangYuanhan-AI/NOAH) and give its "
+        "place as root (--data.root)"
     )
     if root is None:
         raise DataError(f"vtab/{task} needs {how}")
