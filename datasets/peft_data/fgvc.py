@@ -91,7 +91,7 @@ def _lists(folder: Path) -> Splits:
         lists = published(folder) or lists
     if not lists["train"] or not lists["test"]:
         missing = "train.json" if not lists["train"] else "test.json"
-        raise DataError(f"{folder / missing} is missing or lists no picture: it must be {{\"picture\": class id, …}}")
+        raise DataError(f'{folder / missing} is missing or lists no picture: it must be {{"picture": class id, …}}')
     return lists
 
 
@@ -101,9 +101,9 @@ def _read(path: Path) -> dict[str, int | str]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} is no json file ({error}): it must be {{\"picture\": class id, …}}") from error
+        raise DataError(f'{path} is no json file ({error}): it must be {{"picture": class id, …}}') from error
     if not isinstance(entries, dict):
-        raise DataError(f"{path} is a list: it must be {{\"picture\": class id, …}}")
+        raise DataError(f'{path} is a list: it must be {{"picture": class id, …}}')
     for picture, word in entries.items():
         if not isinstance(word, (int, str)) or word == "":
             raise DataError(f"{path} gives {picture!r} the class {word!r}: it must be a number or a word")
