@@ -25,7 +25,7 @@ def list_(what: Literal["methods", "recipes", "formats"]) -> None:
         files = list_configs("recipe", "diffusion")
         rows = {name: path.read_text().splitlines()[0].lstrip("# ") for name, path in files.items()}
     else:
-        from diffusion_peft.export import FORMATS
+        from diffusion_peft.use import FORMATS
 
         rows = dict(FORMATS)
     width = max(map(len, rows))
@@ -39,8 +39,9 @@ _OTHERS = ("lora_file", "vpt", "linear")
 
 def commands() -> list[Command]:
     from diffusion_peft.fit import fit
+    from diffusion_peft.use import export, merge_, sample
 
-    return [fit, list_]
+    return [fit, sample, export, merge_, list_]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -30,7 +30,7 @@ from peft_core.training import CHECKPOINT, Progress, SaveState, make_trainer, pl
 
 OF_DENOISER = ("optimizer", "lr", "text_lr", "weight_decay", "warmup", "final_lr", "prior_weight", "snr_gamma",
                "noise_offset", "ema", "clip_skip", "seed")  # fmt: skip
-FEWEST_STEPS = 50
+FEWEST_STEPS = 100
 """Optimiser steps an epoch at least: a few pictures are passed over several times."""
 
 
@@ -131,7 +131,8 @@ def models(
         if tokens:
             install_tokens(encoder, base.tokenizers[number], tokens, number)
         if settings["text_method"]:
-            adapt(encoder, used_blocks(settings["text_method"].build(), encoder, part, base, settings["clip_skip"]))
+            method = used_blocks(settings["text_method"].build(), encoder, part, base, settings["clip_skip"])
+            adapt(encoder, method, name=settings["method"].name)  # one name for all parts, by which they are exported
         if settings["gradient_checkpointing"]:
             encoder.gradient_checkpointing_enable()
         encoder.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from PIL import Image
@@ -9,7 +10,8 @@ from PIL import Image
 from diffusion_peft.denoise import Denoiser
 from diffusion_peft.draw import grid
 from diffusion_peft.samples import Samples, png_of
-from peft_core import report, set_scale
+from diffusion_peft.scaling import set_scales
+from peft_core import report
 from peft_core.errors import PeftError
 from peft_core.runs import CONFIG, RunFolder, peak_memory, versions
 
@@ -48,16 +50,10 @@ def drawn(denoiser: Denoiser, samples: Samples) -> list[tuple[str, str]]:
                 for text, row in zip(samples.texts, rows, strict=True)]  # fmt: skip
     sweep: list[list[Image.Image]] = []
     models = list(denoiser.adapted().values())
-    try:
-        for scale in SCALES:
-            for model in models:
-                set_scale(model, scale)
-            sweep.append([row[0] for row in samples.rows(denoiser)])
-    except PeftError:  # full fine-tuning and new tokens have no scale
-        sweep = []
-    finally:
-        for model in models if sweep else ():
-            set_scale(model, 1.0)
+    with contextlib.suppress(PeftError):  # full fine-tuning has no scale
+        for scale in SCALES:  # the last one is 1
+            if set_scales(models, scale):
+                sweep.append([row[0] for row in samples.rows(denoiser)])
     if sweep:
         columns = [[at[number] for at in sweep] for number in range(len(samples.texts))]
         picture = png_of(grid(columns))

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from diffusion_peft.embedding_files import read_pickle
 from diffusion_peft.layers import Layer
 from peft_core.errors import PeftError
 
@@ -57,8 +58,8 @@ def is_sdxl(models: dict[str, nn.Module]) -> bool:
     return "text_encoder_2" in models or getattr(config, "addition_embed_type", None) == "text_time"
 
 
-def open_source(path: str | os.PathLike, models: dict[str, nn.Module]) -> Source:
-    """Raises PeftError: there is no such file, it is a pickle, or no safetensors file."""
+def open_source(path: str | os.PathLike, models: dict[str, nn.Module], allow_pickle: bool = False) -> Source:
+    """Raises PeftError: there is no such file, it is a pickle (and these are not allowed), or no safetensors file."""
     file = Path(path)
     if file.is_dir():
         found = [file / name for name in _USUAL if (file / name).is_file()] or sorted(file.glob("*.safetensors"))
@@ -67,10 +68,11 @@ def open_source(path: str | os.PathLike, models: dict[str, nn.Module]) -> Source
             what = f"{pickles[0]}, but pickles are never loaded" if pickles else "no .safetensors file"
             raise PeftError(f"{file} has {what}: a LoRA file is a .safetensors file.")
         file = found[0]
-    if file.suffix in _PICKLES:
-        raise PeftError(f"{file} is a pickle, which can run code when it is loaded: ask for it as a .safetensors file.")
-    if not file.is_file():
+    if not file.is_file() and file.suffix not in _PICKLES:
         raise PeftError(f"there is no LoRA file {file}.")
+    if file.suffix in _PICKLES:
+        tensors = {key: value for key, value in read_pickle(file, allow_pickle).items() if isinstance(value, Tensor)}
+        return Source(file, tensors, {}, {}, models)
     try:
         with safe_open(file, framework="pt") as content:
             tensors = {key: content.get_tensor(key) for key in content.keys()}

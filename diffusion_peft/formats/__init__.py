@@ -95,6 +95,7 @@ def import_adapter(
     name: str = "imported",
     scale: float = 1.0,
     strict: bool = True,
+    allow_pickle: bool = False,
 ) -> Imported:
     """Read a LoRA file of any known format into the models, as an adaptation of the method `lora_file`.
 
@@ -105,12 +106,13 @@ def import_adapter(
         name: the adaptation's name; several files load side by side under different names.
         scale: as `set_scale` has it.
         strict: refuse a file of which a part finds no place; else say so in the result.
+        allow_pickle: read a `.bin` or `.pt` file too, its tensors and plain values only.
 
     Raises:
         PeftError: no such file, a pickle, no known format, another base model, keys that match nothing, no effect; the
             models are then as they were.
     """
-    source = open_source(path, _models(unet, text_encoder))
+    source = open_source(path, _models(unet, text_encoder), allow_pickle)
     claimed = [format for format in list_formats() if _format(format).claims(source.tensors)]
     if not claimed:
         raise PeftError(

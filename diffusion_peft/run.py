@@ -1,0 +1,223 @@
+"""Finished runs in use: a base with one adapter or several, ready to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from diffusion_peft.bases import KINDS, Base, load_base
+from diffusion_peft.draw import Drawing, draw, embed, embed_negative
+from diffusion_peft.embedding_files import is_embedding, read_embedding
+from diffusion_peft.formats import import_adapter
+from diffusion_peft.scaling import set_scales
+from diffusion_peft.texts import add_token, check_length, fix_pooling
+from peft_core import PeftError, adapt, load_adapter
+from peft_core.adapter_file import read_card
+from peft_core.attach import grafts_named, record_of
+from peft_core.runs import read_run_config, tell
+
+
+@dataclass
+class Run:
+    """What `peft_core.load_run` gives for a diffusion run: a base, and the adapters that were put on it.
+
+    Args:
+        base: its parts are adapted in place.
+        clip_skip: as the run was trained.
+        tokens: new tokens and their numbers of vectors.
+        names: the adapters by name, with their cards ({} for files of other tools).
+    """
+
+    base: Base
+    clip_skip: int = 0
+    tokens: dict[str, int] = field(default_factory=dict)
+    names: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def unet(self) -> nn.Module:
+        return self.base.part("unet")
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        """UNet and text encoders by part."""
+        return {"unet": self.unet} | dict(zip(self.base.text_parts, self.base.text_encoders, strict=True))
+
+    def set_scale(self, scale: float, name: str | None = None) -> None:
+        """Weighs one adapter, or all: 0 is the base, 1 the adapter as trained; new tokens stay.
+
+        Raises:
+            PeftError: an adapter that keeps no originals, or that has new tokens alone.
+        """
+        found = set_scales(self.models.values(), scale, f"{name}__" if name else "")
+        if not found and scale != 1.0:
+            raise PeftError("an adapter of new tokens alone has no scale: leave the token out of the prompt instead.")
+
+    def sample(
+        self,
+        prompts: str | Sequence[str],
+        count: int = 1,
+        seed: int = 0,
+        negative: str = "",
+        how: Drawing | None = None,
+    ) -> list[list[Image.Image]]:
+        """`count` pictures of each prompt, with seeds seed, seed + 1, …
+
+        Raises:
+            PeftError: a prompt of too many tokens.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        for text in texts:
+            check_length(self.base, text, "the prompt")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for model in self.models.values():
+            model.to(device)
+        wanted = [(embed(self.base, text, self.clip_skip), seed + n) for text in texts for n in range(count)]
+        against = embed_negative(self.base, negative, self.clip_skip)
+        pictures = draw(self.base, self.unet, wanted, against, how or Drawing())
+        return [pictures[start : start + count] for start in range(0, len(pictures), count)]
+
+    def vectors(self) -> dict[str, list[Tensor]]:
+        """Each new token's vectors n D, one tensor a text encoder."""
+        found: dict[str, list[Tensor]] = {}
+        for part, encoder in zip(self.base.text_parts, self.base.text_encoders, strict=True):
+            tokenizer = self.base.part(part.replace("text_encoder", "tokenizer"))
+            table = encoder.get_input_embeddings().weight.detach()
+            for token, count in self.tokens.items():
+                first = tokenizer.convert_tokens_to_ids(token)
+                found.setdefault(token, []).append(table[first : first + count].float().cpu().clone())
+        return found
+
+
+def open_run(path: Path) -> Run:
+    """Loads a run folder (`peft_core.load_run`).
+
+    Raises:
+        PeftError: no run folder, or one without an adapter yet.
+    """
+    return combine([(str(path), 1.0)])
+
+
+def combine(
+    adapters: Sequence[tuple[str, float]], base: str | None = None, dtype: str = "float32", allow_pickle: bool = False
+) -> Run:
+    """Several adapters on one base, each with its scale: run folders, LoRA files, embedding files.
+
+    Args:
+        adapters: (path, scale).
+        base: by default that of the first run.
+        allow_pickle: read `.pt` and `.bin` files with torch's weights-only loader.
+
+    Raises:
+        PeftError: no base, an adapter of another base, adapters that both overwrite stock weights.
+    """
+    folders = [Path(path).expanduser() for path, _ in adapters]
+    configs = [read_run_config(folder) if folder.is_dir() and _is_run(folder) else None for folder in folders]
+    named = base or next((config["base"] for config in configs if config), None)
+    if named is None:
+        raise PeftError("which base? Name it with --base, as none of these adapters is a run folder.")
+    run = Run(load_base(named, dtype))
+    names = _names(folders)
+    for folder, config, name, (_, scale) in zip(folders, configs, names, adapters, strict=True):
+        if config is not None:
+            run.clip_skip = config["clip_skip"]
+            _add_run(run, folder, name, alone=len(adapters) == 1)
+        elif is_embedding(folder):
+            add_embedding(run, folder, allow_pickle)
+        else:
+            imported = import_adapter(
+                run.unet, run.base.text_encoders, folder, name=f"{name}__file", allow_pickle=allow_pickle
+            )
+            tell(f"{folder}: {imported}")
+            run.names[name] = {}
+        if scale != 1.0:
+            run.set_scale(scale, name)
+    return run
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """A short name for each adapter, all different, that can stand in a module's name."""
+    names: list[str] = []
+    for number, folder in enumerate(folders):
+        stem = "".join(c if c.isalnum() else "_" for c in folder.absolute().stem)
+        names.append(f"a{number}_{stem}")
+    return names
+
+
+def _add_run(run: Run, folder: Path, name: str, alone: bool) -> None:
+    parts = sorted(path.name for path in (folder / "adapter").glob("*") if (path / "adapter.json").is_file())
+    if not parts:
+        raise PeftError(f"{folder} has no adapter yet: give its `fit` command again, which goes on where it stopped.")
+    for part in parts:
+        card = read_card(folder / "adapter" / part)
+        if card.get("kind") != run.base.kind:
+            raise PeftError(
+                f"{folder} was trained on {KINDS.get(card.get('kind', ''), 'another model')} ({card.get('base')}), but "
+                f"{run.base.name} is {KINDS[run.base.kind]}: give --base that one."
+            )
+        model = run.base.part(part)
+        trained = [
+            e for e in card["adaptations"] if e["method"] in ("full", "custom_diffusion", "bitfit", "layer_norm")
+        ]
+        taken = list(record_of(model).adaptations.values()) if "_peft_record" in model.__dict__ else []
+        if not alone and trained and any(adaptation.trained for adaptation in taken):
+            raise PeftError(
+                f"{folder} and another of these adapters both overwrite weights of the {part}, so they cannot stand side by "
+                "side: `diffusion_peft merge_concepts` joins Custom Diffusion runs."
+            )
+        load_adapter(model, folder / "adapter" / part, prefix=f"{name}__")
+        if card.get("tokens") and part in run.base.text_parts:
+            _place_tokens(run, part, card["tokens"], f"{name}__tokens")
+        model.requires_grad_(False).eval()
+    run.names[name] = card
+
+
+def _place_tokens(run: Run, part: str, tokens: dict[str, int], name: str) -> None:
+    """Gives a run's tokens ids in this base's tokenizers, and their vectors the same ones."""
+    number = run.base.text_parts.index(part)
+    if number == 0:
+        for token, vectors in tokens.items():
+            if token in run.tokens:
+                raise PeftError(
+                    f"two of these adapters have the token {token}: train one of them with another placeholder."
+                )
+            add_token(run.base, token, vectors)
+            run.tokens[token] = vectors
+    encoder, tokenizer = run.base.text_encoders[number], run.base.tokenizers[number]
+    fix_pooling(encoder, tokenizer)
+    for _, _, graft in grafts_named(encoder, name):
+        graft.first = tokenizer.convert_tokens_to_ids(next(iter(tokens)))  # type: ignore[assignment]
+
+
+def add_embedding(run: Run, file: Path, allow_pickle: bool = False) -> None:
+    """Adds an embedding file's token to the base.
+
+    Raises:
+        PeftError: vectors of another width than this base's text encoders have.
+    """
+    token, tensors = read_embedding(file, allow_pickle=allow_pickle)
+    widths = [encoder.config.hidden_size for encoder in run.base.text_encoders]
+    if [t.shape[1] for t in tensors] != widths:
+        raise PeftError(
+            f"{file} has vectors of width {', '.join(str(t.shape[1]) for t in tensors)}, the text encoders of "
+            f"{run.base.name} take {', '.join(map(str, widths))}: it is for another base."
+        )
+    firsts = add_token(run.base, token, len(tensors[0]))
+    for number, (encoder, vectors) in enumerate(zip(run.base.text_encoders, tensors, strict=True)):
+        fix_pooling(encoder, run.base.tokenizers[number])
+        name = f"e{len(run.tokens)}__tokens"
+        adapt(encoder, "textual_inversion", name=name, first=firsts[number], initial=[0] * len(vectors))
+        for _, _, graft in grafts_named(encoder, name):
+            with torch.no_grad():
+                graft.vectors.copy_(vectors)  # type: ignore[union-attr,operator]
+        encoder.requires_grad_(False).eval()
+    run.tokens[token] = len(tensors[0])

@@ -1,0 +1,156 @@
+"""Training from pictures to a run folder."""
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from diffusion_peft.commands import main
+from diffusion_peft.fit import fit
+from diffusion_peft.job import load_base
+from peft_core.errors import PeftError
+from tests.diffusion_peft.conftest import SHORT
+
+SERVER = multiprocessing.get_context("forkserver")  # children start with everything imported, and are real processes
+SERVER.set_forkserver_preload(["diffusion_peft.job", "diffusers", "transformers.models.clip.modeling_clip"])
+
+
+def weights(run: Path, part: str = "unet") -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter" / part / "adapter.safetensors")
+
+
+def test_run_folder(lora_run: Path) -> None:
+    names = "adapter config.yaml curves.png last.ckpt metrics.csv report.html results.json samples"
+    assert sorted(os.listdir(lora_run)) == names.split()
+    assert sorted(os.listdir(lora_run / "adapter")) == ["text_encoder", "unet"]
+    assert sorted(os.listdir(lora_run / "samples")) == ["final.png", "scales.png"]
+    results = json.loads((lora_run / "results.json").read_text())
+    assert results["kind"] == "sd1" and results["steps"] == 4 and results["pictures"] == {"train": 3, "prior": 2}
+    assert results["tokens"] == {"<toy>": 2} and results["method"]["rank"] == 2
+    counts = results["parameters"]
+    assert counts["text_encoder"]["by_method"] == {"tokens": 48, "lora": 2 * 2 * 4 * 2 * 24}
+    assert counts["inserted"] == counts["unet"]["inserted"] + counts["text_encoder"]["inserted"]
+    rows = list(csv.DictReader((lora_run / "metrics.csv").open()))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4] and all(float(row["loss"]) > 0 for row in rows)
+    assert "data:image/png;base64," in (lora_run / "report.html").read_text()
+    assert (lora_run / "last.ckpt").stat().st_size < 3e5  # the trainable part and the optimiser's, not the UNet
+
+
+def test_finished_run_is_left_alone(lora_run: Path, capsys: pytest.CaptureFixture) -> None:
+    before = {path: path.stat().st_mtime_ns for path in lora_run.rglob("*")}
+    assert main(["fit", "--config", str(lora_run)]) == 0
+    assert "is finished already: loss" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in lora_run.rglob("*")} == before
+
+
+def test_config_runs_it_again(lora_run: Path, tmp_path: Path) -> None:
+    assert main(["fit", "--config", str(lora_run), "--out", str(tmp_path / "again")]) == 0
+    for name in ("adapter/unet/adapter.safetensors", "adapter/text_encoder/adapter.safetensors", "metrics.csv",
+                 "samples/final.png"):  # fmt: skip
+        assert (tmp_path / "again" / name).read_bytes() == (lora_run / name).read_bytes()
+
+
+def test_recipes() -> None:
+    def settings(line: str) -> dict:
+        return fit.resolve(fit.read_line(f"--data here {line}".split()))
+
+    assert settings("--prompt toy")["recipe"] == "dreambooth" and settings("--prompt toy")["lr"] == 5e-4
+    assert settings("")["recipe"] == "text_to_image" and settings("")["snr_gamma"] == 5
+    assert settings("--method textual_inversion")["recipe"] == "textual_inversion"
+    assert settings("--method custom_diffusion --lr 1e-6")["lr"] == 1e-6
+
+
+def train(settings: dict, die_at: int | None) -> None:
+    from diffusion_peft import job
+    from peft_core.training import SaveState
+
+    torch.set_num_threads(1)
+    job.FEWEST_STEPS = 6
+    if die_at is not None:
+        plain = SaveState.on_train_batch_end
+
+        def then_die(self, trainer, module, out, batch, index) -> None:
+            plain(self, trainer, module, out, batch, index)
+            if trainer.global_step == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        SaveState.on_train_batch_end = then_die
+    fit(**settings)
+
+
+def run(out: Path, die_at: int | None = None, **settings) -> int:
+    child = SERVER.Process(target=train, args=(settings | {"out": str(out)}, die_at))
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+def test_killed_run_ends_with_the_same_bytes(sd15: str, toys: str, balls: str, tmp_path: Path) -> None:
+    settings = dict(
+        data=toys, base=sd15, method={"name": "lora", "rank": 2, "dropout": 0.1}, text_method={"name": "lora", "rank": 2},
+        prompt="a <toy>", placeholder="<toy>", initializer="a", class_prompt="a ball", prior=balls, prior_count=2,
+        lr=0.01, text_lr=0.001, ema=0.9, noise_offset=0.1, snr_gamma=5.0, caption_dropout=0.3, batch_size=2, steps=10,
+        sample_count=1, sample_steps=1, sample_every=6, save_every=0.0, cache="off", trainer={"accelerator": "cpu"},
+    )  # fmt: skip
+    assert run(tmp_path / "whole", **settings) == 0
+    for step in (3, 8):  # in the first epoch of 7 steps, and in the second
+        assert run(tmp_path / "killed", step, **settings) == -signal.SIGKILL
+    assert run(tmp_path / "killed", **settings) == 0
+    for name in ("adapter/unet/adapter.safetensors", "adapter/text_encoder/adapter.safetensors", "metrics.csv",
+                 "samples/final.png", "samples/scales.png", "samples/000007.png"):  # fmt: skip
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+
+
+def test_gradient_checkpointing_changes_nothing(sd15: str, toys: str, tmp_path: Path) -> None:
+    settings = dict(data=toys, base=sd15, prompt="a toy", method={"name": "lora", "rank": 2}, lr=0.01) | SHORT
+    fit(out=str(tmp_path / "plain"), **settings)
+    fit(out=str(tmp_path / "less"), gradient_checkpointing=True, **settings)
+    for key, value in weights(tmp_path / "plain").items():
+        torch.testing.assert_close(weights(tmp_path / "less")[key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["loha", "lokr", "oft", "ia3", "diff_fit", "bitfit"])
+def test_methods(method: str, sd15: str, toys: str, tmp_path: Path) -> None:
+    settings = SHORT | {"steps": 2, "sample_count": 0}
+    results = fit(data=toys, base=sd15, prompt="a toy", method=method, lr=0.01, out=str(tmp_path / "run"), **settings)
+    assert results["parameters"]["unet"]["inserted"] > 0
+
+
+def test_sdxl_with_two_text_encoders(sdxl: str, toys: str, tmp_path: Path) -> None:
+    results = fit(
+        data=toys, base=sdxl, prompt="a <toy>", placeholder="<toy>", initializer="a", method={"name": "dora", "rank": 2},
+        text_method={"name": "lora", "rank": 2}, out=str(tmp_path / "run"), lr=0.01, **SHORT,
+    )  # fmt: skip
+    blocks = {key.split(".layers.")[1][0] for key in weights(tmp_path / "run", "text_encoder") if ".layers." in key}
+    assert blocks == {"0"}  # nobody reads what its last layer says
+    assert results["parameters"]["text_encoder_2"]["by_method"] == {"tokens": 16, "dora": 2 * 2 * 4 * 2 * 16}
+
+
+def test_half_precision_bases(sd15: str, toys: str, tmp_path: Path) -> None:
+    settings = dict(data=toys, base=sd15, prompt="a toy", dtype="bfloat16", lr=0.01) | SHORT
+    fit(out=str(tmp_path / "run"), method={"name": "lora", "rank": 2}, **settings)
+    assert {value.dtype for value in weights(tmp_path / "run").values()} == {torch.float32}
+    assert any(value.abs().max() > 0 for key, value in weights(tmp_path / "run").items() if key.endswith(".B"))
+    with pytest.raises(PeftError, match="would learn nothing"):
+        fit(out=str(tmp_path / "not"), method="bitfit", **settings)
+    assert not (tmp_path / "not").exists()
+
+
+def test_prior_pictures_are_drawn_once(sd15: str, toys: str, tmp_path: Path) -> None:
+    settings = dict(
+        data=toys, base=sd15, prompt="a toy", class_prompt="a thing", prior_count=2, cache=str(tmp_path / "kept")
+    )
+    fit(out=str(tmp_path / "one"), **settings, **SHORT)
+    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept" / "prior").rglob("*.png")}
+    assert len(drawn) == 2
+    fit(out=str(tmp_path / "two"), **settings | {"prior_count": 3}, **SHORT)
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept" / "prior").rglob("*.png")}
+    assert len(after) == 3 and drawn.items() <= after.items()
+    assert load_base(sd15).kind == "sd1"
