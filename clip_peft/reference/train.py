@@ -94,14 +94,14 @@ def export(model: CLIP, args: argparse.Namespace, step: int) -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=128, help="pictures a step")
     parser.add_argument("--texts", type=int, default=64, help="captions a step")
-    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--blocks", type=int, default=320, help=f"blocks of {BLOCK} pictures to train on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=250, help="steps between two writings of the state")
+    parser.add_argument("--every", type=int, default=100, help="steps between two writings of the state")
     parser.add_argument("--state", type=Path, default=folder() / "reference-clip.safetensors")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--coop-seeds", type=int, default=3, help="seeds of CoOp in the card")
@@ -135,17 +135,17 @@ def main() -> None:
             model.logit_scale.clamp_(0, LARGEST_SCALE)
         seen += loss.item()
         done = step + 1
-        if done % 50 == 0:
+        if done % 20 == 0:
             speed = args.batch * (done - start) / (time.monotonic() - began)
             scale = model.logit_scale.exp().item()
             print(
-                f"step {done} of {args.steps} · loss {seen / 50:.3f} · scale {scale:.1f} · {speed:.0f} pictures/s",
+                f"step {done} of {args.steps} · loss {seen / 20:.3f} · scale {scale:.1f} · {speed:.0f} pictures/s",
                 flush=True,
             )
             seen = 0.0
         if done % args.every == 0 or done == args.steps:
             store(args.state, done, optimiser, parameters)
-            if done % (2 * args.every) == 0:
+            if done % (5 * args.every) == 0:
                 print(json.dumps(held_out(model, args.seed) | table(model)), flush=True)
     return export(model, args, args.steps)
 

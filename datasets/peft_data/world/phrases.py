@@ -64,7 +64,7 @@ FORMS = (
     "an image with {a}{where}",
     "look, {a}{where}!",
 )
-_CHANCE = {"noun": 0.85, "colour": 0.6, "texture": 0.5, "size": 0.2, "ground": 0.35, "ground colour": 0.5}
+_CHANCE = {"noun": 0.75, "colour": 0.5, "texture": 0.4, "size": 0.15, "ground": 0.25, "ground colour": 0.25}
 
 
 def caption_words() -> list[str]:
