@@ -54,6 +54,9 @@ class Contrast(Learning):
         if self.views is not None:
             features = self.views.pick(batch.indices, self.chance).to(self.device)
             loss = self.model.learner.loss(features, batch.labels, None)
+        elif self.encoder.frozen:
+            features = self.encoder.encode(self.augment(batch.images, self.chance))
+            loss = self.model.learner.loss(features, batch.labels, None)
         else:
             loss = self.model.loss(self.encoder.images(self.augment(batch.images, self.chance)), batch.labels)
         self.count(loss)

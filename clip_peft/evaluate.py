@@ -36,15 +36,13 @@ def batches_of_logits(encoder: Encoder, images: Tensor) -> Iterator[Tensor]:
     views = test_views(whole.method)
     if not encoder.frozen and not views:
         for start in range(0, len(images), CHUNK):
-            with encoder.autocast():
-                yield whole(encoder.images(images[start : start + CHUNK]))
+            yield whole(encoder.images(images[start : start + CHUNK]))
         return
     features = encoder.views(images, [None, *range(1, views)], "crop_flip")
     size = CHUNK if not views else 4
     for start in range(0, len(images), size):
         part = [view[start : start + size].to(encoder.device) for view in features]
-        with encoder.autocast():
-            yield whole.logits(torch.stack(part, dim=1) if views else part[0])
+        yield whole.logits(torch.stack(part, dim=1) if views else part[0])
 
 
 def test_views(method: Any) -> int:

@@ -1,7 +1,7 @@
 """Image features that are computed once: views of pictures through a frozen image tower, kept on disk and mapped.
 
 A file is one view of one set of pictures, float32 N E. Its name is a hash of all that it depends on: the image tower's
-weights, the precision, mean and std, the pictures' bytes at the model's size, and the view's augmentation and seed. It is
+weights, mean and std, the pictures' bytes at the model's size, and the view's augmentation and seed. It is
 written beside its place and moved there when it is whole; processes that want the same view wait for one another.
 """
 
@@ -38,27 +38,22 @@ def frozen_image_tower(whole: OpenVocabulary) -> bool:
 
 
 class Encoder:
-    """The image side of a model: pictures as bytes → features, with the model's own normalisation.
+    """The image side of a model: pictures as bytes → features, with the model's own normalisation, in float32.
 
     Args:
         whole: the model.
         mean, std: of the channels, which go from 0 to 1.
-        bf16: autocast to bfloat16.
         folder: where views of pictures are kept; None keeps nothing.
     """
 
-    def __init__(self, whole: OpenVocabulary, mean: Sequence[float], std: Sequence[float], *, bf16: bool = False,
-                 folder: Path | None = None):  # fmt: skip
-        self.whole, self.mean, self.std, self.bf16, self.folder = whole, mean, std, bf16, folder
+    def __init__(self, whole: OpenVocabulary, mean: Sequence[float], std: Sequence[float], folder: Path | None = None):
+        self.whole, self.mean, self.std, self.folder = whole, mean, std, folder
         self.frozen = frozen_image_tower(whole)
         self._weights: str | None = None
 
     @property
     def device(self) -> torch.device:
         return self.whole.learner.clip.tower.device
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def images(self, images: Tensor) -> Tensor:
         """Pictures as the model takes them, from uint8 … 3 H W."""
@@ -68,7 +63,7 @@ class Encoder:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Features … E, float32, of uint8 … 3 H W through the stock image tower."""
-        with self.autocast():
+        with torch.autocast(self.device.type, enabled=False):
             flat = self.whole.model.encode_image(self.images(images.flatten(0, -4)), normalize=False)  # type: ignore[operator]
         return flat.float().view(*images.shape[:-3], -1)
 
@@ -93,7 +88,7 @@ class Encoder:
         if self.folder is None:
             return torch.cat(pieces())
         what = "as it is" if view is None or augment == "none" else f"{augment} {view} {seed}"
-        key = f"{VERSION} {self.weights()} {self.bf16} {self.mean} {self.std} {digest} {what}"
+        key = f"{VERSION} {self.weights()} {self.mean} {self.std} {digest} {what}"
         path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.f32"
         with _locked(path):
             if not path.is_file() or path.stat().st_size % (4 * len(images)):

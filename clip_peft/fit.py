@@ -79,7 +79,8 @@ def fit(
         warmup_lr: See warmup_epochs.
         final_lr: Where the cosine ends, as a share of lr.
         stepwise: The cosine goes down with every step rather than every epoch.
-        precision: bf16 is autocast with float32 parameters; auto takes it where the processor has it.
+        precision: bf16 is autocast in training, with float32 parameters; auto takes it where the processor has it and it
+            pays. Cached features and scores are float32.
         text_memory: Bytes that the texts of a step may take; beyond, classes run in chunks.
         save_every: Seconds between checkpoints within an epoch.
         overwrite: Replace another run in the same folder.

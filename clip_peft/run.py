@@ -29,7 +29,7 @@ class ClipRun(Run):
     """What `peft_core.load_run` gives for a CLIP run: `.model` is an OpenVocabulary, `.with_classes(names)` names others.
 
     Args:
-        encoder: the model's image side, with the run's precision.
+        encoder: the model's image side.
         columns: where the classes stand among those that the model names, if these are more.
     """
 
@@ -72,11 +72,10 @@ def open_run(path: Path) -> ClipRun:
     try:
         size, mean, std = tuple(card["input_size"]), tuple(card["mean"]), tuple(card["std"])
         fit = Fit((size[0], size[1]), card["resize"], card["crop_pct"], card["interpolation"])
-        bf16 = card["bf16"]
     except KeyError as error:
         raise PeftError(f"{path}/adapter was not written by `clip_peft fit`: its card has no {error}.") from error
     model, tokenizer, _ = load_backbone(config["backbone"])
     whole = saved.load(model, path / "adapter", tokenizer, memory=config["text_memory"])
     whole.to("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = Encoder(whole, mean, std, bf16=bf16)
+    encoder = Encoder(whole, mean, std)
     return ClipRun(whole, whole.class_names, mean, std, fit, card, config, encoder)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from clip_peft.fit import fit
@@ -64,3 +65,21 @@ def test_every_method_is_trained_kept_and_read_again(method: str, backbone: str,
     assert (trained == 0) == (method in ("zero_shot", "tpt", "tip_adapter"))
     if method == "tip_adapter":
         assert results["chosen_on_val"]["val_pictures"] == 12 and results["chosen_on_val"]["val_accuracy"] >= 1 / 6
+
+
+def test_bf16_trains_float32_parameters(backbone: str, photos: str, tmp_path: Path) -> None:
+    choice = {"name": "coop", "context": 4}
+    results = fit(data=photos, backbone=backbone, method=choice, out=str(tmp_path / "run"), precision="bf16", **SHORT)
+    assert results["precision"] == "bf16 autocast in training, float32 parameters"
+    context = load_file(tmp_path / "run/adapter/adapter.safetensors")["context"]
+    assert context.dtype == torch.float32 and not torch.equal(context, context.bfloat16().float())
+
+
+def test_caching_changes_nothing_but_time(backbone: str, photos: str, tmp_path: Path) -> None:
+    """Without augmentation, cached features are those that each step would make."""
+    choice = {"name": "kgcoop", "context": 2}
+    common = SHORT | {"augment": "none", "epochs": 2}
+    for views in (2, 0):
+        fit(data=photos, backbone=backbone, method=choice, out=str(tmp_path / str(views)), **common | {"cache_views": views})
+    one, other = (load_file(tmp_path / name / "adapter/adapter.safetensors")["context"] for name in "20")
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
