@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from peft_data.augment import augmentation
+
 from clip_peft.few_shot import Classes, chosen
 from peft_core.command import command
 from peft_core.config_files import list_configs
@@ -120,6 +122,7 @@ def check_ranges(settings: dict[str, Any]) -> None:
     for name, minimum in least.items():
         if settings[name] < minimum:
             raise PeftError(f"{name} must be {minimum} or more, not {settings[name]:g}.")
+    augmentation(settings["augment"])
     if settings["lr"] <= 0:
         raise PeftError(f"lr must be above 0, not {settings['lr']:g}.")
 

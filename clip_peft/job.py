@@ -84,14 +84,13 @@ def run(
     )
     cache = Path(settings["data"].options.get("cache_dir") or default_cache()) if settings["cache_views"] else None
     encoder = Encoder(whole, about.mean, about.std, cache)
-    folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
-
     began = time.monotonic()
     views = training_views(encoder, train, settings)
     if hasattr(whole.learner, "remember"):  # a cache of the training pictures
         kept = views or [encoder.encode(train.images)]
         whole.learner.remember(torch.stack(list(kept)).to(encoder.device), train.labels)
     caching = time.monotonic() - began
+    folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
     contrast, epochs = None, 0
     if whole.trainable():
         share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
