@@ -39,9 +39,10 @@ _OTHERS = ("lora_file", "vpt", "linear")
 
 def commands() -> list[Command]:
     from diffusion_peft.fit import fit
+    from diffusion_peft.personalize.join import join_
     from diffusion_peft.use import export, merge_, sample
 
-    return [fit, sample, export, merge_, list_]
+    return [fit, sample, export, merge_, join_, list_]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -50,6 +51,19 @@ def write_concept(unet: Any, file: Path, trained: Mapping[str, Tensor]) -> Path:
             )
     write_files(file.parent, {file.name: save(tensors, {"format": "pt"})})
     return file
+
+
+def is_concept(file: Path) -> bool:
+    """Whether a file is one of Custom Diffusion weights, by its name or its keys."""
+    if file.suffix in PICKLES:
+        return "custom_diffusion" in file.name
+    if file.suffix != ".safetensors" or not file.is_file():
+        return False
+    try:
+        with safe_open(file, framework="pt") as content:
+            return any(".processor.to_k_custom_diffusion." in key for key in content.keys())
+    except (SafetensorError, OSError):
+        return False
 
 
 def read_concept(file: Path, allow_pickle: bool = False) -> dict[str, Tensor]:

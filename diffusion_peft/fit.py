@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion_peft.concepts import Concept, read_concepts
+from diffusion_peft.personalize.slider import SliderOptions
 from peft_core.command import command
 from peft_core.errors import PeftError
 from peft_core.options import MethodChoice, TrainerFlags
@@ -14,6 +15,8 @@ from peft_core.runs import RunFolder
 
 def recipe_of(settings: dict[str, Any]) -> str:
     """The recipe that suits the options."""
+    if settings["slider"].options:
+        return "concept_slider"
     if settings["method"].name in ("textual_inversion", "custom_diffusion"):
         return settings["method"].name
     return "dreambooth" if settings["prompt"] else "text_to_image"
@@ -22,7 +25,7 @@ def recipe_of(settings: dict[str, Any]) -> str:
 @command("diffusion", default_recipe=recipe_of)
 def fit(
     *,
-    data: str,
+    data: str | None = None,
     base: str = "reference",
     method: MethodChoice = "lora",  # type: ignore[assignment]
     text_method: MethodChoice | None = None,
@@ -35,6 +38,7 @@ def fit(
     placeholder: str | None = None,
     initializer: str | None = None,
     vectors: int = 1,
+    slider: SliderOptions = None,  # type: ignore[assignment]
     caption_prefix: str = "",
     caption_dropout: float = 0.0,
     out: str | None = None,
@@ -84,6 +88,7 @@ def fit(
         placeholder: A new token for the concept, e.g. "<toy>".
         initializer: The word that the new token starts as.
         vectors: Vectors a new token.
+        slider: Prompts of a concept slider, e.g. --slider.positive "a large toy"; or --data with folders low and high.
         caption_prefix: Put before every caption.
         caption_dropout: Share of captions that are left empty.
         out: The run folder; by default runs/DATA-BASE-METHOD-SEED.
@@ -118,7 +123,8 @@ def fit(
     """
     settings = dict(locals())
     concepts = check(settings)
-    name = "-".join(part.strip("./~<>").replace("/", "_") for part in (data, base.rpartition("/")[2], method.name))
+    what = data or str(settings["slider"].options.get("positive")).replace(" ", "_")
+    name = "-".join(part.strip("./~<>").replace("/", "_") for part in (what, base.rpartition("/")[2], method.name))
     folder = RunFolder(out or f"runs/{name}-seed{seed}", "diffusion_peft fit")
     settings["out"] = str(folder.path)
     config = {key: value.plain() if hasattr(value, "plain") else value for key, value in settings.items()}
@@ -154,6 +160,12 @@ def check(settings: dict[str, Any]) -> list[Concept]:
             raise PeftError(f"--{key} must not be negative, not {settings[key]}.")
     for key in ("data", "prior", "base"):
         settings[key] = absolute(settings[key])
+    if settings["slider"].options:
+        return check_slider(settings)
+    if settings["data"] is None:
+        raise PeftError(
+            "fit needs --data: a folder of pictures, world/subjects/0, or a list of concepts in a .json file."
+        )
     concepts = read_concepts(settings)
     if settings["method"].name == "textual_inversion" and any(c.placeholder is None for c in concepts):
         raise PeftError(
@@ -163,6 +175,17 @@ def check(settings: dict[str, Any]) -> list[Concept]:
         if concept.prior is not None and concept.class_prompt is None:
             raise PeftError("--prior needs --class_prompt: what its pictures are called.")
     return concepts
+
+
+def check_slider(settings: dict[str, Any]) -> list[Concept]:
+    """Raises PeftError: options that a slider has no use for."""
+    for key in ("text_method", "placeholder", "class_prompt"):
+        if settings[key] is not None:
+            raise PeftError(f"a slider changes the UNet from prompts or picture pairs: it has no use for --{key}.")
+    steps = settings["slider"].options.get("steps", 50)
+    if steps < 2:
+        raise PeftError(f"--slider.steps must be at least 2, not {steps}.")
+    return []
 
 
 def absolute(spec: str | None) -> str | None:

@@ -16,12 +16,15 @@ from diffusion_peft.concepts import Concept, NewToken, add_tokens
 from diffusion_peft.denoise import Denoiser
 from diffusion_peft.examples import BucketBatches
 from diffusion_peft.noise import alphas_of
+from diffusion_peft.personalize.slider import Slider
+from diffusion_peft.personalize.slider_data import prepare_slider
 from diffusion_peft.prepare import prepare
 from diffusion_peft.results import write_outcome
 from diffusion_peft.samples import Samples
 from diffusion_peft.texts import check_length, fix_pooling
 from peft_core import adapt, count_parameters, save_adapter
 from peft_core.anatomies import anatomy_of
+from peft_core.attach import pick
 from peft_core.errors import PeftError
 from peft_core.learning import load_bitsandbytes
 from peft_core.method import Method
@@ -30,6 +33,7 @@ from peft_core.training import CHECKPOINT, Progress, SaveState, make_trainer, pl
 
 OF_DENOISER = ("optimizer", "lr", "text_lr", "weight_decay", "warmup", "final_lr", "prior_weight", "snr_gamma",
                "noise_offset", "ema", "clip_skip", "seed")  # fmt: skip
+SLIDES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 FEWEST_STEPS = 100
 """Optimiser steps an epoch at least: a few pictures are passed over several times."""
 
@@ -57,7 +61,12 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
     for prompt in prompts:
         check_length(base, prompt, "a sample prompt")
     trains_text = bool(tokens or settings["text_method"])
-    examples, about = prepare(base, concepts, settings, device, trains_text)
+    slides = bool(settings["slider"].options)
+    if slides:
+        examples, about = prepare_slider(base, settings, device)
+        samples.scales = SLIDES
+    else:
+        examples, about = prepare(base, concepts, settings, device, trains_text)
     samples.embed(base, prompts or about["prompts"], settings["clip_skip"], trains_text)
     base.free("vae", *(() if trains_text else base.text_parts))
 
@@ -69,7 +78,10 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
     chosen = {key: settings[key] for key in OF_DENOISER}
     if trainer.fit_loop.max_epochs in (None, -1):
         trainer.fit_loop.max_epochs = -(-settings["steps"] // -(-len(batches) // trainer.accumulate_grad_batches))
-    denoiser = Denoiser(
+    if slides:
+        chosen |= {key: value for key, value in settings["slider"].options.items() if key in ("strength", "guidance")}
+        chosen["drawing_steps"] = settings["slider"].options.get("steps", 50)
+    denoiser = (Slider if slides else Denoiser)(
         unet, texts, alphas_of(base.config("scheduler")), planned_steps(trainer, len(batches)),
         prediction_type=base.prediction_type, latent_scale=base.config("vae").get("scaling_factor", 0.18215), **chosen,
     )  # fmt: skip
@@ -93,8 +105,9 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
         "base": base.name,
         "kind": base.kind,
         "prediction_type": base.prediction_type,
-        "data": [concept.data for concept in concepts],
-        "pictures": {"train": len(examples), "prior": sum(map(len, examples.prior))},
+        "data": [concept.data for concept in concepts]
+        or [settings["slider"].options.get("positive") or settings["data"]],
+        "pictures": {"train": len(examples), "prior": sum(map(len, getattr(examples, "prior", ())))},
         "method": settings["method"].plain(),
         "text_method": settings["text_method"].plain() if settings["text_method"] else None,
         "tokens": card["tokens"],
@@ -143,6 +156,10 @@ def models(
                 f"{settings['method'].name} trains stock weights ({half[0]} …), which in {settings['dtype']} would learn "
                 "nothing: use --dtype float32 with --trainer.precision bf16-mixed."
             )
+    if settings["slider"].options and any(a.trained for a in pick(unet, None)):
+        raise PeftError(
+            f"a slider needs a method whose change has a scale, and {settings['method'].name} overwrites weights."
+        )
     return unet, texts
 
 

@@ -15,8 +15,6 @@ from peft_core import report
 from peft_core.errors import PeftError
 from peft_core.runs import CONFIG, RunFolder, peak_memory, versions
 
-SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
-
 
 def write_outcome(
     folder: RunFolder, results: dict[str, Any], denoiser: Denoiser, samples: Samples, shown: list[Image.Image]
@@ -43,7 +41,7 @@ def write_outcome(
 
 
 def drawn(denoiser: Denoiser, samples: Samples) -> list[tuple[str, str]]:
-    """Samples of the adapted models and of the base, and the first picture at scales from 0 to 1 where they can be scaled."""
+    """Samples of the adapted models and of the base, and the first picture at several scales where there are any."""
     rows = samples.rows(denoiser)
     samples.write("final.png", rows)
     sections = [(f"“{text}”", report.picture_grid([(p, f"seed {seed}", False) for seed, p in enumerate(row)]))
@@ -51,14 +49,15 @@ def drawn(denoiser: Denoiser, samples: Samples) -> list[tuple[str, str]]:
     sweep: list[list[Image.Image]] = []
     models = list(denoiser.adapted().values())
     with contextlib.suppress(PeftError):  # full fine-tuning has no scale
-        for scale in SCALES:  # the last one is 1
+        for scale in samples.scales:
             if set_scales(models, scale):
                 sweep.append([row[0] for row in samples.rows(denoiser)])
+        set_scales(models, 1.0)
     if sweep:
         columns = [[at[number] for at in sweep] for number in range(len(samples.texts))]
         picture = png_of(grid(columns))
         samples.write("scales.png", columns)
-        words = ", ".join(f"{scale:g}" for scale in SCALES)
+        words = ", ".join(f"{scale:g}" for scale in samples.scales)
         sections.append((f"Seed 0 at scales {words}", report.figure(picture, "scale sweep")))
     return sections
 

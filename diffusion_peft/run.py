@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffusion_peft.bases import KINDS, Base, load_base
+from diffusion_peft.custom_diffusion_files import is_concept, load_concept, read_concept
 from diffusion_peft.draw import Drawing, draw, embed, embed_negative
 from diffusion_peft.embedding_files import is_embedding, read_embedding
 from diffusion_peft.formats import import_adapter
@@ -127,8 +128,14 @@ def combine(
         if config is not None:
             run.clip_skip = config["clip_skip"]
             _add_run(run, folder, name, alone=len(adapters) == 1)
+        elif is_concept(folder):
+            load_concept(run.unet, read_concept(folder, allow_pickle))
+            run.names[name] = {}
+            if scale != 1.0:
+                raise PeftError(f"{folder} overwrites weights and has no scale: give it without :{scale:g}.")
         elif is_embedding(folder):
             add_embedding(run, folder, allow_pickle)
+            continue
         else:
             imported = import_adapter(
                 run.unet, run.base.text_encoders, folder, name=f"{name}__file", allow_pickle=allow_pickle
@@ -172,7 +179,7 @@ def _add_run(run: Run, folder: Path, name: str, alone: bool) -> None:
         if not alone and trained and any(adaptation.trained for adaptation in taken):
             raise PeftError(
                 f"{folder} and another of these adapters both overwrite weights of the {part}, so they cannot stand side by "
-                "side: `diffusion_peft merge_concepts` joins Custom Diffusion runs."
+                "side: `diffusion_peft join` joins Custom Diffusion runs."
             )
         load_adapter(model, folder / "adapter" / part, prefix=f"{name}__")
         if card.get("tokens") and part in run.base.text_parts:

@@ -34,6 +34,8 @@ class Samples(Callback):
         self.texts: list[str] = []
         self.prompts: list[Prompt] = []
         self.base: Base | None = None
+        self.scales: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
+        """Of the sweep at the end."""
 
     def embed(self, base: Base, texts: Sequence[str], clip_skip: int, trains_text: bool) -> None:
         """Takes the prompts, and embeds them now where the text encoders do not train."""

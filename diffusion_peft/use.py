@@ -13,12 +13,13 @@ from diffusion_peft.bases import Base, quiet_loading
 from diffusion_peft.custom_diffusion_files import write_concept
 from diffusion_peft.draw import Drawing, grid
 from diffusion_peft.embedding_files import write_embedding
-from diffusion_peft.formats import export_adapter, list_formats
+from diffusion_peft.formats import export_adapter, export_layers, list_formats
+from diffusion_peft.personalize.concepts import compress as compressed
 from diffusion_peft.run import Run, combine
 from diffusion_peft.samples import png_of
 from peft_core import merge, remove
 from peft_core.adapter_file import write_files
-from peft_core.attach import pick
+from peft_core.attach import Adaptation, pick
 from peft_core.command import command
 from peft_core.errors import PeftError, nearest
 from peft_core.runs import tell
@@ -106,7 +107,12 @@ def split_scale(text: str) -> tuple[str, float]:
 
 @command("diffusion")
 def export(
-    *, run: str, format: str, out: str | None = None, dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    *,
+    run: str,
+    format: str,
+    out: str | None = None,
+    compress: float | None = None,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
 ) -> Path:
     """Write a run's adapter as a file that other tools load.
 
@@ -114,27 +120,45 @@ def export(
         run: The run folder.
         format: diffusers_lora, kohya, embeddings, a1111_embeddings or custom_diffusion (`list formats`).
         out: A .safetensors file or a folder; by default RUN/export.
-        dtype: Of the file's tensors.
+        compress: Write a custom_diffusion run as LoRA layers that keep this share of the singular values, e.g. 0.6.
+        dtype: Of the tensors of a LoRA file.
     """
     if format not in FORMATS:
         raise PeftError(f'unknown format "{format}"{nearest(format, FORMATS)} (known: {", ".join(FORMATS)}).')
+    if compress is not None and format not in list_formats():
+        raise PeftError(f"--compress makes LoRA layers: it goes with --format {' or '.join(list_formats())}.")
     loaded = combine([(run, 1.0)])
     target = Path(out or Path(run) / "export").expanduser()
     if format in list_formats():
-        file = export_adapter(loaded.unet, loaded.base.text_encoders, target, format, name=_weights_name(loaded),
-                              dtype=getattr(torch, dtype))  # fmt: skip
+        if compress is None:
+            models = loaded.unet, loaded.base.text_encoders
+            file = export_adapter(*models, target, format, name=_weights_name(loaded), dtype=getattr(torch, dtype))
+        else:
+            adaptation = _custom_diffusion(loaded, run)
+            after = _trained(loaded)
+            layers = compressed(adaptation.originals, after, compress)
+            file = export_layers({"unet": loaded.unet}, {"unet": layers}, target, format, getattr(torch, dtype))
         if loaded.tokens:
             tell(f"note: the new tokens {', '.join(loaded.tokens)} are not in it: --format embeddings writes them.")
     elif format == "custom_diffusion":
-        adaptation = pick(loaded.unet, _weights_name(loaded))[0]
-        if adaptation.method.name != "custom_diffusion":
-            raise PeftError(f"{run} was trained with {adaptation.method.name}, not with custom_diffusion.")
-        parameters = dict(loaded.unet.named_parameters())
-        file = write_concept(loaded.unet, target, {key: parameters[key] for key in adaptation.trained})
+        _custom_diffusion(loaded, run)
+        file = write_concept(loaded.unet, target, _trained(loaded))
     else:
         file = _write_tokens(loaded, target, format == "a1111_embeddings")
     print(f"{file}: {FORMATS[format]}")
     return file
+
+
+def _custom_diffusion(loaded: Run, run: str) -> Adaptation:
+    adaptation = pick(loaded.unet, _weights_name(loaded))[0]
+    if adaptation.method.name != "custom_diffusion":
+        raise PeftError(f"{run} was trained with {adaptation.method.name}, not with custom_diffusion.")
+    return adaptation
+
+
+def _trained(loaded: Run) -> dict[str, torch.Tensor]:
+    parameters = dict(loaded.unet.named_parameters())
+    return {key: parameters[key].detach() for key in pick(loaded.unet, _weights_name(loaded))[0].trained}
 
 
 def _weights_name(run: Run) -> str:
@@ -181,11 +205,22 @@ def merge_(*, out: str, run: str | None = None, adapter: list[str] | None = None
     adapters = ([(run, scale)] if run else []) + [split_scale(text) for text in adapter or []]
     if not adapters:
         raise PeftError("merge needs --run or --adapter.")
+    target = new_folder(out)
+    loaded = combine(adapters, base, allow_pickle=allow_pickle)
+    return save_pipeline(merged_pipeline(loaded), target, dtype)
+
+
+def new_folder(out: str | Path) -> Path:
+    """Raises PeftError: there is something already."""
     target = Path(out).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise PeftError(f"{target} exists already: give --out a new folder.")
-    loaded = combine(adapters, base, allow_pickle=allow_pickle)
-    pipeline = merged_pipeline(loaded)
+    return target
+
+
+def save_pipeline(pipeline: Any, out: Path, dtype: str = "float32") -> Path:
+    """Writes the folder whole or not at all."""
+    target = new_folder(out)
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     with quiet_loading():

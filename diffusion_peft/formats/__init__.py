@@ -69,7 +69,7 @@ def export_adapter(
     Raises:
         PeftError: unknown format, nothing to write, a method or a mixture that the format cannot hold.
     """
-    writer = _format(format)
+    _format(format)
     models = _models(unet, text_encoder)
     layers = {part: found for part, model in models.items() if (found := layers_of(model, name))}
     if not layers:
@@ -77,6 +77,18 @@ def export_adapter(
         raise PeftError(f"none of these models has {what}: adapt(unet, …) first, and train it.")
     if all(layer.is_zero for found in layers.values() for layer in found.values()):
         raise PeftError("this adaptation changes nothing yet, all its layers are at their zero start: train it first.")
+    return export_layers(models, layers, path, format, dtype)
+
+
+def export_layers(
+    models: dict[str, nn.Module],
+    layers: dict[str, dict[str, Layer]],
+    path: str | os.PathLike,
+    format: str,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write layers by part (unet, text_encoder, text_encoder_2) and module path as a LoRA file."""
+    writer = _format(format)
     tensors, header = writer.write(Parts(models, layers))
     if dtype is not None:
         tensors = {key: value.to(dtype) for key, value in tensors.items()}

@@ -95,9 +95,9 @@ def write_pipeline(
     pipeline.save_pretrained(str(whole), safe_serialization=True)
     shutil.rmtree(whole / "tokenizer")
     write_tokenizer(words(), whole / "tokenizer")
+    for path in whole.rglob("*.safetensors"):
+        path.chmod(0o644)
     if folder.exists():
         folder.rename(old)
     whole.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-

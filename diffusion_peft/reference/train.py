@@ -14,7 +14,7 @@ import torch
 from peft_data.world.cache import folder
 from safetensors.torch import load_file
 
-from . import CARD, PIPELINE, autoencoder, denoiser
+from . import PIPELINE, autoencoder, denoiser
 from .build import FULL, TINY, new_scheduler, new_text_encoder, new_tokenizer, new_unet, new_vae, write_pipeline
 from .progress import Progress, keep
 
@@ -25,8 +25,8 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--state", type=Path, default=folder() / "reference-diffusion", help="folder of the states")
     out.add_argument("--out", type=Path, default=PIPELINE, help="folder of the pipeline")
     out.add_argument("--seed", type=int, default=0)
-    out.add_argument("--vae-steps", type=int, default=4000)
-    out.add_argument("--vae-lr", type=float, default=2e-3)
+    out.add_argument("--vae-steps", type=int, default=3000)
+    out.add_argument("--vae-lr", type=float, default=1.5e-3)
     out.add_argument("--steps", type=int, default=30_000, help="of UNet and text encoder")
     out.add_argument("--batch", type=int, default=32)
     out.add_argument("--lr", type=float, default=1e-3)
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
                        args.batch)  # fmt: skip
         done = args.steps
     parts = {"vae": vae, "unet": unet, "text_encoder": text_encoder}
-    card = CARD | {
+    card = {
         "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in parts.items()},
         "seed": args.seed, "autoencoder steps": args.vae_steps, "steps": done, "batch": args.batch,
         "pictures": args.blocks * args.pictures, "command": "python -m diffusion_peft.reference.train",

@@ -17,7 +17,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-_TEXT: dict[str, Any] = dict(vocab_size=600, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+_TEXT: dict[str, Any] = dict(vocab_size=514, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
                              max_position_embeddings=77, bos_token_id=512, eos_token_id=513, pad_token_id=513)  # fmt: skip
 
 
@@ -26,6 +26,7 @@ def tokenizer() -> CLIPTokenizer:
     """One token a character."""
     characters = [chr(code) for code in range(33, 127)]
     words = characters + [f"{character}</w>" for character in characters]
+    words += [f"unused{number}" for number in range(len(words), 512)]  # ids without a gap, as real vocabularies have
     vocabulary = {word: index for index, word in enumerate(words)} | {"<|startoftext|>": 512, "<|endoftext|>": 513}
     folder = Path(tempfile.mkdtemp())
     (folder / "vocab.json").write_text(json.dumps(vocabulary))

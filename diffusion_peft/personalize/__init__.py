@@ -1,0 +1,1 @@
+"""Personal concepts: joining and compressing those of Custom Diffusion, and sliders."""

@@ -1,0 +1,116 @@
+"""Concept sliders: an adapter whose scale, of either sign, moves a picture along one attribute.
+
+Gandikota et al., "Concept Sliders: LoRA Adaptors for Precise Control in Diffusion Models", ECCV 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_peft.denoise import Denoiser
+from diffusion_peft.noise import denoising_loss
+from diffusion_peft.scaling import set_scales
+from peft_core.options import Choice
+
+
+def slider(
+    positive: str | None = None,
+    negative: str | None = None,
+    target: str | None = None,
+    attributes: list[str] | None = None,
+    strength: float = 4.0,
+    guidance: float = 3.0,
+    steps: int = 50,
+) -> None:
+    """Options of a slider.
+
+    Args:
+        positive: Prompt of the attribute at scales above 0; with picture pairs it is not needed.
+        negative: Prompt of its opposite.
+        target: What the slider is to act on.
+        attributes: What must not change with it, put before all prompts in turn, e.g. red blue.
+        strength: How far a scale of 1 moves.
+        guidance: Of the pictures that are half drawn to train on.
+        steps: Denoising steps that such a picture would have.
+    """
+
+
+class SliderOptions(Choice):
+    """`--slider.positive "a large toy" --slider.negative "a small toy" --slider.target "a toy"`."""
+
+    named, complete = False, False
+
+    @classmethod
+    def accepts(cls, name: str) -> Callable:
+        return slider
+
+
+def ddim_step(x: Tensor, said: Tensor, alpha: Tensor, alpha_next: Tensor, prediction_type: str) -> Tensor:
+    """x at the next, smaller noise: x' = √ᾱ' x₀ + √(1 − ᾱ') ε, with x₀ and ε as the model says."""
+    if prediction_type == "epsilon":
+        noise = said
+        clean = (x - (1 - alpha).sqrt() * noise) / alpha.sqrt()
+    else:
+        clean = alpha.sqrt() * x - (1 - alpha).sqrt() * said
+        noise = alpha.sqrt() * said + (1 - alpha).sqrt() * x
+    return alpha_next.sqrt() * clean + (1 - alpha_next).sqrt() * noise
+
+
+class Slider(Denoiser):
+    """Each step draws a sign s and trains the adapter at scale s.
+
+    From text: L = ‖f_s(x_t, target) − [f_0(x_t, target) + s η (f_0(x_t, positive) − f_0(x_t, negative))]‖², with x_t half
+    drawn by the model at scale s. From pairs of pictures: L = ‖f_s(x_t) − noise‖² with x the high picture of the pair at
+    s = 1 and the low one at s = −1. f_s is the model with its adapter at scale s.
+
+    Args:
+        strength, guidance, drawing_steps: η, and how x_t is drawn.
+    """
+
+    def __init__(self, *args: Any, strength: float = 4.0, guidance: float = 3.0, drawing_steps: int = 50, **more: Any):
+        super().__init__(*args, **more)
+        self.strength, self.guidance, self.drawing_steps = strength, guidance, drawing_steps
+
+    def loss(self, batch: dict[str, Any], chance: torch.Generator) -> Tensor:
+        sign = 1.0 if torch.rand((), generator=chance) < 0.5 else -1.0
+        if "high" in batch:
+            self.scale(sign)
+            return super().loss(batch["high" if sign > 0 else "low"], chance)
+        x, time = self.half_drawn(batch, sign, chance)
+        with torch.no_grad():
+            self.scale(0.0)
+            neutral, positive, negative = (self.say(x, time, batch, of) for of in ("target", "positive", "negative"))
+        wanted = neutral + sign * self.strength * (positive - negative)
+        self.scale(sign)
+        return denoising_loss(self.say(x, time, batch, "target"), wanted)
+
+    def scale(self, value: float) -> None:
+        set_scales([self.unet], value)
+
+    def on_after_backward(self) -> None:
+        self.scale(1.0)  # only now: a forward pass that is computed again must be at the same scale
+
+    def say(self, x: Tensor, time: int, batch: dict[str, Any], of: str) -> Tensor:
+        times = torch.full((len(x),), time, device=x.device)
+        return self.predict(x=x, time=times, sizes=batch["sizes"], **batch[of])
+
+    @torch.no_grad()
+    def half_drawn(self, batch: dict[str, Any], sign: float, chance: torch.Generator) -> tuple[Tensor, int]:
+        """x_t and t, drawn from noise at scale `sign` down to a random time."""
+        self.scale(sign)
+        shape, device = batch["shape"][0].shape, batch["shape"].device
+        x = torch.randn(len(batch["shape"]), *shape, generator=chance).to(device)
+        stride = len(self.alphas) // self.drawing_steps
+        times = [len(self.alphas) - 1 - stride * n for n in range(self.drawing_steps)]
+        stop = int(torch.randint(1, self.drawing_steps, (), generator=chance))
+        for now, after in zip(times[:stop], times[1 : stop + 1], strict=True):
+            said = self.say(x, now, batch, "target")
+            if self.guidance != 1:
+                empty = self.say(x, now, batch, "empty")
+                said = empty + self.guidance * (said - empty)
+            x = ddim_step(x, said.to(x.dtype), self.alphas[now], self.alphas[after], self.prediction_type)  # type: ignore[index]
+        return x, times[stop]
