@@ -7,8 +7,10 @@ import json
 import sys
 
 import open_clip
+import peft_data.world_open as world_open
 import pytest
 import torch
+from peft_data import ClassificationData, open_data
 from peft_data.world import captions_pool
 from peft_data.world.phrases import HELD_BACK
 from safetensors.torch import load_file
@@ -135,3 +137,37 @@ def test_scores_of_base_new_and_all() -> None:
         weights = clip.set_classes(names).class_weights()
     result = evaluate.scores(clip, weights, torch.arange(3), names)
     assert result == {"base": 100.0, "new": 100.0, "all": 100.0}
+
+
+def test_coop_learns_and_is_scored(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PEFT_DATA_CACHE", str(tmp_path))
+    monkeypatch.setattr(world_open, "SPLITS", {"train": 2, "val": 1, "test": 1})
+    data = open_data("world/open/objects")
+    rows = (data.train.labels < 4).nonzero()[:, 0]
+    half = ClassificationData("few", data.class_names[:4], *[data.train.subset(rows)] * 3)
+    first = evaluate.coop(reference.load(pretrained=False), half, seed=1, shots=1, epochs=2)
+    assert set(first) == {"base", "new", "all"} and all(0 <= value <= 100 for value in first.values())
+
+
+if reference.WEIGHTS.is_file():
+
+    def test_the_shipped_weights_are_small_and_open_clip_opens_the_folder() -> None:
+        assert reference.WEIGHTS.stat().st_size <= 8_000_000
+        assert {value.dtype for value in load_file(reference.WEIGHTS).values()} == {torch.float16}
+        model, ours = open_clip.create_model(f"local-dir:{reference.FOLDER}").eval(), reference.load().eval()
+        images, ids = torch.randn(2, 3, 40, 40), reference.tokenizer()(["a red ring", "a striped cube"])
+        with torch.inference_mode():
+            for first, second in zip(model(images, ids), ours(images, ids), strict=True):
+                torch.testing.assert_close(first, second)
+        assert reference.card()["parameters"] == sum(p.numel() for p in model.parameters())
+
+    def test_the_card_tells_what_it_reaches(tmp_path, monkeypatch) -> None:
+        monkeypatch.setenv("PEFT_DATA_CACHE", str(tmp_path))
+        found = evaluate.zero_shot(reference.load(), open_data("world/open/objects"))
+        said = reference.card()["world/open, test"]["objects"]["zero-shot"]
+        assert all(abs(found[part] - said[part]) < 1 for part in said)
+
+    def test_the_fields_phenomena() -> None:
+        for task, result in reference.card()["world/open, test"].items():
+            assert min(result["zero-shot"]["base"], result["zero-shot"]["new"]) > 2 * 100 / 16, task
+            assert result["coop"]["base"] > result["zero-shot"]["base"], task
