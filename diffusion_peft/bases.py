@@ -129,9 +129,10 @@ def load_base(spec: str, dtype: str = "float32") -> Base:
         PeftError: it is none of these, or lacks a part.
     """
     if spec == "reference":
-        from diffusion_peft.reference import folder as reference_folder
+        from diffusion_peft.reference import PIPELINE as folder
 
-        folder = Path(reference_folder())
+        if not folder.is_dir():
+            raise PeftError("the reference model's folder is missing: install the package again.")
     elif is_single_file(spec):
         folder = as_folder(spec)
     elif Path(spec).expanduser().is_dir():

@@ -121,9 +121,10 @@ def say_if_small(pictures: Sequence[Picture], side: int) -> None:
 
 
 def _drawn(name: str) -> list[Picture]:
-    from peft_data.world.subjects import subject_pictures
+    from peft_data.world.subjects import draw_subject, number_of
 
+    drawn = draw_subject(number_of(name)).pictures.permute(0, 2, 3, 1).contiguous().numpy()
     return [
-        Picture(image, None, f"{name}/{number:02d}", image.height, image.width)
-        for number, image in enumerate(subject_pictures(name))
+        Picture(Image.fromarray(pixels), None, f"{name}/{number:02d}", *pixels.shape[:2])
+        for number, pixels in enumerate(drawn)
     ]

@@ -28,8 +28,9 @@ class Rows(Delta):
         return torch.where(chosen[..., None], found.to(rows.dtype), rows)
 
     def forward(self, weight: Tensor) -> Tensor:
+        gap = weight.new_zeros(max(0, self.first - len(weight)), weight.shape[1])
         before, after = weight[: self.first], weight[self.first + len(self.vectors) :]
-        return torch.cat((before, self.vectors.to(weight.dtype), after))
+        return torch.cat((before, gap, self.vectors.to(weight.dtype), after))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class TextualInversion(Method):
         for place, _ in plan.places(("token_embed",)):
             table = plan.stock(place)
             wrong = [i for i in self.initial if not 0 <= i < len(table)]
-            if wrong or not 0 <= self.first <= len(table):
+            if wrong or self.first < 0:
                 raise PeftError(
                     f"textual_inversion got first {self.first} and initial {list(self.initial)}: the vocabulary's ids are "
                     f"0 to {len(table) - 1}."
