@@ -1,5 +1,6 @@
 """What a method adds beside a CLIP model: the frozen model as methods see it (`Clip`), and what learns (`Learner`)."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -41,6 +42,12 @@ class Clip:
         self.tokenizer = tokenizer
         self.tower = TextTower(model)
         self.memory = memory
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Clip":
+        memo[id(self.tokenizer)] = self.tokenizer  # nobody changes it, and its tables are large
+        memo[id(self)] = new = object.__new__(type(self))
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
 
     @property
     def scale(self) -> Tensor:
