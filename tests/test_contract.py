@@ -25,7 +25,7 @@ from peft_core import (
 )
 from peft_core.attach import is_inserted
 from peft_core.method import find_method
-from tests.tiny import MODELS
+from tests.tiny import MODELS, words
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ def cases() -> list[Case]:
             ]
         if "qkv" not in tiny.linears and name not in ("clip_text_model", "unet", "eva"):
             settings.append(("lora", {"rank": 2, "targets": ("qkv",)}))
+        if name == "unet":
+            settings.append(("custom_diffusion", {}))
+        if name == "clip_text_model":
+            settings.append(("textual_inversion", {"first": IN_BATCH, "initial": (IN_BATCH,)}))
         settings.append(("ssf", {}))
         if tiny.tokens:
             settings += [("vpt", {"tokens": 2}), ("vpt", {"tokens": 2, "deep": True})]
@@ -81,6 +85,10 @@ LAYERS = {
 }  # fmt: skip
 
 
+IN_BATCH = int(words("x")()["x"][0, 2])
+"""A token of the tiny text model's batch: one whose row stands beside the table must be in use to be seen."""
+
+
 def weight_changes(linears: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
     ranked = {"rank": 2, "alpha": 3.0, "targets": linears}
     return [
@@ -94,7 +102,7 @@ def weight_changes(linears: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]
 
 
 each_case = pytest.mark.parametrize("case", cases(), ids=str)
-MERGEABLE = "lora dora loha lokr oft ia3 diff_fit lora_file full linear bitfit layer_norm".split()
+MERGEABLE = "lora dora loha lokr oft ia3 diff_fit lora_file custom_diffusion full linear bitfit layer_norm".split()
 CLASSIFIERS = ("vit", "deit", "dinov2_registers", "average_pooled", "eva", "eva_fused")
 
 
@@ -234,7 +242,7 @@ def test_copies_and_stock_checkpoints(case: Case):
 def test_scale_goes_from_the_frozen_to_the_adapted_model(case: Case):
     tiny, model = MODELS[case.model], adapted(case).eval()
     perturb(model)
-    if case.method in ("full", "vpt"):
+    if case.method in ("full", "vpt", "textual_inversion"):
         with pytest.raises(PeftError):
             set_scale(model, 0.5)
         return
