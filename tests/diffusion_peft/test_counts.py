@@ -73,6 +73,8 @@ ROWS: list[tuple[str, dict[str, Any], int, int]] = [
     ("oft", {"block_count": 8}, 5_776_320, 74_707_200),
     ("oft", {"block_count": 4}, 11_602_368, 149_807_360),
     ("ia3", {}, 99_840, 665_600),
+    ("custom_diffusion", {}, 19_169_280, 340_787_200),
+    ("custom_diffusion", {"targets": ("cross_attn",)}, 43_962_560, 545_670_400),
     ("bitfit", {}, 343_684, 1_289_284),
     ("diff_fit", {}, 343_684 + 100_160 + 37_440, 1_289_284 + 294_080 + 249_600),
     ("diff_fit", {"scaled": ("attn", "cross_attn")}, 343_684 + 100_160 + 99_840, 1_289_284 + 294_080 + 665_600),
@@ -99,6 +101,8 @@ def test_text_encoders():
     assert sum(p.numel() for p in big.parameters()) == 694_659_840
     assert inserted(small, "lora", {"rank": 4}) == 294_912
     assert inserted(small, "lora", {"rank": 4, "targets": ("attn", "mlp")}) == 663_552
+    assert inserted(small, "textual_inversion", {"first": 49408, "initial": (320, 320)}) == 2 * 768
+    assert inserted(big, "textual_inversion", {"first": 49408, "initial": (320, 320)}) == 2 * 1280
     assert inserted(big, "lora", {"rank": 4}) == 1_310_720
     assert inserted(big, "lora", {"rank": 4, "targets": ("attn", "mlp")}) == 2_949_120
 

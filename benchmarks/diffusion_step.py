@@ -1,0 +1,195 @@
+"""Time and kept bytes of a diffusion training step, as ratios to the floor: the frozen UNet's forward and the backward
+pass of its input's gradient. And a whole step beside diffusers' own loop, which encodes picture and text in every step.
+
+python -m benchmarks.diffusion_step                     # an SD 1.5-shaped UNet of a quarter of the width, batch 2, 32² latents
+python -m benchmarks.diffusion_step --rounds 5 --only attention
+python -m benchmarks.diffusion_step --whole             # the whole step alone
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import peft
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from peft_data.batches import generator_of
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from benchmarks.variants import interleaved, machine, ratios
+from diffusion_peft.denoise import Denoiser
+from diffusion_peft.noise import denoising_loss
+from peft_core import adapt
+from peft_core.counting import kept_bytes
+
+TARGETS = {
+    "attention": ("attn", "cross_attn"),
+    "attention + feed-forward": ("attn", "cross_attn", "mlp"),
+    "LoCon set": ("attn", "cross_attn", "mlp", "proj_io", "conv"),
+}
+_ATTENTION = r"to_q|to_k|to_v|to_out\.0"
+PATTERNS = {
+    "attention": rf".*\.({_ATTENTION})",
+    "attention + feed-forward": rf".*\.({_ATTENTION}|ff\.net\.0\.proj|ff\.net\.2)",
+    "LoCon set": rf".*\.({_ATTENTION}|ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out|conv1|conv2|conv_shortcut|conv)",
+}
+MODULES = {
+    "attention": ["Attention"],
+    "attention + feed-forward": ["Attention", "FeedForward"],
+    "LoCon set": ["Attention", "FeedForward", "Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D"],
+}
+
+
+def small_unet(width: int = 80) -> UNet2DConditionModel:
+    """SD 1.5's UNet with channels w, 2w, 4w, 4w (its own w is 320); 53 M parameters at 80."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=32, block_out_channels=(width, 2 * width, 4 * width, 4 * width), layers_per_block=2,
+        cross_attention_dim=768, attention_head_dim=8, norm_num_groups=16,
+    )  # fmt: skip
+
+
+def with_input_gradient(unet: nn.Module) -> nn.Module:
+    unet.requires_grad_(False)
+    unet.conv_in.register_forward_hook(_requires_grad)  # type: ignore[union-attr]
+    return unet
+
+
+def _requires_grad(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    return output.requires_grad_() if torch.is_grad_enabled() else output
+
+
+def by_peft(name: str) -> Callable[[nn.Module], nn.Module]:
+    def make(unet: Any) -> nn.Module:
+        unet.requires_grad_(False)
+        unet.add_adapter(peft.LoraConfig(r=4, lora_alpha=4, target_modules=PATTERNS[name]))
+        return unet
+
+    return make
+
+
+def by_lycoris(name: str) -> Callable[[nn.Module], nn.Module]:
+    def make(unet: nn.Module) -> nn.Module:
+        from lycoris import LycorisNetwork, create_lycoris
+
+        unet.requires_grad_(False)
+        LycorisNetwork.apply_preset({"target_module": MODULES[name], "exclude_name": ["*time_emb_proj*"]})
+        network = create_lycoris(unet, 1.0, linear_dim=4, linear_alpha=4, conv_dim=4, conv_alpha=4, algo="lora")
+        network.apply_to()
+        unet.__dict__["lycoris"] = list(network.parameters())
+        return unet
+
+    return make
+
+
+def full(unet: nn.Module) -> nn.Module:
+    return unet.requires_grad_(True)
+
+
+def ours(name: str) -> Callable[[nn.Module], nn.Module]:
+    return lambda unet: adapt(unet, "lora", rank=4, targets=TARGETS[name])
+
+
+class Step:
+    """A training step of one UNet on fixed inputs."""
+
+    def __init__(self, make: Callable[[nn.Module], nn.Module], batch: int, latent: int) -> None:
+        self.model = make(small_unet()).train()
+        chance = torch.Generator().manual_seed(1)
+        self.x, self.target = (torch.randn(batch, 4, latent, latent, generator=chance) for _ in range(2))
+        self.hidden = torch.randn(batch, 77, 768, generator=chance)
+        self.time = torch.full((batch,), 400)
+        trained = [p for p in self.model.parameters() if p.requires_grad] + self.model.__dict__.get("lycoris", [])
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5) if trained else None
+
+    def loss(self) -> Tensor:
+        return denoising_loss(self.model(self.x, self.time, self.hidden).sample, self.target)
+
+    def step(self) -> None:
+        self.loss().backward()
+        if self.optimizer:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+
+def compare(args: argparse.Namespace) -> None:
+    makers = {"floor": with_input_gradient, "full fine-tuning": full}
+    for name in TARGETS:
+        makers |= {f"ours, {name}": ours(name), f"HF PEFT, {name}": by_peft(name), f"LyCORIS, {name}": by_lycoris(name)}
+    makers = {n: make for n, make in makers.items() if n == "floor" or not args.only or any(w in n for w in args.only)}
+    steps = {name: Step(make, args.batch, args.latent) for name, make in makers.items()}
+    kept = {name: kept_bytes(step.loss, step.model) for name, step in steps.items()}
+    found = ratios(interleaved({name: step.step for name, step in steps.items()}, args.rounds), "floor")
+    size = sum(p.numel() for p in small_unet().parameters()) / 1e6
+    print(
+        f"UNet of {size:.1f} M, batch {args.batch}, {args.latent}² latents, {args.rounds} interleaved rounds, {machine()}"
+    )
+    print(f"| {'variant':34} | time to floor | kept bytes to floor |\n|---|---|---|")
+    for name in steps:
+        print(f"| {name:34} | {found[name]:.2f} | {kept[name] / kept['floor']:.2f} |", flush=True)
+
+
+# ---- a whole step --------------------------------------------------------------------------------------------------
+
+
+def whole(args: argparse.Namespace) -> None:
+    """Ours from the caches, and diffusers' order of work with PEFT: encode, embed, predict."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64, 128, 128), layers_per_block=2, latent_channels=4, norm_num_groups=16,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    ).requires_grad_(False)  # fmt: skip
+    text = CLIPTextModel(
+        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    )
+    text.requires_grad_(False).eval()
+    pictures = torch.rand(args.batch, 3, 8 * args.latent, 8 * args.latent) * 2 - 1
+    ids = torch.randint(1000, 40000, (args.batch, 77))
+    alphas = torch.linspace(0.999, 0.005, 1000)
+    sides = {"ours": ours("attention"), "diffusers": by_peft("attention")}
+    models = {name: make(small_unet()).train() for name, make in sides.items()}
+    denoisers = {name: Denoiser(model, {}, alphas, 1000) for name, model in models.items()}
+    optimizers = {n: torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], 1e-4) for n, m in models.items()}
+
+    def encoded() -> dict[str, Tensor]:
+        with torch.no_grad():
+            posterior = vae.encode(pictures).latent_dist
+            return {"mean": posterior.mean, "logvar": posterior.logvar, "hidden": text(ids).last_hidden_state,
+                    "sizes": torch.zeros(args.batch, 6)}  # fmt: skip
+
+    cached, losses = encoded(), {name: [] for name in sides}
+
+    def step(name: str) -> None:
+        batch = cached if name == "ours" else encoded()
+        loss = denoisers[name].loss(batch, generator_of(len(losses[name])))
+        loss.backward()
+        optimizers[name].step()
+        optimizers[name].zero_grad(set_to_none=True)
+        losses[name].append(loss.item())
+
+    found = ratios(interleaved({name: (lambda name=name: step(name)) for name in sides}, args.rounds), "ours")
+    apart = abs(losses["ours"][0] - losses["diffusers"][0])
+    freed = sum(p.numel() * p.element_size() for model in (vae, text) for p in model.parameters()) / 2**20
+    print(f"whole step: diffusers' order of work takes {found['diffusers']:.2f} × ours; the first loss differs by {apart:.1e}, "
+          f"the last by {abs(losses['ours'][-1] - losses['diffusers'][-1]):.1e} of {losses['ours'][-1]:.3f}")  # fmt: skip
+    print(f"VAE and text encoder, {freed:,.0f} MiB of weights, are needed by diffusers' loop alone")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--latent", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--whole", action="store_true")
+    args = parser.parse_args()
+    if not args.whole:
+        compare(args)
+    whole(args)
+
+
+if __name__ == "__main__":
+    main()
