@@ -76,7 +76,7 @@ def by_lycoris(name: str) -> Callable[[nn.Module], nn.Module]:
         from lycoris import LycorisNetwork, create_lycoris
 
         unet.requires_grad_(False)
-        LycorisNetwork.apply_preset({"target_module": MODULES[name], "exclude_name": ["*time_emb_proj*"]})
+        LycorisNetwork.apply_preset({"target_module": MODULES[name], "exclude_name": [".*time_emb_proj.*"]})
         network = create_lycoris(unet, 1.0, linear_dim=4, linear_alpha=4, conv_dim=4, conv_alpha=4, algo="lora")
         network.apply_to()
         unet.__dict__["lycoris"] = list(network.parameters())

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from diffusion_peft.loading import download, first_line, quiet_loading, read_json
 from diffusion_peft.single_file import as_folder, is_single_file
 from peft_core.errors import PeftError
 
@@ -45,7 +43,7 @@ class Base:
 
     def config(self, part: str) -> dict[str, Any]:
         """A part's configuration, without loading it."""
-        return _read(next(p for p in _config_files(self.folder, part) if p.is_file()))
+        return read_json(next(p for p in _config_files(self.folder, part) if p.is_file()))
 
     def part(self, name: str) -> Any:
         """unet, vae, text_encoder, tokenizer, scheduler …; loaded when first asked for.
@@ -64,7 +62,7 @@ class Base:
                     maker = getattr(importlib.import_module(library), cls)
                     loaded = maker.from_pretrained(self.folder / name, **options)
             except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-                raise PeftError(f"{self.name}: its part {name} cannot be loaded ({_first(error)}).") from error
+                raise PeftError(f"{self.name}: its part {name} cannot be loaded ({first_line(error)}).") from error
             if isinstance(loaded, nn.Module):
                 loaded.requires_grad_(False).eval()
             self.parts[name] = loaded
@@ -140,7 +138,7 @@ def load_base(spec: str, dtype: str = "float32") -> Base:
     elif spec.startswith(("./", "../", "/", "~")) or spec.count("/") != 1:
         raise PeftError(f"there is no base folder {spec}: give a diffusers folder, a hub id, a file, or `reference`.")
     else:
-        folder = _download(spec)
+        folder = download(spec)
     index = _index(spec, folder)
     base = Base(spec, folder, "sd1", DTYPES[dtype], index)
     base.kind = _kind(base)
@@ -153,7 +151,7 @@ def _index(spec: str, folder: Path) -> dict[str, Any]:
         raise PeftError(
             f"{spec} is no base model: it has no model_index.json, which save_pretrained of a pipeline writes."
         )
-    index = _read(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     if index.get("_class_name") not in _PIPELINES:
         raise PeftError(f"{spec} is a {index.get('_class_name')}; what can be trained is {' or '.join(_PIPELINES)}.")
     for part in _needed(_PIPELINES[index["_class_name"]]):
@@ -189,50 +187,3 @@ def _check_trains(base: Base) -> None:
         )
     if base.prediction_type not in ("epsilon", "v_prediction"):
         raise PeftError(f"{base.name} predicts {base.prediction_type}; training knows epsilon and v_prediction.")
-
-
-def _download(spec: str) -> Path:
-    from diffusers import DiffusionPipeline
-
-    try:
-        with quiet_loading():
-            return Path(DiffusionPipeline.download(spec, use_safetensors=True))
-    except (OSError, ValueError) as error:
-        raise PeftError(
-            f'the base "{spec}" cannot be had from the hub ({_first(error)}): check the name and the network, or give a '
-            "folder, a file, or `reference`."
-        ) from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise PeftError(f"{path} is damaged ({error}): get it again.") from error
-
-
-def _first(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Silences the libraries' bars and notes while they load."""
-    import diffusers.utils.logging as of_diffusers
-    import transformers.utils.logging as of_transformers
-
-    levels = [each.get_verbosity() for each in (of_diffusers, of_transformers)]
-    bars = [each.is_progress_bar_enabled() for each in (of_diffusers, of_transformers)]
-    try:
-        for each in (of_diffusers, of_transformers):
-            each.set_verbosity_error()
-            each.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for each, level, bar in zip((of_diffusers, of_transformers), levels, bars, strict=True):
-            each.set_verbosity(level)
-            if bar:
-                each.enable_progress_bar()

@@ -25,7 +25,7 @@ def list_(what: Literal["methods", "recipes", "formats"]) -> None:
         files = list_configs("recipe", "diffusion")
         rows = {name: path.read_text().splitlines()[0].lstrip("# ") for name, path in files.items()}
     else:
-        from diffusion_peft.use import FORMATS
+        from diffusion_peft.export import FORMATS
 
         rows = dict(FORMATS)
     width = max(map(len, rows))
@@ -38,9 +38,11 @@ _OTHERS = ("lora_file", "vpt", "linear")
 
 
 def commands() -> list[Command]:
+    from diffusion_peft.export import export
     from diffusion_peft.fit import fit
+    from diffusion_peft.merge import merge_
     from diffusion_peft.personalize.join import join_
-    from diffusion_peft.use import export, merge_, sample
+    from diffusion_peft.sample import sample
 
     return [fit, sample, export, merge_, join_, list_]
 

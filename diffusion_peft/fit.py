@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion_peft.concepts import Concept, read_concepts
-from diffusion_peft.personalize.slider import SliderOptions
+from diffusion_peft.personalize.slider_options import SliderOptions
 from peft_core.command import command
 from peft_core.errors import PeftError
 from peft_core.options import MethodChoice, TrainerFlags

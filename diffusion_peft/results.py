@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image
 
 from diffusion_peft.denoise import Denoiser
-from diffusion_peft.draw import grid
-from diffusion_peft.samples import Samples, png_of
+from diffusion_peft.draw import grid, png_of
+from diffusion_peft.samples import Samples
 from diffusion_peft.scaling import set_scales
 from peft_core import report
 from peft_core.errors import PeftError

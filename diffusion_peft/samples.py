@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from PIL import Image
 
 from diffusion_peft.bases import Base
-from diffusion_peft.draw import Drawing, Prompt, draw, embed, embed_negative, grid
+from diffusion_peft.draw import Drawing, Prompt, draw, embed, embed_negative, grid, png_of
 from peft_core.adapter_file import write_files
 
 
@@ -69,9 +68,3 @@ class Samples(Callback):
         png = png_of(grid(rows))
         write_files(self.folder, {name: png})
         return png
-
-
-def png_of(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

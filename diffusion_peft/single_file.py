@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from diffusion_peft.loading import first_line, quiet_loading
 from peft_core.errors import PeftError
 from peft_core.runs import tell
 
@@ -52,8 +53,6 @@ def _convert(file: Path, config: str, folder: Path) -> None:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from safetensors import SafetensorError, safe_open
 
-    from diffusion_peft.bases import quiet_loading
-
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     options = {"config": str(Path(config).expanduser())} if config else {}
@@ -67,9 +66,8 @@ def _convert(file: Path, config: str, folder: Path) -> None:
             pipeline.save_pretrained(part)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PeftError(
-            f"{file} cannot be read as a Stable Diffusion model ({first}): without a network, name a diffusers folder "
-            f"of the same architecture before it, as in FOLDER@{file.name}."
+            f"{file} cannot be read as a Stable Diffusion model ({first_line(error)}): without a network, name a "
+            f"diffusers folder of the same architecture before it, as in FOLDER@{file.name}."
         ) from error
     os.replace(part, folder)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from diffusion_peft.embedding_files import write_embedding
+from diffusion_peft.merge import merged_pipeline, save_pipeline
 from diffusion_peft.personalize.concepts import join
 from diffusion_peft.run import Run, combine
 from diffusion_peft.texts import encode, ids_of
-from diffusion_peft.use import merged_pipeline, save_pipeline
 from peft_core.attach import record_of
 from peft_core.command import command
 from peft_core.errors import PeftError

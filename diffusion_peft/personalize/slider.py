@@ -5,7 +5,6 @@ Gandikota et al., "Concept Sliders: LoRA Adaptors for Precise Control in Diffusi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,39 +13,6 @@ from torch import Tensor
 from diffusion_peft.denoise import Denoiser
 from diffusion_peft.noise import denoising_loss
 from diffusion_peft.scaling import set_scales
-from peft_core.options import Choice
-
-
-def slider(
-    positive: str | None = None,
-    negative: str | None = None,
-    target: str | None = None,
-    attributes: list[str] | None = None,
-    strength: float = 4.0,
-    guidance: float = 3.0,
-    steps: int = 50,
-) -> None:
-    """Options of a slider.
-
-    Args:
-        positive: Prompt of the attribute at scales above 0; with picture pairs it is not needed.
-        negative: Prompt of its opposite.
-        target: What the slider is to act on.
-        attributes: What must not change with it, put before all prompts in turn, e.g. red blue.
-        strength: How far a scale of 1 moves.
-        guidance: Of the pictures that are half drawn to train on.
-        steps: Denoising steps that such a picture would have.
-    """
-
-
-class SliderOptions(Choice):
-    """`--slider.positive "a large toy" --slider.negative "a small toy" --slider.target "a toy"`."""
-
-    named, complete = False, False
-
-    @classmethod
-    def accepts(cls, name: str) -> Callable:
-        return slider
 
 
 def ddim_step(x: Tensor, said: Tensor, alpha: Tensor, alpha_next: Tensor, prediction_type: str) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_peft.bases import quiet_loading
+from diffusion_peft.loading import quiet_loading
 from tests.diffusion_peft.pipelines import stable_diffusion
 
 SHORT = {"steps": 4, "sample_count": 1, "sample_steps": 1, "trainer": {"accelerator": "cpu"}}

@@ -1,0 +1,84 @@
+"""`diffusion_peft sample`: pictures drawn with a run, or with several adapters on one base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from diffusion_peft.draw import Drawing, grid, png_of
+from diffusion_peft.run import combine
+from peft_core.adapter_file import write_files
+from peft_core.command import command
+from peft_core.errors import PeftError
+
+
+@command("diffusion")
+def sample(
+    *,
+    prompt: list[str],
+    run: str | None = None,
+    adapter: list[str] | None = None,
+    base: str | None = None,
+    out: str | None = None,
+    count: int = 4,
+    seed: int = 0,
+    scale: float = 1.0,
+    negative: str = "",
+    steps: int = 30,
+    guidance: float = 7.5,
+    height: int | None = None,
+    width: int | None = None,
+    at_once: int = 8,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    allow_pickle: bool = False,
+) -> Path:
+    """Draw pictures with a run, or with several adapters on one base.
+
+    Args:
+        prompt: One prompt or several.
+        run: A run folder.
+        adapter: PATH:SCALE, repeated: run folders, LoRA files, embedding files.
+        base: Another base than the run's; needed where the adapters are files alone.
+        out: Folder for the pictures; by default RUN/drawn, else drawn.
+        count: Pictures a prompt, with seeds seed, seed + 1, …
+        seed: Of the first picture.
+        scale: Weight of the run's adapter: 0 the base, 1 as trained, any number for a slider.
+        negative: Negative prompt.
+        steps: Denoising steps.
+        guidance: Weight of the prompt.
+        height: In pixels; the base's by default.
+        width: In pixels.
+        at_once: Pictures in one batch.
+        dtype: Of the weights.
+        allow_pickle: Read .pt and .bin files, tensors and plain values only.
+    """
+    adapters = ([(run, scale)] if run else []) + [split_scale(text) for text in adapter or []]
+    if not adapters and base is None:
+        raise PeftError("sample needs --run, --adapter or --base: see `sample --help`.")
+    if count < 1 or steps < 1:
+        raise PeftError(f"--count and --steps must be at least 1, not {count} and {steps}.")
+    loaded = combine(adapters, base, dtype, allow_pickle)
+    rows = loaded.sample(prompt, count, seed, negative, Drawing(steps, guidance, height, width, at_once))
+    folder = Path(out or (Path(run) / "drawn" if run else "drawn")).expanduser()
+    files = {f"{r:02d}-{seed + n}.png": png_of(image) for r, row in enumerate(rows) for n, image in enumerate(row)}
+    write_files(folder, files | {"grid.png": png_of(grid(rows))})
+    print(f"{len(files)} pictures in {folder}; all of them in {folder / 'grid.png'}, a row a prompt")
+    return folder
+
+
+def split_scale(text: str) -> tuple[str, float]:
+    """PATH:SCALE, or PATH alone at 1.
+
+    Raises:
+        PeftError: nothing at PATH.
+    """
+    path, colon, number = text.rpartition(":")
+    try:
+        found = (path, float(number)) if colon else (text, 1.0)
+    except ValueError:
+        found = (text, 1.0)
+    if not Path(found[0]).expanduser().exists():
+        raise PeftError(
+            f"there is no adapter {found[0]}: give a run folder or a file, with :SCALE after it if you like."
+        )
+    return found
