@@ -75,7 +75,8 @@ def main() -> None:
             encoder = Encoder(ours, (0.5,) * 3, (0.5,) * 3)
             some = torch.randint(0, 256, (min(8, batch), 3, height, width), dtype=torch.uint8)
             once = seconds(lambda e=encoder, s=some: e.encode(s), args.device) / len(some) * pictures * args.views
-        features = ours.encode(images).detach().float() if frozen else None
+        width = ours.learner.clip.tower.features
+        features = torch.randn(batch, width, device=args.device) if frozen else None
         runs = {"plain": step(plain, images, labels, None, args), "ours": step(ours, images, labels, features, args)}
         taken: dict[str, list[float]] = {name: [] for name in runs}
         for number in range(args.steps + 1):
