@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import StableDiffusionPipeline
 
 FOLDER = Path(__file__).parent
@@ -36,7 +35,7 @@ def load(folder: str | Path = PIPELINE, **kwargs: Any) -> StableDiffusionPipelin
             f"the reference model {folder} lacks {missing[0]}; reinstall the package or train it again with "
             "python -m diffusion_peft.reference.train"
         )
-    return StableDiffusionPipeline.from_pretrained(str(folder), **({"torch_dtype": torch.float32} | kwargs))
+    return StableDiffusionPipeline.from_pretrained(str(folder), **kwargs)
 
 
 _WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",

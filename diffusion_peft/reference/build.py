@@ -95,6 +95,8 @@ def write_pipeline(
     pipeline.save_pretrained(str(whole), safe_serialization=True)
     shutil.rmtree(whole / "tokenizer")
     write_tokenizer(words(), whole / "tokenizer")
+    config = whole / "text_encoder" / "config.json"  # transformers takes the dtype from it, diffusers float32
+    config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
     for path in whole.rglob("*.safetensors"):
         path.chmod(0o644)
     if folder.exists():

@@ -51,7 +51,7 @@ class Latents:
         pictures, labels = captioned_block(number, "train", self.seed, n=self.n)
         with torch.no_grad():
             latents = [self.vae.encode(images).latent_dist.mean.half() for images in signed(pictures).split(50)]
-        data = {"latents": torch.cat(latents), "labels": labels.to(torch.int8)}
+        data = {"latents": torch.cat(latents).contiguous(), "labels": labels.to(torch.int8)}
         keep(data, path)
         return data
 
@@ -80,7 +80,7 @@ def loss_of(
     tokens: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
     time_steps = torch.randint(0, len(scheduler.alphas_cumprod), (len(latents),))
-    noise = torch.randn_like(latents)
+    noise = torch.randn(latents.shape)
     noisy = scheduler.add_noise(latents, noise, time_steps)
     with torch.autocast("cpu", torch.bfloat16):
         guess = unet(noisy, time_steps, text_encoder(tokens)[0]).sample

@@ -125,6 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=400, help="samples to judge")
     parser.add_argument("--steps", type=int, default=25, help="of the sampler")
     parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--drawn", type=int, default=1000, help="drawn pictures to judge")
     parser.add_argument("--judge-steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
@@ -136,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
         if args.judge:
             keep(judge.state_dict(), args.judge)
     pipeline = load(args.pipeline)
-    pictures, labels = captioned_block(0, "judge held out", args.seed, n=1000)
+    pictures, labels = captioned_block(0, "judge held out", args.seed, n=args.drawn)
     with torch.no_grad():
         passed = [pipeline.vae.decode(pipeline.vae.encode(some).latent_dist.mean).sample for some in
                   signed(pictures).split(50)]  # fmt: skip
