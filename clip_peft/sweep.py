@@ -132,7 +132,11 @@ def carried_out(jobs: Sequence[tuple[Trial, dict]], workers: int, threads: int, 
             yield trial, *carry_out(trial, settings, threads, overwrite)
         return
     each = threads or max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        context.set_forkserver_preload(["clip_peft.job"])  # imported once for all
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         waiting = {pool.submit(carry_out, trial, settings, each, overwrite): trial for trial, settings in jobs}
         try:
             for done in as_completed(waiting):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SERVER = multiprocessing.get_context("forkserver")  # children start with everything imported, and are real processes
-SERVER.set_forkserver_preload(["clip_peft.job", "clip_peft.fit", "jsonargparse", "docstring_parser"])
+SERVER.set_forkserver_preload(["tests.clip_peft.warm"])
 RUNS = {
     "coop": {"method": {"name": "coop", "context": 2}},
     "promptsrc": {"method": {"name": "promptsrc", "depth": 2, "template": "{}.", "mean": 2.0}},
