@@ -111,7 +111,8 @@ def fit(
         dtype: Of the frozen weights; what trains is float32.
         gradient_checkpointing: Compute activations again in the backward pass, for less memory.
         compile: Compile the UNet with torch.compile.
-        cache: Where latents, embeddings and prior pictures are kept: auto (the user's cache folder), a folder, or off.
+        cache: Where latents, embeddings and prior pictures are kept: auto (the user's cache folder), a folder, or off (in
+            memory, but for prior pictures).
         sample_prompts: Prompts of the sample grids; by default the training prompt.
         sample_count: Pictures a prompt, with seeds 0, 1, …; 0 draws none.
         sample_every: Steps between sample grids during training, at the end of an epoch; 0 draws at the end only.

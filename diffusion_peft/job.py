@@ -67,7 +67,7 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
         samples.scales = SLIDES
     else:
         examples, about = prepare(base, concepts, settings, device, trains_text)
-    samples.embed(base, prompts or about["prompts"], settings["clip_skip"], trains_text)
+    samples.embed(base, prompts or about["prompts"], trains_text, device)
     base.free("vae", *(() if trains_text else base.text_parts))
 
     unet, texts = models(base, settings, tokens, trains_text)
@@ -97,6 +97,7 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
     if not trainer.is_global_zero:
         return {}
     saver.after_epoch()
+    denoiser.to(device)  # Lightning leaves it on the processor
     counts = {path.removeprefix("texts."): count_parameters(model) for path, model in denoiser.adapted().items()}
     losses = [row["loss"] for row in denoiser.history][-max(1, len(denoiser.history) // 10) :]
     results = {

@@ -85,10 +85,6 @@ def resolution(base: Base, wanted: int | None) -> tuple[int, int]:
 
 def _prior(base: Base, concept: Concept, settings: dict[str, Any], side: int, device: torch.device) -> list[Picture]:
     how = Drawing(settings["sample_steps"], settings["guidance"], side, side)
-    where = (
-        None
-        if settings["cache"] == "auto"
-        else Path(settings["out"] if settings["cache"] == "off" else settings["cache"])
-    )
+    where = None if settings["cache"] in ("auto", "off") else Path(settings["cache"])
     prompt, count = str(concept.class_prompt), settings["prior_count"]
     return prior_pictures(base, prompt, concept.prior, count, how, settings["seed"], device, where)

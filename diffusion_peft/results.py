@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from PIL import Image
@@ -10,9 +9,8 @@ from PIL import Image
 from diffusion_peft.denoise import Denoiser
 from diffusion_peft.draw import grid, png_of
 from diffusion_peft.samples import Samples
-from diffusion_peft.scaling import set_scales
+from diffusion_peft.scaling import can_be_scaled, set_scales
 from peft_core import report
-from peft_core.errors import PeftError
 from peft_core.runs import CONFIG, RunFolder, peak_memory, versions
 
 
@@ -48,10 +46,10 @@ def drawn(denoiser: Denoiser, samples: Samples) -> list[tuple[str, str]]:
                 for text, row in zip(samples.texts, rows, strict=True)]  # fmt: skip
     sweep: list[list[Image.Image]] = []
     models = list(denoiser.adapted().values())
-    with contextlib.suppress(PeftError):  # full fine-tuning has no scale
+    if can_be_scaled(models):
         for scale in samples.scales:
-            if set_scales(models, scale):
-                sweep.append([row[0] for row in samples.rows(denoiser)])
+            set_scales(models, scale)
+            sweep.append([row[0] for row in samples.rows(denoiser)])
         set_scales(models, 1.0)
     if sweep:
         columns = [[at[number] for at in sweep] for number in range(len(samples.texts))]

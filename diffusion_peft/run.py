@@ -20,8 +20,8 @@ from diffusion_peft.scaling import set_scales
 from diffusion_peft.texts import check_length
 from diffusion_peft.tokens import add_embedding, place_tokens
 from peft_core import PeftError, load_adapter
-from peft_core.adapter_file import read_card
-from peft_core.attach import record_of
+from peft_core.adapter_file import read_card, read_weights
+from peft_core.attach import is_inserted, record_of
 from peft_core.runs import read_run_config, tell
 
 
@@ -128,7 +128,7 @@ def combine(
     for folder, config, name, (_, scale) in zip(folders, configs, names, adapters, strict=True):
         if config is not None:
             run.clip_skip = config["clip_skip"]
-            _add_run(run, folder, name, alone=len(adapters) == 1)
+            _add_run(run, folder, name)
         elif is_concept(folder):
             load_concept(run.unet, read_concept(folder, allow_pickle))
             run.names[name] = {}
@@ -161,7 +161,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _add_run(run: Run, folder: Path, name: str, alone: bool) -> None:
+def _add_run(run: Run, folder: Path, name: str) -> None:
     parts = sorted(path.name for path in (folder / "adapter").glob("*") if (path / "adapter.json").is_file())
     if not parts:
         raise PeftError(f"{folder} has no adapter yet: give its `fit` command again, which goes on where it stopped.")
@@ -173,11 +173,9 @@ def _add_run(run: Run, folder: Path, name: str, alone: bool) -> None:
                 f"{run.base.name} is {KINDS[run.base.kind]}: give --base that one."
             )
         model = run.base.part(part)
-        trained = [
-            e for e in card["adaptations"] if e["method"] in ("full", "custom_diffusion", "bitfit", "layer_norm")
-        ]
         taken = list(record_of(model).adaptations.values()) if "_peft_record" in model.__dict__ else []
-        if not alone and trained and any(adaptation.trained for adaptation in taken):
+        overwrites = not all(map(is_inserted, read_weights(folder / "adapter" / part)))
+        if overwrites and any(adaptation.trained for adaptation in taken):
             raise PeftError(
                 f"{folder} and another of these adapters both overwrite weights of the {part}, so they cannot stand side by "
                 "side: `diffusion_peft join` joins Custom Diffusion runs."

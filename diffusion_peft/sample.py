@@ -10,6 +10,7 @@ from diffusion_peft.run import combine
 from peft_core.adapter_file import write_files
 from peft_core.command import command
 from peft_core.errors import PeftError
+from peft_core.runs import tell
 
 
 @command("diffusion")
@@ -58,6 +59,9 @@ def sample(
     if count < 1 or steps < 1:
         raise PeftError(f"--count and --steps must be at least 1, not {count} and {steps}.")
     loaded = combine(adapters, base, dtype, allow_pickle)
+    silent = [token for token in loaded.tokens if not any(token in text for text in prompt)]
+    if silent:
+        tell(f"note: no prompt has {', '.join(silent)} in it, which these adapters taught")
     rows = loaded.sample(prompt, count, seed, negative, Drawing(steps, guidance, height, width, at_once))
     folder = Path(out or (Path(run) / "drawn" if run else "drawn")).expanduser()
     files = {f"{r:02d}-{seed + n}.png": png_of(image) for r, row in enumerate(rows) for n, image in enumerate(row)}

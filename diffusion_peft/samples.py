@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from PIL import Image
 
@@ -36,12 +37,13 @@ class Samples(Callback):
         self.scales: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
         """Of the sweep at the end."""
 
-    def embed(self, base: Base, texts: Sequence[str], clip_skip: int, trains_text: bool) -> None:
+    def embed(self, base: Base, texts: Sequence[str], trains_text: bool, device: torch.device) -> None:
         """Takes the prompts, and embeds them now where the text encoders do not train."""
-        self.base, self.texts, self.clip_skip = base, list(texts), clip_skip
+        self.base, self.texts = base, list(texts)
         if self.count and not trains_text:
-            self.prompts = [embed(base, text, clip_skip) for text in texts]
-            self.prompts.append(embed_negative(base, "", clip_skip))
+            encoders = [encoder.to(device) for encoder in base.text_encoders]
+            self.prompts = [embed(base, text, self.clip_skip, encoders) for text in texts]
+            self.prompts.append(embed_negative(base, "", self.clip_skip, encoders))
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         if not self.every or not self.count or not trainer.is_global_zero:

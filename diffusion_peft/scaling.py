@@ -23,3 +23,10 @@ def set_scales(models: Iterable[nn.Module], scale: float, prefix: str = "") -> i
                 set_scale(model, scale, adaptation.name)
                 count += 1
     return count
+
+
+def can_be_scaled(models: Iterable[nn.Module]) -> bool:
+    """Whether there is an adaptation with a size, and none that keeps no originals (`full`)."""
+    records = [model.__dict__["_peft_record"] for model in models if "_peft_record" in model.__dict__]
+    methods = [adaptation.method for record in records for adaptation in record.adaptations.values()]
+    return all(m.keeps_originals for m in methods) and any(m.name != "textual_inversion" for m in methods)

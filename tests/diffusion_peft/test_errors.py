@@ -118,6 +118,8 @@ def test_use(lora_run: Path, sd15: str, tmp_path: Path, capsys: pytest.CaptureFi
 
     assert "there is no adapter nowhere" in said("sample --prompt a --adapter nowhere:0.5")
     assert "sample needs --run, --adapter or --base" in said("sample --prompt a")
+    assert main(f"sample --run {lora_run} --prompt a --count 1 --steps 1 --out {tmp_path}/drawn".split()) == 0
+    assert "note: no prompt has <toy> in it" in capsys.readouterr().err
     assert "the prompt has 79 tokens" in said(f"sample --run {lora_run} --prompt {'a' * 77}")
     assert 'did you mean "kohya"' in said(f"export --run {lora_run} --format kohia")
     assert "was trained with lora" in said(f"export --run {lora_run} --format custom_diffusion")
