@@ -15,7 +15,8 @@ from peft_core.errors import PeftError
 
 CONFIG, RESULTS = "config.yaml", "results.json"
 FILES = (
-    RESULTS, "metrics.csv", "curves.png", "confusion.png", "predictions.csv", "report.html", "last.ckpt", "adapter", CONFIG,
+    RESULTS, "metrics.csv", "curves.png", "confusion.png", "predictions.csv", "report.html", "samples", "last.ckpt",
+    "adapter", CONFIG,
 )  # fmt: skip
 FREE = ("out", "overwrite", "save_every")
 """Settings that may differ between a run and the command that goes on with it."""
