@@ -87,8 +87,8 @@ def run(
     began = time.monotonic()
     views = training_views(encoder, train, settings)
     if hasattr(whole.learner, "remember"):  # a cache of the training pictures
-        kept = views or [encoder.encode(train.images)]
-        whole.learner.remember(torch.stack(list(kept)).to(encoder.device), train.labels)
+        kept = torch.stack(views or encoder.views(train.images, [None]))
+        whole.learner.remember(kept.to(encoder.device), train.labels)
     caching = time.monotonic() - began
     folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
     contrast, epochs = None, 0
@@ -116,7 +116,7 @@ def run(
         "accuracy": None,
         "ece": None,
         **(figures(scores, scored, data.class_names) if scores and scored else {"per_class": {}, "bins": []}),
-        "evaluated_on": (settings["eval_on"] if data.val is not data.test else "test") if scored else None,
+        "evaluated_on": settings["eval_on"] if scored else None,
         "classes": settings["classes"],
         "shots": settings["shots"],
         "epoch": epochs,

@@ -80,6 +80,12 @@ def test_caching_changes_nothing_but_time(backbone: str, photos: str, tmp_path: 
     choice = {"name": "kgcoop", "context": 2}
     common = SHORT | {"augment": "none", "epochs": 2}
     for views in (2, 0):
-        fit(data=photos, backbone=backbone, method=choice, out=str(tmp_path / str(views)), **common | {"cache_views": views})
+        fit(
+            data=photos,
+            backbone=backbone,
+            method=choice,
+            out=str(tmp_path / str(views)),
+            **common | {"cache_views": views},
+        )
     one, other = (load_file(tmp_path / name / "adapter/adapter.safetensors")["context"] for name in "20")
     torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
