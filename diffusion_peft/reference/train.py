@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--state", type=Path, default=folder() / "reference-diffusion", help="folder of the states")
     out.add_argument("--out", type=Path, default=PIPELINE, help="folder of the pipeline")
     out.add_argument("--seed", type=int, default=0)
-    out.add_argument("--vae-steps", type=int, default=3000)
+    out.add_argument("--vae-steps", type=int, default=6000)
     out.add_argument("--vae-lr", type=float, default=1.5e-3)
     out.add_argument("--steps", type=int, default=30_000, help="of UNet and text encoder")
     out.add_argument("--batch", type=int, default=32)
