@@ -46,10 +46,17 @@ def optimiser_of(model: CLIP, lr: float, weight_decay: float) -> tuple[torch.opt
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True), decayed + rest
 
 
-def restore(path: Path, optimiser: torch.optim.AdamW, parameters: list[nn.Parameter]) -> int:
-    """Puts the written state back, where there is one, and gives the number of steps done."""
+def fingerprint(path: Path) -> torch.Tensor:
+    """The first 8 bytes of a file's SHA-256."""
+    return torch.tensor(list(hashlib.sha256(path.read_bytes()).digest()[:8]), dtype=torch.uint8)
+
+
+def restore(
+    path: Path, optimiser: torch.optim.AdamW, parameters: list[nn.Parameter]
+) -> tuple[int, torch.Tensor | None]:
+    """Puts the written state back, where there is one, and gives the number of steps done and the ViT's fingerprint."""
     if not path.is_file():
-        return 0
+        return 0, None
     state = load_file(path)
     step = int(state["step"])
     for k, parameter in enumerate(parameters):
@@ -59,22 +66,23 @@ def restore(path: Path, optimiser: torch.optim.AdamW, parameters: list[nn.Parame
             "exp_avg": state[f"{k}.mean"],
             "exp_avg_sq": state[f"{k}.square"],
         }
-    return step
+    return step, state["vit"]
 
 
-def store(path: Path, step: int, optimiser: torch.optim.AdamW, parameters: list[nn.Parameter]) -> None:
+def store(
+    path: Path, step: int, vit: torch.Tensor, optimiser: torch.optim.AdamW, parameters: list[nn.Parameter]
+) -> None:
     """Writes values and moments of all parameters."""
-    tensors = {"step": torch.tensor(step)}
+    tensors = {"step": torch.tensor(step), "vit": vit}
     for k, parameter in enumerate(parameters):
         moments = optimiser.state[parameter]
         tensors |= {f"{k}.value": parameter.data, f"{k}.mean": moments["exp_avg"], f"{k}.square": moments["exp_avg_sq"]}
     keep(tensors, path)
 
 
-def export(model: CLIP, args: argparse.Namespace, step: int) -> None:
+def export(model: CLIP, args: argparse.Namespace, step: int, vit: torch.Tensor) -> None:
     """Writes float16 weights and the card with its accuracies."""
     keep({name: value.half() for name, value in model.state_dict().items()}, args.weights)
-    vit = hashlib.sha256(vision_peft.reference.WEIGHTS.read_bytes()).hexdigest()[:16]
     card = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "seed": args.seed,
@@ -82,7 +90,7 @@ def export(model: CLIP, args: argparse.Namespace, step: int) -> None:
         "batch": [args.batch, args.texts],
         "pictures": args.blocks * BLOCK,
         "logit scale": model.logit_scale.exp().item(),
-        "image tower started from": f"vision_peft/reference/vit.safetensors, sha256 {vit}…",
+        "image tower started from": f"a reference ViT whose SHA-256 begins with {bytes(vit.tolist()).hex()}",
         "held-out pretraining pictures, % correct": held_out(model, args.seed),
         "world/open, test": table(model, coop_seeds=args.coop_seeds),
         "command": "python -m clip_peft.reference.train",
@@ -104,6 +112,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=100, help="steps between two writings of the state")
     parser.add_argument("--state", type=Path, default=folder() / "reference-clip.safetensors")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument(
+        "--vit", type=Path, default=vision_peft.reference.WEIGHTS, help="what the image tower starts from"
+    )
     parser.add_argument("--coop-seeds", type=int, default=3, help="seeds of CoOp in the card")
     parser.add_argument("--export", action="store_true", help="write weights and card from the state as it is, and end")
     return parser.parse_args()
@@ -114,11 +125,14 @@ def main() -> None:
     args = parsed()
     torch.manual_seed(args.seed)
     model = load(pretrained=False)
-    start_from_vit(model.visual, vision_peft.reference.load())
+    body = vision_peft.reference.load(pretrained=False)
+    body.load_state_dict({name: value.float() for name, value in load_file(args.vit).items()}, strict=False)
+    start_from_vit(model.visual, body)
     optimiser, parameters = optimiser_of(model, args.lr, args.weight_decay)
-    start = restore(args.state, optimiser, parameters)
+    start, vit = restore(args.state, optimiser, parameters)
+    vit = fingerprint(args.vit) if vit is None else vit
     if args.export:
-        return export(model, args, start)
+        return export(model, args, start, vit)
     data, encode = pool(args.blocks, seed=args.seed), tokenizer()
     began, seen = time.monotonic(), 0.0
     for step in range(start, args.steps):
@@ -144,10 +158,10 @@ def main() -> None:
             )
             seen = 0.0
         if done % args.every == 0 or done == args.steps:
-            store(args.state, done, optimiser, parameters)
+            store(args.state, done, vit, optimiser, parameters)
             if done % (5 * args.every) == 0:
                 print(json.dumps(held_out(model, args.seed) | table(model)), flush=True)
-    return export(model, args, args.steps)
+    return export(model, args, args.steps, vit)
 
 
 if __name__ == "__main__":

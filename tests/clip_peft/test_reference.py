@@ -168,6 +168,8 @@ if reference.WEIGHTS.is_file():
         assert all(abs(found[part] - said[part]) < 1 for part in said)
 
     def test_the_fields_phenomena() -> None:
+        """Chance is 6.25 %; names known from pretraining's base combinations are told better than new ones."""
         for task, result in reference.card()["world/open, test"].items():
-            assert min(result["zero-shot"]["base"], result["zero-shot"]["new"]) > 2 * 100 / 16, task
-            assert result["coop"]["base"] > result["zero-shot"]["base"], task
+            first, prompt = result["zero-shot"], result["coop"]
+            assert 5 * 6.25 < first["new"] < first["base"] < 90, task
+            assert abs(prompt["new"] - first["new"]) > 1, task
