@@ -72,7 +72,9 @@ def grouped(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def label(method: dict[str, Any]) -> str:
     settings = {key: value for key, value in method.items() if key != "name" and value is not None}
-    short = ", ".join(f"{key} {' '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for key, v in settings.items())
+    short = ", ".join(
+        f"{key} {' '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for key, v in settings.items()
+    )
     return f"{method['name']} ({short})" if short else method["name"]
 
 
@@ -84,7 +86,9 @@ def table(rows: list[dict[str, Any]], one: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        accuracy = f"{100 * row['accuracy']:.1f} %" + (f" ± {100 * row['spread']:.1f}" if row["spread"] is not None else "")
+        accuracy = f"{100 * row['accuracy']:.1f} %" + (
+            f" ± {100 * row['spread']:.1f}" if row["spread"] is not None else ""
+        )
         share = 100 * row["inserted"] / row["total"]
         lines.append(
             f"| {row['method']} | {accuracy} | {row['seeds']} | {row['inserted']:,} | {row['head']:,} | {share:.2f} % "

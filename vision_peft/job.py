@@ -80,7 +80,9 @@ def run(
     folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
     checkpoint = folder.path / CHECKPOINT
     with quiet():
-        trainer.fit(classifier, batches, scoring if every else None, ckpt_path=checkpoint if checkpoint.is_file() else None)
+        trainer.fit(
+            classifier, batches, scoring if every else None, ckpt_path=checkpoint if checkpoint.is_file() else None
+        )
         if protocol == "legacy":
             model.load_state_dict(classifier.best["state"], strict=False)
         began = time.monotonic()
@@ -129,7 +131,9 @@ def splits(data: ClassificationData, eval_on: str, protocol: str) -> tuple[Pictu
         if not len(data.val):
             raise PeftError(f"{data.name} has no val split to choose on: give it one, or use --eval_on test.")
         if protocol == "legacy":
-            raise PeftError("the legacy protocol chooses the epoch on the test split: it goes with --eval_on test only.")
+            raise PeftError(
+                "the legacy protocol chooses the epoch on the test split: it goes with --eval_on test only."
+            )
         return data.train, data.val, "val"
     if protocol == "legacy" and not len(data.test):
         raise PeftError(f"the legacy protocol needs a test split, and {data.name} has none: use --protocol honest.")

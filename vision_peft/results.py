@@ -54,7 +54,9 @@ def describe_protocol(results: dict[str, Any]) -> str:
     if results["evaluated_on"] is None:
         return "no pictures apart from the training ones"
     if results["protocol"] == "legacy":
-        return "legacy protocol: the epoch was chosen on the test set, so this is too high to be compared with honest ones"
+        return (
+            "legacy protocol: the epoch was chosen on the test set, so this is too high to be compared with honest ones"
+        )
     if results["evaluated_on"] == "val":
         return "trained on train, last epoch, scored on val: a figure to choose settings by"
     return "honest protocol: trained on train + val, last epoch, scored once on test"
@@ -64,9 +66,14 @@ def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
     count, seconds, memory = results["parameters"], results["seconds"], results["peak_memory"]
     normal = results["normalisation"]
     share = 100 * count["inserted"] / max(1, count["total"] - count["head"])
-    settings = ", ".join(f"{key} {value}" for key, value in results["method"].items() if key != "name" and value is not None)
+    settings = ", ".join(
+        f"{key} {value}" for key, value in results["method"].items() if key != "name" and value is not None
+    )
     return [
-        ("protocol", f"{results['protocol']}, epoch {results['epoch']}, scored on {results['evaluated_on'] or 'nothing'}"),
+        (
+            "protocol",
+            f"{results['protocol']}, epoch {results['epoch']}, scored on {results['evaluated_on'] or 'nothing'}",
+        ),
         ("data", f"{results['data']}: " + ", ".join(f"{n:,} {name}" for name, n in results["pictures"].items())),
         ("method", f"{results['method']['name']} ({settings})"),
         ("backbone", f"{results['backbone']}, weights {results['checkpoint_family']}"),
@@ -102,7 +109,9 @@ def prediction_rows(data: ClassificationData, scores: Scores, pictures: DecodedP
 def picture_section(data: ClassificationData, scores: Scores, pictures: DecodedPictures) -> str:
     """The wrong ones that the model was surest of, then right ones, surest last."""
     wrong = scores.predicted != pictures.labels
-    order = sorted(range(len(pictures)), key=lambda row: (not wrong[row], -scores.probability[row].item() * bool(wrong[row])))
+    order = sorted(
+        range(len(pictures)), key=lambda row: (not wrong[row], -scores.probability[row].item() * bool(wrong[row]))
+    )
     n_wrong = min(int(wrong.sum()), math.ceil(SHOWN * 2 / 3))
     chosen = order[:n_wrong] + order[int(wrong.sum()) :][: SHOWN - n_wrong]
     cells = []

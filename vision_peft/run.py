@@ -67,7 +67,9 @@ class Run:
         try:
             return torch.from_numpy(self.fit.picture(read_picture(source)).copy())
         except UNREADABLE as error:
-            raise PeftError(f"{image} is no picture that can be read ({str(error) or type(error).__name__}).") from error
+            raise PeftError(
+                f"{image} is no picture that can be read ({str(error) or type(error).__name__})."
+            ) from error
 
     def predict(self, images: Any, batch_size: int = 64) -> list[Prediction]:
         """The class of each picture: paths, PIL images or uint8 tensors, one, several, or a batch `B 3 H W`."""

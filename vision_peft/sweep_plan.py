@@ -146,7 +146,9 @@ def expand_data(patterns: Sequence[str]) -> tuple[str, ...]:
             matches = [name for name in known if fits(name, pattern)] or folders(pattern)
             if not matches:
                 groups = dict.fromkeys(f"{name.rpartition('/')[0]}/*" for name in known if "/" in name)
-                raise PeftError(f'no data set matches "{pattern}"{nearest(pattern, groups)} (`list data` shows the names).')
+                raise PeftError(
+                    f'no data set matches "{pattern}"{nearest(pattern, groups)} (`list data` shows the names).'
+                )
             found += matches
         elif is_data(pattern, known):
             found.append(pattern)

@@ -42,7 +42,9 @@ def test(
     chosen = data or Data(saved["name"], {key: value for key, value in saved.items() if key != "name"})
     opened = chosen.open()
     if opened.class_names != loaded.class_names:
-        raise PeftError(f"{opened.name} has other classes than {run} was trained on: give a data set with the same ones.")
+        raise PeftError(
+            f"{opened.name} has other classes than {run} was trained on: give a data set with the same ones."
+        )
     pictures = getattr(opened, split)
     if not len(pictures):
         raise PeftError(f"{opened.name} has no {split} split: choose another with --split.")

@@ -88,9 +88,7 @@ def crop_flip(
     return _flipped(torch.stack(cut), draws[4, :, 0] < 0.5)
 
 
-def randaug(
-    images: torch.Tensor, generator: torch.Generator, operations: int = 2, magnitude: int = 9
-) -> torch.Tensor:
+def randaug(images: torch.Tensor, generator: torch.Generator, operations: int = 2, magnitude: int = 9) -> torch.Tensor:
     """RandAugment (Cubuk et al., 2020) of each picture by itself, as torchvision does it, after `flip`."""
     from torchvision.transforms.v2 import RandAugment
 

@@ -1,7 +1,7 @@
 """A table of pictures: a .csv file with the header `path,label`, and a column `split` if it fixes the splits.
 
-    path,label,split
-    img/1.jpg,cat,train
+path,label,split
+img/1.jpg,cat,train
 """
 
 from __future__ import annotations

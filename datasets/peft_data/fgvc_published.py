@@ -1,9 +1,9 @@
 """The five fine-grained sets as their authors publish them: which picture is in which split, and its class.
 
-    CUB-200-2011, NABirds   images.txt image_class_labels.txt train_test_split.txt; pictures in images/
-    Stanford Dogs           train_list.mat test_list.mat (in lists/ or beside Images/)
-    Stanford Cars           cars_annos.mat with car_ims/, or devkit/ with cars_train/ and cars_test/
-    Oxford Flowers          setid.mat imagelabels.mat with jpg/
+CUB-200-2011, NABirds   images.txt image_class_labels.txt train_test_split.txt; pictures in images/
+Stanford Dogs           train_list.mat test_list.mat (in lists/ or beside Images/)
+Stanford Cars           cars_annos.mat with car_ims/, or devkit/ with cars_train/ and cars_test/
+Oxford Flowers          setid.mat imagelabels.mat with jpg/
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Folders of pictures: `train/ val/ test/` with a folder per class in each, or just a folder per class.
 
-    photos/train/cat/1.jpg  photos/train/dog/2.png  photos/val/…  photos/test/…          or          photos/cat/1.jpg
+photos/train/cat/1.jpg  photos/train/dog/2.png  photos/val/…  photos/test/…          or          photos/cat/1.jpg
 """
 
 from __future__ import annotations

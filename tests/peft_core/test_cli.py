@@ -124,7 +124,12 @@ def test_files_then_flags(run, tmp_path) -> None:
     (tmp_path / "a.yaml").write_text("paper: a\nsize: 1e-1\nshape: {name: square, side: 3}\ncolours: [x]\n")
     (tmp_path / "b.yaml").write_text("command: art draw\nsize: 0.5\n")
     got = run(f"draw --size 0.7 --config {tmp_path}/a.yaml --config {tmp_path}/b.yaml")
-    assert (got["paper"], got["size"], got["shape"], got["colours"]) == ("a", 0.7, Shape("square", {"side": 3.0}), ["x"])
+    assert (got["paper"], got["size"], got["shape"], got["colours"]) == (
+        "a",
+        0.7,
+        Shape("square", {"side": 3.0}),
+        ["x"],
+    )
     assert run(f"draw --config {tmp_path}/a.yaml --config {tmp_path}/b.yaml")["size"] == 0.5
     assert run(f"draw --config {tmp_path}/a.yaml")["size"] == 0.1
     changed = run(f"draw --config {tmp_path}/a.yaml --shape round")["shape"]

@@ -36,7 +36,9 @@ def test_another_run(folder: RunFolder) -> None:
     other = CONFIG | {"lr": 0.1, "method": {"name": "vpt"}}
     assert folder.check(other) == "new"  # nothing was trained yet, so nothing would be lost
     (folder.path / "last.ckpt").touch()
-    with pytest.raises(PeftError, match="holds another run .lr is 1e-06 there, 0.1 here, method.name is lora there, vpt here"):
+    with pytest.raises(
+        PeftError, match="holds another run .lr is 1e-06 there, 0.1 here, method.name is lora there, vpt here"
+    ):
         folder.check(other)
     assert folder.check(other, overwrite=True) == "new"
     assert (folder.path / "last.ckpt").exists()  # checking changes nothing

@@ -81,10 +81,17 @@ def test_colours_do_not_give_the_class_away(task: str) -> None:
 def two_things() -> object:
     """A large red star in front at the left, a small blue circle behind at the lower right, on grey."""
     return make_scene(
-        torch.tensor([7]), 2, shape=torch.tensor([shape_ids("star", "circle")]), x=torch.tensor([[-0.4, 0.6]]),
-        y=torch.tensor([[0.0, 0.6]]), size=torch.tensor([[0.5, 0.15]]), z=torch.tensor([[1.0, 2.0]]),
-        colour=torch.tensor([[[0.9, 0.1, 0.1], [0.1, 0.1, 0.9]]]), ground=torch.full((1, 3), 0.5),
-        ground2=torch.full((1, 3), 0.5), velocity=torch.tensor([[[0.6, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]),
+        torch.tensor([7]),
+        2,
+        shape=torch.tensor([shape_ids("star", "circle")]),
+        x=torch.tensor([[-0.4, 0.6]]),
+        y=torch.tensor([[0.0, 0.6]]),
+        size=torch.tensor([[0.5, 0.15]]),
+        z=torch.tensor([[1.0, 2.0]]),
+        colour=torch.tensor([[[0.9, 0.1, 0.1], [0.1, 0.1, 0.9]]]),
+        ground=torch.full((1, 3), 0.5),
+        ground2=torch.full((1, 3), 0.5),
+        velocity=torch.tensor([[[0.6, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]),
     )
 
 

@@ -33,7 +33,9 @@ def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def same_but_for_the_head(model: torch.nn.Module, stock: torch.nn.Module) -> bool:
     theirs = stock.state_dict()
-    return all(torch.equal(value, theirs[key]) for key, value in model.state_dict().items() if not key.startswith("head."))
+    return all(
+        torch.equal(value, theirs[key]) for key, value in model.state_dict().items() if not key.startswith("head.")
+    )
 
 
 def test_reference() -> None:

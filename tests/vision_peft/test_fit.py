@@ -38,7 +38,9 @@ def test_five_epochs_of_lora_read_digits(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_run_folder(short_run: Path) -> None:
-    files = "adapter config.yaml confusion.png curves.png last.ckpt metrics.csv predictions.csv report.html results.json"
+    files = (
+        "adapter config.yaml confusion.png curves.png last.ckpt metrics.csv predictions.csv report.html results.json"
+    )
     assert sorted(os.listdir(short_run)) == files.split()
     results = json.loads((short_run / "results.json").read_text())
     assert 0 <= results["accuracy"] <= 1 and len(results["per_class"]) == 10
@@ -54,7 +56,7 @@ def test_run_folder(short_run: Path) -> None:
     right = sum(int(row["correct"]) for row in rows)
     assert right / len(rows) == pytest.approx(results["accuracy"])
     report = (short_run / "report.html").read_text()
-    assert "data:image/png;base64," in report and "src=\"http" not in report and "taken for" in report
+    assert "data:image/png;base64," in report and 'src="http' not in report and "taken for" in report
     assert (short_run / "last.ckpt").stat().st_size < 1e6  # the trainable part and the optimiser's, not the backbone
 
 
@@ -209,7 +211,12 @@ def test_full_disk_keeps_the_old_files(
 
 
 def test_mistakes_leave_no_folder(tmp_path: Path) -> None:
-    for settings in ({"backbone": "nope"}, {"method": {"name": "lora", "rank": 1000}}, {"augment": "no"}, {"batch_size": 0}):
+    for settings in (
+        {"backbone": "nope"},
+        {"method": {"name": "lora", "rank": 1000}},
+        {"augment": "no"},
+        {"batch_size": 0},
+    ):
         with pytest.raises(ValueError):
             fit(out=str(tmp_path / "run"), **({"data": "digits"} | SHORT | settings))
     assert not (tmp_path / "run").exists()

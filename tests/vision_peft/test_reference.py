@@ -64,8 +64,25 @@ def test_training_goes_on_after_a_kill_with_the_same_result(tmp_path, monkeypatc
         (tmp_path / name).mkdir(exist_ok=True)
         state, weights = tmp_path / name / "state.safetensors", tmp_path / name / "weights.safetensors"
         monkeypatch.setattr(train, "keep", keep_then_die)
-        monkeypatch.setattr(sys, "argv", ["train", "--steps", "4", "--every", "2", "--blocks", "1", "--batch", "16",
-                                          "--state", str(state), "--weights", str(weights)])
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            [
+                "train",
+                "--steps",
+                "4",
+                "--every",
+                "2",
+                "--blocks",
+                "1",
+                "--batch",
+                "16",
+                "--state",
+                str(state),
+                "--weights",
+                str(weights),
+            ],
+        )
         if killed:
             with pytest.raises(KeyboardInterrupt):
                 train.main()

@@ -41,16 +41,26 @@ def load(num_classes: int = 0, pretrained: bool = True, **timm_kwargs: Any) -> V
                 f"the reference weights {WEIGHTS} cannot be read ({error}); reinstall the package or train them again "
                 "with python -m vision_peft.reference.train"
             ) from error
-        wrong = [name for name, value in model.state_dict().items()
-                 if not name.startswith("head.") and (name not in state or state[name].shape != value.shape)]
+        wrong = [
+            name
+            for name, value in model.state_dict().items()
+            if not name.startswith("head.") and (name not in state or state[name].shape != value.shape)
+        ]
         if wrong:
             raise ValueError(
                 f"the reference weights do not fit this model, first at {wrong[0]!r}; leave out the arguments "
                 f"{sorted(timm_kwargs)} or pass pretrained=False"
             )
         model.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
-    cfg = {"mean": tuple(CARD["mean"]), "std": tuple(CARD["std"]), "input_size": tuple(CARD["input_size"]),
-           "crop_pct": 1.0, "interpolation": "bicubic", "num_classes": num_classes, "architecture": "reference",
-           "tag": ""}
+    cfg = {
+        "mean": tuple(CARD["mean"]),
+        "std": tuple(CARD["std"]),
+        "input_size": tuple(CARD["input_size"]),
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "num_classes": num_classes,
+        "architecture": "reference",
+        "tag": "",
+    }
     vars(model).update(pretrained_cfg=cfg, default_cfg=cfg)
     return model

@@ -45,9 +45,11 @@ class Pretrainer(nn.Module):
 
 def pool(blocks: int, first: int, seed: int) -> dict[str, torch.Tensor]:
     """Drawn pictures, labels and dense targets of some blocks, from the cache where they are there."""
+
     def make() -> dict[str, torch.Tensor]:
         parts = [pretraining_block(first + block, seed) for block in range(blocks)]
         return dict(zip(("pictures", "labels", "dense"), map(torch.cat, zip(*parts, strict=True)), strict=True))
+
     return cached(f"world/pretraining-{first}-{blocks}-seed{seed}", make)
 
 
@@ -70,9 +72,7 @@ def batch(data: dict[str, torch.Tensor], step: int, size: int, seed: int) -> tup
     return images, data["labels"][order], data["dense"][order]
 
 
-def loss_of(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, dense: torch.Tensor
-) -> torch.Tensor:
+def loss_of(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
     """Sum of cross entropies over a batch's known attributes, per picture, and of the dense terms."""
     logits, maps = model(images)
     total = torch.zeros(())
@@ -133,7 +133,10 @@ def main() -> None:
         for k, parameter in enumerate(parameters):
             parameter.data.copy_(state[f"{k}.value"])
             optimiser.state[parameter] = {
-                "step": torch.tensor(float(start)), "exp_avg": state[f"{k}.mean"], "exp_avg_sq": state[f"{k}.square"]}
+                "step": torch.tensor(float(start)),
+                "exp_avg": state[f"{k}.mean"],
+                "exp_avg_sq": state[f"{k}.square"],
+            }
     data = pool(args.blocks, 0, args.seed)
     began, seen = time.monotonic(), 0.0
     for step in range(start, args.steps):
@@ -156,16 +159,23 @@ def main() -> None:
             tensors = {"step": torch.tensor(done)}
             for k, parameter in enumerate(parameters):
                 moments = optimiser.state[parameter]
-                tensors |= {f"{k}.value": parameter.data, f"{k}.mean": moments["exp_avg"],
-                            f"{k}.square": moments["exp_avg_sq"]}
+                tensors |= {
+                    f"{k}.value": parameter.data,
+                    f"{k}.mean": moments["exp_avg"],
+                    f"{k}.square": moments["exp_avg_sq"],
+                }
             keep(tensors, args.state)
             keep({name: value.half() for name, value in model.vit.state_dict().items()}, args.weights)
             if done % (2 * args.every) == 0 or done == args.steps:
                 print(json.dumps(accuracies(model, args.seed)), flush=True)
     figures = accuracies(model, args.seed)
     card = CARD | {
-        "parameters": sum(p.numel() for p in model.vit.parameters()), "seed": args.seed, "steps": args.steps,
-        "batch": args.batch, "pictures": args.blocks * 200, "held-out pretraining pictures, % correct": figures,
+        "parameters": sum(p.numel() for p in model.vit.parameters()),
+        "seed": args.seed,
+        "steps": args.steps,
+        "batch": args.batch,
+        "pictures": args.blocks * 200,
+        "held-out pretraining pictures, % correct": figures,
         "command": "python -m vision_peft.reference.train",
     }
     args.weights.with_name("card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")

@@ -33,9 +33,25 @@ _HOME = {task: group for group, tasks in GROUPS.items() for task in tasks}
 _FILE = _HOME | {"scenes": "landscapes", "fields": "maps", "aerial": "maps"}
 TASKS = tuple(task for tasks in GROUPS.values() for task in tasks)
 _MIRRORS = (
-    "CIFAR-100", "Caltech101", "DTD", "Flowers102", "Pets", "SVHN", "Sun397", "Patch Camelyon", "EuroSAT", "Resisc45",
-    "Retinopathy", "Clevr count", "Clevr distance", "DMLab", "KITTI", "dSprites location", "dSprites orientation",
-    "smallNORB azimuth", "smallNORB elevation",
+    "CIFAR-100",
+    "Caltech101",
+    "DTD",
+    "Flowers102",
+    "Pets",
+    "SVHN",
+    "Sun397",
+    "Patch Camelyon",
+    "EuroSAT",
+    "Resisc45",
+    "Retinopathy",
+    "Clevr count",
+    "Clevr distance",
+    "DMLab",
+    "KITTI",
+    "dSprites location",
+    "dSprites orientation",
+    "smallNORB azimuth",
+    "smallNORB elevation",
 )
 NAMES = {
     f"world/{task}": f"drawn offline, {_HOME[task]} group, after VTAB's {mirror}"
@@ -49,14 +65,22 @@ def class_names(task: str) -> tuple[str, ...]:
     from .figures import SPECIES
 
     named = {
-        "objects": natural.OBJECTS, "silhouettes": outlines.THINGS, "textures": natural.SURFACES,
+        "objects": natural.OBJECTS,
+        "silhouettes": outlines.THINGS,
+        "textures": natural.SURFACES,
         "flowers": natural.FLOWERS,
-        "creatures": SPECIES, "street_digits": map(str, range(10)), "scenes": landscapes.PLACES,
-        "cells": ("healthy", "tumour"), "fields": maps.LANDS, "aerial": maps.PLACES,
-        "retina": ("none", "mild", "moderate", "severe", "very severe"), "count": map(str, range(1, 9)),
+        "creatures": SPECIES,
+        "street_digits": map(str, range(10)),
+        "scenes": landscapes.PLACES,
+        "cells": ("healthy", "tumour"),
+        "fields": maps.LANDS,
+        "aerial": maps.PLACES,
+        "retina": ("none", "mild", "moderate", "severe", "very severe"),
+        "count": map(str, range(1, 9)),
         "distance": [f"{1.5 + k / 2:g} to {2 + k / 2:g}" for k in range(6)],
         "arena": [f"{kind} {far}" for kind in ("wanted", "unwanted") for far in ("near", "halfway", "far")],
-        "road": ("near", "halfway", "far", "none"), "position": [f"column {k}" for k in range(16)],
+        "road": ("near", "halfway", "far", "none"),
+        "position": [f"column {k}" for k in range(16)],
         "orientation": [f"{22.5 * (k + 0.5):g} degrees" for k in range(16)],
         "azimuth": [f"{20 * k + 10} degrees" for k in range(18)],
         "elevation": [f"{80 * (k + 0.5) / 9:.0f} degrees" for k in range(9)],

@@ -25,7 +25,11 @@ def backdrop(draw: Draw, n: int, size: int, ground: torch.Tensor | None = None, 
     strength = draw.uniform(n, 1, low=0.1, high=0.5)
     second = first + (draw.colour(n, low=0.15) - first) * strength
     scene = make_scene(
-        draw.seeds(n), 1, background=draw.choose(n, among=FLAT_GROUNDS), ground=first, ground2=second,
+        draw.seeds(n),
+        1,
+        background=draw.choose(n, among=FLAT_GROUNDS),
+        ground=first,
+        ground2=second,
         ground_grain=draw.uniform(n, low=1.5, high=5),
         light=torch.cat((draw.uniform(n, 1, low=-1), torch.zeros(n, 2)), 1),
     )

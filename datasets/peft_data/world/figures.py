@@ -38,8 +38,11 @@ def body(parts: list[tuple], colour: torch.Tensor) -> Figure:
         return torch.stack([torch.stack([column(v) for v in value], -1) for value in values], 1)
 
     return Figure(
-        stack([p[0] for p in parts]), stack([p[1] for p in parts]),
-        torch.stack([column(p[2]) for p in parts], 1), torch.stack([column(p[3]) for p in parts], 1), colour,
+        stack([p[0] for p in parts]),
+        stack([p[1] for p in parts]),
+        torch.stack([column(p[2]) for p in parts], 1),
+        torch.stack([column(p[3]) for p in parts], 1),
+        colour,
     )
 
 
@@ -58,7 +61,11 @@ def turn(azimuth: torch.Tensor, elevation: torch.Tensor, roll: torch.Tensor) -> 
 
 
 def draw_figure(
-    canvas: torch.Tensor, figure: Figure, rotation: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor,
+    canvas: torch.Tensor,
+    figure: Figure,
+    rotation: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
     light: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Figures over pictures.
@@ -147,23 +154,43 @@ def creature(draw: Draw, plan: torch.Tensor, spread: float = 0.12) -> Figure:
         ((-half, 0, 0), (half, 0, 0), r, r * 0.95),
         ((half, r * 0.3, 0), (nx, ny, 0), torch.minimum(r * 0.6, head), head * 0.7),
         ((nx, ny, 0), (nx + 0.02, ny, 0), head, head),
-        ((nx, ny, 0), (nx + head * 0.8 + snout * nod.cos(), ny + snout * nod.sin() - head * 0.2, 0), head * 0.7,
-         head * 0.4),
-        ((-half, r * 0.3, 0), (-half - r * 0.6 - tail * lift.cos(), r * 0.3 + tail * lift.sin(), 0), tail_r,
-         tail_r * 0.6),
+        (
+            (nx, ny, 0),
+            (nx + head * 0.8 + snout * nod.cos(), ny + snout * nod.sin() - head * 0.2, 0),
+            head * 0.7,
+            head * 0.4,
+        ),
+        (
+            (-half, r * 0.3, 0),
+            (-half - r * 0.6 - tail * lift.cos(), r * 0.3 + tail * lift.sin(), 0),
+            tail_r,
+            tail_r * 0.6,
+        ),
         ((-0.05, r * 0.6, 0), (0.05, r * 0.6 + hump, 0), hump, hump * 0.7),
     ]
     for side in (-1, 1):
         here = (ear > 0).float() * head
-        parts.append(((nx, ny + head * 0.6, side * head * 0.5),
-                      (nx - ear * 0.4, ny + head * 0.7 + ear, side * head * 0.7), here * 0.35, here * 0.2))
+        parts.append(
+            (
+                (nx, ny + head * 0.6, side * head * 0.5),
+                (nx - ear * 0.4, ny + head * 0.7 + ear, side * head * 0.7),
+                here * 0.35,
+                here * 0.2,
+            )
+        )
         for pair in range(4):
             there = (pair < pairs).float()
             share = torch.where(pairs > 1, pair / (pairs - 1).clamp(min=1), 0.5)
             lx = (share - 0.5) * (length + r * 0.4)
             swing = step[:, pair % 2] * leg * side
-            parts.append(((lx, -r * 0.4, side * r * 0.6), (lx + swing, -r - leg, side * r * 0.7), leg_r * there * 1.3,
-                          leg_r * there))
+            parts.append(
+                (
+                    (lx, -r * 0.4, side * r * 0.6),
+                    (lx + swing, -r - leg, side * r * 0.7),
+                    leg_r * there * 1.3,
+                    leg_r * there,
+                )
+            )
     base, second = draw.colour(n), draw.colour(n)
     colour = base[:, None].repeat(1, len(parts), 1)
     colour[:, [3, 4, 6, 11]] = second[:, None]

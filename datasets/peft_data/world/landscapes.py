@@ -42,8 +42,9 @@ def mountains(draw: Draw, n: int, size: int) -> torch.Tensor:
 def hills(draw: Draw, n: int, size: int) -> torch.Tensor:
     canvas = backdrop(draw, n, size)
     for depth in (0, 1, 2):
-        canvas = _layer(draw, canvas,
-                        _horizon(draw, n, -0.2, 0.2) + 0.45 * depth - 0.5 * ridge(draw.seeds(n), size, 2, 1))
+        canvas = _layer(
+            draw, canvas, _horizon(draw, n, -0.2, 0.2) + 0.45 * depth - 0.5 * ridge(draw.seeds(n), size, 2, 1)
+        )
     return canvas
 
 
@@ -69,8 +70,12 @@ def city(draw: Draw, n: int, size: int) -> torch.Tensor:
         column = ((x[:1] + 1) / 2 * blocks + jitter).floor().long().clamp(max=11)
         canvas = _layer(draw, canvas, heights.gather(1, column)[:, None] + 0.35 * depth, 0.1)
     seed, (x, y) = draw.seeds(n), pixel_grid(size)
-    windows = pattern(torch.full((n,), TEXTURES.index("mesh")), x * draw.uniform(n, 1, 1, low=5, high=7),
-                      y * draw.uniform(n, 1, 1, low=5, high=7), seed)
+    windows = pattern(
+        torch.full((n,), TEXTURES.index("mesh")),
+        x * draw.uniform(n, 1, 1, low=5, high=7),
+        y * draw.uniform(n, 1, 1, low=5, high=7),
+        seed,
+    )
     return paint(canvas, windows * (y > 0.35) * 0.7, apart(canvas[:, :, -1].mean(2), draw.colour(n), 0.25))
 
 
@@ -80,8 +85,10 @@ def forest(draw: Draw, n: int, size: int) -> torch.Tensor:
     for _ in range(7):
         bark, place = draw.colour(n, low=0.1), draw.uniform(n, 1, 1, low=-1, high=1)
         width = draw.uniform(n, 1, 1, low=0.03, high=0.1)
-        trunk = torch.maximum((x - place - 0.1 * y * draw.uniform(n, 1, 1, low=-1)).abs() - width,
-                              y - draw.uniform(n, 1, 1, low=0.3, high=1))
+        trunk = torch.maximum(
+            (x - place - 0.1 * y * draw.uniform(n, 1, 1, low=-1)).abs() - width,
+            y - draw.uniform(n, 1, 1, low=0.3, high=1),
+        )
         canvas = paint(canvas, soft(trunk, size), bark)
     crown = noise(draw.seeds(n), size, 7, octaves=2) * 0.7 - 0.55
     return paint(canvas, soft(y + 0.7 - crown - 0.35, size), draw.colour(n, low=0.15))
@@ -104,9 +111,15 @@ def village(draw: Draw, n: int, size: int) -> torch.Tensor:
     y, big = draw.uniform(n, k, low=-0.1, high=0.6), draw.uniform(n, k, low=0.18, high=0.28)
     box, roof = shape_ids("square", "triangle")
     houses = make_scene(
-        draw.seeds(n), 2 * k, shape=torch.tensor([box] * k + [roof] * k), size=torch.cat((big, big * 1.05), 1),
-        x=torch.cat((x, x), 1), y=torch.cat((y, y - big * 1.25), 1), z=torch.cat((2 - y, 1.99 - y), 1),
-        colour=draw.colour(n, 2 * k), aspect=torch.cat((torch.ones(n, k), torch.full((n, k), 1.6)), 1),
+        draw.seeds(n),
+        2 * k,
+        shape=torch.tensor([box] * k + [roof] * k),
+        size=torch.cat((big, big * 1.05), 1),
+        x=torch.cat((x, x), 1),
+        y=torch.cat((y, y - big * 1.25), 1),
+        z=torch.cat((2 - y, 1.99 - y), 1),
+        colour=draw.colour(n, 2 * k),
+        aspect=torch.cat((torch.ones(n, k), torch.full((n, k), 1.6)), 1),
         present=draw.chance(n, k, p=0.8).repeat(1, 2),
     )
     seen = render(houses, size)
@@ -166,10 +179,16 @@ def by_kind(
 def clutter(draw: Draw, canvas: torch.Tensor) -> torch.Tensor:
     """A few small random things that say nothing about the place."""
     n, size = len(canvas), canvas.shape[-1]
-    things = make_scene(draw.seeds(n), 2, shape=draw.ints(n, 2, high=len(SHAPES)),
-                        size=draw.uniform(n, 2, low=0.06, high=0.16),
-                        x=draw.uniform(n, 2, low=-1), y=draw.uniform(n, 2, low=-0.2), colour=draw.colour(n, 2, low=0.1),
-                        present=draw.chance(n, 2, p=0.6))
+    things = make_scene(
+        draw.seeds(n),
+        2,
+        shape=draw.ints(n, 2, high=len(SHAPES)),
+        size=draw.uniform(n, 2, low=0.06, high=0.16),
+        x=draw.uniform(n, 2, low=-1),
+        y=draw.uniform(n, 2, low=-0.2),
+        colour=draw.colour(n, 2, low=0.1),
+        present=draw.chance(n, 2, p=0.6),
+    )
     seen = render(things, size)
     return torch.where(seen.mask[:, None] > 0, seen.picture, canvas)
 

@@ -34,6 +34,7 @@ def _flat(inner: Callable[[Draw, Plane, int, int], torch.Tensor]) -> Callable[[D
         ground, ink = draw.pair(n, gap=0.25)
         canvas = backdrop(draw, n, size, ground)
         return paint(canvas, inner(draw, _plane(draw, n, size), n, size), ink)
+
     return make
 
 
@@ -67,8 +68,9 @@ def _boxes(draw: Draw, at: Plane, n: int, size: int, each: float, step: float, s
     rows = torch.arange(n)[:, None, None]
     here = taken[rows, column.long().clamp(-6, 6) + 6, row.long().clamp(-6, 6) + 6]
     wide = draw.uniform(n, 1, 1, low=0.8, high=1.3)
-    return soft(torch.maximum((u - column).abs() * step - each * wide, (v - row).abs() * step - each / wide),
-                size) * here
+    return (
+        soft(torch.maximum((u - column).abs() * step - each * wide, (v - row).abs() * step - each / wide), size) * here
+    )
 
 
 def _housing(draw: Draw, at: Plane, n: int, size: int) -> torch.Tensor:
@@ -120,8 +122,9 @@ def _roundabout(draw: Draw, at: Plane, n: int, size: int) -> torch.Tensor:
 
 def _bend(draw: Draw, at: Plane, n: int, size: int) -> torch.Tensor:
     far = torch.hypot(at[0] - 0.8, at[1] - 0.8)
-    return soft((far - draw.uniform(n, 1, 1, low=0.7, high=1.0)).abs() - draw.uniform(n, 1, 1, low=0.08, high=0.16),
-                size)
+    return soft(
+        (far - draw.uniform(n, 1, 1, low=0.7, high=1.0)).abs() - draw.uniform(n, 1, 1, low=0.08, high=0.16), size
+    )
 
 
 def _bridge(draw: Draw, at: Plane, n: int, size: int) -> torch.Tensor:
@@ -161,10 +164,14 @@ def _harbour(draw: Draw, at: Plane, n: int, size: int) -> torch.Tensor:
     return soft(torch.minimum(quay, piers), size)
 
 
-LANDS = {f.__name__[1:]: _flat(f) for f in
-         (_crops, _orchard, _wood, _pasture, _housing, _industry, _river, _lake, _highway, _meadow)}
-PLACES = {f.__name__[1:]: _flat(f) for f in
-          (_crossroads, _junction, _roundabout, _bend, _bridge, _stadium, _parking, _tanks, _court, _harbour)}
+LANDS = {
+    f.__name__[1:]: _flat(f)
+    for f in (_crops, _orchard, _wood, _pasture, _housing, _industry, _river, _lake, _highway, _meadow)
+}
+PLACES = {
+    f.__name__[1:]: _flat(f)
+    for f in (_crossroads, _junction, _roundabout, _bend, _bridge, _stadium, _parking, _tanks, _court, _harbour)
+}
 
 
 def fields(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,9 +18,15 @@ from .toys import DIGITS, glyphs
 
 OBJECTS = ("square", "star", "plus", "half moon", "gear", "heart", "arrow", "hourglass", "wedge", "rosette")
 FLOWERS = {  # petals, profile, depth of the cuts
-    "trillium": (3, "round", 0.55), "clover": (4, "round", 0.5), "buttercup": (5, "round", 0.35),
-    "periwinkle": (5, "notched", 0.4), "columbine": (5, "pointed", 0.5), "lily": (6, "pointed", 0.6),
-    "anemone": (7, "round", 0.35), "cosmos": (8, "notched", 0.35), "daisy": (12, "round", 0.45),
+    "trillium": (3, "round", 0.55),
+    "clover": (4, "round", 0.5),
+    "buttercup": (5, "round", 0.35),
+    "periwinkle": (5, "notched", 0.4),
+    "columbine": (5, "pointed", 0.5),
+    "lily": (6, "pointed", 0.6),
+    "anemone": (7, "round", 0.35),
+    "cosmos": (8, "notched", 0.35),
+    "daisy": (12, "round", 0.45),
     "sunflower": (14, "pointed", 0.35),
 }
 SURFACES = ("stripes", "checks", "dots", "rings", "bricks", "zigzag", "grain", "mesh", "cracks", "scales")
@@ -39,13 +45,22 @@ def cluttered(draw: Draw, main: torch.Tensor, distractors: int = 3) -> Scene:
     z = draw.uniform(n, slots, low=2, high=4)
     z[:, 0] = 1.0
     return make_scene(
-        draw.seeds(n), slots, shape=torch.cat((main[:, None], others[:, 1:]), 1),
-        texture=draw.ints(n, slots, high=kinds) * draw.chance(n, slots, p=0.7), colour=colour,
-        colour2=apart(colour, draw.colour(n, slots), 0.15), grain=draw.uniform(n, slots, low=2, high=5), size=size,
-        aspect=draw.uniform(n, slots, low=0.75, high=1.33), angle=draw.uniform(n, slots, low=-0.6, high=0.6),
-        x=x, y=y, z=z,
+        draw.seeds(n),
+        slots,
+        shape=torch.cat((main[:, None], others[:, 1:]), 1),
+        texture=draw.ints(n, slots, high=kinds) * draw.chance(n, slots, p=0.7),
+        colour=colour,
+        colour2=apart(colour, draw.colour(n, slots), 0.15),
+        grain=draw.uniform(n, slots, low=2, high=5),
+        size=size,
+        aspect=draw.uniform(n, slots, low=0.75, high=1.33),
+        angle=draw.uniform(n, slots, low=-0.6, high=0.6),
+        x=x,
+        y=y,
+        z=z,
         present=torch.cat((torch.ones(n, 1, dtype=torch.bool), draw.chance(n, distractors, p=0.7)), 1),
-        background=draw.choose(n, among=FLAT_GROUNDS), ground=ground,
+        background=draw.choose(n, among=FLAT_GROUNDS),
+        ground=ground,
         ground2=ground + (draw.colour(n) - ground) * draw.uniform(n, 1, high=0.5),
         ground_grain=draw.uniform(n, low=1.5, high=4),
         light=torch.cat((draw.uniform(n, 2, low=-1), draw.uniform(n, 1, high=0.35)), 1),
@@ -83,14 +98,23 @@ def textures(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]
     return finish(draw, canvas, grain=0.1), labels
 
 
-def petals(draw: Draw, n: int, size: int, count: torch.Tensor, profile: torch.Tensor,
-           cut: torch.Tensor) -> torch.Tensor:
+def petals(
+    draw: Draw, n: int, size: int, count: torch.Tensor, profile: torch.Tensor, cut: torch.Tensor
+) -> torch.Tensor:
     """Flowers over leaves: petal count N, profile N (0 round, 1 pointed, 2 notched), depth of the cuts N."""
     ground = draw.colour(n, low=0.1)
     canvas = backdrop(draw, n, size, ground)
-    leaf = make_scene(draw.seeds(n), 5, shape=SHAPES.index("leaf"), size=draw.uniform(n, 5, low=0.2, high=0.5),
-                      x=draw.uniform(n, 5, low=-1), y=draw.uniform(n, 5, low=-1), angle=draw.uniform(n, 5, high=6.28),
-                      colour=apart(ground[:, None].expand(n, 5, 3), draw.colour(n, 5), 0.1), z=2.0)
+    leaf = make_scene(
+        draw.seeds(n),
+        5,
+        shape=SHAPES.index("leaf"),
+        size=draw.uniform(n, 5, low=0.2, high=0.5),
+        x=draw.uniform(n, 5, low=-1),
+        y=draw.uniform(n, 5, low=-1),
+        angle=draw.uniform(n, 5, high=6.28),
+        colour=apart(ground[:, None].expand(n, 5, 3), draw.colour(n, 5), 0.1),
+        z=2.0,
+    )
     seen = render(leaf, size)
     canvas = torch.where(seen.mask[:, None] > 0, seen.picture, canvas)
     x, y = pixel_grid(size)
@@ -121,8 +145,9 @@ def flowers(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 def creatures(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Animals seen from the side and a little around, in any colours."""
     labels = draw.labels(n, len(SPECIES))
-    return finish(draw,
-                  posed_view(draw, torch.tensor(list(SPECIES.values()))[labels], backdrop(draw, n, size))[0]), labels
+    return finish(
+        draw, posed_view(draw, torch.tensor(list(SPECIES.values()))[labels], backdrop(draw, n, size))[0]
+    ), labels
 
 
 def street_digits(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,9 +27,17 @@ from .toys import TOYS, pretraining_glyphs
 
 PROFILES = ("round", "pointed", "notched")
 HEADS = {
-    "shape": len(PRETRAINING_SHAPES), "texture": len(PRETRAINING_TEXTURES), "background": 6, "species": 16,
+    "shape": len(PRETRAINING_SHAPES),
+    "texture": len(PRETRAINING_TEXTURES),
+    "background": 6,
+    "species": 16,
     "toy": len(TOYS),
-    "polygon": 24, "glyph": 20, "petals": 15, "profile": 3, "surface": len(PRETRAINING_TEXTURES), "family": 8,
+    "polygon": 24,
+    "glyph": 20,
+    "petals": 15,
+    "profile": 3,
+    "surface": len(PRETRAINING_TEXTURES),
+    "family": 8,
 }
 """Attributes of a whole picture and their number of classes."""
 DENSE = 2
@@ -53,8 +61,16 @@ def things(draw: Draw, n: int, size: int) -> Part:
 def rooms(draw: Draw, n: int, size: int) -> Part:
     slots = 7
     x, z = spread(draw, n, slots, 1.6, 6.0)
-    scene = hall(draw, n, slots, x=x, z=z, present=draw.chance(n, slots, p=0.5),
-                 texture=draw.ints(n, slots, high=len(PRETRAINING_TEXTURES)), background=draw.choose(n, among=(6, 7)))
+    scene = hall(
+        draw,
+        n,
+        slots,
+        x=x,
+        z=z,
+        present=draw.chance(n, slots, p=0.5),
+        texture=draw.ints(n, slots, high=len(PRETRAINING_TEXTURES)),
+        background=draw.choose(n, among=(6, 7)),
+    )
     layers = render(scene, size)
     return layers.picture, {}, _dense(layers.mask > 0, 1 / layers.depth)
 
@@ -109,7 +125,14 @@ def surfaces(draw: Draw, n: int, size: int) -> Part:
 
 
 FAMILIES: tuple[Callable[[Draw, int, int], Part], ...] = (
-    things, rooms, animals, playthings, polygons, inscriptions, blossoms, surfaces,
+    things,
+    rooms,
+    animals,
+    playthings,
+    polygons,
+    inscriptions,
+    blossoms,
+    surfaces,
 )
 CYCLE = (0, 1, 2, 4, 0, 5, 6, 3, 0, 1, 2, 4, 0, 5, 6, 7)
 """Which family each of 16 successive blocks shows."""

@@ -101,6 +101,7 @@ def render(scene: Scene, size: int) -> Layers:
     order = scene.z.masked_fill(~scene.present, -1.0).argsort(dim=1, descending=True, stable=True)
     rows = torch.arange(len(scene), device=x.device)
     for slot in order.unbind(1):
+
         def of(field: torch.Tensor, slot: torch.Tensor = slot) -> torch.Tensor:
             return field[rows, slot][:, None, None]
 

@@ -94,11 +94,26 @@ def make_scene(seed: torch.Tensor, slots: int, **fields: torch.Tensor | float) -
     n, grey = len(seed), torch.full((len(seed), slots, 3), 0.5)
     ones, whole = torch.ones(n, slots), torch.zeros(n, slots, dtype=torch.long)
     values: dict[str, torch.Tensor] = {
-        "present": torch.ones(n, slots, dtype=torch.bool), "shape": whole, "texture": whole,
-        "colour": grey, "colour2": grey * 0, "grain": 3 * ones, "size": 0.3 * ones, "aspect": ones, "angle": 0 * ones,
-        "x": 0 * ones, "y": 0 * ones, "z": ones, "velocity": torch.zeros(n, slots, 4), "background": whole[:, 0],
-        "ground": grey[:, 0] * 0 + 0.8, "ground2": grey[:, 0] * 0 + 0.6, "ground_grain": 3 * ones[:, 0],
-        "light": torch.zeros(n, 3), "camera": torch.tensor([1.0, 0.0, 0.0, float("nan")]).repeat(n, 1), "seed": seed,
+        "present": torch.ones(n, slots, dtype=torch.bool),
+        "shape": whole,
+        "texture": whole,
+        "colour": grey,
+        "colour2": grey * 0,
+        "grain": 3 * ones,
+        "size": 0.3 * ones,
+        "aspect": ones,
+        "angle": 0 * ones,
+        "x": 0 * ones,
+        "y": 0 * ones,
+        "z": ones,
+        "velocity": torch.zeros(n, slots, 4),
+        "background": whole[:, 0],
+        "ground": grey[:, 0] * 0 + 0.8,
+        "ground2": grey[:, 0] * 0 + 0.6,
+        "ground_grain": 3 * ones[:, 0],
+        "light": torch.zeros(n, 3),
+        "camera": torch.tensor([1.0, 0.0, 0.0, float("nan")]).repeat(n, 1),
+        "seed": seed,
     }
     for name, value in fields.items():
         old = values[name]

@@ -36,8 +36,9 @@ def main(out: Path) -> None:
         pen = ImageDraw.Draw(page)
         for row, (task, grid) in enumerate(zip(tasks, sheets, strict=True)):
             top = row * (height + HEADING)
-            pen.text((2, top + 2), f"world/{task}: {len(class_names(task))} classes, sorted from left to right",
-                     "black")
+            pen.text(
+                (2, top + 2), f"world/{task}: {len(class_names(task))} classes, sorted from left to right", "black"
+            )
             page.paste(grid, (0, top + HEADING))
         page.quantize(256).save(out / f"{group}.png", optimize=True)
 

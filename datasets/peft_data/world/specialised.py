@@ -31,11 +31,25 @@ def cells(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     small, large = draw.uniform(n, k, low=0.06, high=0.11), draw.uniform(n, k, low=0.11, high=0.16)
     shape = torch.where(ill, draw.choose(n, k, among=shape_ids("kite", "gear", "leaf")), 0)
     colour = (ink[:, None] + draw.uniform(n, k, 3, low=-0.08, high=0.08)).clamp(0, 1)
-    return finish(draw, _over(canvas, make_scene(
-        draw.seeds(n), k, shape=shape, x=x, y=y, size=torch.where(ill, large, small), colour=colour, z=1 + 0.1 * far,
-        aspect=draw.uniform(n, k, low=0.7, high=1.4), angle=draw.uniform(n, k, high=6.28),
-        present=draw.chance(n, k, p=0.85) | ill,
-    ))), labels
+    return finish(
+        draw,
+        _over(
+            canvas,
+            make_scene(
+                draw.seeds(n),
+                k,
+                shape=shape,
+                x=x,
+                y=y,
+                size=torch.where(ill, large, small),
+                colour=colour,
+                z=1 + 0.1 * far,
+                aspect=draw.uniform(n, k, low=0.7, high=1.4),
+                angle=draw.uniform(n, k, high=6.28),
+                present=draw.chance(n, k, p=0.85) | ill,
+            ),
+        ),
+    ), labels
 
 
 def retina(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,8 +60,13 @@ def retina(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     tissue, vessel = draw.pair(n, gap=0.15)
     dark = draw.colour(n, low=0.1) * 0.25
     canvas = paint(backdrop(draw, n, size, dark), soft(torch.hypot(x, y)[None] - 0.95, size), tissue)
-    place = torch.stack((draw.uniform(n, low=0.35, high=0.6) * torch.where(draw.chance(n, p=0.5), 1, -1),
-                         draw.uniform(n, low=-0.2, high=0.2)), 1)
+    place = torch.stack(
+        (
+            draw.uniform(n, low=0.35, high=0.6) * torch.where(draw.chance(n, p=0.5), 1, -1),
+            draw.uniform(n, low=-0.2, high=0.2),
+        ),
+        1,
+    )
     dx, dy = x - place[:, :1, None], y - place[:, 1:, None]
     for sign in (-1, 1):
         for bend in (0.5, 1.2):
@@ -58,9 +77,19 @@ def retina(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     canvas = paint(canvas, soft(torch.hypot(dx, dy) - 0.17, size), apart(tissue, draw.colour(n), 0.3))
     k, lesion = 14, apart(tissue, draw.colour(n), 0.3)
     angle, far = draw.uniform(n, k, high=6.28), draw.uniform(n, k, high=0.8).sqrt() * 0.9
-    return finish(draw, _over(canvas, make_scene(
-        draw.seeds(n), k, x=angle.cos() * far, y=angle.sin() * far, colour=lesion[:, None],
-        aspect=draw.uniform(n, k, low=0.7, high=1.4),
-        size=draw.uniform(n, 1, low=0.065, high=0.11) * draw.uniform(n, k, low=0.8, high=1.25),
-        present=torch.arange(k)[None] < number[:, None],
-    ))), labels
+    return finish(
+        draw,
+        _over(
+            canvas,
+            make_scene(
+                draw.seeds(n),
+                k,
+                x=angle.cos() * far,
+                y=angle.sin() * far,
+                colour=lesion[:, None],
+                aspect=draw.uniform(n, k, low=0.7, high=1.4),
+                size=draw.uniform(n, 1, low=0.065, high=0.11) * draw.uniform(n, k, low=0.8, high=1.25),
+                present=torch.arange(k)[None] < number[:, None],
+            ),
+        ),
+    ), labels

@@ -23,14 +23,21 @@ def hall(draw: Draw, n: int, slots: int, **fields: torch.Tensor) -> Scene:
     """Rooms in perspective with standing things of random form, colour and texture; fields override the draws."""
     ground, ground2 = draw.pair(n, gap=0.1)
     colour = apart(ground2[:, None].expand(n, slots, 3), draw.colour(n, slots, low=0.15), 0.15)
-    camera = torch.stack((draw.uniform(n, low=1.8, high=2.0), torch.zeros(n), torch.zeros(n),
-                          draw.uniform(n, low=-0.5, high=-0.25)), 1)
+    camera = torch.stack(
+        (draw.uniform(n, low=1.8, high=2.0), torch.zeros(n), torch.zeros(n), draw.uniform(n, low=-0.5, high=-0.25)), 1
+    )
     given = dict(
-        shape=draw.choose(n, slots, among=shape_ids(*SOLIDS)), colour=colour,
+        shape=draw.choose(n, slots, among=shape_ids(*SOLIDS)),
+        colour=colour,
         colour2=apart(colour, draw.colour(n, slots), 0.2),
         texture=draw.ints(n, slots, high=len(TEXTURES)) * draw.chance(n, slots, p=0.4),
-        grain=draw.uniform(n, slots, low=2, high=4), size=draw.uniform(n, slots, low=0.2, high=0.4), background=HALL,
-        angle=draw.uniform(n, slots, low=-0.2, high=0.2), camera=camera, ground=ground, ground2=ground2,
+        grain=draw.uniform(n, slots, low=2, high=4),
+        size=draw.uniform(n, slots, low=0.2, high=0.4),
+        background=HALL,
+        angle=draw.uniform(n, slots, low=-0.2, high=0.2),
+        camera=camera,
+        ground=ground,
+        ground2=ground2,
         light=torch.cat((draw.uniform(n, 2, low=-0.7, high=0.7), draw.uniform(n, 1, low=0.2, high=0.6)), 1),
     )
     return make_scene(draw.seeds(n), slots, **(given | fields))
@@ -82,8 +89,16 @@ def arena(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     unfit[:, 0] = bad.bool()
     present = draw.chance(n, 5, p=0.6)
     present[:, 0] = True
-    scene = hall(draw, n, 5, x=x, z=depth, present=present, shape=torch.where(unfit, unwanted, wanted),
-                 size=draw.uniform(n, 5, low=0.28, high=0.5))
+    scene = hall(
+        draw,
+        n,
+        5,
+        x=x,
+        z=depth,
+        present=present,
+        shape=torch.where(unfit, unwanted, wanted),
+        size=draw.uniform(n, 5, low=0.28, high=0.5),
+    )
     return finish(draw, render(scene, size).picture), labels
 
 
@@ -98,8 +113,15 @@ def road(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     present = torch.cat(((labels < 3)[:, None], draw.chance(n, 2, p=0.5), draw.chance(n, 4, p=0.7)), 1)
     box, tree = SHAPES.index("square"), draw.choose(n, 4, among=shape_ids("circle", "triangle", "drop"))
     scene = hall(
-        draw, n, 7, x=torch.cat((lane, verge), 1), z=z, present=present, background=torch.full((n,), STREET),
-        shape=torch.cat((torch.full((n, 3), box), tree), 1), angle=torch.zeros(n, 7),
+        draw,
+        n,
+        7,
+        x=torch.cat((lane, verge), 1),
+        z=z,
+        present=present,
+        background=torch.full((n,), STREET),
+        shape=torch.cat((torch.full((n, 3), box), tree), 1),
+        angle=torch.zeros(n, 7),
         aspect=torch.cat((draw.uniform(n, 3, low=1.0, high=1.8), draw.uniform(n, 4, low=0.4, high=0.9)), 1),
         size=torch.cat((draw.uniform(n, 3, low=0.22, high=0.36), draw.uniform(n, 4, low=0.3, high=0.6)), 1),
     )
@@ -110,10 +132,16 @@ def _sprite(draw: Draw, n: int, among: list[int], **fields: torch.Tensor) -> Sce
     ground, ink = draw.pair(n, gap=0.3)
     tint = ground + (draw.colour(n) - ground) * 0.3
     given = dict(
-        shape=draw.choose(n, 1, among=among), size=draw.uniform(n, 1, low=0.16, high=0.34), colour=ink[:, None],
-        colour2=ink[:, None], angle=draw.uniform(n, 1, high=2 * math.pi), background=draw.choose(n, among=(0, 1, 2, 5)),
-        x=draw.uniform(n, 1, low=-0.62, high=0.62), y=draw.uniform(n, 1, low=-0.62, high=0.62),
-        ground=ground, ground2=tint,
+        shape=draw.choose(n, 1, among=among),
+        size=draw.uniform(n, 1, low=0.16, high=0.34),
+        colour=ink[:, None],
+        colour2=ink[:, None],
+        angle=draw.uniform(n, 1, high=2 * math.pi),
+        background=draw.choose(n, among=(0, 1, 2, 5)),
+        x=draw.uniform(n, 1, low=-0.62, high=0.62),
+        y=draw.uniform(n, 1, low=-0.62, high=0.62),
+        ground=ground,
+        ground2=tint,
         ground_grain=draw.uniform(n, low=2, high=4),
     )
     return make_scene(draw.seeds(n), 1, **(given | fields))
@@ -132,8 +160,15 @@ def orientation(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tens
     labels = draw.labels(n, 16)
     angle = (labels + draw.uniform(n, low=0.1, high=0.9)) / 16 * 2 * math.pi
     near = draw.uniform(2, n, 1, low=-0.25, high=0.25)
-    scene = _sprite(draw, n, shape_ids("heart", "arrow", "drop"), angle=angle[:, None], x=near[0], y=near[1],
-                    size=draw.uniform(n, 1, low=0.4, high=0.6))
+    scene = _sprite(
+        draw,
+        n,
+        shape_ids("heart", "arrow", "drop"),
+        angle=angle[:, None],
+        x=near[0],
+        y=near[1],
+        size=draw.uniform(n, 1, low=0.4, high=0.6),
+    )
     return finish(draw, render(scene, size).picture), labels
 
 

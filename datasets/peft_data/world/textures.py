@@ -53,8 +53,9 @@ def zigzag(u: Field, v: Field, seed: Field) -> Field:
 def bricks(u: Field, v: Field, seed: Field) -> Field:
     row = (v * 1.2).floor()
     across = u * 0.6 + 0.5 * (row % 2)
-    return _step(torch.minimum(0.5 - (across - across.floor() - 0.5).abs(), 0.5 - (v * 1.2 - row - 0.5).abs()) - 0.13,
-                 0.08)
+    return _step(
+        torch.minimum(0.5 - (across - across.floor() - 0.5).abs(), 0.5 - (v * 1.2 - row - 0.5).abs()) - 0.13, 0.08
+    )
 
 
 def blotches(u: Field, v: Field, seed: Field) -> Field:
@@ -89,8 +90,7 @@ def scales(u: Field, v: Field, seed: Field) -> Field:
 
 
 PATTERNS: dict[str, Callable[[Field, Field, Field], Field]] = {
-    f.__name__: f
-    for f in (plain, stripes, checks, dots, rings, blotches, bricks, zigzag, grain, mesh, cracks, scales)
+    f.__name__: f for f in (plain, stripes, checks, dots, rings, blotches, bricks, zigzag, grain, mesh, cracks, scales)
 }
 TEXTURES = tuple(PATTERNS)
 PRETRAINING_TEXTURES = TEXTURES[:8]

@@ -13,9 +13,12 @@ _PARTS = 17
 
 def _person(s: torch.Tensor) -> list[tuple]:
     return [
-        ((0, -0.1, 0), (0, 0.35, 0), 0.2 * s[0], 0.22 * s[0]), ((0, 0.75, 0), (0.02, 0.78, 0), 0.2, 0.2),
-        ((0.15, 0.74, 0), (0.28, 0.72, 0), 0.08, 0.05), ((-0.25, 0.05, 0), (-0.25, 0.35, 0), 0.14, 0.16),
-        ((0, 0.38, 0.28), (0.35 * s[1], 0.0, 0.38), 0.09, 0.08), ((0, 0.38, -0.28), (0.1, -0.1, -0.4), 0.09, 0.08),
+        ((0, -0.1, 0), (0, 0.35, 0), 0.2 * s[0], 0.22 * s[0]),
+        ((0, 0.75, 0), (0.02, 0.78, 0), 0.2, 0.2),
+        ((0.15, 0.74, 0), (0.28, 0.72, 0), 0.08, 0.05),
+        ((-0.25, 0.05, 0), (-0.25, 0.35, 0), 0.14, 0.16),
+        ((0, 0.38, 0.28), (0.35 * s[1], 0.0, 0.38), 0.09, 0.08),
+        ((0, 0.38, -0.28), (0.1, -0.1, -0.4), 0.09, 0.08),
         ((0, -0.2, 0.12), (0.15, -0.9 * s[2], 0.16), 0.12, 0.09),
         ((0, -0.2, -0.12), (-0.1, -0.9 * s[2], -0.16), 0.12, 0.09),
         ((0.15, -0.9 * s[2], 0.16), (0.3, -0.92 * s[2], 0.16), 0.09, 0.07),
@@ -25,13 +28,15 @@ def _person(s: torch.Tensor) -> list[tuple]:
 
 def _plane(s: torch.Tensor) -> list[tuple]:
     return [
-        ((-0.9 * s[0], 0.05, 0), (0.8 * s[0], 0, 0), 0.1, 0.19), ((0.35, 0.1, 0), (0.55, 0.12, 0), 0.17, 0.1),
+        ((-0.9 * s[0], 0.05, 0), (0.8 * s[0], 0, 0), 0.1, 0.19),
+        ((0.35, 0.1, 0), (0.55, 0.12, 0), 0.17, 0.1),
         ((0.1, 0, 0.1), (-0.2 * s[1], 0, 1.0 * s[2]), 0.14, 0.06),
         ((0.1, 0, -0.1), (-0.2 * s[1], 0, -1.0 * s[2]), 0.14, 0.06),
         ((-0.85 * s[0], 0.05, 0), (-1.0 * s[0], 0.08, 0.4), 0.08, 0.05),
         ((-0.85 * s[0], 0.05, 0), (-1.0 * s[0], 0.08, -0.4), 0.08, 0.05),
         ((-0.85 * s[0], 0.05, 0), (-1.05 * s[0], 0.45, 0), 0.09, 0.05),
-        ((0, -0.1, 0.4), (0.2, -0.1, 0.4), 0.09, 0.09), ((0, -0.1, -0.4), (0.2, -0.1, -0.4), 0.09, 0.09),
+        ((0, -0.1, 0.4), (0.2, -0.1, 0.4), 0.09, 0.09),
+        ((0, -0.1, -0.4), (0.2, -0.1, -0.4), 0.09, 0.09),
     ]
 
 
@@ -61,10 +66,12 @@ def toys(draw: Draw, kind: torch.Tensor) -> Figure:
     animal = creature(draw, plans[draw.ints(n, high=4)])
     built = [animal, *(_bodies(draw, make(shapes), n) for make in (_person, _plane, _truck, _car))]
     rows = torch.arange(n)
-    return Figure(*(
-        torch.stack([_pad(getattr(figure, field)) for figure in built])[kind, rows]
-        for field in ("start", "end", "start_radius", "end_radius", "colour")
-    ))
+    return Figure(
+        *(
+            torch.stack([_pad(getattr(figure, field)) for figure in built])[kind, rows]
+            for field in ("start", "end", "start_radius", "end_radius", "colour")
+        )
+    )
 
 
 def _bodies(draw: Draw, parts: list[tuple], n: int) -> Figure:
@@ -101,7 +108,10 @@ def pretraining_glyphs(count: int = 20) -> tuple[list[tuple[float, float]], ...]
 
 
 def glyphs(
-    draw: Draw, signs: tuple[list[tuple[float, float]], ...], kind: torch.Tensor, colour: torch.Tensor,
+    draw: Draw,
+    signs: tuple[list[tuple[float, float]], ...],
+    kind: torch.Tensor,
+    colour: torch.Tensor,
     wobble: float = 0.08,
 ) -> Figure:
     """Flat signs in strokes: N indices into `signs`, colour N 3, each point moved by up to ± `wobble`."""

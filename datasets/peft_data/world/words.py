@@ -12,11 +12,27 @@ from .textures import TEXTURES
 
 _HUES = ("red", "orange", "yellow", "green", "green", "teal", "blue", "blue", "purple", "pink", "red")
 _HUE_EDGES = (0.035, 0.115, 0.19, 0.31, 0.43, 0.53, 0.63, 0.71, 0.82, 0.94, 1.01)
-_TEXTURES = {"plain": "", "stripes": "striped", "checks": "chequered", "dots": "dotted", "rings": "ringed",
-             "zigzag": "zigzag", "bricks": "bricked", "blotches": "blotchy", "grain": "grained", "mesh": "meshed",
-             "cracks": "cracked", "scales": "scaly"}
-_GROUNDS = {"gradient": "shaded", "clouds": "cloudy", "stripes": "striped", "checks": "chequered",
-            "speckle": "speckled"}
+_TEXTURES = {
+    "plain": "",
+    "stripes": "striped",
+    "checks": "chequered",
+    "dots": "dotted",
+    "rings": "ringed",
+    "zigzag": "zigzag",
+    "bricks": "bricked",
+    "blotches": "blotchy",
+    "grain": "grained",
+    "mesh": "meshed",
+    "cracks": "cracked",
+    "scales": "scaly",
+}
+_GROUNDS = {
+    "gradient": "shaded",
+    "clouds": "cloudy",
+    "stripes": "striped",
+    "checks": "chequered",
+    "speckle": "speckled",
+}
 
 
 def colour_name(rgb: torch.Tensor) -> str:
@@ -35,8 +51,12 @@ def colour_name(rgb: torch.Tensor) -> str:
 def object_words(scene: Scene, n: int, slot: int, radius: float) -> str:
     """For example "a large red striped star"."""
     size = "small" if radius < 0.2 else "large" if radius > 0.45 else ""
-    words = [size, colour_name(scene.colour[n, slot]), _TEXTURES[TEXTURES[int(scene.texture[n, slot])]],
-             SHAPES[int(scene.shape[n, slot])]]
+    words = [
+        size,
+        colour_name(scene.colour[n, slot]),
+        _TEXTURES[TEXTURES[int(scene.texture[n, slot])]],
+        SHAPES[int(scene.shape[n, slot])],
+    ]
     text = " ".join(word for word in words if word)
     return ("an " if text[0] in "aeiou" else "a ") + text
 
