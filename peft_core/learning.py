@@ -29,8 +29,6 @@ class Learning(LightningModule):
         steps: optimiser steps of the whole run, T.
     """
 
-    strict_loading = False  # a checkpoint holds the trainable part only
-
     def __init__(
         self,
         steps: int,
@@ -43,6 +41,7 @@ class Learning(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.strict_loading = False  # a checkpoint holds the trainable part only
         self.steps = steps
         self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.warmup, self.final_lr, self.seed = warmup, final_lr, seed
@@ -139,7 +138,7 @@ def load_bitsandbytes() -> Any:
         PeftError: it is not installed, or does not run on this machine.
     """
     try:
-        import bitsandbytes
+        import bitsandbytes  # pyright: ignore[reportMissingImports]
     except (ImportError, OSError, RuntimeError) as error:
         raise PeftError(
             f"--optimizer adamw8bit needs bitsandbytes, which does not load here ({error}): "
