@@ -20,8 +20,8 @@ from clip_peft.learner import OpenVocabularyMethod
 from clip_peft.models import REFERENCE
 from clip_peft.run import ClipRun
 from peft_core import PeftError, load_run, merge
-from peft_core.adapter_file import write_files
 from peft_core.command import command
+from peft_core.files import write_files
 
 What = Literal["weights", "model", "onnx"]
 OF_PICTURES = ("cocoop", "tpt")

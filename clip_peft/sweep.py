@@ -19,9 +19,10 @@ from peft_data import DataError
 from clip_peft.fit import fit
 from clip_peft.protocols import Row, Trial, trials
 from clip_peft.sweep_report import write_tables
-from peft_core.adapter_file import WEIGHTS, write_files
+from peft_core.adapter_file import WEIGHTS
 from peft_core.command import command
 from peft_core.errors import PeftError, nearest
+from peft_core.files import write_files
 from peft_core.options import MethodChoice, hints
 from peft_core.runs import OtherRun, tell
 from vision_peft.data import Data, common

@@ -9,7 +9,7 @@ from typing import Any
 from clip_peft.plots import against_shots, base_new_bars, reliability_diagram
 from clip_peft.protocols import PROTOCOLS, Row, accuracies, averages, spread, table
 from peft_core import report
-from peft_core.adapter_file import write_files
+from peft_core.files import write_files
 
 
 def write_tables(folder: Path, protocol: str, rows: Sequence[Row], failed: Sequence[str], state: str) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from diffusion_peft.single_file import cache_root
-from peft_core.adapter_file import write_files
+from peft_core.files import write_files
 
 VERSION = 1
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from diffusion_peft.embedding_files import PICKLES, read_pickle
-from peft_core.adapter_file import write_files
 from peft_core.errors import PeftError
+from peft_core.files import write_files
 
 FILE_NAME = "pytorch_custom_diffusion_weights.safetensors"
 _NAMES = {"to_k.weight": "to_k_custom_diffusion.weight", "to_v.weight": "to_v_custom_diffusion.weight",

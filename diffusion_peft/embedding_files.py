@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from peft_core.adapter_file import write_files
 from peft_core.errors import PeftError
+from peft_core.files import write_files
 
 PICKLES = (".bin", ".pt", ".pth")
 SDXL = ("clip_l", "clip_g")

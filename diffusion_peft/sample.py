@@ -7,9 +7,9 @@ from typing import Literal
 
 from diffusion_peft.draw import Drawing, grid, png_of
 from diffusion_peft.run import combine
-from peft_core.adapter_file import write_files
 from peft_core.command import command
 from peft_core.errors import PeftError
+from peft_core.files import write_files
 from peft_core.runs import tell
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffusion_peft.bases import Base
 from diffusion_peft.draw import Drawing, Prompt, draw, embed, embed_negative, grid, png_of
-from peft_core.adapter_file import write_files
+from peft_core.files import write_files
 
 
 class Samples(Callback):

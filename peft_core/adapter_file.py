@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from peft_core.adaptation import adapt, take_out
 from peft_core.attach import Record, inserted_by, is_inserted, pick, record_of
 from peft_core.errors import PeftError
+from peft_core.files import write_files
 from peft_core.method import Method, make_method
 
 WEIGHTS, CARD, FORMAT = "adapter.safetensors", "adapter.json", 1
@@ -84,27 +85,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | set | range):
         return list(value)
     raise TypeError(f"{type(value).__name__} cannot stand in a card")
-
-
-def write_files(folder: Path, files: dict[str, bytes]) -> None:
-    """All of these files or none: each is complete on disk before the first takes its place."""
-    temporary = {name: folder / f".{name}.{os.getpid()}" for name in files}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            with open(temporary[name], "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for name in files:
-            os.replace(temporary[name], folder / name)
-    except OSError as error:
-        raise PeftError(
-            f"cannot write to {folder} ({error.strerror or error}): what stood there is unchanged."
-        ) from error
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
 
 
 def _versions() -> dict[str, str]:

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from peft_core.adapter_file import write_files
 from peft_core.errors import PeftError
+from peft_core.files import is_used, left_by_killed_writers, write_files
 
 CONFIG, RESULTS = "config.yaml", "results.json"
 FILES = (
@@ -49,7 +49,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise PeftError(f"{self.path} is a file: give --out another folder.")
         if not (self.path / CONFIG).is_file():
-            if self.path.is_dir() and any(self.path.iterdir()):
+            if is_used(self.path):
                 raise PeftError(f"{self.path} holds files that are no run's: give --out another folder.")
             return "new"
         if overwrite and is_first_process():
@@ -67,6 +67,9 @@ class RunFolder:
             return
         if overwrite:
             self.clear()
+        if self.path.is_dir():
+            for path in left_by_killed_writers(self.path):
+                path.unlink()
         import yaml
 
         text = f"# Run this again with: {self.program} --config {self.path / CONFIG}\n"

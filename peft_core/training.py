@@ -21,8 +21,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from peft_core.adapter_file import adapter_state, write_files
+from peft_core.adapter_file import adapter_state
 from peft_core.errors import PeftError
+from peft_core.files import write_files
 
 CHECKPOINT = "last.ckpt"
 

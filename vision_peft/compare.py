@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from peft_core import report
-from peft_core.adapter_file import write_files
 from peft_core.command import command
 from peft_core.errors import PeftError
+from peft_core.files import write_files
 
 ALIKE = ("data", "protocol", "evaluated_on", "backbone")
 

@@ -23,9 +23,9 @@ import peft_data.cache_file
 from filelock import FileLock, Timeout
 
 import peft_core
-from peft_core.adapter_file import write_files
 from peft_core.config_files import find_config
 from peft_core.errors import PeftError
+from peft_core.files import is_used, write_files
 from peft_core.line import read_yaml
 from peft_core.options import MethodChoice
 from peft_core.runs import CONFIG, RESULTS
@@ -34,7 +34,7 @@ from vision_peft.fit import absolute
 from vision_peft.sweep_plan import Job
 
 STAMP = ".stamp"
-PROGRAM = "vision_peft sweep"
+PROGRAM, LOCK = "vision_peft sweep", ".lock"
 LEAST_FREE = 100 << 20
 
 
@@ -57,11 +57,11 @@ class SweepFolder:
                     f"{self.path} holds another sweep ({key} is {content.get(key)} there, {plan[key]} here): give another "
                     "--out, or --overwrite to change its plan; runs that both plans have are kept."
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif is_used(self.path, own={LOCK}):
             raise PeftError(f"{self.path} holds files that are no sweep's: give --out another folder.")
         self.path.mkdir(parents=True, exist_ok=True)
         self.check_space()
-        self.lock = FileLock(self.path / ".lock")
+        self.lock = FileLock(self.path / LOCK)
         self.plan = plan
 
     def __enter__(self) -> SweepFolder:

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from peft_core import report
-from peft_core.adapter_file import write_files
 from peft_core.errors import PeftError
+from peft_core.files import write_files
 from peft_core.runs import CONFIG
 from vision_peft import sweep_report
 from vision_peft.sweep_folder import SweepFolder, stamp_of

@@ -18,8 +18,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from peft_core import NotMergeable, PeftError, load_run, merge
-from peft_core.adapter_file import write_files
 from peft_core.command import command
+from peft_core.files import write_files
 from vision_peft.data import Data
 from vision_peft.run import find_pictures
 from vision_peft.scores import Scores

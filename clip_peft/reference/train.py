@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import time
 from pathlib import Path
 
@@ -18,10 +17,11 @@ import torch
 from open_clip import CLIP
 from peft_data.world.cache import folder
 from peft_data.world.captions_pool import BLOCK, pool
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 import vision_peft.reference
+from peft_core.training_state import keep, put_back, values_and_moments
 
 from . import WEIGHTS, load, tokenizer
 from .contrast import batch, contrast, start_from_vit, text_features
@@ -30,20 +30,15 @@ from .evaluate import held_out, table
 LARGEST_SCALE = math.log(100)
 
 
-def keep(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Writes a safetensors file that is whole or not there."""
-    temporary = path.with_suffix(".part")
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
-
-
-def optimiser_of(model: CLIP, lr: float, weight_decay: float) -> tuple[torch.optim.AdamW, list[nn.Parameter]]:
-    """AdamW that decays matrices only, and the parameters in its order."""
+def optimiser_of(model: CLIP, lr: float, weight_decay: float) -> tuple[torch.optim.AdamW, dict[str, nn.Parameter]]:
+    """AdamW that decays matrices only, and the parameters by their place in its order."""
     parameters = list(model.named_parameters())
     decayed = [p for name, p in parameters if p.ndim > 1 and "embedding" not in name]
     rest = [p for name, p in parameters if p.ndim <= 1 or "embedding" in name]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True), decayed + rest
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True), {
+        str(k): parameter for k, parameter in enumerate(decayed + rest)
+    }
 
 
 def fingerprint(path: Path) -> torch.Tensor:
@@ -52,32 +47,15 @@ def fingerprint(path: Path) -> torch.Tensor:
 
 
 def restore(
-    path: Path, optimiser: torch.optim.AdamW, parameters: list[nn.Parameter]
+    path: Path, optimiser: torch.optim.AdamW, parameters: dict[str, nn.Parameter]
 ) -> tuple[int, torch.Tensor | None]:
     """Puts the written state back, where there is one, and gives the number of steps done and the ViT's fingerprint."""
     if not path.is_file():
         return 0, None
     state = load_file(path)
     step = int(state["step"])
-    for k, parameter in enumerate(parameters):
-        parameter.data.copy_(state[f"{k}.value"])
-        optimiser.state[parameter] = {
-            "step": torch.tensor(float(step)),
-            "exp_avg": state[f"{k}.mean"],
-            "exp_avg_sq": state[f"{k}.square"],
-        }
+    put_back(state, step, optimiser, parameters)
     return step, state["vit"]
-
-
-def store(
-    path: Path, step: int, vit: torch.Tensor, optimiser: torch.optim.AdamW, parameters: list[nn.Parameter]
-) -> None:
-    """Writes values and moments of all parameters."""
-    tensors = {"step": torch.tensor(step), "vit": vit}
-    for k, parameter in enumerate(parameters):
-        moments = optimiser.state[parameter]
-        tensors |= {f"{k}.value": parameter.data, f"{k}.mean": moments["exp_avg"], f"{k}.square": moments["exp_avg_sq"]}
-    keep(tensors, path)
 
 
 def export(model: CLIP, args: argparse.Namespace, step: int, vit: torch.Tensor) -> None:
@@ -143,7 +121,7 @@ def main() -> None:
         loss = contrast(model.visual(images), text_features(model, ids), truth, model.logit_scale.exp())
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimiser.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, LARGEST_SCALE)
@@ -158,7 +136,8 @@ def main() -> None:
             )
             seen = 0.0
         if done % args.every == 0 or done == args.steps:
-            store(args.state, done, vit, optimiser, parameters)
+            state = values_and_moments(optimiser, parameters)
+            keep({"step": torch.tensor(done), "vit": vit} | state, args.state)
             if done % (5 * args.every) == 0:
                 print(json.dumps(held_out(model, args.seed) | table(model)), flush=True)
     return export(model, args, args.steps, vit)

@@ -20,9 +20,9 @@ from diffusion_peft.layers import Layer, check_fits, layers_of
 from diffusion_peft.methods.lora_file import LoRAFile
 from diffusion_peft.source import Parts, Source, open_source
 from peft_core.adaptation import adapt, set_scale
-from peft_core.adapter_file import write_files
 from peft_core.attach import grafts_named
 from peft_core.errors import PeftError, nearest
+from peft_core.files import write_files
 
 TextEncoders = nn.Module | Sequence[nn.Module | None] | None
 _WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}

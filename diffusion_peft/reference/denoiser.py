@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from peft_core.training_state import keep
+
 from .autoencoder import settle, signed
-from .progress import Meter, Progress, keep
+from .progress import Meter, Progress
 
 GROUP = 16
 """Blocks whose pictures are mixed."""
@@ -110,8 +112,9 @@ def train(
         count: pictures a step.
     """
     progress = Progress({"unet": unet, "text_encoder": text_encoder}, lr, steps, path)
-    processors = unet.attn_processors
+    processors, attention = unet.attn_processors, text_encoder.config._attn_implementation
     unet.set_attn_processor(PlainAttention())
+    text_encoder.set_attn_implementation("eager")
     meter, began, first = Meter(), time.monotonic(), progress.done
     while progress.done < steps:
         step = progress.done
@@ -128,5 +131,6 @@ def train(
         if progress.done % every == 0 or progress.done == steps:
             progress.write()
     unet.set_attn_processor(processors)
+    text_encoder.set_attn_implementation(attention)
     settle(unet, progress)
     text_encoder.eval().requires_grad_(False)

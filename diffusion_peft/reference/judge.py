@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from peft_core.training_state import keep
+
 from . import PIPELINE, load
 from .autoencoder import signed
-from .progress import keep
 from .sheet import sheet
 
 ASKED = ("shape", "colour", "texture", "size", "ground", "ground colour")

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
-
-def keep(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Writes a safetensors file that is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
-    os.replace(temporary, path)
+from peft_core.training_state import keep, put_back, values_and_moments
 
 
 class Progress:
@@ -43,13 +36,9 @@ class Progress:
         if path.is_file():
             state = load_file(path)
             self.done = int(state["step"])
-            for name, p in self.parameters.items():
-                p.data.copy_(state[f"value.{name}"])
-                self.average[name].copy_(state[f"average.{name}"])
-                self.optimiser.state[p] = {
-                    "step": torch.tensor(float(self.done)), "exp_avg": state[f"mean.{name}"],
-                    "exp_avg_sq": state[f"square.{name}"],
-                }  # fmt: skip
+            put_back(state, self.done, self.optimiser, self.parameters)
+            for name, average in self.average.items():
+                average.copy_(state[f"average.{name}"])
 
     def step(self, loss: torch.Tensor) -> None:
         """One update from a loss."""
@@ -67,12 +56,9 @@ class Progress:
 
     def write(self) -> None:
         """Writes the state."""
-        tensors = {"step": torch.tensor(self.done)}
-        for name, p in self.parameters.items():
-            moments = self.optimiser.state[p]
-            tensors |= {f"value.{name}": p.data, f"average.{name}": self.average[name],
-                        f"mean.{name}": moments["exp_avg"], f"square.{name}": moments["exp_avg_sq"]}  # fmt: skip
-        keep(tensors, self.path)
+        averages = {f"average.{name}": average for name, average in self.average.items()}
+        state = values_and_moments(self.optimiser, self.parameters)
+        keep({"step": torch.tensor(self.done)} | averages | state, self.path)
 
 
 class Meter:

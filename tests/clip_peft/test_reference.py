@@ -98,7 +98,7 @@ def test_training_goes_on_after_a_kill_with_the_same_result(tmp_path, monkeypatc
     monkeypatch.setattr(captions_pool, "BLOCK", 60)
     monkeypatch.setattr(train, "held_out", lambda model, seed: {})
     monkeypatch.setattr(train, "table", lambda model, coop_seeds=0: {})
-    store = train.store
+    store = train.keep
 
     def run(name: str, killed: bool = False) -> dict[str, torch.Tensor]:
         def store_then_die(*args) -> None:
@@ -108,7 +108,7 @@ def test_training_goes_on_after_a_kill_with_the_same_result(tmp_path, monkeypatc
 
         (tmp_path / name).mkdir(exist_ok=True)
         weights = tmp_path / name / "weights.safetensors"
-        monkeypatch.setattr(train, "store", store_then_die)
+        monkeypatch.setattr(train, "keep", store_then_die)
         options = {"steps": 4, "every": 2, "blocks": 1, "batch": 16, "texts": 8, "state": tmp_path / name / "state",
                    "weights": weights}  # fmt: skip
         line = [str(part) for option, value in options.items() for part in (f"--{option}", value)]

@@ -64,6 +64,15 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     assert read_run_config(tmp_path / "run") == {"command": "rm -r"}
 
 
+def test_what_a_killed_writer_leaves_is_no_use_of_the_folder(tmp_path: Path) -> None:
+    folder, left = RunFolder(tmp_path / "run", "p"), tmp_path / "run" / ".config.yaml.4242"
+    folder.path.mkdir()
+    left.write_text("comm")
+    assert folder.check(CONFIG) == "new" and left.exists()
+    folder.begin(CONFIG)
+    assert os.listdir(folder.path) == ["config.yaml"]
+
+
 def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     RunFolder(tmp_path / "run", "p").begin(CONFIG)

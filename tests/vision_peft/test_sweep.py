@@ -24,6 +24,7 @@ from peft_core.errors import PeftError
 from vision_peft.commands import commands
 from vision_peft.fit import fit
 from vision_peft.sweep import sweep, with_preset
+from vision_peft.sweep_folder import SweepFolder
 from vision_peft.sweep_plan import Job, make_plan
 from vision_peft.sweep_pool import Pool
 from vision_peft.sweep_worker import Outcome
@@ -139,6 +140,10 @@ def test_another_plan_or_version_is_told(
     (tmp_path / "other" / "thesis.tex").write_text("")
     with pytest.raises(PeftError, match="files that are no sweep's"):
         run(tasks, tiny_backbone, tmp_path / "other")
+    for left in (".lock", ".config.yaml.4242"):  # by a sweep killed before its plan was written
+        (tmp_path / "killed" / left).parent.mkdir(exist_ok=True)
+        (tmp_path / "killed" / left).touch()
+    assert SweepFolder(str(tmp_path / "killed"), {}, overwrite=False).path.is_dir()
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1 << 20})())
     with pytest.raises(PeftError, match="1 MiB of free space"):
         run(tasks, tiny_backbone, tmp_path / "new")

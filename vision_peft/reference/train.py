@@ -10,16 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 
 import torch
 from peft_data.world.cache import cached, folder
 from peft_data.world.pretrain import DENSE, HEADS, pretraining_block
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
+
+from peft_core.training_state import keep, put_back, values_and_moments
 
 from . import CARD, WEIGHTS, load
 
@@ -100,13 +101,6 @@ def accuracies(model: Pretrainer, seed: int) -> dict[str, float]:
     return out
 
 
-def keep(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Writes a safetensors file that is whole or not there."""
-    temporary = path.with_suffix(".part")
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
-
-
 def main() -> None:
     """Trains, from the last state where there is one, and writes weights and card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -126,17 +120,11 @@ def main() -> None:
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
-    parameters, start = weights + rest, 0
+    parameters, start = {str(k): parameter for k, parameter in enumerate(weights + rest)}, 0
     if args.state.is_file():
         state = load_file(args.state)
         start = int(state["step"])
-        for k, parameter in enumerate(parameters):
-            parameter.data.copy_(state[f"{k}.value"])
-            optimiser.state[parameter] = {
-                "step": torch.tensor(float(start)),
-                "exp_avg": state[f"{k}.mean"],
-                "exp_avg_sq": state[f"{k}.square"],
-            }
+        put_back(state, start, optimiser, parameters)
     data = pool(args.blocks, 0, args.seed)
     began, seen = time.monotonic(), 0.0
     for step in range(start, args.steps):
@@ -147,7 +135,7 @@ def main() -> None:
         loss = loss_of(model, *batch(data, step, args.batch, args.seed))
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimiser.step()
         seen += loss.item()
         done = step + 1
@@ -156,15 +144,7 @@ def main() -> None:
             print(f"step {done} of {args.steps} · loss {seen / 200:.3f} · {speed:.0f} pictures/s", flush=True)
             seen = 0.0
         if done % args.every == 0 or done == args.steps:
-            tensors = {"step": torch.tensor(done)}
-            for k, parameter in enumerate(parameters):
-                moments = optimiser.state[parameter]
-                tensors |= {
-                    f"{k}.value": parameter.data,
-                    f"{k}.mean": moments["exp_avg"],
-                    f"{k}.square": moments["exp_avg_sq"],
-                }
-            keep(tensors, args.state)
+            keep({"step": torch.tensor(done)} | values_and_moments(optimiser, parameters), args.state)
             keep({name: value.half() for name, value in model.vit.state_dict().items()}, args.weights)
             if done % (2 * args.every) == 0 or done == args.steps:
                 print(json.dumps(accuracies(model, args.seed)), flush=True)
