@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from peft_core import rebuild
 from peft_core.attention import check_supported
+from peft_core.calls import Call, calling
 from peft_core.errors import PeftError
-from peft_core.grafts import Branch, Delta, Graft, Insert, Strip, after, before, restore_class, swap_class
+from peft_core.grafts import Branch, Delta, Graft, after, before, restore_class, swap_class
 from peft_core.method import Method
 from peft_core.plan import Plan
 
@@ -118,10 +119,14 @@ def _swap(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def _hook(module: nn.Module, graft: Graft | None = None) -> None:
     """The hooks that `graft` needs on its module; reading is all that None needs."""
-    if (graft is None or isinstance(graft, Insert)) and before not in module._forward_pre_hooks.values():
+    changes_input = graft is None or type(graft).before is not Graft.before
+    changes_output = graft is not None and type(graft).after is not Graft.after
+    if changes_input and before not in module._forward_pre_hooks.values():
         module.register_forward_pre_hook(before)
-    if isinstance(graft, Branch | Strip) and after not in module._forward_hooks.values():
+    if changes_output and after not in module._forward_hooks.values():
         module.register_forward_hook(after)
+    if isinstance(graft, Call) and calling not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(calling, with_kwargs=True)
 
 
 # ---- out -----------------------------------------------------------------------------------------------------------
@@ -151,6 +156,8 @@ def _tidy(module: nn.Module) -> None:
     if slots is None and "peft_taps" not in module.__dict__:
         for hooks, hook in ((module._forward_pre_hooks, before), (module._forward_hooks, after)):
             _unhook(hooks, hook)
+        for key in _unhook(module._forward_pre_hooks, calling):
+            del module._forward_pre_hooks_with_kwargs[key]
     deltas = slots is not None and any(isinstance(g, Delta) for slot in slots.children() for g in slot.children())
     child_grafted = isinstance(module, nn.MultiheadAttention) and "peft" in module.out_proj._modules
     if not deltas and not child_grafted:
@@ -162,9 +169,12 @@ def untag(model: nn.Module) -> None:
         _unhook(module._forward_hooks, rebuild.tag)
 
 
-def _unhook(hooks: Any, hook: Any) -> None:
-    for key in [key for key, value in hooks.items() if value is hook]:
+def _unhook(hooks: Any, hook: Any) -> list[int]:
+    """Takes a hook out; the keys it had."""
+    keys = [key for key, value in hooks.items() if value is hook]
+    for key in keys:
         del hooks[key]
+    return keys
 
 
 # ---- the frozen part -----------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ def describe(model: nn.Module, at: str) -> Anatomy | None:
     anatomy = Anatomy("diffusers UNet", ("attn", "cross_attn"), {None: [join(at, path) for path in blocks]})
     for name, module in model.named_modules():
         parts = name.split(".")
+        if "peft" in parts:  # a branch that copies the encoder has blocks like the UNet's own
+            continue
         block = index.get(parts[0], index.get(".".join(parts[:2])))
         here = join(at, name)
         if type(module).__name__ == "BasicTransformerBlock":
