@@ -50,6 +50,15 @@ class AdaptedAttention(_Adapted):
         return [x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in picked]
 
 
+def self_attend(attention: Any, x: Tensor) -> Tensor:
+    """What an attention module gives for x (B N D), any N, passing by the hooks that act where the model calls it."""
+    if not isinstance(attention, nn.MultiheadAttention):
+        return attention.forward(x)
+    x = x if attention.batch_first else x.transpose(0, 1)
+    y = attention.forward(x, x, x, need_weights=False)[0]
+    return y if attention.batch_first else y.transpose(0, 1)
+
+
 def _mask(attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     """One additive mask of B H L S (or broadcast to it) from (L S), (B·H L S) and (B S); True means masked out."""
     total = None

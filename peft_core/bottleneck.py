@@ -23,6 +23,14 @@ def _blank(rows: int, columns: int, options: dict[str, Any]) -> nn.Linear:
     return cast(nn.Linear, nn.utils.skip_init(nn.Linear, rows, columns, **options))
 
 
+def linear(rows: int, columns: int, options: dict[str, Any]) -> nn.Linear:
+    """A linear layer with a Kaiming-uniform weight (a = √5) and a zero bias."""
+    made = _blank(rows, columns, options)
+    nn.init.kaiming_uniform_(made.weight, a=math.sqrt(5))
+    nn.init.zeros_(made.bias)
+    return made
+
+
 class Bottleneck(nn.Module):
     """Down is Kaiming-uniform (a = √5), Up and the biases are zero: no change at step 0, and a gradient from step 1 on.
 
@@ -41,10 +49,9 @@ class Bottleneck(nn.Module):
             raise PeftError(
                 f'unknown activation "{activation}"{nearest(activation, ACTIVATIONS)} (known: {", ".join(ACTIVATIONS)}).'
             )
-        self.down = _blank(dim, width, options)
+        self.down = linear(dim, width, options)
         self.up = _blank(width, dim, options)
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
+        for zero in (self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
         self.activation = activation
         self.scale = nn.Parameter(torch.full((1,), scale, **options)) if learn_scale else scale

@@ -163,11 +163,15 @@ class Plan:
         """y ← y + change(y) at the module's output."""
         self.grafts.append((module, "output", Branch(change, read=False)))
 
-    def add_branch(self, sublayer: SubLayer, change: nn.Module) -> None:
-        """x ← x + out(body(norm(x))) + change(x)."""
-        branch = Branch(change, read=True)
+    def add_branch(self, sublayer: SubLayer, change: nn.Module | Branch, read: str | None = None) -> None:
+        """x ← x + out(body(norm(x))) + change(x); with `read`, a module's path, change reads what that module receives."""
+        branch = change if isinstance(change, Branch) else Branch(change, read=True)
         self.grafts.append((sublayer.out, f"{sublayer.kind}_branch", branch))
-        self.taps.append((sublayer.norm, branch))
+        self.taps.append((read or sublayer.norm, branch))
+
+    def join(self, module: str, slot: str, graft: Graft) -> None:
+        """A graft that acts on what the module receives (`before`) or gives (`after`)."""
+        self.grafts.append((module, slot, graft))
 
     def add_tokens(self, first: str, last: str, tokens: nn.Parameter, layout: TokenLayout, dropout: float) -> None:
         """Tokens P D stand in the sequence from block `first` to block `last`."""
