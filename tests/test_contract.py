@@ -71,6 +71,12 @@ def cases() -> list[Case]:
         settings.append(("ssf", {}))
         if tiny.tokens:
             settings += [("vpt", {"tokens": 2}), ("vpt", {"tokens": 2, "deep": True})]
+        if tiny.tokens or name == "clip":  # the two pictures of a batch are one clip of two frames
+            over_time: dict[str, Any] = {"width": 8, "frames": 2} | ({} if tiny.tokens else {"tower": "image"})
+            settings.append(("st_adapter", over_time))
+            # in the last block nothing that patch tokens become after attention reaches a class token
+            settings.append(("st_adapter", over_time | {"positions": ("attn", "mlp"), "blocks": (0,)}))
+            settings.append(("aim", over_time | {"per_block": 4}))
         found += [Case(name, method, tuple(hyper.items())) for method, hyper in settings]
     return found
 

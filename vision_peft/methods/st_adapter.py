@@ -1,0 +1,88 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from peft_core.bottleneck import linear
+from peft_core.errors import PeftError
+from peft_core.grafts import Branch, Graft, match
+from peft_core.method import Method
+from peft_core.plan import Plan
+from vision_peft.over_time import DepthwiseOverTime, add_weighed, check_frames, clips_of, share_of_stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class STAdapter(Method):
+    """ST-Adapter: patch tokens x ← x + Up(DWConv(Down x)) across frames, before attention and/or before the MLP.
+
+    Pan et al., "ST-Adapter: Parameter-Efficient Image-to-Video Transfer Learning for Action Recognition", NeurIPS 2022.
+    x is (B·T) N D with the frames of a clip folded into the batch; DWConv is depth-wise with kernel (3, 1, 1) over
+    T H W, there is no activation, and the class token passes by. Convolution and biases start at zero: identity at
+    step 0. Width 384 at D = 768: linziyi96/st-adapter. ViT-B/16: 7,110,144 parameters before attention (K400's 12 × 384),
+    14,220,288 at both positions (SSv2's 24 × 384).
+
+    Args:
+        width: one width h, or one a block where 0 means absent; half the stream's width D where None.
+        positions: "attn" (before attention), "mlp" (between attention and MLP), or both.
+        frames: T, as the clips have it.
+    """
+
+    width: int | Sequence[int] | None = None
+    positions: Sequence[Literal["attn", "mlp"]] = ("attn",)
+    frames: int = 8
+    not_mergeable: ClassVar[str | None] = "a convolution over frames is no change of a layer that sees one frame."
+
+    def install(self, plan: Plan) -> None:
+        check_frames(plan, self.frames)
+        positions = (self.positions,) if isinstance(self.positions, str) else tuple(self.positions)
+        if not positions or set(positions) - {"attn", "mlp"}:
+            raise PeftError(f'st_adapter got positions {list(positions)}: it takes "attn", "mlp", or both.')
+        for sublayer, width, dim in plan.sublayers(("attn",), share_of_stream(plan, self.width, 2)):
+            skipped = plan.token_layout(sublayer.tower).prefix
+            for position in dict.fromkeys(positions):
+                options = plan.options_at(sublayer.norm)
+                change = OverPatches(dim, width, self.frames, skipped, options)
+                if position == "attn":
+                    plan.join(plan.anatomy.blocks[sublayer.tower][sublayer.block], "before_attn", AddToInput(change))
+                else:
+                    plan.add_branch(sublayer, AddToStream(change))
+
+
+class OverPatches(nn.Module):
+    """Up(DWConv(Down x)) for the patch tokens of (B·T) N D, 0 for the first `skipped` tokens."""
+
+    def __init__(self, dim: int, width: int, frames: int, skipped: int, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.frames, self.skipped = frames, skipped
+        self.down = linear(dim, width, options)
+        self.conv = DepthwiseOverTime(width, options)
+        self.up = linear(width, dim, options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.down(match(x[:, self.skipped :], self.down.weight))
+        inner = self.conv(clips_of(inner, self.frames)).flatten(0, 1)
+        return nn.functional.pad(self.up(inner), (0, 0, self.skipped, 0))
+
+
+class AddToInput(Graft):
+    """x ← x + factor · change(x) at what a module receives."""
+
+    def __init__(self, change: nn.Module) -> None:
+        super().__init__()
+        self.change = change
+
+    def before(self, x: Tensor) -> Tensor:
+        return add_weighed(x, self.change(x), self.factor)
+
+
+class AddToStream(Branch):
+    """z ← z + factor · change(z) at the stream z = x + y behind a residual step, joined where y is still apart."""
+
+    def __init__(self, change: nn.Module) -> None:
+        super().__init__(change, read=True)
+
+    def after(self, y: Tensor) -> Tensor:
+        assert self.point is not None
+        self.point = self.point + y
+        return super().after(y)

@@ -1,0 +1,75 @@
+"""What video methods share: frames that stand folded into the batch, and the convolution over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peft_core.errors import PeftError
+from peft_core.plan import Plan
+
+
+def clips_of(x: Tensor, frames: int) -> Tensor:
+    """(B·T) N D as B T N D.
+
+    Raises:
+        PeftError: the batch is no whole number of clips.
+    """
+    if x.shape[0] % frames:
+        raise PeftError(
+            f"a batch of {x.shape[0]} frames is no whole number of clips of {frames}: give clips of {frames} frames, or "
+            f"set the method's frames."
+        )
+    return x.unflatten(0, (-1, frames))
+
+
+def check_frames(plan: Plan, frames: int) -> None:
+    """Frames are folded into the batch of a tower whose blocks take B N D with fixed positions.
+
+    Raises:
+        PeftError: fewer than one frame, or another kind of tower.
+    """
+    if frames < 1:
+        raise PeftError(f"{plan.method.name} got frames {frames}: it must be 1 or more.")
+    for tower in plan.anatomy.blocks:
+        if plan.method.tower in (None, tower) and tower not in plan.anatomy.tokens:
+            raise PeftError(
+                f"{plan.method.name} cannot run this {plan.anatomy.family} over time: a causal mask or rotary positions "
+                "tie its attention to one kind of sequence."
+            )
+
+
+def share_of_stream(plan: Plan, width: int | Sequence[int] | None, divisor: int) -> int | Sequence[int]:
+    """The width asked for; where None was, the stream's own over `divisor` (of the narrowest tower)."""
+    if width is not None:
+        return width
+    return max(1, min(map(plan.stream_width, plan.anatomy.sublayers)) // divisor)
+
+
+def add_weighed(x: Tensor, change: Tensor, factor: float) -> Tensor:
+    """x + factor · change, in x's precision."""
+    return x + (change if factor == 1.0 else change * factor).to(x.dtype)
+
+
+class DepthwiseOverTime(nn.Module):
+    """y[t] = w₀ x[t−1] + w₁ x[t] + w₂ x[t+1] + b for every channel by itself; B T N C, zeros beside the ends.
+
+    The depth-wise 3-D convolution of kernel (3, 1, 1), weight (C, 1, 3, 1, 1) as `nn.Conv3d` has it, without moving the
+    channels to the front: `benchmarks.video_step` measures it against grouped `conv3d` and a product with a band matrix.
+    Weight and bias start at zero.
+    """
+
+    def __init__(self, channels: int, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels, 1, 3, 1, 1, **options))
+        self.bias = nn.Parameter(torch.zeros(channels, **options))
+
+    def forward(self, x: Tensor) -> Tensor:
+        past, now, future = self.weight.view(-1, 3).to(x.dtype).unbind(1)
+        y = torch.addcmul(self.bias.to(x.dtype), x, now)
+        y = y + F.pad(x[:, :-1] * past, (0, 0, 0, 0, 1, 0))
+        return y + F.pad(x[:, 1:] * future, (0, 0, 0, 0, 0, 1))
