@@ -24,7 +24,7 @@ from peft_core import (
     set_scale,
 )
 from peft_core.attach import is_inserted
-from peft_core.method import find_method
+from peft_core.method import make_method
 from tests.tiny import MODELS, words
 
 
@@ -65,7 +65,7 @@ def cases() -> list[Case]:
         if "qkv" not in tiny.linears and name not in ("clip_text_model", "unet", "eva"):
             settings.append(("lora", {"rank": 2, "targets": ("qkv",)}))
         if name == "unet":
-            settings.append(("custom_diffusion", {}))
+            settings += [("custom_diffusion", {}), *CONTROLS]
         if name == "clip_text_model":
             settings.append(("textual_inversion", {"first": IN_BATCH, "initial": (IN_BATCH,)}))
         settings.append(("ssf", {}))
@@ -89,6 +89,19 @@ LAYERS = {
         "kind": "lokr", "rank": 2, "scale": 2.0, "whole1": True, "whole2": False, "cores": False, "outer": [4, 8],
     },
 }  # fmt: skip
+
+
+CONTROLS: list[tuple[str, dict[str, Any]]] = [
+    ("controlnet", {"shrink": 1}),
+    ("controlnet", {"shrink": 1, "join": "norm"}),
+    ("control_lora", {"shrink": 1, "rank": 2}),
+    ("controlnext", {"shrink": 1, "width": 8}),
+    ("t2i_adapter", {"shrink": 1}),
+    ("ip_adapter", {"width": 6}),
+    ("ip_adapter", {"width": 6, "plus": True}),
+    ("gligen", {}),
+]
+"""The tiny UNet gives each of them a condition before every call."""
 
 
 IN_BATCH = int(words("x")()["x"][0, 2])
@@ -138,7 +151,7 @@ def test_identity_at_step_0_in_train_mode(case: Case):
     tiny = MODELS[case.model]
     stock = tiny.model().train()
     y = tiny(adapted(case).train())
-    if not find_method(case.method).identity:
+    if not make_method(case.method, **dict(case.hyper)).identity:
         assert not torch.equal(y, tiny(stock)), "a method that is identical at step 0 must say so"
     elif case.model.endswith("clip") or case.model == "clip_image":
         torch.testing.assert_close(y, tiny(stock), rtol=1e-5, atol=1e-5)
@@ -268,6 +281,7 @@ def test_bfloat16_base_keeps_float32_adapters(case: Case):
     model = adapt(tiny.model().bfloat16(), case.method, **dict(case.hyper)).train()
     assert all(p.dtype == torch.float32 for k, p in model.named_parameters() if is_inserted(k))
     batch = {k: v.bfloat16() if v.is_floating_point() else v for k, v in tiny.batch().items()}
+    tiny.prepare(model)
     y = tiny.out(model(**batch))
     assert y.dtype == torch.bfloat16
     if any(p.requires_grad for p in model.parameters()):

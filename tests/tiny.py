@@ -11,6 +11,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from diffusion_peft.control import controls_of, set_condition
+
 
 @dataclass(frozen=True)
 class Tiny:
@@ -21,6 +23,7 @@ class Tiny:
     out: Callable[[Any], Tensor] = lambda y: y
     tokens: bool = True
     linears: tuple[str, ...] = ("q", "k", "v", "proj", "fc1", "fc2")
+    prepare: Callable[[Any], object] = lambda model: None
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
@@ -32,6 +35,7 @@ class Tiny:
         return model
 
     def __call__(self, model: nn.Module) -> Tensor:
+        self.prepare(model)
         torch.manual_seed(7)
         return self.out(model(**self.batch()))
 
@@ -94,6 +98,26 @@ def noise() -> dict[str, Any]:
     )
 
 
+def condition() -> dict[str, Tensor]:
+    """All that control methods read, for two pictures of latents as large as the picture."""
+    g = torch.Generator().manual_seed(4)
+    corner = torch.rand(2, 3, 2, generator=g) / 2
+    return dict(
+        picture=torch.rand(2, 3, 8, 8, generator=g), features=torch.randn(2, 5, 6, generator=g),
+        null=torch.zeros(2, 5, 6), boxes=torch.cat([corner, corner + 0.3], -1),
+        phrases=torch.randn(2, 3, 24, generator=g), present=torch.tensor([[1.0, 1, 0], [1, 0, 0]]),
+    )  # fmt: skip
+
+
+def give_condition(model: nn.Module) -> None:
+    controls = [control for _, control in controls_of(getattr(model, "_orig_mod", model))]
+    if controls:
+        given = condition()
+        if any(type(module).__name__ == "ImageProjection" for module in model.modules()):
+            given |= {key: given[key][:, 0] for key in ("features", "null")}
+        set_condition(getattr(model, "_orig_mod", model), given)
+
+
 def clip_batch() -> dict[str, Any]:
     return pictures("image")() | words("text")()
 
@@ -128,7 +152,7 @@ MODELS: dict[str, Tiny] = {
     ),
     "clip_text_model": Tiny(text_model, words("input_ids"), lambda y: y.pooler_output, tokens=False),
     "unet": Tiny(
-        unet, noise, lambda y: y.sample, tokens=False,
+        unet, noise, lambda y: y.sample, tokens=False, prepare=give_condition,
         linears=("q", "k", "v", "proj", "cross_q", "cross_k", "cross_v", "cross_proj", "fc1", "fc2", "proj_io", "conv", "time",
                  "time_embed"),
     ),

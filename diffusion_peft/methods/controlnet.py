@@ -1,0 +1,137 @@
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_peft.control.branch import Control, add_residuals
+from diffusion_peft.control.encoders import empty_copy, new_parts, openness, own_copy, run_encoder
+from peft_core.calls import Call
+from peft_core.grafts import Graft
+from peft_core.method import Method
+from peft_core.plan import Plan
+
+
+class Encoder(Control):
+    """The copied encoder; its residuals go onto the UNet's skip connections and its middle."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def residuals(self, condition: dict[str, Tensor], given: dict[str, Any]) -> tuple[list[Tensor], Tensor]:
+        return run_encoder(self.net, condition["picture"], given)
+
+    def join(self, prepared: Any, given: dict[str, Any]) -> dict[str, Any]:
+        down, mid = self.residuals(prepared, given)
+        if self.factor != 1.0:
+            down, mid = [each * self.factor for each in down], mid * self.factor
+        return added(given, down, mid)
+
+    def effect(self) -> float:
+        return openness(self.net)
+
+
+def added(given: dict[str, Any], down: list[Tensor], mid: Tensor) -> dict[str, Any]:
+    """The UNet's arguments for residuals, on top of those that it has already."""
+    keys = "down_block_additional_residuals", "mid_block_additional_residual"
+    return {keys[0]: add_residuals(given, keys[0], down), keys[1]: add_residuals(given, keys[1], [mid])[0]}
+
+
+class NormedEncoder(Encoder):
+    """The residuals wait until the UNet's own features are known, whose mean and deviation they take."""
+
+    def __init__(self, net: nn.Module, strength: float) -> None:
+        super().__init__(net)
+        self.strength = strength
+        self.waiting: list[Tensor] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"waiting": []}
+
+    def join(self, prepared: Any, given: dict[str, Any]) -> dict[str, Any]:
+        down, mid = self.residuals(prepared, given)
+        self.waiting = [*down, mid]
+        return {}
+
+    def quiet(self) -> None:
+        self.waiting = []
+
+    def next(self, y: Tensor) -> Tensor:
+        """y with the last of the residuals that wait, brought to y's mean and deviation."""
+        if not self.waiting:
+            return y
+        return y + cross_normalise(self.waiting.pop(), y) * (self.strength * self.factor)
+
+
+class AtMiddle(Graft):
+    def __init__(self, owner: NormedEncoder) -> None:
+        super().__init__()
+        self.__dict__["owner"] = owner
+
+    def after(self, y: Tensor) -> Tensor:
+        return self.owner.next(y)
+
+
+class AtSkips(Call):
+    """An up block's skip connections, the last of which the encoder made last."""
+
+    def __init__(self, owner: NormedEncoder) -> None:
+        super().__init__()
+        self.__dict__["owner"] = owner
+
+    def call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        key = "res_hidden_states_tuple"
+        return args, kwargs | {key: tuple(self.owner.next(y) for y in reversed(kwargs[key]))[::-1]}
+
+
+def cross_normalise(c: Tensor, x: Tensor) -> Tensor:
+    """c' = (c − μ_c) · σ_x / σ_c + μ_x with mean and deviation over C H W of each picture."""
+    axes = (1, 2, 3)
+    mean_c, mean_x = c.mean(axes, keepdim=True), x.mean(axes, keepdim=True)
+    ratio = x.std(axes, keepdim=True) / (c.std(axes, keepdim=True) + 1e-12)
+    return ((c - mean_c) * ratio + mean_x).to(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlNet(Method):
+    """ControlNet: a trained copy of the UNet's encoder, joined to the frozen one by zero convolutions.
+
+    Zhang et al., "Adding Conditional Control to Text-to-Image Diffusion Models", ICCV 2023:
+    y = F(x; Θ) + Z(F(x + Z(c; Θz1); Θc); Θz2). Conv_in, time embedding, down blocks and middle are copied; 1 × 1
+    convolutions that start at zero add each result to a skip connection (12 and the middle on SD 1.5), and a small
+    convolutional encoder brings the condition to the latents' size. 361,279,120 parameters on SD 1.5, 1,251,014,160 on
+    SDXL. No gradient flows into the UNet's own encoder.
+
+    Args:
+        join: `zero` as in the paper; `norm` adds residuals of ordinary convolutions that take mean and deviation of the
+            features they are added to (ControlNeXt's cross normalisation), so the branch acts from the first step on.
+        strength: size of such residuals.
+        channels: of the condition.
+        shrink: the VAE's pixels a latent along each side.
+    """
+
+    join: Literal["zero", "norm"] = "zero"
+    strength: float = 0.2
+    channels: int = 3
+    shrink: int = 8
+
+    not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes a ControlNetModel."
+
+    @property
+    def identity(self) -> bool:  # type: ignore[override]
+        return self.join == "zero"
+
+    def install(self, plan: Plan) -> None:
+        options = plan.options_at("conv_in")
+        net: Any = empty_copy(plan.model, self.shrink, self.channels)
+        own_copy(plan.model, net, options)
+        new_parts(net, options, zero=self.join == "zero")
+        if self.join == "zero":
+            plan.join("", "branch", Encoder(net))
+            return
+        owner = NormedEncoder(net, self.strength)
+        plan.join("", "branch", owner)
+        plan.join("mid_block", "joined", AtMiddle(owner))
+        for number in range(len(plan.model.up_blocks)):  # type: ignore[arg-type]
+            plan.join(f"up_blocks.{number}", "joined", AtSkips(owner))
