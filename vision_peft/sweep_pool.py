@@ -1,4 +1,4 @@
-"""Runs of a sweep in processes on this machine that take one run after another."""
+"""Jobs (runs of a sweep, parcels of a search) in processes on this machine that take one after another."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ from vision_peft.sweep_worker import Outcome, carry_out
 BYTES_EACH = 3 << 30
 """What a worker may need: libraries, a ViT-B and its activations at batch 64."""
 Done = Callable[[Job, Outcome], None]
+Work = Callable[..., Outcome]
+
+
+def parcel_of(job: Job, out: Path) -> tuple[Any, ...]:
+    """What `carry_out` takes of a run."""
+    return job.settings, out, job.folder, stamp_of(job)
 
 
 def default_workers(workers: int, threads: int) -> tuple[int, int]:
@@ -33,26 +39,26 @@ def default_workers(workers: int, threads: int) -> tuple[int, int]:
 
 
 class Worker:
-    """A process, the end of its pipe, and the run it is at."""
+    """A process, the end of its pipe, and the job it is at."""
 
-    def __init__(self, number: int, threads: int, out: Path) -> None:
+    def __init__(self, number: int, threads: int, work: Work) -> None:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         context = multiprocessing.get_context(method)
         if method == "forkserver":
-            context.set_forkserver_preload(["vision_peft.sweep_worker"])  # imported once, for all workers
+            context.set_forkserver_preload([work.__module__])  # imported once, for all workers
         self.number, (self.pipe, other) = number, context.Pipe()
-        self.process = context.Process(target=serve, args=(other, threads, out, _gpu(number)), daemon=True)
+        self.process = context.Process(target=serve, args=(other, threads, work, _gpu(number)), daemon=True)
         self.process.start()
         other.close()
-        self.job: Job | None = None
+        self.job: Any = None
         self.task = ""
 
-    def start(self, job: Job) -> None:
+    def start(self, job: Any, parcel: tuple[Any, ...]) -> None:
         self.job, self.task = job, job.task
-        self.pipe.send((job.settings, job.folder, stamp_of(job)))
+        self.pipe.send(parcel)
 
     def outcome(self) -> Outcome:
-        """Of the run, once the pipe has something to read: its end, too, where the process died."""
+        """Of the job, once the pipe has something to read: its end, too, where the process died."""
         self.job = None
         try:
             return self.pipe.recv()
@@ -70,22 +76,36 @@ class Worker:
 
 
 class Pool:
-    """Up to `count` workers; they start when they are needed and live until `close`."""
+    """Up to `count` workers; they start when they are needed and live until `close`.
 
-    def __init__(self, count: int, threads: int, out: Path) -> None:
-        self.count, self.threads, self.out = count, threads, out
+    Args:
+        out: the sweep's folder.
+        work: what a worker does with a job: a function of a module, which is imported once for all workers.
+        parcel: (job, out) -> its arguments. A job has a `task`: what a worker keeps for the next job of the same one.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        threads: int,
+        out: Path,
+        work: Work = carry_out,
+        parcel: Callable[[Any, Path], tuple[Any, ...]] = parcel_of,
+    ) -> None:
+        self.count, self.threads, self.out, self.work, self.parcel = count, threads, out, work, parcel
         self.workers: dict[int, Worker] = {}
 
-    def run(self, jobs: Iterable[Job], done: Done) -> None:
+    def run(self, jobs: Iterable[Any], done: Callable[[Any, Outcome], None]) -> None:
         """Carries out all jobs, calling `done` as they end, in whatever order."""
         waiting = list(jobs)
         while waiting or any(worker.job for worker in self.workers.values()):
             for number in range(self.count):
                 worker = self.workers.get(number)
                 if waiting and (worker is None or worker.job is None):
-                    worker = worker or self.workers.setdefault(number, Worker(number, self.threads, self.out))
+                    worker = worker or self.workers.setdefault(number, Worker(number, self.threads, self.work))
                     others = {each.task for each in self.workers.values() if each.job}
-                    worker.start(waiting.pop(pick(waiting, worker.task, others)))
+                    job = waiting.pop(pick(waiting, worker.task, others))
+                    worker.start(job, self.parcel(job, self.out))
             busy = {worker.pipe: worker for worker in self.workers.values() if worker.job}
             for pipe in wait(list(busy)):
                 worker = busy[pipe]  # type: ignore[index]
@@ -102,13 +122,13 @@ class Pool:
         self.workers.clear()
 
 
-def pick(waiting: Sequence[Job], task: str, others: set[str]) -> int:
-    """The next run for a worker: of the data set that it holds, else of one that no other holds, else the first."""
+def pick(waiting: Sequence[Any], task: str, others: set[str]) -> int:
+    """The next job for a worker: of the data set that it holds, else of one that no other holds, else the first."""
     fitness = [(job.task != task, job.task in others) for job in waiting]
     return min(range(len(waiting)), key=lambda index: (fitness[index], index))
 
 
-def serve(pipe: Connection, threads: int, out: Path, environment: dict[str, str]) -> None:
+def serve(pipe: Connection, threads: int, work: Work, environment: dict[str, str]) -> None:
     """A worker's life: it ends with the process that started it, whatever ended that."""
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
@@ -116,10 +136,10 @@ def serve(pipe: Connection, threads: int, out: Path, environment: dict[str, str]
     torch.set_num_threads(threads)
     while True:
         try:
-            settings, folder, stamp = pipe.recv()
+            parcel = pipe.recv()
         except (EOFError, ConnectionError):
             return
-        pipe.send(carry_out(settings, out, folder, stamp))
+        pipe.send(work(*parcel))
 
 
 def _end_with_parent() -> None:

@@ -35,21 +35,10 @@ class RayPool:
     """
 
     def __init__(self, address: str, count: int, threads: int, out: Path) -> None:
-        os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
-        try:
-            import ray
-            import ray.tune
-        except ModuleNotFoundError as error:
-            raise PeftError(f"--ray needs the package {error.name}: pip install 'visual-peft[ray]'.") from error
         self.count, self.threads, self.out = count, threads or 1, out
-        self.started = not ray.is_initialized()
-        if self.started:
-            answers(address)
-            options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-            try:
-                ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **options)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise PeftError(f"no Ray cluster answers at {address}: {' '.join(str(error).split())}.") from error
+        self.started = connect(address)
+        import ray
+
         self.gpus = 1 if ray.cluster_resources().get("GPU") else 0
 
     def run(self, jobs: Iterable[Job], done: Done) -> None:
@@ -85,6 +74,29 @@ class RayPool:
 
         if self.started:
             ray.shutdown()
+
+
+def connect(address: str) -> bool:
+    """Connects this process to a Ray cluster; whether it was not connected before.
+
+    Raises:
+        PeftError: Ray is not installed, or no cluster answers.
+    """
+    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+    try:
+        import ray
+        import ray.tune
+    except ModuleNotFoundError as error:
+        raise PeftError(f"--ray needs the package {error.name}: pip install 'visual-peft[ray]'.") from error
+    if ray.is_initialized():
+        return False
+    answers(address)
+    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise PeftError(f"no Ray cluster answers at {address}: {' '.join(str(error).split())}.") from error
+    return True
 
 
 def answers(address: str) -> None:
