@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Literal
 
+from peft_core import listing
 from peft_core.cli import main as run_command_line
 from peft_core.command import Command, command
-from peft_core.config_files import list_configs
 
 
 @command("clip")
@@ -18,14 +18,7 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "protocols"])
         what: Which list.
     """
     if what == "methods":
-        from peft_core.method import find_method, list_methods, read_preset
-
-        own = {name: about for name, about in list_methods(None).items() if _suits(find_method(name).__module__)}
-        rows = dict(sorted(own.items()))
-        for name in list_configs("method", "clip"):
-            settings = dict(read_preset(name) or {})
-            method = settings.pop("method")
-            rows[name] = f"{method}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
+        rows = listing.methods("clip", lambda method: method.__module__.startswith(("peft_core.", "clip_peft.")))
     elif what == "data":
         from peft_data import list_data
 
@@ -39,16 +32,8 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "protocols"])
 
         rows = PROTOCOLS
     else:
-        rows = {
-            name: path.read_text().splitlines()[0].lstrip("# ") for name, path in list_configs("recipe", "clip").items()
-        }
-    width = min(48, max(map(len, rows)))
-    for name, about in rows.items():
-        print(f"{name:<{width}}  {about}")
-
-
-def _suits(module: str) -> bool:
-    return module.partition(".")[0] in ("peft_core", "clip_peft")
+        rows = listing.configs("recipe", "clip")
+    listing.show(rows)
 
 
 def commands() -> list[Command]:

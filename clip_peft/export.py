@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import json
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +20,7 @@ from clip_peft.run import ClipRun
 from peft_core import PeftError, load_run, merge
 from peft_core.command import command
 from peft_core.files import write_files
+from vision_peft import onnx_file
 
 What = Literal["weights", "model", "onnx"]
 OF_PICTURES = ("cocoop", "tpt")
@@ -158,30 +157,7 @@ class Deployed(nn.Module):
 
 
 def write_onnx(run: ClipRun, folder: Path, opset: int) -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise PeftError(f"export needs the package {error.name}: pip install 'visual-peft[onnx]'.") from error
+    onnx_file.needs_onnx()
     with contextlib.suppress(PeftError):  # then the graph holds the adapter beside the model
         merge(run.model.model)  # type: ignore[arg-type]
-    model = Deployed(run).cpu().eval()
-    height, width = run.fit.size
-    example = torch.rand(2, 3, height, width)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # ONNX does not know its operator
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # the exporter's own
-            program = torch.onnx.export(
-                model, (example,), input_names=["image"], output_names=["probability"], opset_version=opset, dynamo=True,
-                dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}}, verbose=False,
-            )  # fmt: skip
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    assert program is not None
-    program.model.metadata_props["class_names"] = json.dumps(run.class_names, ensure_ascii=False)
-    write_files(folder, {"model.onnx": program.model_proto.SerializeToString()})
-    print(
-        f"{folder}/model.onnx: image B 3 {height} {width} with values from 0 to 1 -> probability B {len(run.class_names)}"
-    )
+    onnx_file.write_onnx(Deployed(run), run, folder / "model.onnx", opset)

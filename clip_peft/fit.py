@@ -11,7 +11,7 @@ from peft_core.command import command
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
 from peft_core.options import MethodChoice, TrainerFlags
-from peft_core.runs import RunFolder, tell
+from peft_core.runs import RunFolder, run_name, run_once
 from vision_peft.data import Data
 from vision_peft.fit import absolute
 
@@ -98,22 +98,14 @@ def fit(
         )
     settings["backbone"] = absolute(backbone)
     parts = (opened.name, backbone.rpartition("/")[2], method.name, f"{shots}shots", classes, f"seed{seed}")
-    folder = RunFolder(
-        out or "runs/" + "-".join(part.strip("./~").replace("/", "_") for part in parts), "clip_peft fit"
-    )
-    settings["out"] = str(folder.path)
-    config = {key: value.plain() if hasattr(value, "plain") else value for key, value in settings.items()}
-    if folder.check(config, overwrite) == "finished":
-        print(f"{folder.path} is finished already: {headline(folder.results())}")
-        return folder.results()
-    for note in opened.notes:
-        tell(f"note: {note}")
-    from clip_peft.job import run
+    folder = RunFolder(out or run_name(*parts), "clip_peft fit")
 
-    results = run(folder, opened, settings, config)
-    if results:
-        print(f"{folder.path}: {headline(results)}; see {folder.path / 'report.html'}")
-    return results
+    def work(config: dict[str, Any]) -> dict[str, Any]:
+        from clip_peft.job import run
+
+        return run(folder, opened, settings, config)
+
+    return run_once(folder, settings, work, headline, opened.notes)
 
 
 def check_ranges(settings: dict[str, Any]) -> None:

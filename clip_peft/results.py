@@ -8,8 +8,8 @@ from peft_data import ClassificationData
 from peft_data.cache import DecodedPictures
 
 from clip_peft.plots import reliability_diagram
-from peft_core import report
-from peft_core.runs import CONFIG, RunFolder, peak_memory, versions
+from peft_core import outcome, report
+from peft_core.runs import RunFolder
 from vision_peft.results import picture_section, prediction_rows
 from vision_peft.scores import Scores
 
@@ -22,9 +22,8 @@ def write_outcome(
     scores: Scores | None,
     pictures: DecodedPictures | None,
 ) -> dict[str, Any]:
-    """Writes all of it, results.json last: a folder that has it is finished. Returns the results, completed."""
-    results["peak_memory"] = peak_memory()
-    results["versions"] = versions()
+    """Writes all of it and returns the results, completed."""
+    results = outcome.measured(results)
     files: dict[str, bytes] = {}
     sections = [("Result", report.table(summary_rows(results)))]
     if history:
@@ -41,30 +40,23 @@ def write_outcome(
             ("Confusion", report.figure(files["confusion.png"], "confusion matrix")),
             ("Accuracy of each class", report.table(per_class)),
         ]
-    sections.append(("Config", report.preformatted((folder.path / CONFIG).read_text())))
     lead = "not scored"
     if results["accuracy"] is not None:
         of = "" if results["classes"] == "all" else f"{results['classes']} classes of "
         lead = f"accuracy {100 * results['accuracy']:.2f} % on {of}{results['evaluated_on']}, last epoch"
     title = f"{data.name}, {results['method']['name']} on {results['backbone']}, {results['shots'] or 'all'} shots"
-    files["report.html"] = report.page(title, lead, sections)
-    folder.write(files)
-    folder.write_results(results)
-    return results
+    return outcome.write_outcome(folder, results, files, title, lead, sections)
 
 
 def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
-    count, seconds, memory = results["parameters"], results["seconds"], results["peak_memory"]
-    settings = ", ".join(
-        f"{key} {value}" for key, value in results["method"].items() if key != "name" and value is not None
-    )
+    count, seconds = results["parameters"], results["seconds"]
     found = results["chosen_on_val"]
     rows = [
         ("data", f"{results['data']}: {results['pictures']['train']:,} training pictures, {results['pictures']['scored']:,} "
                  f"scored ({results['evaluated_on'] or 'nothing'})"),
         ("classes", f"{results['classes']}, {len(results['per_class'])}"),
         ("expected calibration error", "" if results["ece"] is None else f"{results['ece']:.4f}"),
-        ("method", f"{results['method']['name']} ({settings})"),
+        ("method", outcome.method_words(results["method"])),
         ("backbone", f"{results['backbone']}, weights {results['checkpoint_family']}"),
         ("precision", results["precision"]),
         ("cached views of each picture", results["cached_views"]),
@@ -72,9 +64,7 @@ def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
         ("all parameters", f"{count['total']:,}"),
         ("seconds", f"{seconds['features']:.1f} image features, {seconds['train']:.1f} training ({results['epoch']} epochs), "
                     f"{seconds['evaluate']:.1f} scoring"),
-        ("peak memory", f"{memory['bytes'] / 2**20:,.0f} MiB ({memory['of']})"),
-        ("seed", str(results["seed"])),
-        ("versions", ", ".join(f"{name} {version}" for name, version in results["versions"].items())),
+        *outcome.closing_rows(results),
     ]  # fmt: skip
     if found:
         words = (

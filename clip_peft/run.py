@@ -6,10 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft_data.pictures import Fit
 from torch import Tensor
 
 from clip_peft import saved
@@ -18,10 +16,7 @@ from clip_peft.features import Encoder
 from clip_peft.models import load_backbone
 from clip_peft.open_vocabulary import OpenVocabulary
 from clip_peft.prompts import checked_names
-from peft_core import PeftError
-from peft_core.adapter_file import read_card
-from peft_core.runs import read_run_config
-from vision_peft.run import Prediction, Run
+from vision_peft.run import Prediction, Run, read_trained
 
 
 @dataclass(frozen=True)
@@ -65,17 +60,10 @@ def open_run(path: Path) -> ClipRun:
     Raises:
         PeftError: no run folder, no adapter in it yet, or weights that cannot be reached.
     """
-    config = read_run_config(path)
-    if not (path / "adapter").is_dir():
-        raise PeftError(f"{path} has no adapter yet: give its `fit` command again, which goes on where it stopped.")
-    card: dict[str, Any] = read_card(path / "adapter")
-    try:
-        size, mean, std = tuple(card["input_size"]), tuple(card["mean"]), tuple(card["std"])
-        fit = Fit((size[0], size[1]), card["resize"], card["crop_pct"], card["interpolation"])
-    except KeyError as error:
-        raise PeftError(f"{path}/adapter was not written by `clip_peft fit`: its card has no {error}.") from error
+    config, card, common = read_trained(path, "clip_peft")
     model, tokenizer, _ = load_backbone(config["backbone"])
     whole = saved.load(model, path / "adapter", tokenizer, memory=config["text_memory"])
     whole.to("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = Encoder(whole, mean, std)
-    return ClipRun(whole, whole.class_names, mean, std, fit, card, config, encoder)
+    encoder = Encoder(whole, common["mean"], common["std"])
+    common["class_names"] = whole.class_names
+    return ClipRun(whole, card=card, config=config, encoder=encoder, **common)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import sys
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from clip_peft.evaluate import figures, score
 from clip_peft.features import default_cache
@@ -13,7 +11,7 @@ from clip_peft.few_shot import of_classes
 from peft_core import PeftError, load_run
 from peft_core.command import command
 from vision_peft.data import Data
-from vision_peft.run import find_pictures
+from vision_peft.use import print_classes, print_predictions
 
 
 @command("clip")
@@ -40,8 +38,7 @@ def test(
 def report(run: str, data: Data | None, split: str, classes: str, cache: bool, quiet: bool = False) -> dict[str, Any]:
     """`test`'s figures; `quiet` prints nothing."""
     loaded = load_run(run)
-    saved = loaded.config["data"]
-    chosen = data or Data(saved["name"], {key: value for key, value in saved.items() if key != "name"})
+    chosen = data or Data.of(loaded.config)
     which = ("all" if data else loaded.config["classes"]) if classes == "trained" else classes
     opened = of_classes(chosen.open(), which)  # type: ignore[arg-type]
     pictures = getattr(opened, split)
@@ -60,8 +57,7 @@ def report(run: str, data: Data | None, split: str, classes: str, cache: bool, q
         print(
             f"{accuracy}, {ece} on {len(decoded):,} pictures of {opened.name} {split} ({of}{len(opened.class_names)} names)"
         )
-        for name, share in found["per_class"].items():
-            print(f"  {'   –  ' if share is None else f'{share:.4f}'}  {name}")
+        print_classes(found["per_class"])
     return found
 
 
@@ -82,26 +78,4 @@ def predict(
         raise PeftError(f"top must be 1 or more, not {top}.")
     loaded = load_run(run)
     loaded = loaded.with_classes(classes) if classes else loaded
-    found = find_pictures(pictures)
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("path", "class", "probability"))
-    bad: list[str] = []
-    good: list[Path] = []
-
-    def readable() -> Any:
-        for path in found:
-            try:
-                pixels = loaded.pixels(path)
-            except PeftError as error:
-                bad.append(str(error))
-            else:
-                good.append(path)
-                yield pixels
-
-    for row, prediction in enumerate(loaded.stream(readable(), batch_size)):
-        best = prediction.probabilities.topk(min(top, len(loaded.class_names)))
-        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            writer.writerow((good[row], loaded.class_names[cast(int, index)], f"{probability:.4f}"))
-    for sentence in bad:
-        print(f"clip_peft: {sentence}", file=sys.stderr)
-    return 2 if bad else 0
+    return print_predictions(loaded, pictures, "clip_peft", top, batch_size)

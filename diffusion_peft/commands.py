@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Literal
 
+from peft_core import listing
 from peft_core.cli import main as run_command_line
 from peft_core.command import Command, command
-from peft_core.config_files import list_configs
 
 
 @command("diffusion")
@@ -18,19 +18,14 @@ def list_(what: Literal["methods", "recipes", "formats"]) -> None:
         what: Which list.
     """
     if what == "methods":
-        from peft_core.method import list_methods
-
-        rows = {name: about for name, about in list_methods().items() if name not in _OTHERS}
+        rows = listing.methods("diffusion", lambda method: method.grafts and method.name not in _OTHERS)
     elif what == "recipes":
-        files = list_configs("recipe", "diffusion")
-        rows = {name: path.read_text().splitlines()[0].lstrip("# ") for name, path in files.items()}
+        rows = listing.configs("recipe", "diffusion")
     else:
         from diffusion_peft.export import FORMATS
 
         rows = dict(FORMATS)
-    width = max(map(len, rows))
-    for name, about in rows.items():
-        print(f"{name:<{width}}  {about}")
+    listing.show(rows)
 
 
 _OTHERS = ("lora_file", "vpt", "linear")

@@ -10,7 +10,7 @@ from diffusion_peft.personalize.slider_options import SliderOptions
 from peft_core.command import command
 from peft_core.errors import PeftError
 from peft_core.options import MethodChoice, TrainerFlags
-from peft_core.runs import RunFolder
+from peft_core.runs import RunFolder, run_name, run_once
 
 
 def recipe_of(settings: dict[str, Any]) -> str:
@@ -125,19 +125,15 @@ def fit(
     settings = dict(locals())
     concepts = check(settings)
     what = data or str(settings["slider"].options.get("positive")).replace(" ", "_")
-    name = "-".join(part.strip("./~<>").replace("/", "_") for part in (what, base.rpartition("/")[2], method.name))
-    folder = RunFolder(out or f"runs/{name}-seed{seed}", "diffusion_peft fit")
-    settings["out"] = str(folder.path)
-    config = {key: value.plain() if hasattr(value, "plain") else value for key, value in settings.items()}
-    if folder.check(config, overwrite) == "finished":
-        print(f"{folder.path} is finished already: {headline(folder.results())}")
-        return folder.results()
-    from diffusion_peft.job import run
+    name = run_name(what, base.rpartition("/")[2], method.name, f"seed{seed}")
+    folder = RunFolder(out or name, "diffusion_peft fit")
 
-    results = run(folder, concepts, settings, config)
-    if results:
-        print(f"{folder.path}: {headline(results)}; see {folder.path / 'report.html'}")
-    return results
+    def work(config: dict[str, Any]) -> dict[str, Any]:
+        from diffusion_peft.job import run
+
+        return run(folder, concepts, settings, config)
+
+    return run_once(folder, settings, work, headline)
 
 
 def check(settings: dict[str, Any]) -> list[Concept]:

@@ -10,32 +10,27 @@ from diffusion_peft.denoise import Denoiser
 from diffusion_peft.draw import grid, png_of
 from diffusion_peft.samples import Samples
 from diffusion_peft.scaling import can_be_scaled, set_scales
-from peft_core import report
-from peft_core.runs import CONFIG, RunFolder, peak_memory, versions
+from peft_core import outcome, report
+from peft_core.runs import RunFolder
 
 
 def write_outcome(
     folder: RunFolder, results: dict[str, Any], denoiser: Denoiser, samples: Samples, shown: list[Image.Image]
 ) -> dict[str, Any]:
-    """Writes all of it, results.json last: a folder that has it is finished. Returns the results, completed."""
+    """Writes all of it and returns the results, completed."""
     curves = report.curves(denoiser.history)
     files = {"metrics.csv": report.csv_bytes(denoiser.history), "curves.png": curves}
     sections = [("Pictures it was taught with", report.picture_grid([(picture, "", False) for picture in shown]))]
     if samples.count:
         sections += drawn(denoiser, samples)
-    results["peak_memory"] = peak_memory()
-    results["versions"] = versions()
+    results = outcome.measured(results)
     sections += [
         ("Result", report.table(summary_rows(results))),
         ("Training", report.figure(curves, "training loss")),
-        ("Config", report.preformatted((folder.path / CONFIG).read_text())),
     ]
     title = f"{', '.join(results['data'])}: {results['method']['name']} on {results['base']}"
     lead = f"loss {results['loss']:.4f} after {results['steps']:,} steps"
-    files["report.html"] = report.page(title, lead, sections)
-    folder.write(files)
-    folder.write_results(results)
-    return results
+    return outcome.write_outcome(folder, results, files, title, lead, sections)
 
 
 def drawn(denoiser: Denoiser, samples: Samples) -> list[tuple[str, str]]:
@@ -61,11 +56,10 @@ def drawn(denoiser: Denoiser, samples: Samples) -> list[tuple[str, str]]:
 
 
 def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
-    seconds, memory, pictures = results["seconds"], results["peak_memory"], results["pictures"]
-    settings = ", ".join(f"{k} {v}" for k, v in results["method"].items() if k != "name" and v is not None)
+    seconds, pictures = results["seconds"], results["pictures"]
     rows: list[tuple[str, Any]] = [
         ("base", f"{results['base']} ({results['kind']}, {results['prediction_type']})"),
-        ("method", f"{results['method']['name']} ({settings})"),
+        ("method", outcome.method_words(results["method"])),
         ("text method", (results["text_method"] or {}).get("name", "none")),
         ("new tokens", ", ".join(f"{name} ({n} vectors)" for name, n in results["tokens"].items()) or "none"),
         ("pictures", f"{pictures['train']:,} and {pictures['prior']:,} prior pictures"),
@@ -77,7 +71,5 @@ def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
         ("adapter", f"{results['adapter_bytes'] / 2**20:.2f} MiB"),
         ("steps", results["steps"]),
         ("seconds", f"{seconds['train']:.1f} training, {seconds['prepare']:.1f} preparing"),
-        ("peak memory", f"{memory['bytes'] / 2**20:,.0f} MiB ({memory['of']})"),
-        ("seed", str(results["seed"])),
-        ("versions", ", ".join(f"{name} {version}" for name, version in results["versions"].items())),
+        *outcome.closing_rows(results),
     ]

@@ -7,6 +7,10 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
 from peft_core.errors import PeftError
 
 _TEMPORARY = re.compile(r"\..+\.\d+")
@@ -36,6 +40,24 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
+
+
+def read_weights(file: Path, command: str) -> dict[str, Tensor]:
+    """Weights that ship with the package, in float32.
+
+    Args:
+        command: what trains them.
+
+    Raises:
+        PeftError: the file is missing or damaged.
+    """
+    try:
+        return {name: value.float() for name, value in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise PeftError(
+            f"the reference weights {file} cannot be read ({error}); reinstall the package or train them again "
+            f"with {command}"
+        ) from error
 
 
 def left_by_killed_writers(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,6 +139,47 @@ def load_run(path: str | os.PathLike) -> Any:
     if program not in ("vision_peft", "clip_peft", "diffusion_peft"):
         raise PeftError(f"{path} was made by {program}, which this suite does not know.")
     return importlib.import_module(f"{program}.run").open_run(Path(path).expanduser())
+
+
+def run_name(*parts: str) -> str:
+    """runs/A-B-C, the folder of a run that was given none, from what tells it from others."""
+    return "runs/" + "-".join(part.strip("./~<>").replace("/", "_") for part in parts)
+
+
+def run_once(
+    folder: RunFolder,
+    settings: dict[str, Any],
+    work: Callable[[dict[str, Any]], dict[str, Any]],
+    headline: Callable[[dict[str, Any]], str],
+    notes: Iterable[str] = (),
+) -> dict[str, Any]:
+    """The results of a run: those in the folder if it is finished, else what `work` makes of its plain config.
+
+    Args:
+        settings: what was asked for; its `out` becomes the folder.
+        work: config -> results; {} in a process that does not write.
+        headline: results -> what is printed of them.
+        notes: said before the work begins.
+
+    Raises:
+        PeftError: the folder is another run's.
+    """
+    config = plain_config(folder, settings)
+    if folder.check(config, settings["overwrite"]) == "finished":
+        print(f"{folder.path} is finished already: {headline(folder.results())}")
+        return folder.results()
+    for note in notes:
+        tell(f"note: {note}")
+    results = work(config)
+    if results:
+        print(f"{folder.path}: {headline(results)}; see {folder.path / 'report.html'}")
+    return results
+
+
+def plain_config(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as YAML has them, with the folder as `out`."""
+    settings["out"] = str(folder.path)
+    return {key: value.plain() if hasattr(value, "plain") else value for key, value in settings.items()}
 
 
 def versions() -> dict[str, str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Literal
 
+from peft_core import listing
 from peft_core.cli import main as run_command_line
 from peft_core.command import Command, command
-from peft_core.config_files import list_configs
 
 
 @command("vision")
@@ -18,13 +18,7 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "sweeps"]) ->
         what: Which list.
     """
     if what == "methods":
-        from peft_core.method import list_methods, read_preset
-
-        rows = list_methods()
-        for name in list_configs("method", "vision"):
-            settings = dict(read_preset(name) or {})
-            method = settings.pop("method")
-            rows[name] = f"{method}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
+        rows = listing.methods("vision")
     elif what == "data":
         from peft_data import list_data
 
@@ -34,11 +28,8 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "sweeps"]) ->
 
         rows = list_backbones()
     else:
-        files = list_configs(what.removesuffix("s"), "vision")
-        rows = {name: path.read_text().splitlines()[0].lstrip("# ") for name, path in files.items()}
-    width = min(48, max(map(len, rows)))
-    for name, about in rows.items():
-        print(f"{name:<{width}}  {about}")
+        rows = listing.configs(what.removesuffix("s"), "vision")
+    listing.show(rows)
 
 
 def commands() -> list[Command]:

@@ -8,7 +8,7 @@ import inspect
 import json
 import pkgutil
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -52,6 +52,11 @@ class Data(Choice):
         loads = [module.load for module in formats() if _is_of(name, module)]
         loads = loads or [module.load for module in formats() if hasattr(module, "claims")]
         return _joined([common, *loads])
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Data:
+        """The data set of a run."""
+        return cls(config["data"]["name"], {key: value for key, value in config["data"].items() if key != "name"})
 
     def absolute(self) -> Data:
         """The same with its paths made absolute, so that it can be opened from another folder later."""

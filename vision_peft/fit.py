@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from peft_data import ClassificationData
-
 from peft_core.command import command
 from peft_core.errors import PeftError
 from peft_core.options import MethodChoice, TrainerFlags
-from peft_core.runs import RunFolder, tell
+from peft_core.runs import RunFolder, run_name, run_once
 from vision_peft.data import Data
 
 
@@ -80,24 +78,19 @@ def fit(
     settings = dict(locals())
     settings["data"] = data = data.absolute()
     opened = data.open()
-    parts = (opened.name, backbone.rpartition("/")[2], method.name, f"seed{seed}")
-    settings["out"] = out or "runs/" + "-".join(part.strip("./~").replace("/", "_") for part in parts)
-    folder, opened, config = make_ready(settings)
-    if folder.check(config, overwrite) == "finished":
-        print(f"{folder.path} is finished already: {headline(folder.results())}")
-        return folder.results()
-    for note in opened.notes:
-        tell(f"note: {note}")
-    from vision_peft.job import run
+    settings["out"] = out or run_name(opened.name, backbone.rpartition("/")[2], method.name, f"seed{seed}")
+    folder = folder_of(settings)
 
-    results = run(folder, opened, settings, config)
-    if results:
-        print(f"{folder.path}: {headline(results)}; see {folder.path / 'report.html'}")
-    return results
+    def work(config: dict[str, Any]) -> dict[str, Any]:
+        from vision_peft.job import run
+
+        return run(folder, opened, settings, config)
+
+    return run_once(folder, settings, work, headline, opened.notes)
 
 
-def make_ready(settings: dict[str, Any]) -> tuple[RunFolder, ClassificationData, dict[str, Any]]:
-    """The run folder, the data set and the plain config of a run; backbone and out in `settings` become full paths.
+def folder_of(settings: dict[str, Any]) -> RunFolder:
+    """The folder of a run with these settings; the backbone in them becomes a full path.
 
     Raises:
         PeftError: a value out of its range.
@@ -109,10 +102,7 @@ def make_ready(settings: dict[str, Any]) -> tuple[RunFolder, ClassificationData,
             f"{batch_size}, {lr:g} and {eval_every}."
         )
     settings["backbone"] = absolute(settings["backbone"])
-    folder = RunFolder(settings["out"], "vision_peft fit")
-    settings["out"] = str(folder.path)
-    config = {key: value.plain() if hasattr(value, "plain") else value for key, value in settings.items()}
-    return folder, settings["data"].open(), config
+    return RunFolder(settings["out"], "vision_peft fit")
 
 
 def absolute(spec: str) -> str:

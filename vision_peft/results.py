@@ -9,8 +9,8 @@ from peft_data import ClassificationData
 from peft_data.cache import DecodedPictures
 from PIL import Image
 
-from peft_core import report
-from peft_core.runs import CONFIG, RunFolder, peak_memory, versions
+from peft_core import outcome, report
+from peft_core.runs import RunFolder
 from vision_peft.scores import Scores
 
 SHOWN = 24
@@ -24,10 +24,9 @@ def write_outcome(
     scores: Scores | None,
     pictures: DecodedPictures | None,
 ) -> dict[str, Any]:
-    """Writes all of it, results.json last: a folder that has it is finished. Returns the results, completed."""
+    """Writes all of it and returns the results, completed."""
     results["per_class"] = dict(zip(data.class_names, scores.per_class, strict=True)) if scores else {}
-    results["peak_memory"] = peak_memory()
-    results["versions"] = versions()
+    results = outcome.measured(results)
     curves = report.curves(history)
     files = {"metrics.csv": report.csv_bytes(history), "curves.png": curves}
     sections = [("Result", report.table(summary_rows(results))), ("Training", report.figure(curves, "training loss"))]
@@ -40,14 +39,9 @@ def write_outcome(
             ("Confusion", report.figure(confusion, "confusion matrix")),
             ("Accuracy of each class", report.table(per_class)),
         ]
-    config = (folder.path / CONFIG).read_text()
-    sections.append(("Config", report.preformatted(config)))
     lead = "not scored" if results["accuracy"] is None else f"accuracy {100 * results['accuracy']:.2f} %"
     title = f"{data.name}, {results['method']['name']} on {results['backbone']}"
-    files["report.html"] = report.page(title, f"{lead} ({describe_protocol(results)})", sections)
-    folder.write(files)
-    folder.write_results(results)
-    return results
+    return outcome.write_outcome(folder, results, files, title, f"{lead} ({describe_protocol(results)})", sections)
 
 
 def describe_protocol(results: dict[str, Any]) -> str:
@@ -63,28 +57,23 @@ def describe_protocol(results: dict[str, Any]) -> str:
 
 
 def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
-    count, seconds, memory = results["parameters"], results["seconds"], results["peak_memory"]
+    count, seconds = results["parameters"], results["seconds"]
     normal = results["normalisation"]
     share = 100 * count["inserted"] / max(1, count["total"] - count["head"])
-    settings = ", ".join(
-        f"{key} {value}" for key, value in results["method"].items() if key != "name" and value is not None
-    )
     return [
         (
             "protocol",
             f"{results['protocol']}, epoch {results['epoch']}, scored on {results['evaluated_on'] or 'nothing'}",
         ),
         ("data", f"{results['data']}: " + ", ".join(f"{n:,} {name}" for name, n in results["pictures"].items())),
-        ("method", f"{results['method']['name']} ({settings})"),
+        ("method", outcome.method_words(results["method"])),
         ("backbone", f"{results['backbone']}, weights {results['checkpoint_family']}"),
         ("normalisation", f"{normal['name']}: mean {_few(normal['mean'])}, std {_few(normal['std'])}"),
         ("inserted parameters", f"{count['inserted']:,} ({share:.2f} % of the backbone)"),
         ("head parameters", f"{count['head']:,}"),
         ("all parameters", f"{count['total']:,}"),
         ("seconds", f"{seconds['train']:.1f} training, {seconds['evaluate']:.1f} scoring"),
-        ("peak memory", f"{memory['bytes'] / 2**20:,.0f} MiB ({memory['of']})"),
-        ("seed", str(results["seed"])),
-        ("versions", ", ".join(f"{name} {version}" for name, version in results["versions"].items())),
+        *outcome.closing_rows(results),
     ]
 
 

@@ -101,22 +101,33 @@ def open_run(path: Path) -> Run:
     Raises:
         PeftError: no run folder, no adapter in it yet, or weights that cannot be reached.
     """
-    config = read_run_config(path)
-    if not (path / "adapter").is_dir():
-        raise PeftError(f"{path} has no adapter yet: give its `fit` command again, which goes on where it stopped.")
-    card = read_card(path / "adapter")
-    try:
-        names = tuple(card["class_names"])
-        size, mean, std = tuple(card["input_size"]), tuple(card["mean"]), tuple(card["std"])
-        fit = Fit((size[0], size[1]), card["resize"], card["crop_pct"])
-    except KeyError as error:
-        raise PeftError(f"{path}/adapter was not written by `vision_peft fit`: its card has no {error}.") from error
+    config, card, common = read_trained(path, "vision_peft")
+    names = common["class_names"]
     from vision_peft.backbones import load_backbone
 
     model, _ = load_backbone(config["backbone"], len(names), config["drop_path"])
     load_adapter(model, path / "adapter")
     model.requires_grad_(False).eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    return Run(model, names, mean, std, fit, card, config)
+    return Run(model, card=card, config=config, **common)
+
+
+def read_trained(path: Path, program: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """A run's config, its adapter's card, and of the card what every `Run` has: class_names, mean, std and fit.
+
+    Raises:
+        PeftError: no run folder, no adapter in it yet, or one of something else.
+    """
+    config = read_run_config(path)
+    if not (path / "adapter").is_dir():
+        raise PeftError(f"{path} has no adapter yet: give its `fit` command again, which goes on where it stopped.")
+    card = read_card(path / "adapter")
+    try:
+        height, width = card["input_size"]
+        fit = Fit((height, width), card["resize"], card["crop_pct"], card.get("interpolation", Fit.interpolation))
+        common = {key: tuple(card[key]) for key in ("class_names", "mean", "std")} | {"fit": fit}
+    except KeyError as error:
+        raise PeftError(f"{path}/adapter was not written by `{program} fit`: its card has no {error}.") from error
+    return config, card, common
 
 
 def find_pictures(paths: Sequence[str]) -> list[Path]:

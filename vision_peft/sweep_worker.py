@@ -21,12 +21,13 @@ from peft_data.cache import DecodedPictures
 from torch import nn
 
 from peft_core.errors import PeftError
-from peft_core.runs import peak_memory, versions
+from peft_core.outcome import measured
+from peft_core.runs import plain_config
 from peft_core.training import CHECKPOINT
 from vision_peft import job
 from vision_peft.backbones import Backbone, load_backbone
 from vision_peft.data import Data
-from vision_peft.fit import fit, make_ready
+from vision_peft.fit import fit, folder_of
 from vision_peft.sweep_folder import STAMP, stamp_of_recipe, write_json
 
 
@@ -69,7 +70,8 @@ def carry_out(settings: dict[str, Any], out: Path, folder: str, stamp: dict[str,
     with Outcome() as outcome, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         ready = fit.resolve([("", settings | {"out": str(out / folder)})])
         ready["data"] = KeptData(ready["data"].name, ready["data"].options)
-        run, data, config = make_ready(ready)
+        run, data = folder_of(ready), ready["data"].open()
+        config = plain_config(run, ready)
         outcome.notes = data.notes
         stamp = stamp | stamp_of_recipe(ready["recipe"])
         mark = run.path.with_name(run.path.name + STAMP)
@@ -86,7 +88,7 @@ def carry_out(settings: dict[str, Any], out: Path, folder: str, stamp: dict[str,
 def finish(run: Any, data: Any, results: dict[str, Any], history: Any, scores: Any, pictures: Any) -> dict[str, Any]:
     """Writes results.json alone; the checkpoint goes, the adapter stays."""
     results["per_class"] = dict(zip(data.class_names, scores.per_class, strict=True)) if scores else {}
-    results["peak_memory"], results["versions"] = peak_memory(), versions()
+    results = measured(results)
     run.write_results(results)
     (run.path / CHECKPOINT).unlink(missing_ok=True)
     return results

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
-import json
 import sys
-import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +19,8 @@ from peft_core import NotMergeable, PeftError, load_run, merge
 from peft_core.command import command
 from peft_core.files import write_files
 from vision_peft.data import Data
-from vision_peft.run import find_pictures
+from vision_peft.onnx_file import needs_onnx, write_onnx
+from vision_peft.run import Run, find_pictures
 from vision_peft.scores import Scores
 
 
@@ -38,8 +37,7 @@ def test(
         batch_size: Pictures at once.
     """
     loaded = load_run(run)
-    saved = loaded.config["data"]
-    chosen = data or Data(saved["name"], {key: value for key, value in saved.items() if key != "name"})
+    chosen = data or Data.of(loaded.config)
     opened = chosen.open()
     if opened.class_names != loaded.class_names:
         raise PeftError(
@@ -58,8 +56,7 @@ def test(
     scores = Scores(confusion, torch.empty(0), torch.empty(0))
     print(f"accuracy {scores.accuracy:.4f} on {len(decoded):,} pictures of {opened.name} {split}")
     per_class = dict(zip(opened.class_names, scores.per_class, strict=True))
-    for name, share in per_class.items():
-        print(f"  {'   –  ' if share is None else f'{share:.4f}'}  {name}")
+    print_classes(per_class)
     return {"accuracy": scores.accuracy, "per_class": per_class, "pictures": len(decoded)}
 
 
@@ -72,27 +69,39 @@ def predict(pictures: list[str], *, run: str, batch_size: int = 64) -> int:
         run: The run folder.
         batch_size: Pictures at once.
     """
-    loaded = load_run(run)
+    return print_predictions(load_run(run), pictures, "vision_peft", 1, batch_size)
+
+
+def print_classes(per_class: Mapping[str, float | None]) -> None:
+    """The accuracy of each class, a dash where it has no pictures."""
+    for name, share in per_class.items():
+        print(f"  {'   –  ' if share is None else f'{share:.4f}'}  {name}")
+
+
+def print_predictions(run: Run, pictures: Sequence[str], program: str, top: int, batch_size: int) -> int:
+    """Prints the `top` likeliest classes of each picture as CSV; unreadable ones are said at the end. The exit code."""
     found = find_pictures(pictures)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("path", "class", "probability"))
+    good: list[Path] = []
     bad: list[str] = []
 
-    def readable() -> Any:
+    def readable() -> Iterator[Tensor]:
         for path in found:
             try:
-                pixels = loaded.pixels(path)
+                pixels = run.pixels(path)
             except PeftError as error:
                 bad.append(str(error))
             else:
                 good.append(path)
                 yield pixels
 
-    good: list[Path] = []
-    for row, prediction in enumerate(loaded.stream(readable(), batch_size)):
-        writer.writerow((good[row], prediction.class_name, f"{prediction.probability:.4f}"))
+    for row, prediction in enumerate(run.stream(readable(), batch_size)):
+        best = prediction.probabilities.topk(min(top, len(run.class_names)))
+        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            writer.writerow((good[row], run.class_names[index], f"{probability:.4f}"))
     for sentence in bad:
-        print(f"vision_peft: {sentence}", file=sys.stderr)
+        print(f"{program}: {sentence}", file=sys.stderr)
     return 2 if bad else 0
 
 
@@ -144,28 +153,11 @@ def export(*, run: str, out: str, opset: int = 18) -> Path:
         opset: ONNX operator set.
     """
     target = _target(out, ".onnx")
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise PeftError(f"export needs the package {error.name}: pip install 'visual-peft[onnx]'.") from error
+    needs_onnx()
     loaded = load_run(run)
     with contextlib.suppress(NotMergeable):  # then the graph holds the adapter beside the backbone
         merge(loaded.model)
-    model = Deployed(loaded.model, loaded.mean, loaded.std).cpu().eval()
-    example = torch.rand(2, 3, *loaded.fit.size)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # the exporter's own
-        program = torch.onnx.export(
-            model, (example,), input_names=["image"], output_names=["probability"], opset_version=opset, dynamo=True,
-            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}}, verbose=False,
-        )  # fmt: skip
-    assert program is not None
-    program.model.metadata_props["class_names"] = json.dumps(loaded.class_names, ensure_ascii=False)
-    write_files(target.parent, {target.name: program.model_proto.SerializeToString()})
-    height, width = loaded.fit.size
-    print(f"{target}: image B 3 {height} {width} with values from 0 to 1 -> probability B {len(loaded.class_names)}")
-    return target
+    return write_onnx(Deployed(loaded.model, loaded.mean, loaded.std), loaded, target, opset)
 
 
 def _target(out: str, suffix: str) -> Path:

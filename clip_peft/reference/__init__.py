@@ -13,8 +13,8 @@ from typing import Any
 
 import open_clip
 from open_clip.transform import PreprocessCfg
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+
+from peft_core.files import read_weights
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "open_clip_model.safetensors"
@@ -37,14 +37,7 @@ def load(pretrained: bool = True) -> open_clip.CLIP:
     preprocess = PreprocessCfg(size=model.visual.image_size, **config["preprocess_cfg"])
     open_clip.set_model_preprocess_cfg(model, asdict(preprocess))
     if pretrained:
-        try:
-            state = load_file(WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"the reference weights {WEIGHTS} cannot be read ({error}); reinstall the package or train them again "
-                "with python -m clip_peft.reference.train"
-            ) from error
-        model.load_state_dict({name: value.float() for name, value in state.items()})
+        model.load_state_dict(read_weights(WEIGHTS, "python -m clip_peft.reference.train"))
     return model
 
 

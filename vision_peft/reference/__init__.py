@@ -1,8 +1,7 @@
 """The small ViT that ships with the package: a plain timm model, trained on the drawn world, no download needed.
 
-Its card (`card.json`,
-          here `CARD`) holds the timm arguments, input size, mean and standard deviation, how it was trained
-and what it reached on held-out pretraining pictures.
+Its card (`card.json`, here `CARD`) holds the timm arguments, input size, mean and standard deviation, how it was
+trained and what it reached on held-out pretraining pictures.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm import create_model
 from timm.models import VisionTransformer
+
+from peft_core.files import read_weights
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "vit.safetensors"
@@ -34,13 +33,7 @@ def load(num_classes: int = 0, pretrained: bool = True, **timm_kwargs: Any) -> V
     """
     model = cast(VisionTransformer, create_model(**(CARD["timm"] | timm_kwargs), num_classes=num_classes))
     if pretrained:
-        try:
-            state = load_file(WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"the reference weights {WEIGHTS} cannot be read ({error}); reinstall the package or train them again "
-                "with python -m vision_peft.reference.train"
-            ) from error
+        state = read_weights(WEIGHTS, "python -m vision_peft.reference.train")
         wrong = [
             name
             for name, value in model.state_dict().items()
@@ -51,7 +44,7 @@ def load(num_classes: int = 0, pretrained: bool = True, **timm_kwargs: Any) -> V
                 f"the reference weights do not fit this model, first at {wrong[0]!r}; leave out the arguments "
                 f"{sorted(timm_kwargs)} or pass pretrained=False"
             )
-        model.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
+        model.load_state_dict(state, strict=False)
     cfg = {
         "mean": tuple(CARD["mean"]),
         "std": tuple(CARD["std"]),
