@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -13,8 +14,9 @@ Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
 def augmentation(name: str) -> Augmentation:
-    """A function of a batch (uint8 `B 3 H W`) and a CPU generator, giving a batch of the same kind: `none`, `flip`,
-    `crop_flip` or `randaug`. What it does is a function of the generator's state, on whichever device the batch is.
+    """A function of a batch (uint8 `B 3 H W`, or clips `B T 3 H W`) and a CPU generator, giving a batch of the same kind:
+    `none`, `flip`, `crop`, `crop_flip`, `randaug` or `randaug_crop`. All frames of a clip are changed alike. What it does is
+    a function of the generator's state, on whichever device the batch is.
 
     Raises:
         DataError: an unknown name.
@@ -22,7 +24,13 @@ def augmentation(name: str) -> Augmentation:
     if name not in AUGMENTATIONS:
         known = ", ".join(AUGMENTATIONS)
         raise DataError(f"there is no augmentation {name!r}{nearest(name, AUGMENTATIONS)}: one of {known}")
-    return AUGMENTATIONS[name]
+    return partial(_of_pictures_or_clips, AUGMENTATIONS[name])
+
+
+def _of_pictures_or_clips(change: Augmentation, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if images.ndim == 4:
+        return change(images, generator)
+    return change(images.flatten(1, 2), generator).unflatten(1, (-1, 3))
 
 
 def normalise(
@@ -58,8 +66,10 @@ def crop_flip(
     generator: torch.Generator,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    mirror: bool = True,
 ) -> torch.Tensor:
-    """A random part of each picture, mirrored with probability one half, brought back to the whole size (bicubic).
+    """A random part of each picture, mirrored with probability one half (not without `mirror`), brought back to the whole
+    size (bicubic).
 
     The part has a share of the area uniform in `scale` and an aspect ratio log-uniform in `ratio`, as torchvision's
     `RandomResizedCrop` draws them; where none of ten draws fits into the picture it is the whole.
@@ -85,19 +95,38 @@ def crop_flip(
         resized_crop(image, *box, [height, width], InterpolationMode.BICUBIC, antialias=True)
         for image, box in zip(images, boxes, strict=True)
     ]
-    return _flipped(torch.stack(cut), draws[4, :, 0] < 0.5)
+    whole = torch.stack(cut)
+    return _flipped(whole, draws[4, :, 0] < 0.5) if mirror else whole
 
 
 def randaug(images: torch.Tensor, generator: torch.Generator, operations: int = 2, magnitude: int = 9) -> torch.Tensor:
     """RandAugment (Cubuk et al., 2020) of each picture by itself, as torchvision does it, after `flip`."""
+    return _rand_augmented(flip(images, generator), generator, operations, magnitude)
+
+
+def randaug_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """RandAugment of 4 operations and magnitude 7, as ST-Adapter and AIM train on SSv2, after a random crop; no mirror."""
+    return _rand_augmented(crop_flip(images, generator, mirror=False), generator, 4, 7)
+
+
+def _rand_augmented(images: torch.Tensor, generator: torch.Generator, operations: int, magnitude: int) -> torch.Tensor:
     from torchvision.transforms.v2 import RandAugment
 
-    images = flip(images, generator)
     change = RandAugment(num_ops=operations, magnitude=magnitude)
     seed = int(torch.randint(1 << 62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
         torch.manual_seed(seed)
-        return torch.stack([change(image) for image in images])
+        # frames of a clip lie one behind the other among the channels
+        return torch.stack([change(image.unflatten(0, (-1, 3))).flatten(0, 1) for image in images])
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {"none": none, "flip": flip, "crop_flip": crop_flip, "randaug": randaug}
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": none,
+    "flip": flip,
+    "crop": partial(crop_flip, mirror=False),
+    "crop_flip": crop_flip,
+    "randaug": randaug,
+    "randaug_crop": randaug_crop,
+}
+MIRRORING = frozenset(("flip", "crop_flip", "randaug"))
+"""Those that mirror: not for data whose labels a mirror changes."""

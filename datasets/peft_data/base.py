@@ -87,7 +87,7 @@ class Pictures:
             items = [*self.items, *other.items]
         else:
             items = Joined(self.items, other.items)
-        return Pictures(items, labels, root=self.root, split=self.split, names=names)
+        return replace(self, items=items, labels=labels, names=names)
 
 
 class Chosen(Sequence):

@@ -123,9 +123,16 @@ class Batches:
         self._goes_on = False
         order = self.order(self.epoch)
         for step in range(self.position, len(self)):
-            mine = order[step * self.step_size : (step + 1) * self.step_size][self.rank :: self.world_size]
+            self.soon(self._share(order, step))
+            self.soon(self._share(order, step + 1))
             self.position = step + 1  # counted before it is given out: nobody asks again after the last one
-            yield self.take(mine)
+            yield self.take(self._share(order, step))
+
+    def _share(self, order: torch.Tensor, step: int) -> torch.Tensor:
+        return order[step * self.step_size : (step + 1) * self.step_size][self.rank :: self.world_size]
+
+    def soon(self, indices: torch.Tensor) -> None:
+        """Told before `take` is asked for these pictures, so that a subclass may begin with them."""
 
     def take(self, indices: torch.Tensor) -> Batch:
         """The pictures with these indices, on the device that the split is on."""

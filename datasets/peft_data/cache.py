@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 
 from peft_data import cache_file
 from peft_data.base import Pictures
@@ -39,6 +40,10 @@ class DecodedPictures:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def preview(self, row: int) -> Image.Image:
+        """A picture as the model sees it, to be looked at."""
+        return Image.fromarray(self.images[row].permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def decode(

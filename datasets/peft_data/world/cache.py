@@ -19,17 +19,20 @@ def folder() -> Path:
     return Path(os.environ.get("PEFT_DATA_CACHE") or Path.home() / ".cache" / "visual-peft").expanduser()
 
 
-def cached(key: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def cached(
+    key: str, make: Callable[[], dict[str, torch.Tensor]], where: str | os.PathLike | None = None
+) -> dict[str, torch.Tensor]:
     """The tensors under `key`, made and stored if they are not there. A damaged file is made again.
 
     Args:
         key: path below the cache folder, without suffix; it must hold whatever the tensors depend on.
         make: gives the tensors by name.
+        where: another cache folder.
 
     Raises:
         DataError: the cache folder cannot be written (no space, no permission).
     """
-    path = folder() / f"{key}.safetensors"
+    path = (folder() if where is None else Path(where).expanduser()) / f"{key}.safetensors"
     if path.is_file():
         try:
             return load_file(path)
@@ -48,7 +51,7 @@ def cached(key: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, t
             Path(temporary).unlink(missing_ok=True)
         need = sum(value.nbytes for value in tensors.values()) / 1e6
         raise DataError(
-            f"cannot keep {need:.0f} MB of drawn pictures in {path.parent}: {error}; free some space or point "
-            "PEFT_DATA_CACHE to another folder"
+            f"cannot keep {need:.0f} MB in {path.parent}: {error}; free some space or name another folder "
+            "(PEFT_DATA_CACHE, or cache_dir)"
         ) from error
     return tensors

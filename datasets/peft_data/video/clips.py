@@ -1,0 +1,244 @@
+"""A split of clips, and its frames at the model's size: decoded once and kept, or decoded when they are asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from peft_data.base import ClassificationData, Pictures
+from peft_data.cache_file import cache_key
+from peft_data.errors import DataError, listing
+from peft_data.pictures import Fit
+from peft_data.video.decoding import open_clip
+from peft_data.video.sampling import Sampling
+from peft_data.world.cache import cached
+
+STRIP = 8
+"""Frames in the strip of a clip that a report shows, at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clips(Pictures):
+    """One split of clips: items are video files or folders of frames.
+
+    Args:
+        sampling: which frames are taken.
+        directional: whether a mirrored clip may belong to another class, so that nothing may be mirrored.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    directional: bool = False
+
+
+def as_clips(data: ClassificationData, sampling: Sampling, **changes: Any) -> ClassificationData:
+    """The same data with splits of clips in place of pictures; `changes` are other fields of it, and `directional`."""
+    directional = changes.pop("directional", False)
+
+    def clips(part: Pictures) -> Clips:
+        return Clips(part.items, part.labels, part.root, part.split, part.names, sampling, directional)
+
+    parts = {split: clips(getattr(data, split)) for split in ("train", "val", "test")}
+    others = {key: getattr(data, key) for key in ("name", "class_names", "recipe", "notes")}
+    return ClassificationData(**(others | parts | changes))
+
+
+@dataclass(frozen=True)
+class ClipFit:
+    """How a frame comes to the model's size, `crops 3 H W`: as a picture does, or three squares along the longer side."""
+
+    fit: Fit
+    crops: int
+
+    def frame(self, image: Image.Image) -> np.ndarray:
+        if self.crops == 1:
+            return self.fit.picture(image)[None]
+        height, width = self.fit.size
+        scale = max(height / image.height, width / image.width)
+        h, w = max(height, round(image.height * scale)), max(width, round(image.width * scale))
+        pixels = np.asarray(image.resize((w, h), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        corners = [((h - height) * part // 2, (w - width) * part // 2) for part in range(3)]
+        return np.stack([pixels[:, top : top + height, left : left + width] for top, left in corners])
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedClips:
+    """N clips that are ready to be indexed.
+
+    Args:
+        paths, labels, names: of each clip.
+        fit: how frames come to the model's size.
+        sampling, directional: as `Clips` has them.
+        frames: uint8 `M crops 3 H W`, all frames of all clips one after another, and `ends`, where each clip's end; None
+            where they are decoded when they are asked for.
+        skipped: clips that could not be read and are left out: name and reason.
+        short: clips whose frames repeat.
+    """
+
+    paths: tuple[Path, ...]
+    labels: Tensor
+    names: tuple[str, ...]
+    fit: ClipFit
+    sampling: Sampling
+    directional: bool
+    frames: Tensor | None = None
+    ends: Tensor | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+    short: int = 0
+    workers: int = 0
+    skip_broken: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, row: int, choose: Callable[[int], Tensor]) -> Tensor:
+        """Frames of a clip, uint8 `K crops 3 H W`; `choose` says which, K, from how many there are.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        if self.frames is not None and self.ends is not None:
+            start = int(self.ends[row - 1]) if row else 0
+            chosen = choose(int(self.ends[row]) - start)
+            return self.frames[start + chosen]
+        return read_clip(self.paths[row], self.fit, choose)
+
+    def preview(self, row: int) -> Image.Image:
+        """A strip of the frames that the model sees in its first view, left to right."""
+        shown = self.take(row, lambda length: self.sampling.test(length)[0])[:, self.fit.crops // 2]
+        return strip(shown)
+
+
+def strip(frames: Tensor) -> Image.Image:
+    """Frames uint8 `T 3 H W` side by side, at most `STRIP` of them."""
+    if len(frames) > STRIP:
+        frames = frames[torch.linspace(0, len(frames) - 1, STRIP).round().long()]
+    return Image.fromarray(torch.cat(list(frames), -1).permute(1, 2, 0).contiguous().numpy())
+
+
+def views_of(frames: Tensor, sampling: Sampling) -> Tensor:
+    """The frames of all temporal views, `V·T crops 3 H W`, as views `V·crops T 3 H W`: a view's crops one after another."""
+    return frames.unflatten(0, (-1, sampling.frames)).movedim(2, 1).flatten(0, 1)
+
+
+def read_clip(path: Path, fit: ClipFit, choose: Callable[[int], Tensor] | None = None) -> Tensor:
+    """Frames of a file or folder, uint8 `K crops 3 H W`: those that `choose` says, or all."""
+    with open_clip(path) as clip:
+        indices = list(range(clip.length)) if choose is None else choose(clip.length).tolist()
+        images = clip.read(indices)
+    done = {id(image): image for image in images}
+    fitted = {key: fit.frame(image) for key, image in done.items()}
+    return torch.from_numpy(np.stack([fitted[id(image)] for image in images]))
+
+
+def decode(
+    clips: Clips,
+    size: int | tuple[int, int],
+    mode: Literal["squash", "crop"] = "crop",
+    on_bad_image: Literal["raise", "skip"] = "raise",
+    cache_dir: str | os.PathLike | None = None,
+    workers: int = 0,
+    *,
+    crop_pct: float = 1.0,
+    ram_limit: int = 2 << 30,
+) -> DecodedClips:
+    """Frames at `size` as uint8: all of them at once where they come to no more than `ram_limit`, so that broken clips are
+    found before any training; else when they are asked for, only those that are needed.
+
+    Args:
+        size, mode, crop_pct: as `peft_data.cache.decode` has them.
+        on_bad_image: `raise` lists all unreadable clips in one error; `skip` goes on without them.
+        cache_dir: a folder that keeps the decoded frames of a small set for the next run.
+        workers: threads, a clip each; 0 is one for each processor, 16 at most.
+        ram_limit: bytes of frames that are held in memory.
+
+    Raises:
+        DataError: clips that cannot be read, a list of all with the reasons.
+    """
+    height_width = (size, size) if isinstance(size, int) else size
+    fit = ClipFit(Fit(height_width, mode, crop_pct), clips.sampling.crops)
+    names = tuple(clips.name(row) for row in range(len(clips)))
+    decoded = partial(DecodedClips, fit=fit, sampling=clips.sampling, directional=clips.directional, workers=workers,
+                      skip_broken=on_bad_image == "skip")  # fmt: skip
+    paths = tuple(clips.items)
+    if _bytes(paths, fit) > ram_limit:
+        return decoded(paths, clips.labels, names)
+    bad: dict[int, str] = {}
+    make = partial(_whole, paths, fit, workers, bad)
+    key = cache_key(clips, fit) if cache_dir is not None else None  # type: ignore[arg-type]
+    kept = make() if key is None else _kept(f"clips-{key}", make, bad, cache_dir)
+    frames, lengths = kept["frames"], kept["lengths"]
+    skipped = tuple((names[row], reason) for row, reason in sorted(bad.items()))
+    if skipped and (on_bad_image == "raise" or len(skipped) == len(paths)):
+        raise DataError(
+            f"{len(skipped)} of {len(paths)} clips cannot be read: mend or remove them, or go on without them with "
+            f"on_bad_image='skip' (--data.on_bad_image skip):{listing([f'{name}: {why}' for name, why in skipped])}"
+        )
+    rows = [row for row in range(len(paths)) if row not in bad]
+    good = tuple(paths[row] for row in rows)
+    return decoded(
+        good, clips.labels[rows], tuple(names[row] for row in rows), frames=frames, ends=lengths.cumsum(0),
+        skipped=skipped, short=int((lengths < clips.sampling.span).sum()),
+    )  # fmt: skip
+
+
+class _Incomplete(Exception):
+    """Clips are missing from what was decoded, so it is not to be kept."""
+
+
+def _kept(key: str, make: Callable[[], dict[str, Tensor]], bad: dict[int, str], where: Any) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def complete() -> dict[str, Tensor]:
+        found.update(make())
+        if bad:
+            raise _Incomplete
+        return found
+
+    try:
+        return cached(key, complete, where)
+    except _Incomplete:
+        return found
+
+
+def _whole(paths: Sequence[Path], fit: ClipFit, workers: int, bad: dict[int, str]) -> dict[str, Tensor]:
+    def one(row: int) -> Tensor | str:
+        try:
+            return read_clip(paths[row], fit)
+        except DataError as error:
+            return str(error)
+
+    with pool(workers) as threads:
+        found = list(threads.map(one, range(len(paths))))
+    bad.update((row, reason) for row, reason in enumerate(found) if isinstance(reason, str))
+    clips = [clip for clip in found if isinstance(clip, Tensor)]
+    empty = torch.empty(0, fit.crops, 3, *fit.fit.size, dtype=torch.uint8)
+    lengths = torch.tensor([len(clip) for clip in clips], dtype=torch.int64)
+    return {"frames": torch.cat([empty, *clips]), "lengths": lengths}
+
+
+def pool(workers: int) -> ThreadPoolExecutor:
+    """Threads for decoding, which happens outside Python's lock."""
+    return ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
+
+
+def _bytes(paths: Sequence[Path], fit: ClipFit, looked_at: int = 8) -> int:
+    """What all frames come to at the model's size, judged by a few clips spread over the set."""
+    lengths = []
+    for path in paths[:: max(1, len(paths) // looked_at)]:
+        try:
+            with open_clip(path) as clip:
+                lengths.append(clip.length)
+        except DataError:
+            continue
+    each = sum(lengths) / max(1, len(lengths)) * fit.crops * 3 * fit.fit.size[0] * fit.fit.size[1]
+    return round(each * len(paths))
