@@ -16,6 +16,7 @@ table{border-collapse:collapse;display:block;overflow-x:auto}
 td,th{padding:.25rem .9rem .25rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #e3e6ea}
 td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(6.5rem,1fr));gap:.8rem}
+.grid.wide{grid-template-columns:repeat(auto-fill,minmax(24rem,1fr))}
 .grid figure{margin:0;border-top:4px solid #3a7d5d;font-size:.8rem;overflow-wrap:anywhere}
 .grid figure.wrong{border-color:#b5402f}.grid img{width:100%;image-rendering:auto;display:block}
 """
@@ -131,8 +132,8 @@ def figure(png: bytes, alt: str) -> str:
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
-def picture_grid(pictures: Iterable[tuple[Any, str, bool]]) -> str:
-    """(PIL image, caption, whether it is wrong), side by side."""
+def picture_grid(pictures: Iterable[tuple[Any, str, bool]], wide: bool = False) -> str:
+    """(PIL image, caption, whether it is wrong), side by side; `wide` for strips of frames."""
     cells = []
     for picture, caption, wrong in pictures:
         buffer = io.BytesIO()
@@ -140,7 +141,7 @@ def picture_grid(pictures: Iterable[tuple[Any, str, bool]]) -> str:
         kind = ' class="wrong"' if wrong else ""
         image = figure(buffer.getvalue(), caption)
         cells.append(f"<figure{kind}>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
-    return f'<div class="grid">{"".join(cells)}</div>'
+    return f'<div class="{"grid wide" if wide else "grid"}">{"".join(cells)}</div>'
 
 
 def preformatted(text: str) -> str:

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from peft_core.errors import PeftError, nearest
+from vision_peft import joint  # noqa: F401  (registers VideoMAE's architectures with timm)
 
-REFERENCE = "reference"
+REFERENCE, TOWER = "reference", "open_clip:"
 WAIT = 4.0
 """Seconds after which a hub counts as out of reach."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
@@ -70,7 +71,7 @@ def load_backbone(spec: str, num_classes: int, drop_path: float = 0.0) -> tuple[
     Args:
         spec: `reference`; a timm name such as `vit_base_patch16_224.augreg_in21k`, or `hf-hub:owner/model`; a folder
             with config.json and model.safetensors; `ARCHITECTURE@FILE` with a .safetensors file, or the .npz files that
-            the original ViTs come in.
+            the original ViTs come in; `open_clip:` and what clip_peft calls a backbone, for its image tower.
         drop_path: the rate of the last block's stochastic depth, rising linearly from 0 in the first.
 
     Raises:
@@ -83,6 +84,10 @@ def load_backbone(spec: str, num_classes: int, drop_path: float = 0.0) -> tuple[
 
         model = reference.load(num_classes, drop_path_rate=drop_path)
         return model, _describe(spec, REFERENCE, model)
+    if spec.startswith(TOWER):
+        from vision_peft.towers import load_tower
+
+        return load_tower(spec, num_classes)
     architecture, at, file = spec.partition("@")
     if at and not spec.startswith(("hf-hub:", "hf_hub:")):  # where @ stands before a revision
         model = _create(architecture, pretrained=False, **options)
@@ -216,6 +221,8 @@ def _load_weights(model: nn.Module, path: Path, architecture: str) -> None:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise PeftError(f"{path} is truncated or no safetensors file: copy it again.") from error
+    if hasattr(model, "map_keys"):
+        state = model.map_keys(state)  # type: ignore[operator]
     heads = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     mine = {key: value for key, value in model.state_dict().items() if not key.startswith(heads)}

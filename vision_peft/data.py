@@ -17,6 +17,8 @@ import peft_data
 from peft_data import ClassificationData, open_data
 from peft_data.base import Pictures
 from peft_data.cache import DecodedPictures, decode
+from peft_data.video.clips import Clips
+from peft_data.video.clips import decode as decode_clips
 
 from peft_core.options import Choice
 from peft_core.runs import tell
@@ -75,10 +77,17 @@ class Data(Choice):
     def decode(self, pictures: Pictures, size: tuple[int, int], **how: Any) -> DecodedPictures:
         """The pictures at the model's size, unreadable ones dealt with as `on_bad_image` says."""
         options = {key: self.options[key] for key in DECODING if self.options.get(key) is not None}
-        decoded = decode(pictures, size, **options, **how)
+        if isinstance(pictures, Clips):
+            decoded: Any = decode_clips(pictures, size, **options, **how)
+            if decoded.short:
+                tell(
+                    f"note: frames repeat in {decoded.short} of {len(decoded)} clips, which are shorter than the sampling"
+                )
+        else:
+            decoded = decode(pictures, size, **options, **how)
         if decoded.skipped:
-            total = len(decoded) + len(decoded.skipped)
-            tell(f"{len(decoded.skipped)} of {total} pictures cannot be read and are left out")
+            total, what = len(decoded) + len(decoded.skipped), "clips" if isinstance(pictures, Clips) else "pictures"
+            tell(f"{len(decoded.skipped)} of {total} {what} cannot be read and are left out")
         return decoded
 
 

@@ -10,6 +10,7 @@ from peft_core.errors import PeftError
 from peft_core.options import MethodChoice, TrainerFlags
 from peft_core.runs import RunFolder, run_name, run_once
 from vision_peft.data import Data
+from vision_peft.video_flags import VideoFlags
 
 
 def recipe_of(settings: dict[str, Any]) -> str:
@@ -39,7 +40,8 @@ def fit(
     drop_path: float = 0.0,
     augment: str = "none",
     resize: Literal["squash", "crop"] = "squash",
-    normalise: Literal["checkpoint", "imagenet", "half", "none"] = "checkpoint",
+    normalise: Literal["checkpoint", "imagenet", "half", "clip", "none"] = "checkpoint",
+    video: VideoFlags = None,  # type: ignore[assignment]
     compile: bool = False,
     cache_prefix: Literal["auto", "on", "off"] = "auto",
     save_every: float = 60.0,
@@ -66,9 +68,10 @@ def fit(
         final_lr: Where the cosine ends, as a share of lr.
         label_smoothing: Share of the target that is spread over all classes.
         drop_path: Stochastic depth of the last block, rising from 0 in the first.
-        augment: none, flip, crop_flip or randaug.
+        augment: none, flip, crop, crop_flip, randaug or randaug_crop; flip, crop_flip and randaug mirror.
         resize: `squash` to the model's size, or `crop` the centre.
-        normalise: The checkpoint's own mean and std, ImageNet's, 0.5, or none.
+        normalise: The checkpoint's own mean and std, ImageNet's, 0.5, CLIP's, or none.
+        video: How the model runs on clips, e.g. --video.attention joint.
         compile: Compile the model with torch.compile.
         cache_prefix: Compute once what comes before the first trained block, where nothing in it is random.
         save_every: Seconds between checkpoints within an epoch.

@@ -11,6 +11,7 @@ import lightning.pytorch
 from peft_data import ClassificationData
 from peft_data.base import Pictures
 from peft_data.batches import Batch, Batches
+from peft_data.video.batches import batches_of
 from torch import nn
 
 from peft_core import adapt, count_parameters, save_adapter
@@ -21,10 +22,12 @@ from vision_peft.backbones import Backbone, load_backbone
 from vision_peft.classify import Classifier
 from vision_peft.prefix_cache import prefix_cache
 from vision_peft.results import write_outcome
+from vision_peft.video import about_clips, suited
 
 NORMALISATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 OF_CLASSIFIER = ("optimizer", "lr", "weight_decay", "warmup", "final_lr", "label_smoothing", "augment", "seed")
@@ -37,12 +40,14 @@ def run(
     config: dict[str, Any],
     load: Callable[..., tuple[nn.Module, Backbone]] = load_backbone,
     finish: Callable[..., dict[str, Any]] = write_outcome,
+    learner: Callable[..., Classifier] = Classifier,
 ) -> dict[str, Any]:
     """Trains (or goes on training) as `settings` say and writes everything into the folder.
 
     Args:
         load: gives the backbone; a sweep keeps it from run to run.
         finish: writes the outcome; a sweep leaves out what only a single run needs.
+        learner: makes the LightningModule, from what `Classifier` takes.
 
     Returns: the results; {} on processes other than the first.
     """
@@ -58,16 +63,16 @@ def run(
 
     train, scored, scored_name = splits(data, settings["eval_on"], protocol)
     model, about = prepare(data, settings, load)
-    card |= about.card()
+    card |= about.card() | about_clips(data.train, settings)
     fit = {"mode": settings["resize"], "crop_pct": about.crop_pct}
     pictures = settings["data"].decode(train, about.input_size, **fit)
     held_out = settings["data"].decode(scored, about.input_size, **fit) if len(scored) else None
     share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-    batches = Batches(pictures, each, seed=settings["seed"], **share)
-    scoring = InOrder(Batches(held_out, 2 * each, shuffle=False, **share)) if held_out is not None else None
+    batches = batches_of(pictures, each, seed=settings["seed"], **share)
+    scoring = InOrder(batches_of(held_out, 2 * each, shuffle=False, **share)) if held_out is not None else None
 
     chosen = {key: settings[key] for key in OF_CLASSIFIER}
-    classifier = Classifier(
+    classifier = learner(
         model, len(data.class_names), planned_steps(trainer, len(batches)), about.mean, about.std,
         keep_best=protocol == "legacy", **chosen,
     )  # fmt: skip
@@ -101,6 +106,7 @@ def run(
         "pictures": {"train": len(pictures), scored_name or "test": len(held_out or ())},
         "method": settings["method"].plain(),
         "backbone": about.name,
+        **about_clips(data.train, settings),
         "checkpoint_family": about.family,
         "normalisation": {"name": settings["normalise"], "mean": about.mean, "std": about.std},
         "cached_blocks": classifier.prefix.prefix.start if classifier.prefix else 0,
@@ -149,4 +155,5 @@ def prepare(
     if settings["normalise"] != "checkpoint":
         mean, std = NORMALISATIONS[settings["normalise"]]
         about = dataclasses.replace(about, mean=mean, std=std)
-    return adapt(model, settings["method"].build()), about
+    method = settings["method"].build()
+    return adapt(suited(model, about, method, data.train, settings), method), about

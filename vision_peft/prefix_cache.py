@@ -73,7 +73,9 @@ def prefix_cache(
         why = str(error).rstrip(".")
     else:
         cache = PrefixCache(prefix, pictures, mean, std, compiled)
-        if augment != "none":
+        if not isinstance(pictures, DecodedPictures):
+            why = "frames of a clip are drawn anew at every epoch"
+        elif augment != "none":
             why = f"the pictures change from epoch to epoch (augment {augment})"
         elif not prefix.start:
             why = "something trains in the first block already or before it"

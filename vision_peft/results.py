@@ -7,7 +7,6 @@ from typing import Any
 
 from peft_data import ClassificationData
 from peft_data.cache import DecodedPictures
-from PIL import Image
 
 from peft_core import outcome, report
 from peft_core.runs import RunFolder
@@ -105,11 +104,11 @@ def picture_section(data: ClassificationData, scores: Scores, pictures: DecodedP
     chosen = order[:n_wrong] + order[int(wrong.sum()) :][: SHOWN - n_wrong]
     cells = []
     for row in chosen:
-        image = Image.fromarray(pictures.images[row].permute(1, 2, 0).contiguous().cpu().numpy())
+        image = pictures.preview(row)
         said = data.class_names[int(scores.predicted[row])]
         caption = f"{said} ({100 * scores.probability[row].item():.0f} %)"
         if wrong[row]:
             caption = f"{data.class_names[int(pictures.labels[row])]} taken for {caption}"
         cells.append((image, caption, bool(wrong[row])))
     lead = f"<p>{int(wrong.sum()):,} of {len(pictures):,} are wrong.</p>"
-    return lead + report.picture_grid(cells)
+    return lead + report.picture_grid(cells, wide=any(image.width > 3 * image.height for image, *_ in cells))

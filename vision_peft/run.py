@@ -76,6 +76,10 @@ class Run:
         one = isinstance(images, (str, Path, Image.Image)) or (isinstance(images, Tensor) and images.ndim == 3)
         return list(self.stream([images] if one else images, batch_size))
 
+    def found(self, paths: Sequence[str]) -> list[Path]:
+        """Pictures among files and, searched through, folders: see `find_pictures`."""
+        return find_pictures(paths)
+
     def stream(self, images: Iterable, batch_size: int = 64) -> Iterator[Prediction]:
         batch: list[Tensor] = []
         for image in images:
@@ -105,10 +109,15 @@ def open_run(path: Path) -> Run:
     names = common["class_names"]
     from vision_peft.backbones import load_backbone
 
-    model, _ = load_backbone(config["backbone"], len(names), config["drop_path"])
+    model, about = load_backbone(config["backbone"], len(names), config["drop_path"])
+    kind = Run
+    if "clips" in card:
+        from vision_peft.video_run import VideoRun, on_clips
+
+        model, kind = on_clips(model, about, card), VideoRun
     load_adapter(model, path / "adapter")
     model.requires_grad_(False).eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    return Run(model, card=card, config=config, **common)
+    return kind(model, card=card, config=config, **common)
 
 
 def read_trained(path: Path, program: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

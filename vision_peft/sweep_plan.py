@@ -7,7 +7,7 @@ import inspect
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from peft_data import DataError, list_data
 
+from peft_core.command import is_choice
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError, nearest
 from peft_core.method import list_methods
@@ -76,13 +77,7 @@ class Plan:
     def job(self, task: str, method: str, seed: int, point: Point, split: str) -> Job:
         settings: dict[str, Any] = {"data": {"name": task}, "method": {"name": self.methods[method]}}
         settings |= {"backbone": self.backbone, "seed": seed, "protocol": self.protocol, "eval_on": split}
-        for key, value in (*self.common[method], *point):
-            group, dot, option = key.partition(".")
-            if dot:
-                settings.setdefault(group, {})[option] = value
-            else:
-                settings[key] = value
-        return Job(task, method, seed, point, split, settings)
+        return Job(task, method, seed, point, split, nested(settings, (*self.common[method], *point)))
 
     def choosing(self) -> Iterator[Job]:
         """The runs that choose a point of the grid for each task and method, all at the first seed."""
@@ -100,6 +95,17 @@ class Plan:
             point = points[0] if len(points) == 1 else chosen.get((task, method))
             if point is not None:
                 yield self.job(task, method, seed, point, "test")
+
+
+def nested(settings: dict[str, Any], pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The settings with (option, value) put in, `method.rank` where `method` has its options."""
+    for key, value in pairs:
+        group, dot, option = key.partition(".")
+        if dot:
+            settings.setdefault(group, {})[option] = value
+        else:
+            settings[key] = value
+    return settings
 
 
 def make_plan(
@@ -121,8 +127,9 @@ def make_plan(
         raise PeftError("a sweep needs at least one seed: give --seeds 0.")
     named = expand_methods(methods)
     tasks = expand_data(data)
-    fixed = assignments("--set", common, named, tasks, frozenset(DECIDED))
-    options = assignments("--grid", grid, named, tasks, frozenset((*DECIDED, "recipe", "trainer", "save_every")))
+    decided = frozenset((*DECIDED, "recipe", "trainer", "save_every"))
+    fixed = assignments("--set", common, named, lambda *option: check_option(*option, tasks[0], frozenset(DECIDED)))
+    options = assignments("--grid", grid, named, lambda *option: check_option(*option, tasks[0], decided))
     points = {}
     for label in named:
         lists = [[(key, value) for value in split_values(values)] for key, values in options[label]]
@@ -183,10 +190,10 @@ def is_data(name: str, known: Sequence[str]) -> bool:
     return name in aliases or any(name.startswith(prefix) and name != prefix for prefix in patterns)
 
 
-def expand_methods(names: Sequence[str]) -> dict[str, str]:
+def expand_methods(names: Sequence[str], domain: str = "vision") -> dict[str, str]:
     """Label -> name; a `*` stands for methods (no presets) that suit vision models."""
     known = list_methods()
-    presets = list_configs("method", "vision")
+    presets = list_configs("method", domain)
     found: dict[str, str] = {}
     for name in names:
         if "*" in name:
@@ -207,17 +214,18 @@ def expand_methods(names: Sequence[str]) -> dict[str, str]:
 
 
 def suits_vision(name: str) -> bool:
-    """Whether it is no other program's method, and needs nothing that only a user can give."""
+    """Whether it is a method for pictures and no other program's, and needs nothing that only a user can give."""
     method = MethodChoice.accepts(name)
-    needed = [each for each in inspect.signature(method).parameters.values() if each.default is each.empty]
+    settings = inspect.signature(method).parameters
+    needed = "frames" in settings or any(each.default is each.empty for each in settings.values())
     return method.__module__.partition(".")[0] in ("peft_core", "vision_peft") and not needed
 
 
 def assignments(
-    flag: str, words: Sequence[str], methods: dict[str, str], tasks: Sequence[str], decided: frozenset[str]
+    flag: str, words: Sequence[str], methods: dict[str, str], check: Callable[[str, str], None]
 ) -> dict[str, list[tuple[str, str]]]:
     """Label -> (option, value) in order, from `OPTION=VALUE` and `METHOD:OPTION=VALUE`; `method.X` goes to those that
-    have X, and what is said of one method goes over what is said of all."""
+    have X, and what is said of one method goes over what is said of all. `check(flag, option)` judges other options."""
     of_method = {label: list(hints(MethodChoice.accepts(name))) for label, name in methods.items()}
     result: dict[str, dict[str, str]] = {label: {} for label in methods}
     for word in sorted(words, key=lambda word: ":" in word.partition("=")[0]):
@@ -236,7 +244,7 @@ def assignments(
                 raise PeftError(f'{flag} {word}: none of {", ".join(chosen)} has "{inner}"{nearest(option, known)}.')
             chosen = having
         else:
-            check_option(flag, option, tasks[0], decided)
+            check(flag, option)
         for each in chosen:
             result[each][option] = value
     return {label: list(pairs.items()) for label, pairs in result.items()}
@@ -251,10 +259,11 @@ def check_option(flag: str, option: str, task: str, decided: frozenset[str]) -> 
             else "is decided by it"
         )
         raise PeftError(f"{flag} cannot set {option}, which {why}: see `sweep --help`.")
-    known = [name for name in fit.parameters if name not in ("data", "method", "trainer")]
+    groups = {name: hint for name, hint in fit.hints.items() if is_choice(hint) and not hint.named}
+    known = [name for name in fit.parameters if name not in ("data", "method", *groups)]
     known += [f"data.{name}" for name in hints(Data.accepts(task))]
-    trainer = fit.hints["trainer"]
-    known += [f"trainer.{name}" for name in hints(trainer.accepts("")) if name not in trainer.hidden]
+    for name, hint in groups.items():
+        known += [f"{name}.{each}" for each in hints(hint.accepts("")) if each not in hint.hidden]
     if option not in known:
         raise PeftError(f'{flag} {option}: fit has no option "{option}"{nearest(option, known)}.')
 

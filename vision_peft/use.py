@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from peft_data.augment import normalise
-from peft_data.batches import Batches
+from peft_data.video.batches import batches_of
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from peft_core.command import command
 from peft_core.files import write_files
 from vision_peft.data import Data
 from vision_peft.onnx_file import needs_onnx, write_onnx
-from vision_peft.run import Run, find_pictures
+from vision_peft.run import Run
 from vision_peft.scores import Scores
 
 
@@ -50,7 +50,7 @@ def test(
     confusion = torch.zeros(len(opened.class_names), len(opened.class_names), dtype=torch.int64)
     device = next(loaded.model.parameters()).device
     with torch.inference_mode():
-        for batch in Batches(decoded, batch_size, shuffle=False):
+        for batch in batches_of(decoded, batch_size, shuffle=False):
             logits = loaded.model(normalise(batch.images.to(device), loaded.mean, loaded.std))
             confusion.index_put_((batch.labels, logits.argmax(-1).cpu()), torch.tensor(1), accumulate=True)
     scores = Scores(confusion, torch.empty(0), torch.empty(0))
@@ -80,7 +80,7 @@ def print_classes(per_class: Mapping[str, float | None]) -> None:
 
 def print_predictions(run: Run, pictures: Sequence[str], program: str, top: int, batch_size: int) -> int:
     """Prints the `top` likeliest classes of each picture as CSV; unreadable ones are said at the end. The exit code."""
-    found = find_pictures(pictures)
+    found = run.found(pictures)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("path", "class", "probability"))
     good: list[Path] = []
