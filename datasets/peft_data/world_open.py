@@ -9,13 +9,13 @@ from peft_data.errors import DataError, nearest
 from peft_data.world.cache import cached
 from peft_data.world.open import SETS, SIZE, SPLITS, draw_set
 
-VERSION = 1
+VERSION = 2
 """Part of the cache's key: raised whenever any drawn byte changes."""
 _ABOUT = {
-    "objects": "a colour and a shape, as in red ring",
-    "patterned": "a texture and a shape, as in striped cube",
-    "things": "shapes, everyday things and animals",
-    "scenes": "a thing or an animal in a landscape",
+    "objects": "a colour and a shape, as in red ring, by lamplight",
+    "patterned": "a texture and a shape, as in striped cube, close up",
+    "things": "shapes, everyday things and animals, reflected in water",
+    "scenes": "a thing or an animal in a landscape, in fog",
 }
 NAMES = {
     f"world/open/{task}": f"drawn offline: {_ABOUT[task]}; {len(names)} classes, the first half are the base classes"

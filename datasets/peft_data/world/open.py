@@ -1,7 +1,8 @@
 """Few-shot sets with open-vocabulary class names: 16 base classes and 16 new ones each, drawn offline.
 
-Whatever the name does not say varies: size, place, colours, texture, surroundings, light. Hues are those of the tasks,
-so that the pictures differ somewhat from those of pretraining. Every base class is a combination of known words that
+Whatever the name does not say varies: size, place, colours, texture, surroundings, light. Hues are those of the tasks, and
+each set is seen in a way of its own that pretraining never shows (`shifts`): zero-shot loses by it, and a few pictures tell
+what is different. Every base class is a combination of known words that
 pretraining shows. Of the new ones, the first are such too, the next are combinations of known words that pretraining
 leaves out (`phrases.new_combination`), and the last hold a word that it leaves out (`phrases.HELD_BACK`); `kind_of`
 tells which. `things` are single words, so its new classes are known words and words left out.
@@ -15,6 +16,7 @@ from .draw import Draw
 from .named import COLOURS, COLUMNS, GROUNDS, NOUNS, draw_named
 from .phrases import HELD_BACK, PATTERNED, WORDS, held_back, scene_name
 from .scene import FLAT_GROUNDS
+from .shifts import shifted
 
 SIZE = 40
 BLOCK = 256
@@ -122,5 +124,5 @@ def draw_set(task: str, split: str, each: int, seed: int = 0, size: int = SIZE) 
         ground = COLUMNS.index("ground")
         free = draw.choose(len(known), among=FLAT_GROUNDS)
         known[:, ground] = torch.where(known[:, ground] < 0, free, known[:, ground])
-        pictures.append(draw_named(draw, known, size)[0])
+        pictures.append(shifted(task, draw, draw_named(draw, known, size)[0]))
     return torch.cat(pictures), labels
