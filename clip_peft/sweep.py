@@ -21,8 +21,10 @@ from clip_peft.protocols import Row, Trial, trials
 from clip_peft.sweep_report import write_tables
 from peft_core.adapter_file import WEIGHTS
 from peft_core.command import command
+from peft_core.config_files import find_config
 from peft_core.errors import PeftError, nearest
 from peft_core.files import write_files
+from peft_core.line import read_yaml
 from peft_core.options import MethodChoice, hints
 from peft_core.runs import OtherRun, tell
 from vision_peft.data import Data, common
@@ -30,20 +32,26 @@ from vision_peft.sweep_plan import slug
 
 FAILURES = (PeftError, DataError, RuntimeError, OSError)
 DECIDED = ("data", "method", "backbone", "out", "shots", "classes", "seed", "overwrite")
+PLANNED: dict[str, Any] = {
+    "protocol": None, "data": [], "methods": [], "seeds": [1, 2, 3], "shots": [], "targets": [], "set": [],
+    "backbone": "reference",
+}  # fmt: skip
+"""What a sweep consists of, and what it is where nothing is said."""
 
 
 @command("clip")
 def sweep(
     *,
-    protocol: Literal["base_to_new", "all_classes", "few_shot", "cross_dataset", "domain_generalisation"],
-    data: list[str],
-    methods: list[str],
     out: str,
+    protocol: Literal["base_to_new", "all_classes", "few_shot", "cross_dataset", "domain_generalisation"] | None = None,
+    data: list[str] | None = None,
+    methods: list[str] | None = None,
     seeds: list[int] | None = None,
     shots: list[int] | None = None,
     targets: list[str] | None = None,
     set: list[str] | None = None,
-    backbone: str = "reference",
+    backbone: str | None = None,
+    sweep: str | None = None,
     workers: int = 1,
     threads: int = 0,
     overwrite: bool = False,
@@ -51,23 +59,29 @@ def sweep(
     """Run a protocol (`list protocols`) over data sets, methods and seeds, and make one table. The same command goes on.
 
     Args:
+        out: The folder: runs, results.csv, table.md, report.html and its figures.
         protocol: What is trained and what is scored.
         data: Data sets or folders to train on.
         methods: Methods and presets (`list methods`).
-        out: The folder: runs, results.csv, table.md, report.html.
         seeds: By default 1 2 3.
         shots: By default 16; few_shot: 1 2 4 8 16.
         targets: What cross_dataset and domain_generalisation score; from coop/imagenet, by default CoOp's.
         set: OPTION=VALUE of fit for all runs, e.g. epochs=50 data.root=~/data; METHOD:OPTION=VALUE for one method.
         backbone: As for fit.
+        sweep: A sweep's name (`configs/clip/sweep`) or YAML; options given besides go over it.
         workers: Processes.
         threads: Of each process; by default the processors are shared out among several.
         overwrite: Run again what was run with other settings.
     """
-    folder = Path(out).expanduser().absolute()
-    own = {method: assigned(set or (), method, methods) for method in methods}
-    planned = list(trials(protocol, data, targets or (), methods, seeds or (1, 2, 3), shots or ()))
-    jobs = [(trial, settings_of(trial, folder, own[trial.method], backbone)) for trial in planned]
+    given = {key: value for key, value in locals().items() if key in PLANNED and value is not None}
+    plan = PLANNED | (with_preset(sweep, given | {"out": out}) if sweep else given)
+    for name in ("protocol", "data", "methods"):
+        if not plan[name]:
+            raise PeftError(f"a sweep needs --{name}, or a preset that says it (--sweep NAME).")
+    folder, methods = Path(out).expanduser().absolute(), plan["methods"]
+    own = {method: assigned(plan["set"], method, methods) for method in methods}
+    planned = list(trials(plan["protocol"], plan["data"], plan["targets"], methods, plan["seeds"], plan["shots"]))
+    jobs = [(trial, settings_of(trial, folder, own[trial.method], plan["backbone"])) for trial in planned]
     for settings in {trial.method: settings for trial, settings in jobs}.values():
         fit.resolve([("", settings)])  # a mistake is told before anything runs
     rows: dict[Trial, list[Row]] = {}
@@ -82,9 +96,16 @@ def sweep(
         tell(f"[{len(rows)}/{len(jobs)}, {time.monotonic() - began:.0f} s] {trial}: {problem or words}")
         if len(rows) % 8 == 0 or len(rows) == len(jobs):
             inorder = [row for one in planned for row in rows.get(one, ())]
-            write_tables(folder, protocol, inorder, failed, f"{len(rows)} of {len(jobs)} runs")
+            write_tables(folder, plan["protocol"], inorder, failed, f"{len(rows)} of {len(jobs)} runs")
     print(f"{folder / 'table.md'}\n\n{(folder / 'table.md').read_text()}")
     return 1 if failed else 0
+
+
+def with_preset(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """A sweep's YAML with the given options over it."""
+    path = find_config("sweep", name, "clip")
+    found = sweep.resolve([(str(path), read_yaml(path)), ("", given)])
+    return {key: value for key, value in found.items() if key in PLANNED and value is not None}
 
 
 def assigned(words: Sequence[str], method: str, methods: Sequence[str]) -> dict[str, Any]:

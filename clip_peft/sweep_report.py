@@ -1,4 +1,4 @@
-"""The files of a protocol's table: results.csv, table.md, report.html with its figures."""
+"""The files of a protocol's table: results.csv, table.md, its figures, and report.html with all of them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from clip_peft.plots import against_shots, base_new_bars, reliability_diagram
 from clip_peft.protocols import PROTOCOLS, Row, accuracies, averages, spread, table
 from peft_core import report
 from peft_core.files import write_files
+from vision_peft.sweep_plan import slug
 
 
 def write_tables(folder: Path, protocol: str, rows: Sequence[Row], failed: Sequence[str], state: str) -> None:
-    """Writes all three from the rows that there are."""
+    """Writes them from the rows that there are."""
     header, lines = table(protocol, rows)
     marks = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines)]
     about = f"{PROTOCOLS[protocol]}; accuracy in %, mean ± standard deviation over seeds; {state}"
     broken = "".join(f"\n- failed: {problem}" for problem in failed)
-    sections = [("Table", report.table(lines, header)), *figures(protocol, rows)]
+    drawn = figures(protocol, rows)
+    sections = [("Table", report.table(lines, header))]
+    sections += [(heading, report.figure(image, heading)) for heading, _, image in drawn]
     if failed:
         sections.append(("Failed", report.table([[problem] for problem in failed])))
     plain = [{key: value for key, value in row.items() if key != "bins"} for row in rows]
@@ -28,13 +31,15 @@ def write_tables(folder: Path, protocol: str, rows: Sequence[Row], failed: Seque
             "results.csv": report.csv_bytes(plain),
             "table.md": ("\n".join(marks) + f"\n\n{about}.{broken}\n").encode(),
             "report.html": report.page(protocol.replace("_", " "), about, sections),
+            **{f"{name}.png": image for _, name, image in drawn},
         },
     )
 
 
-def figures(protocol: str, rows: Sequence[Row]) -> list[tuple[str, str]]:
+def figures(protocol: str, rows: Sequence[Row]) -> list[tuple[str, str, bytes]]:
+    """Heading, file name and PNG of each."""
     methods = list(dict.fromkeys(str(row["method"]) for row in rows))
-    made: list[tuple[str, str]] = []
+    made: list[tuple[str, str, bytes]] = []
     if protocol == "few_shot":
         lines: dict[str, dict[int, tuple[float, float]]] = {}
         for method in methods:
@@ -44,19 +49,17 @@ def figures(protocol: str, rows: Sequence[Row]) -> list[tuple[str, str]]:
                     points = lines.setdefault(method, {})
                     points[shots] = (100 * sum(known) / len(known), 100 * spread(known))
         if lines:
-            made.append(("Accuracy against shots", report.figure(against_shots(lines), "accuracy against shots")))
+            made.append(("Accuracy against shots", "shots", against_shots(lines)))
     if protocol == "base_to_new":
         means = averages(protocol, rows)
         names = ("mean base", "mean new", "H of means")
         bars = {m: tuple(None if (v := means[name][m]) is None else 100 * v for name in names) for m in methods}
-        made.append(("Base and new", report.figure(base_new_bars(bars), "base, new and H")))  # type: ignore[arg-type]
+        made.append(("Base and new", "base_new", base_new_bars(bars)))  # type: ignore[arg-type]
     for column in dict.fromkeys(str(row["column"]) for row in rows):
         bins = {m: found for m in methods if (found := joined(rows, m, column))}
         if bins:
-            diagram = reliability_diagram(bins)
-            made.append(
-                (f"Can the probabilities be trusted? ({column})", report.figure(diagram, "reliability diagram"))
-            )
+            heading = f"Can the probabilities be trusted? ({column})"
+            made.append((heading, f"reliability_{slug(column)}", reliability_diagram(bins)))
     return made
 
 
