@@ -106,11 +106,15 @@ class Denoiser(Learning):
         drawn = torch.randn(mean.shape, generator=chance).to(device)
         x = (mean + torch.exp(0.5 * group["logvar"]) * drawn) * self.latent_scale
         noise = offset_noise(torch.randn(mean.shape, generator=chance), self.noise_offset, chance).to(device)
-        time = torch.randint(len(self.alphas), (len(mean),), generator=chance).to(device)
+        time = self.times(len(mean), chance).to(device)
         alpha = self.alphas[time]  # type: ignore[index]
         noised = {"x": add_noise(x, noise, alpha), "time": time, "alpha": alpha}
         noised["target"] = target_of(x, noise, alpha, self.prediction_type)
         return noised | {key: value for key, value in group.items() if key not in ("mean", "logvar", "prior")}
+
+    def times(self, count: int, chance: torch.Generator) -> Tensor:
+        """t, uniform."""
+        return torch.randint(len(self.alphas), (count,), generator=chance)  # type: ignore[arg-type]
 
     def predict(self, x: Tensor, time: Tensor, sizes: Tensor, **text: Tensor) -> Tensor:
         """The UNet on noised latents, under embeddings `hidden` (and SDXL's `pooled`) or token ids `ids_0` …"""

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from diffusion_peft.bases import Base
 from diffusion_peft.texts import encode, ids_of
 
+Chunk = range
+"""Numbers of the pictures that are drawn at once."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -71,8 +74,9 @@ def draw(
     how: Drawing,
     vae: nn.Module | None = None,
     done: Callable[[int, Image.Image], object] = lambda number, image: None,
+    before: Callable[[Chunk], object] = lambda chunk: None,
 ) -> list[Image.Image]:
-    """A picture for each (prompt, seed); `done(number, picture)` is called after each."""
+    """A picture for each (prompt, seed); `done(number, picture)` is called after each, `before(numbers)` before a batch."""
     vae = base.part("vae") if vae is None else vae
     none = {name: None for name in base.index if name.startswith(("text_encoder", "tokenizer"))}
     pipeline = base.pipeline(unet=unet, vae=vae, **none)
@@ -82,6 +86,7 @@ def draw(
     with _eval_mode(unet):
         for start in range(0, len(prompts), how.at_once):
             chunk = prompts[start : start + how.at_once]
+            before(range(start, start + len(chunk)))
             for image in _draw_chunk(pipeline, [p for p, _ in chunk], [s for _, s in chunk], negative, how, device):
                 done(len(pictures), image)
                 pictures.append(image)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion_peft.concepts import Concept, read_concepts
+from diffusion_peft.control.options import ControlOptions, check_control, is_control
 from diffusion_peft.personalize.slider_options import SliderOptions
 from peft_core.command import command
 from peft_core.errors import PeftError
@@ -17,6 +18,8 @@ def recipe_of(settings: dict[str, Any]) -> str:
     """The recipe that suits the options."""
     if settings["slider"].options:
         return "concept_slider"
+    if is_control(settings):
+        return "control"
     if settings["method"].name in ("textual_inversion", "custom_diffusion"):
         return settings["method"].name
     return "dreambooth" if settings["prompt"] else "text_to_image"
@@ -39,6 +42,7 @@ def fit(
     initializer: str | None = None,
     vectors: int = 1,
     slider: SliderOptions = None,  # type: ignore[assignment]
+    control: ControlOptions = None,  # type: ignore[assignment]
     caption_prefix: str = "",
     caption_dropout: float = 0.0,
     out: str | None = None,
@@ -75,7 +79,8 @@ def fit(
 
     Args:
         data: A folder of pictures (captions as .txt beside them or metadata.jsonl), a drawn subject world/subjects/0, or a
-            list of concepts in a .json file.
+            list of concepts in a .json file. For a control a folder of images/, conditions/ and captions/, one with
+            metadata.jsonl, hf/<repo>, or world/control/canny.
         base: `reference`, a diffusers folder, a hub id, FILE.safetensors or CONFIG_FOLDER@FILE.safetensors.
         method: A method or preset for the UNet (`list methods`); textual_inversion trains new tokens alone.
         text_method: A method for the text encoders, which stay frozen without one.
@@ -89,6 +94,7 @@ def fit(
         initializer: The word that the new token starts as.
         vectors: Vectors a new token.
         slider: Prompts of a concept slider, e.g. --slider.positive "a large toy"; or --data with folders low and high.
+        control: What a control method (controlnet, t2i_adapter, …) trains on, e.g. --control.condition canny.
         caption_prefix: Put before every caption.
         caption_dropout: Share of captions that are left empty.
         out: The run folder; by default runs/DATA-BASE-METHOD-SEED.
@@ -157,6 +163,8 @@ def check(settings: dict[str, Any]) -> list[Concept]:
             raise PeftError(f"--{key} must not be negative, not {settings[key]}.")
     for key in ("data", "prior", "base"):
         settings[key] = absolute(settings[key])
+    if is_control(settings):
+        return check_control(settings)
     if settings["slider"].options:
         return check_slider(settings)
     if settings["data"] is None:

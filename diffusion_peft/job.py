@@ -16,11 +16,8 @@ from diffusion_peft.concepts import Concept, NewToken, add_tokens
 from diffusion_peft.denoise import Denoiser
 from diffusion_peft.examples import BucketBatches
 from diffusion_peft.noise import alphas_of
-from diffusion_peft.personalize.slider import Slider
-from diffusion_peft.personalize.slider_data import prepare_slider
-from diffusion_peft.prepare import prepare
 from diffusion_peft.results import write_outcome
-from diffusion_peft.samples import Samples
+from diffusion_peft.tasks import task_of
 from diffusion_peft.texts import check_length, fix_pooling
 from peft_core import adapt, count_parameters, save_adapter
 from peft_core.anatomies import anatomy_of
@@ -33,7 +30,6 @@ from peft_core.training import CHECKPOINT, Progress, SaveState, make_trainer, pl
 
 OF_DENOISER = ("optimizer", "lr", "text_lr", "weight_decay", "warmup", "final_lr", "prior_weight", "snr_gamma",
                "noise_offset", "ema", "clip_skip", "seed")  # fmt: skip
-SLIDES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 FEWEST_STEPS = 100
 """Optimiser steps an epoch at least: a few pictures are passed over several times."""
 
@@ -47,7 +43,8 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
     if settings["optimizer"] == "adamw8bit":
         load_bitsandbytes()
     base = load_base(settings["base"], settings["dtype"])
-    samples = Samples(folder.path, settings)
+    task = task_of(settings)
+    samples = task.samples(folder.path)
     saver = SaveState(folder.path, settings["save_every"], lambda: save(denoiser, folder.path / "adapter", card))
     flags = trainer_flags(settings)
     trainer = make_trainer(flags, [samples, saver, Progress()], folder.path)
@@ -61,27 +58,19 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
     for prompt in prompts:
         check_length(base, prompt, "a sample prompt")
     trains_text = bool(tokens or settings["text_method"])
-    slides = bool(settings["slider"].options)
-    if slides:
-        examples, about = prepare_slider(base, settings, device)
-        samples.scales = SLIDES
-    else:
-        examples, about = prepare(base, concepts, settings, device, trains_text)
+    examples, about = task.prepare(base, concepts, device, trains_text, samples)
     samples.embed(base, prompts or about["prompts"], trains_text, device)
     base.free("vae", *(() if trains_text else base.text_parts))
 
-    unet, texts = models(base, settings, tokens, trains_text)
+    unet, texts = models(base, settings, task.method(base), tokens, trains_text)
     repeats = max(1, -(-FEWEST_STEPS * trainer.accumulate_grad_batches * settings["batch_size"] // len(examples)))
     batches = BucketBatches(
         examples, each, seed=settings["seed"], repeats=repeats, rank=trainer.global_rank, world_size=trainer.world_size
     )
-    chosen = {key: settings[key] for key in OF_DENOISER}
+    chosen = {key: settings[key] for key in OF_DENOISER} | task.options()
     if trainer.fit_loop.max_epochs in (None, -1):
         trainer.fit_loop.max_epochs = -(-settings["steps"] // -(-len(batches) // trainer.accumulate_grad_batches))
-    if slides:
-        chosen |= {key: value for key, value in settings["slider"].options.items() if key in ("strength", "guidance")}
-        chosen["drawing_steps"] = settings["slider"].options.get("steps", 50)
-    denoiser = (Slider if slides else Denoiser)(
+    denoiser = task.module(
         unet, texts, alphas_of(base.config("scheduler")), planned_steps(trainer, len(batches)),
         prediction_type=base.prediction_type, latent_scale=base.config("vae").get("scaling_factor", 0.18215), **chosen,
     )  # fmt: skip
@@ -119,7 +108,7 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
         "seconds": {"prepare": preparing, "train": denoiser.seconds},
     }
     with denoiser.averaged():
-        return write_outcome(folder, results, denoiser, samples, about["shown"])
+        return write_outcome(folder, results, denoiser, samples, about["shown"], task)
 
 
 def trainer_flags(settings: dict[str, Any]) -> dict[str, Any]:
@@ -130,13 +119,13 @@ def trainer_flags(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def models(
-    base: Base, settings: dict[str, Any], tokens: list[NewToken], trains_text: bool
+    base: Base, settings: dict[str, Any], method: Method, tokens: list[NewToken], trains_text: bool
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The adapted UNet, and the text encoders where they train, at step 0."""
     lightning.pytorch.seed_everything(settings["seed"], verbose=False)
     unet = base.part("unet")
     if settings["method"].name != "textual_inversion":
-        adapt(unet, settings["method"].build()).train()
+        adapt(unet, method).train()
     if settings["gradient_checkpointing"]:
         unet.enable_gradient_checkpointing()
         unet.train()
@@ -145,8 +134,8 @@ def models(
         if tokens:
             install_tokens(encoder, base.tokenizers[number], tokens, number)
         if settings["text_method"]:
-            method = used_blocks(settings["text_method"].build(), encoder, part, base, settings["clip_skip"])
-            adapt(encoder, method, name=settings["method"].name)  # one name for all parts, by which they are exported
+            own = used_blocks(settings["text_method"].build(), encoder, part, base, settings["clip_skip"])
+            adapt(encoder, own, name=settings["method"].name)  # one name for all parts, by which they are exported
         if settings["gradient_checkpointing"]:
             encoder.gradient_checkpointing_enable()
         encoder.train()

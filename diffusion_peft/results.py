@@ -10,12 +10,14 @@ from diffusion_peft.denoise import Denoiser
 from diffusion_peft.draw import grid, png_of
 from diffusion_peft.samples import Samples
 from diffusion_peft.scaling import can_be_scaled, set_scales
+from diffusion_peft.tasks import Task
 from peft_core import outcome, report
 from peft_core.runs import RunFolder
 
 
 def write_outcome(
-    folder: RunFolder, results: dict[str, Any], denoiser: Denoiser, samples: Samples, shown: list[Image.Image]
+    folder: RunFolder, results: dict[str, Any], denoiser: Denoiser, samples: Samples, shown: list[Image.Image],
+    task: Task,
 ) -> dict[str, Any]:
     """Writes all of it and returns the results, completed."""
     curves = report.curves(denoiser.history)
@@ -23,10 +25,12 @@ def write_outcome(
     sections = [("Pictures it was taught with", report.picture_grid([(picture, "", False) for picture in shown]))]
     if samples.count:
         sections += drawn(denoiser, samples)
-    results = outcome.measured(results)
+    more, own = task.outcome(denoiser, samples)
+    results = outcome.measured(results | more)
     sections += [
         ("Result", report.table(summary_rows(results))),
         ("Training", report.figure(curves, "training loss")),
+        *own,
     ]
     title = f"{', '.join(results['data'])}: {results['method']['name']} on {results['base']}"
     lead = f"loss {results['loss']:.4f} after {results['steps']:,} steps"
@@ -36,9 +40,9 @@ def write_outcome(
 def drawn(denoiser: Denoiser, samples: Samples) -> list[tuple[str, str]]:
     """Samples of the adapted models and of the base, and the first picture at several scales where there are any."""
     rows = samples.rows(denoiser)
-    samples.write("final.png", rows)
-    sections = [(f"“{text}”", report.picture_grid([(p, f"seed {seed}", False) for seed, p in enumerate(row)]))
-                for text, row in zip(samples.texts, rows, strict=True)]  # fmt: skip
+    samples.write("final.png", samples.seen(rows))
+    sections = [(f"“{text}”", report.picture_grid([(picture, words, False) for picture, words in row]))
+                for text, row in zip(samples.texts, samples.framed(rows), strict=True)]  # fmt: skip
     sweep: list[list[Image.Image]] = []
     models = list(denoiser.adapted().values())
     if can_be_scaled(models):

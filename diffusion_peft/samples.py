@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from PIL import Image
+from torch import nn
 
 from diffusion_peft.bases import Base
-from diffusion_peft.draw import Drawing, Prompt, draw, embed, embed_negative, grid, png_of
+from diffusion_peft.draw import Chunk, Drawing, Prompt, draw, embed, embed_negative, grid, png_of
 from peft_core.files import write_files
 
 
@@ -51,7 +52,7 @@ class Samples(Callback):
         an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         if trainer.global_step // self.every > (trainer.global_step - an_epoch) // self.every:
             with module.averaged():
-                self.write(f"{trainer.global_step:06d}.png", self.rows(module))
+                self.write(f"{trainer.global_step:06d}.png", self.seen(self.rows(module)))
 
     def rows(self, module: Any) -> list[list[Image.Image]]:
         """A row of pictures for each prompt, by the models as they are."""
@@ -62,9 +63,20 @@ class Samples(Callback):
             prompts = [embed(self.base, text, self.clip_skip, encoders) for text in self.texts]
             prompts.append(embed_negative(self.base, "", self.clip_skip, encoders))
         wanted = [(prompt, seed) for prompt in prompts[:-1] for seed in range(self.count)]
-        pictures = draw(self.base, module.unet, wanted, prompts[-1], self.how)
+        pictures = draw(self.base, module.unet, wanted, prompts[-1], self.how, before=self.before(module.unet))
         self.base.free("vae")
         return [pictures[start : start + self.count] for start in range(0, len(pictures), self.count)]
+
+    def before(self, unet: nn.Module) -> Callable[[Chunk], object]:
+        """What is called before each batch of pictures."""
+        return lambda chunk: None
+
+    def framed(self, rows: Sequence[Sequence[Image.Image]]) -> list[list[tuple[Image.Image, str]]]:
+        """Rows as they are shown, each picture with what stands under it."""
+        return [[(picture, f"seed {seed}") for seed, picture in enumerate(row)] for row in rows]
+
+    def seen(self, rows: Sequence[Sequence[Image.Image]]) -> list[list[Image.Image]]:
+        return [[picture for picture, _ in row] for row in self.framed(rows)]
 
     def write(self, name: str, rows: list[list[Image.Image]]) -> bytes:
         png = png_of(grid(rows))

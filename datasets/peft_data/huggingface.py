@@ -49,7 +49,7 @@ def load(
         DataError: the data set cannot be had, or has no train split or no such column.
     """
     by_name = name.startswith("hf/")
-    parts = _open(name.removeprefix("hf/"), root, config) if by_name else _open(str(root), None, config)
+    parts = open_tables(name.removeprefix("hf/"), root, config) if by_name else open_tables(str(root), None, config)
     found = {part: next((parts[word] for word in words if word in parts), None) for part, words in _SPLITS.items()}
     table = found["train"]
     if table is None:
@@ -91,7 +91,17 @@ class TablePictures(Sequence):
         return Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
 
 
-def _open(repo: str, cache: str | None, config: str | None) -> dict[str, Any]:
+def open_tables(repo: str, cache: str | None = None, config: str | None = None) -> dict[str, Any]:
+    """The splits of a data set of the hub or on disk, as tables of `datasets`.
+
+    Args:
+        repo: its name on the hub, or a folder.
+        cache: the library's cache folder.
+        config: the data set's configuration, where it has several.
+
+    Raises:
+        DataError: it cannot be had.
+    """
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 

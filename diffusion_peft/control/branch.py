@@ -32,6 +32,7 @@ class Control(Call):
     def __init__(self) -> None:
         super().__init__()
         self.condition: Condition | None = None
+        self.calls: int | None = None
         self.kept: Any = None
         self.__dict__["partners"] = []
 
@@ -39,9 +40,10 @@ class Control(Call):
         return self.__dict__ | {"kept": None}
 
     def call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        if self.condition is None:
+        if self.condition is None or self.calls == 0:
             self.quiet()
             return args, kwargs
+        self.calls = None if self.calls is None else self.calls - 1
         given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
         x = given["sample"]
         if not torch.is_grad_enabled() and self.kept is not None and self.kept[0] == len(x):
@@ -108,11 +110,14 @@ def controls_of(unet: nn.Module) -> Iterator[tuple[str, Control]]:
                 yield name, graft
 
 
-def set_condition(unet: nn.Module, condition: Condition | None, name: str | None = None) -> None:
+def set_condition(
+    unet: nn.Module, condition: Condition | None, name: str | None = None, calls: int | None = None
+) -> None:
     """Gives the control methods of a UNet (or the one called `name`) a condition, for all calls until the next one.
 
     Args:
         condition: see `Control`; None turns the control off.
+        calls: of the UNet after which the control is off (scheduled sampling); never where None.
 
     Raises:
         PeftError: there is no such control, or the condition is not of its kind.
@@ -125,4 +130,4 @@ def set_condition(unet: nn.Module, condition: Condition | None, name: str | None
         if missing:
             raise PeftError(f"the condition lacks {', '.join(missing)}: this method takes {', '.join(control.wants)}.")
         control.condition = None if condition is None else {key: condition[key] for key in control.wants}
-        control.kept = None
+        control.calls, control.kept = calls, None

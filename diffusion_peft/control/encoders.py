@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from peft_core.errors import PeftError
 
+SHRINK = 8
+"""Pixels a latent along each side, of Stable Diffusion's VAEs."""
 HINT = (16, 32, 96, 256)
 """Channels of the convolutions that bring a condition to the latents' size, for a VAE that shrinks by 8."""
 
@@ -25,13 +27,13 @@ def hint_channels(shrink: int) -> tuple[int, ...]:
     return HINT[: halvings + 1]
 
 
-def empty_copy(unet: Any, shrink: int, channels: int) -> Any:
+def empty_copy(unet: Any, shrink: int | None, channels: int) -> Any:
     """diffusers' `ControlNetModel` of this UNet's shape, without memory (on the meta device)."""
     from diffusers import ControlNetModel
 
     with torch.device("meta"):
         return ControlNetModel.from_unet(
-            unet, conditioning_embedding_out_channels=hint_channels(shrink), load_weights_from_unet=False,
+            unet, conditioning_embedding_out_channels=hint_channels(shrink or SHRINK), load_weights_from_unet=False,
             conditioning_channels=channels,
         )  # fmt: skip
 

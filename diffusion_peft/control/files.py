@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control, controls_of
-from diffusion_peft.control.encoders import stock_parameters
+from diffusion_peft.control.encoders import SHRINK, stock_parameters
 from peft_core.adapter_file import backbone_of, check_backbone
 from peft_core.attach import pick
 from peft_core.errors import PeftError
@@ -158,7 +158,7 @@ def _changes(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: t
 
 
 def _light(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: torch.dtype | None) -> None:
-    _write(out, "controlnext.safetensors", control.net.state_dict(), dtype, {"shrink": str(adaptation.method.shrink)})
+    _write(out, "controlnext.safetensors", control.net.state_dict(), dtype, {"shrink": str(adaptation.method.shrink or SHRINK)})
     parameters = dict(unet.named_parameters())
     increments = {key: parameters[key] - adaptation.originals[key] for key in adaptation.trained}
     _write(out, "increments.safetensors", increments, dtype)

@@ -51,7 +51,7 @@ class ControlLoRA(Method):
     alpha: float | None = None
     targets: Sequence[str] = ("attn", "cross_attn", "mlp", "proj_io", "conv", "time", "time_embed")
     channels: int = 3
-    shrink: int = 8
+    shrink: int | None = None
 
     not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes a file of its changes."
 

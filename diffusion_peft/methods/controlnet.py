@@ -1,7 +1,6 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control, add_residuals
@@ -108,13 +107,13 @@ class ControlNet(Method):
             features they are added to (ControlNeXt's cross normalisation), so the branch acts from the first step on.
         strength: size of such residuals.
         channels: of the condition.
-        shrink: the VAE's pixels a latent along each side.
+        shrink: the VAE's pixels a latent along each side; `fit` takes the base's, 8 elsewhere.
     """
 
     join: Literal["zero", "norm"] = "zero"
     strength: float = 0.2
     channels: int = 3
-    shrink: int = 8
+    shrink: int | None = None
 
     not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes a ControlNetModel."
 

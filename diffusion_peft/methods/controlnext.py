@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control
+from diffusion_peft.control.encoders import SHRINK
 from diffusion_peft.methods.controlnet import cross_normalise
 from peft_core.errors import PeftError
 from peft_core.grafts import Graft
@@ -96,13 +97,13 @@ class ControlNeXt(Method):
         width: of the stem; 64 in the paper.
         targets: roles of the UNet that train too: the output projections of attention in the authors' SD 1.5 script,
             `cross_proj` alone in that of SDXL; none where empty.
-        channels: of the condition. shrink: the VAE's pixels a latent along each side.
+        channels: of the condition. shrink: as of controlnet.
     """
 
     width: int = 64
     targets: Sequence[str] = ("proj", "cross_proj")
     channels: int = 3
-    shrink: int = 8
+    shrink: int | None = None
 
     identity: ClassVar[bool] = False
     not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes its files."
@@ -113,7 +114,7 @@ class ControlNeXt(Method):
         options = plan.options_at("conv_in")
         first: Any = plan.model.get_submodule("down_blocks.0.resnets.0")
         with torch.device(options["device"]):
-            net = LightNet(first.out_channels, self.width, self.channels, self.shrink).to(options["dtype"])
+            net = LightNet(first.out_channels, self.width, self.channels, self.shrink or SHRINK).to(options["dtype"])
         root, inject = Light(net), Inject()
         root.partners.append(inject)
         plan.join("", "branch", root)

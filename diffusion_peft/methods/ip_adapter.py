@@ -87,12 +87,13 @@ class IPAdapter(Method):
     parameters (4 tokens, 1024-wide features), 49,087,488 (plus, 1280-wide); on SDXL 349,188,096 and 423,748,864.
 
     Args:
-        width: of the image tower's features: of the pooled one, with `plus` of the patches before the last layer.
+        width: of the image tower's features: of the pooled one, with `plus` of the patches before the last layer. `fit` takes
+            its tower's, elsewhere it is ViT-H's, 1024 and 1280.
         tokens: 4 from the pooled feature; the number of queries with `plus`, 16 in the paper.
         plus: a resampler of all patches (four layers of cross attention from learnt queries) in place of one projection.
     """
 
-    width: int = 1024
+    width: int | None = None
     tokens: int | None = None
     plus: bool = False
 
@@ -100,7 +101,7 @@ class IPAdapter(Method):
     not_mergeable: ClassVar[str | None] = "it reads a picture; `export --format control` writes a file for load_ip_adapter."
 
     def install(self, plan: Plan) -> None:
-        if self.width < 1 or (self.tokens is not None and self.tokens < 1):
+        if (self.width or 1) < 1 or (self.tokens is not None and self.tokens < 1):
             raise PeftError(f"ip_adapter got width {self.width} and tokens {self.tokens}: they must be 1 or more.")
         options, text = plan.options_at("conv_in"), plan.model.config.cross_attention_dim  # type: ignore[union-attr]
         with torch.device(options["device"]):
@@ -119,10 +120,10 @@ class IPAdapter(Method):
         from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection
 
         if not self.plus:
-            return ImageProjection(self.width, text, self.tokens or 4)
+            return ImageProjection(self.width or 1024, text, self.tokens or 4)
         inner = 1280 if text == 2048 else text
         return IPAdapterPlusImageProjection(
-            embed_dims=self.width, output_dims=text, hidden_dims=inner, depth=4, dim_head=DIM_HEAD,
+            embed_dims=self.width or 1280, output_dims=text, hidden_dims=inner, depth=4, dim_head=DIM_HEAD,
             heads=max(1, inner // DIM_HEAD), num_queries=self.tokens or 16,
         )  # fmt: skip
 

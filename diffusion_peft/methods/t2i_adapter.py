@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control, add_residuals
+from diffusion_peft.control.encoders import SHRINK
 from peft_core.method import Method
 from peft_core.plan import Plan
 
@@ -37,12 +38,12 @@ class T2IAdapter(Method):
 
     Args:
         blocks_each: residual blocks a level.
-        channels: of the condition. shrink: the VAE's pixels a latent along each side.
+        channels: of the condition. shrink: as of controlnet.
     """
 
     blocks_each: int = 2
     channels: int = 3
-    shrink: int = 8
+    shrink: int | None = None
 
     identity: ClassVar[bool] = False
     not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes a T2IAdapter."
@@ -57,7 +58,7 @@ class T2IAdapter(Method):
             widths.append(widths[-1])  # SDXL: the fourth map is added in the middle
         with torch.device(options["device"]):
             net = diffusers.T2IAdapter(
-                self.channels, widths, self.blocks_each, self.shrink * (2 if plain_first else 1),
+                self.channels, widths, self.blocks_each, (self.shrink or SHRINK) * (2 if plain_first else 1),
                 "full_adapter_xl" if plain_first else "full_adapter",
             )  # fmt: skip
         plan.join("", "branch", Maps(nn.Module.to(net, options["dtype"])))  # diffusers' own `to` warns
