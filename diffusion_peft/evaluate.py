@@ -68,6 +68,7 @@ def evaluate(
         raise PeftError(f"--labels names {len(labels)} of {len(runs)} runs: give one for each.")
     config = plain_config(folder, settings)
     folder.check(config, overwrite)
+    module.check([Path(path) for path in runs], how)
     folder.begin(config, overwrite)
     evaluation = module.evaluate([Path(path) for path in runs], folder.path, how)
     results = write_evaluation(folder, name, evaluation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +80,10 @@ def of_run(each: Shown, prompts: Sequence[str], how: Any) -> str:
     parts = [report.figure(png_of(_enlarged(grid(lines))), "a line a prompt")]
     words = "; ".join(prompt.format(each.subject.words) for prompt in prompts)
     parts.append(
-        f"<p>{how.count} pictures of the run, then as many of the base for the class. From above: {_safe(words)}.</p>"
+        f"<p>{how.count} pictures of the run, then as many of the base for the class. From above: {html.escape(words)}.</p>"
     )
     parts.append(report.figure(png_of(_enlarged(grid([each.of_class, each.before]))), "pictures of the class prompt"))
-    parts.append(f"<p>“{_safe(each.subject.class_prompt)}”: the run above, the base below.</p>")
+    parts.append(f"<p>“{html.escape(each.subject.class_prompt)}”: the run above, the base below.</p>")
     if each.sweep:
         columns = [[row["pictures"][line] for row in each.sweep] for line in range(len(each.sweep[0]["pictures"]))]
         parts.append(report.figure(png_of(_enlarged(grid(columns))), "scale sweep"))
@@ -117,9 +118,3 @@ def _enlarged(picture: Image.Image) -> Image.Image:
     """Twice as large where it is small, so that single pixels of 64 px pictures can be seen."""
     factor = 2 if picture.width < 640 else 1
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-
-
-def _safe(text: str) -> str:
-    import html
-
-    return html.escape(text)

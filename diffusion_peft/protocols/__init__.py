@@ -1,7 +1,8 @@
 """Protocols of `evaluate`, one file each; a file's name is the protocol's name.
 
-A file has ABOUT, one line; `suits(config)`, whether it can judge a run with this config; `draw(runs, out, how)`, which
-draws what is missing of a run's pictures (in whatever process); and `evaluate(runs, out, how)`, which draws, judges
+A file has ABOUT, one line; `suits(config)`, whether it can judge a run with this config; `check(runs, how)`, which
+raises what is wrong with the runs or with what is asked, before anything is written; `draw(runs, out, how)`, which
+draws what is missing of the runs' pictures (in whatever process); and `evaluate(runs, out, how)`, which draws, judges
 and returns an `Evaluation`.
 """
 

@@ -83,6 +83,16 @@ class Asker:
         return self.bases.setdefault(name, Drawer(self.root, name, None, BASE, self.how.drawing, self.how.dtype))
 
 
+def check(runs: list[Path], how: How) -> None:
+    """Raises PeftError: a run that is not finished, or that taught no subject; prompts without a place for it."""
+    unfinished = [run for run in runs if not (run / RESULTS).is_file()]
+    if unfinished:
+        raise PeftError(
+            f"{unfinished[0]} is not finished: give its `fit` command again, which goes on where it stopped."
+        )
+    Asker(runs, Path(), how)
+
+
 def draw(runs: list[Path], out: Path, how: How) -> None:
     """Draws what is missing of these runs' pictures; the bases' are left to `evaluate`."""
     asker = Asker(runs, out, how)
@@ -160,16 +170,7 @@ class Judge:
 
 
 def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
-    """Draws, judges, and shows.
-
-    Raises:
-        PeftError: a run that is not finished, or that taught no subject.
-    """
-    unfinished = [run for run in runs if not (run / RESULTS).is_file()]
-    if unfinished:
-        raise PeftError(
-            f"{unfinished[0]} is not finished: give its `fit` command again, which goes on where it stopped."
-        )
+    """Draws, judges, and shows."""
     asker = Asker(runs, out, how)
     drawn_data = all(s.data.startswith("world/") for found in asker.subjects.values() for s in found)
     image, clip = open_scorers(how.image_features, how.clip, drawn_data)
