@@ -7,14 +7,12 @@ import shutil
 import tempfile
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from peft_data.base import ClassificationData
+from peft_data.base import ClassificationData, Pictures
 from peft_data.errors import DataError, nearest
-from peft_data.video.clips import Clips
-from peft_data.video.sampling import Sampling
+from peft_data.video.options import with_sampling
 from peft_data.world import SIZE, cache
 from peft_data.world.motion import ABOUT, CLASSES, RATE, draw_clips
 
@@ -23,18 +21,14 @@ SPLITS = {"train": 320, "val": 80, "test": 400}
 VERSION = 1
 
 
+@with_sampling(stride=2)
 def load(
     name: str,
     root: str | None = None,
     seed: int = 0,
     *,
     size: int = SIZE,
-    frames: int = 8,
-    sampling: Literal["uniform", "dense"] = "uniform",
-    stride: int = 2,
-    views: int = 1,
-    crops: Literal[1, 3] = 1,
-) -> ClassificationData:
+) -> tuple[ClassificationData, bool]:
     """One of the tasks: 16 frames a clip, 320 + 80 clips to train and choose on, 400 to test on.
 
     Args:
@@ -42,11 +36,6 @@ def load(
         root: not used; the clips are drawn, and kept in the cache folder.
         seed: the data's own seed; 0 is the benchmark's.
         size: height and width in pixels, even.
-        frames: Frames of a clip that the model sees.
-        sampling: `uniform` takes a frame from each of as many segments, `dense` frames `stride` apart.
-        stride: Of dense sampling: frames from one to the next.
-        views: Windows (or places in the segments) at test, whose scores are averaged.
-        crops: Squares cut from each frame at test: 1 or 3.
 
     Raises:
         DataError: there is no such task, or no space to keep it.
@@ -56,7 +45,6 @@ def load(
         raise DataError(f"there is no task {name!r} in the drawn world{nearest(name, NAMES)}")
     if size < 16 or size % 2:
         raise DataError(f"clips cannot be {size} pixels high and wide: give an even size of 16 or more")
-    chosen = Sampling(frames, sampling, stride, views, crops)
     folder = cache.folder() / "world" / f"motion-v{VERSION}" / f"{task}-{size}px-seed{seed}"
     if not folder.is_dir():
         _write(folder, task, seed, size)
@@ -65,9 +53,8 @@ def load(
         found = sorted((path.name, path, label) for label, n in enumerate(CLASSES[task])
                        for path in (folder / split / n).glob("*.mp4"))  # fmt: skip
         labels = torch.tensor([label for *_, label in found], dtype=torch.int64)
-        parts[split] = Clips([path for _, path, _ in found], labels, root=folder, split=split, sampling=chosen,
-                             directional=task == "direction")  # fmt: skip
-    return ClassificationData(name, CLASSES[task], recipe="motion", **parts)
+        parts[split] = Pictures([path for _, path, _ in found], labels, root=folder, split=split)
+    return ClassificationData(name, CLASSES[task], recipe="motion", **parts), task == "direction"
 
 
 def _write(folder: Path, task: str, seed: int, size: int) -> None:

@@ -1,0 +1,107 @@
+"""What the formats of clips share: the options of sampling, and finding the files that a list names."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from peft_data.base import ClassificationData, Pictures, no_pictures
+from peft_data.errors import DataError, listing
+from peft_data.video.clips import as_clips
+from peft_data.video.decoding import SUFFIXES
+from peft_data.video.sampling import Sampling
+
+
+def sampling_options(
+    *,
+    frames: int = 8,
+    sampling: Literal["uniform", "dense"] = "uniform",
+    stride: int = 8,
+    views: int = 1,
+    crops: Literal[1, 3] = 1,
+) -> Sampling:
+    """Options of every set of clips.
+
+    Args:
+        frames: Frames of a clip that the model sees.
+        sampling: `uniform` takes a frame from each of as many segments, `dense` frames `stride` apart.
+        stride: Of dense sampling: frames from one to the next.
+        views: Windows (or places in the segments) at test, whose scores are averaged.
+        crops: Squares cut from each frame at test: 1 or 3.
+    """
+    return Sampling(frames, sampling, stride, views, crops)
+
+
+def with_sampling(**defaults: Any) -> Callable[[Callable[..., tuple[ClassificationData, bool]]], Callable]:
+    """Makes a format's `load`, which takes its own options and gives the data as pictures and whether a mirrored clip may
+    be of another class, one that takes `sampling_options` too and gives clips. `defaults` are the format's own."""
+
+    def wrap(load: Callable[..., tuple[ClassificationData, bool]]) -> Callable:
+        shared = {
+            name: option.replace(default=defaults.get(name, option.default))
+            for name, option in inspect.signature(sampling_options).parameters.items()
+        }
+        signature = inspect.signature(load)
+
+        def opened(name: str, root: str | None, seed: int, **options: Any) -> ClassificationData:
+            chosen = {key: options.pop(key, option.default) for key, option in shared.items()}
+            how = sampling_options(**chosen)
+            data, directional = load(name, root, seed, **options)
+            return as_clips(data, how, directional=directional)
+
+        functools.update_wrapper(opened, load)
+        parameters = [*signature.parameters.values(), *shared.values()]
+        opened.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        opened.__annotations__ = typing.get_type_hints(load) | typing.get_type_hints(sampling_options)
+        del opened.__wrapped__  # type: ignore[attr-defined]
+        own, raises, after = inspect.cleandoc(load.__doc__ or "").partition("\n\nRaises:")
+        lines = inspect.cleandoc(sampling_options.__doc__ or "").partition("Args:\n")[2]
+        opened.__doc__ = own + ("\n" if "Args:" in own else "\n\nArgs:\n") + lines + raises + after
+        return opened
+
+    return wrap
+
+
+def find_clip(name: str, folders: Sequence[Path]) -> Path | None:
+    """The file or folder of frames of that name in the first of the folders that has it, with or without its suffix."""
+    for folder in folders:
+        path = folder / name
+        if path.exists():
+            return path
+        for suffix in SUFFIXES:
+            if (found := path.with_name(path.name + suffix)).is_file():
+                return found
+    return None
+
+
+def listed_clips(
+    rows: Sequence[tuple[str, int]], folders: Sequence[Path], root: Path, split: str, source: Path
+) -> Pictures:
+    """The clips (name, label) of a list.
+
+    Args:
+        source: the list, for the message.
+
+    Raises:
+        DataError: shows all that are in none of the folders.
+    """
+    if not rows:
+        return no_pictures(split)
+    found = [(find_clip(name, folders), name) for name, _ in rows]
+    missing = [str(folders[0] / name) for path, name in found if path is None]
+    if missing:
+        count = "one clip is" if len(missing) == 1 else f"{len(missing)} clips are"
+        raise DataError(f"{count} listed in {source} but not there: put them in place{listing(missing)}")
+    labels = torch.tensor([label for _, label in rows], dtype=torch.int64)
+    return Pictures([path for path, _ in found if path is not None], labels, root=root, split=split)
+
+
+def first_of(root: Path, patterns: Sequence[str]) -> Path | None:
+    """The first file, in order of patterns and names, that one of the patterns finds under root."""
+    return next((path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_file()), None)

@@ -1,0 +1,287 @@
+"""Clips: which frames, how they are decoded, in which batches."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft_data import DataError, open_data
+from peft_data.augment import augmentation, flip
+from peft_data.base import ClassificationData
+from peft_data.batches import generator_of
+from peft_data.video.batches import ClipBatches, batches_of
+from peft_data.video.clips import Clips, decode, strip
+from peft_data.video.decoding import open_clip
+from peft_data.video.sampling import Sampling
+from peft_data.world_motion import write_mp4
+from PIL import Image
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+
+
+def test_dense_views_are_windows_evenly_spaced() -> None:
+    # VideoMAE on Kinetics: 16 frames, every 4th, of a clip of 300; windows of 64 start at 0, 59, 118, 177, 236
+    rows = Sampling(16, "dense", 4, views=5).test(300)
+    assert rows[:, 0].tolist() == [0, 59, 118, 177, 236] and rows[1].tolist() == list(range(59, 123, 4))
+    # AIM: 8 frames, every 16th; a single view takes the middle of 300 − 128
+    assert Sampling(8, "dense", 16).test(300)[0].tolist() == list(range(86, 214, 16))
+
+
+def test_dense_window_is_drawn_in_training() -> None:
+    sampling = Sampling(8, "dense", 16)
+    starts = {int(sampling.train(300, generator_of(seed))[0]) for seed in range(300)}
+    assert min(starts) < 10 and max(starts) > 165 and max(starts) <= 172
+    assert (sampling.train(300, generator_of(1)).diff() == 16).all()
+
+
+def test_uniform_takes_a_frame_from_each_segment() -> None:
+    # TSN: 8 segments of 5 frames; the centre at test
+    assert Sampling(8).test(40)[0].tolist() == [2, 7, 12, 17, 22, 27, 32, 37]
+    # two views, as VideoMAE has on SSv2: a quarter and three quarters into the segment
+    assert Sampling(8, views=2).test(40).tolist() == [
+        [1, 6, 11, 16, 21, 26, 31, 36],
+        [3, 8, 13, 18, 23, 28, 33, 38],
+    ]
+    for seed in range(50):
+        drawn = Sampling(8).train(40, generator_of(seed))
+        assert (drawn // 5).tolist() == list(range(8))
+    assert len({tuple(Sampling(8).train(40, generator_of(seed)).tolist()) for seed in range(20)}) == 20
+
+
+def test_short_clips_repeat_frames() -> None:
+    assert Sampling(8).test(3)[0].tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert Sampling(4, "dense", 4).test(6)[0].tolist() == [0, 4, 5, 5]
+    assert Sampling(4, "dense", 4).train(1, generator_of(0)).tolist() == [0, 0, 0, 0]
+    assert Sampling(8).span == 8 and Sampling(8, "dense", 4).span == 29
+
+
+@pytest.mark.parametrize("wrong", [{"frames": 0}, {"views": 0}, {"crops": 2}, {"kind": "unifrom"}])
+def test_wrong_sampling(wrong: dict) -> None:
+    with pytest.raises(DataError, match="1 or more|did you mean 'uniform'"):
+        Sampling(**wrong)
+
+
+# ---- decoding ------------------------------------------------------------------------------------------------------
+
+
+def numbered(count: int, height: int = 32, width: int = 48) -> torch.Tensor:
+    """Frames whose grey tells their number."""
+    grey = torch.linspace(10, 245, count).to(torch.uint8)
+    return grey[:, None, None, None].expand(count, 3, height, width).contiguous()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("clips")
+
+
+@pytest.fixture(scope="module", params=["h264.mp4", "mpeg4.avi", "vp9.webm", "h264.mkv"])
+def video(folder: Path, request: pytest.FixtureRequest) -> Path:
+    codec = {"h264": "libx264", "mpeg4": "mpeg4", "vp9": "libvpx-vp9"}[request.param.partition(".")[0]]
+    path = folder / request.param
+    write_mp4(path, numbered(40), keys=12, codec=codec)
+    return path
+
+
+def test_seeking_gives_what_decoding_all_gives(video: Path) -> None:
+    with open_clip(video) as clip:
+        assert clip.length == 40
+        whole = [np.asarray(image) for image in clip.read(range(40))]
+    assert [image.mean() for image in whole] == sorted(image.mean() for image in whole)
+    for wanted in ([0], [39], [13], [5, 37], [30, 2, 30, 17], [11, 12, 13, 25], [39, 0, 38]):
+        with open_clip(video) as clip:
+            for image, index in zip(clip.read(wanted), wanted, strict=True):
+                assert np.array_equal(np.asarray(image), whole[index]), (wanted, index)
+
+
+def test_variable_frame_rate_counts_frames_as_they_are_shown(folder: Path) -> None:
+    import av
+
+    path = folder / "variable.mp4"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 48, 32, "yuv420p", 6
+        times = (0, 1, 2, 9, 10, 30, 31, 32, 60, 61, 90, 120)
+        for frame, time in zip(numbered(12), times, strict=True):
+            shown = av.VideoFrame.from_ndarray(frame.permute(1, 2, 0).numpy(), format="rgb24")
+            shown.pts = time
+            file.mux(stream.encode(shown))
+        file.mux(stream.encode())
+    with open_clip(path) as clip:
+        assert clip.length == 12
+        levels = [np.asarray(image).mean() for image in clip.read([0, 4, 8, 11])]
+    for level, number in zip(levels, (0, 4, 8, 11), strict=True):
+        assert abs(level - float(numbered(12)[number].float().mean())) < 3
+
+
+def test_folder_of_frames_in_the_order_of_their_numbers(folder: Path) -> None:
+    path = folder / "frames"
+    path.mkdir()
+    for number in range(1, 13):
+        Image.new("RGB", (9, 7), (number * 10, 0, 0)).save(path / f"img_{number}.png")
+    with open_clip(path) as clip:
+        assert clip.length == 12
+        assert [image.getpixel((0, 0))[0] for image in clip.read([11, 1, 1])] == [120, 20, 20]
+
+
+def test_what_is_no_clip(folder: Path) -> None:
+    import av
+
+    (folder / "words.mp4").write_text("not a video, " * 50)
+    (folder / "nothing.mp4").touch()
+    (folder / "none").mkdir()
+    with av.open(str(folder / "sound.mp4"), "w") as file:
+        stream = file.add_stream("aac", rate=16000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 16000
+        file.mux(stream.encode(sound))
+        file.mux(stream.encode())
+    whole = folder / "h264.mp4"
+    write_mp4(whole, numbered(40))
+    (folder / "cut.mp4").write_bytes(whole.read_bytes()[:600])
+    reasons = {
+        "words.mp4": "is no video that can be read",
+        "nothing.mp4": "is empty",
+        "none": "has no frames",
+        "sound.mp4": "has no picture, only sound",
+        "gone.mp4": "is missing",
+        "cut.mp4": "is no video|is broken",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(DataError, match=reason):
+            open_clip(folder / name)
+
+
+# ---- splits and batches --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
+    """Six clips of odd sizes and 5 to 30 frames."""
+    root = tmp_path_factory.mktemp("six")
+    for number, length in enumerate((20, 30, 16, 5, 24, 18)):
+        write_mp4(root / f"{number}.mp4", numbered(length, 32, 48 + 2 * number), keys=8)
+    return Clips(sorted(root.glob("*.mp4")), torch.arange(6) % 2, root=root, sampling=Sampling(4, views=2, crops=3))
+
+
+def test_small_sets_are_decoded_once_and_large_ones_on_demand(clips: Clips) -> None:
+    kept, lazy = decode(clips, 16), decode(clips, 16, ram_limit=0, workers=2)
+    assert kept.frames is not None and kept.frames.shape == (113, 3, 3, 16, 16) and lazy.frames is None
+    assert kept.short == 0
+    for shuffle in (True, False):
+        one, other = (ClipBatches(each, 4, shuffle=shuffle, seed=3) for each in (kept, lazy))
+        for _ in range(2):
+            for mine, theirs in zip(one, other, strict=True):
+                assert torch.equal(mine.images, theirs.images) and torch.equal(mine.indices, theirs.indices)
+
+
+def test_shapes_and_chance_of_batches(clips: Clips) -> None:
+    batches = batches_of(decode(clips, 16), 4, seed=1)
+    first, second = list(batches), list(batches)
+    assert first[0].images.shape == (4, 4, 3, 16, 16) and first[0].images.dtype == torch.uint8
+    by_clip = [
+        {int(i): clip for batch in epoch for i, clip in zip(batch.indices, batch.images, strict=True)}
+        for epoch in (first, second)
+    ]
+    assert any(not torch.equal(by_clip[0][i], by_clip[1][i]) for i in range(6))
+    views = next(iter(batches_of(decode(clips, 16), 4, shuffle=False)))
+    assert views.images.shape == (4, 6, 4, 3, 16, 16)  # two temporal views, three crops each
+
+
+def test_goes_on_where_it_stopped(clips: Clips) -> None:
+    decoded = decode(clips, 16)
+    whole = [batch for _ in range(2) for batch in ClipBatches(decoded, 4, seed=2)]
+    batches = ClipBatches(decoded, 4, seed=2)
+    assert torch.equal(next(iter(batches)).images, whole[0].images)
+    again = ClipBatches(decoded, 4, seed=2)
+    again.load_state_dict(batches.state_dict())
+    assert torch.equal(next(iter(again)).images, whole[1].images)
+
+
+def test_three_crops_stand_along_the_longer_side(tmp_path: Path) -> None:
+    Image.fromarray(np.tile(np.arange(0, 240, 4, np.uint8)[None, :, None], (20, 1, 3))).save(tmp_path / "1.png")
+    clips = Clips([tmp_path], torch.zeros(1, dtype=torch.int64), sampling=Sampling(1, crops=3))
+    frames = decode(clips, 20).frames
+    assert frames is not None and frames[0, :, 0, 0, 0].tolist() == [0, 80, 160]
+
+
+def test_broken_clips_are_reported_or_left_out(clips: Clips, tmp_path: Path) -> None:
+    for path in clips.items:
+        shutil.copy(path, tmp_path)
+    (tmp_path / "6.mp4").write_text("no video")
+    bad = Clips(sorted(tmp_path.glob("*.mp4")), torch.arange(7) % 2, root=tmp_path, sampling=Sampling(8))
+    with pytest.raises(DataError, match=r"(?s)1 of 7 clips cannot be read: .*on_bad_image='skip'.*6.mp4: is no video"):
+        decode(bad, 16)
+    left = decode(bad, 16, on_bad_image="skip")
+    assert len(left) == 6 and left.skipped[0][0] == "6.mp4" and left.short == 1
+    with pytest.raises(DataError, match="6.mp4 is no video .*: mend or remove it"):
+        list(ClipBatches(decode(bad, 16, ram_limit=0), 7))
+    batch = next(iter(ClipBatches(decode(bad, 16, ram_limit=0, on_bad_image="skip"), 7)))
+    assert len(batch.images) == len(batch.labels) == 6 and 6 not in batch.indices
+
+
+def test_cache_folder_keeps_decoded_clips(clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = decode(clips, 16, cache_dir=tmp_path)
+    monkeypatch.setattr("peft_data.video.clips.read_clip", None)
+    again = decode(clips, 16, cache_dir=tmp_path)
+    assert torch.equal(first.frames, again.frames) and torch.equal(first.ends, again.ends)  # type: ignore[arg-type]
+
+
+def test_strip_of_frames(clips: Clips) -> None:
+    assert decode(clips, 16).preview(0).size == (64, 16)
+    assert strip(torch.zeros(30, 3, 10, 12, dtype=torch.uint8)).size == (96, 10)
+
+
+def test_frames_of_a_clip_are_changed_alike() -> None:
+    clip = torch.randint(256, (2, 3, 3, 16, 16), dtype=torch.uint8)
+    same = clip[:, :1].expand(-1, 5, -1, -1, -1)
+    for name in ("flip", "crop", "crop_flip", "randaug", "randaug_crop"):
+        changed = augmentation(name)(same, generator_of(4))
+        assert changed.shape == same.shape and (changed == changed[:, :1]).all(), name
+    both = torch.stack([flip(clip[:, t], generator_of(4)) for t in range(3)], 1)
+    assert torch.equal(augmentation("flip")(clip, generator_of(4)), both)
+
+
+# ---- the drawn tasks -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def motion(tmp_path_factory: pytest.TempPathFactory) -> ClassificationData:
+    import peft_data.world_motion as world_motion
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEFT_DATA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(world_motion, "SPLITS", {"train": 12, "val": 4, "test": 8})
+        return open_data("world/motion/direction")
+
+
+def test_drawn_clips_are_mp4_files_in_class_folders(motion: ClassificationData) -> None:
+    assert (len(motion.train), len(motion.val), len(motion.test)) == (12, 4, 8)
+    assert motion.class_names == ("right", "down", "left", "up") and motion.recipe == "motion"
+    assert motion.train.directional and len(motion.train + motion.val) == 16
+    path = motion.train.items[0]
+    assert path.suffix == ".mp4" and path.parent.name == motion.class_names[int(motion.train.labels[0])]
+    with open_clip(path) as clip:
+        assert clip.length == 16 and clip.read([0])[0].size == (40, 40)
+
+
+def test_direction_is_what_its_name_says(motion: ClassificationData) -> None:
+    decoded = decode(motion.test, 40)
+    for row in range(len(decoded)):
+        frames = decoded.take(row, torch.arange)[:, 0].float()
+        background = frames.median(0).values
+        moved = (frames - background).abs().sum(1)
+        ys, xs = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
+        places = torch.stack((xs, ys)) * moved[:, None]
+        centre = places.flatten(2).sum(2) / moved.flatten(1).sum(1, keepdim=True)
+        dx, dy = (centre[-4:].mean(0) - centre[:4].mean(0)).tolist()
+        way = ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("down" if dy > 0 else "up")
+        assert way == motion.class_names[int(decoded.labels[row])]
+
+
+def test_unknown_task_and_size() -> None:
+    with pytest.raises(DataError, match="did you mean 'world/motion/direction'"):
+        open_data("world/motion/directoin")
+    with pytest.raises(DataError, match="an even size of 16 or more"):
+        open_data("world/motion/order", size=41)
