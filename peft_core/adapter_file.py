@@ -211,8 +211,9 @@ def _prefixed(key: str, prefix: str) -> str:
     """An inserted tensor's key under the adaptation's longer name."""
     if not prefix or not is_inserted(key):
         return key
-    name = inserted_by(key)
-    return key.replace(f".peft.{name}.", f".peft.{prefix}{name}.")
+    parts = key.split(".")
+    parts[parts.index("peft") + 1] = prefix + inserted_by(key)
+    return ".".join(parts)
 
 
 def check_tensors(tensors: dict[str, Tensor], weights: dict[str, Tensor], folder: Path) -> None:
