@@ -96,7 +96,9 @@ def table(found: list[dict[str, Any]], tasks: list[str]) -> str:
     lines.append(line(["inserted, mean", "", *(f"{statistics.mean(size):,.0f}" if size else "–" for size in sizes)]))
     gains = []
     for column in COLUMNS[1:]:
-        pairs = [v - values[t, s, column] for (t, s, w), v in values.items() if w == "noah" and (t, s, column) in values]
+        pairs = [
+            v - values[t, s, column] for (t, s, w), v in values.items() if w == "noah" and (t, s, column) in values
+        ]
         gains.append(gain(pairs))
     lines.append(line(["NOAH's gain", "", "", *gains]))
     return "\n".join(lines) + "\n"

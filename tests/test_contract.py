@@ -71,6 +71,8 @@ def cases() -> list[Case]:
         settings.append(("ssf", {}))
         if tiny.tokens:
             settings += [("vpt", {"tokens": 2}), ("vpt", {"tokens": 2, "deep": True})]
+            if name == "vit":
+                settings.append(("noah", {"widths": {"vpt": [2, 0, 1], "lora": [0, 2, 1], "adapter": [2, 3, 0]}}))
         if tiny.tokens or name == "clip":  # the two pictures of a batch are one clip of two frames
             over_time: dict[str, Any] = {"width": 8, "frames": 2} | ({} if tiny.tokens else {"tower": "image"})
             settings.append(("st_adapter", over_time))
@@ -261,7 +263,7 @@ def test_copies_and_stock_checkpoints(case: Case):
 def test_scale_goes_from_the_frozen_to_the_adapted_model(case: Case):
     tiny, model = MODELS[case.model], adapted(case).eval()
     perturb(model)
-    if case.method in ("full", "vpt", "textual_inversion"):
+    if case.method in ("full", "vpt", "noah", "textual_inversion"):
         with pytest.raises(PeftError):
             set_scale(model, 0.5)
         return

@@ -35,10 +35,11 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "sweeps"]) ->
 def commands() -> list[Command]:
     from vision_peft.compare import compare
     from vision_peft.fit import fit
+    from vision_peft.noah.command import noah
     from vision_peft.sweep import sweep
     from vision_peft.use import export, merge_, predict, test
 
-    return [fit, test, predict, merge_, export, compare, sweep, list_]
+    return [fit, test, predict, merge_, export, compare, sweep, noah, list_]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -53,7 +53,9 @@ class NOAH(Method):
             method.install(dataclasses.replace(plan, method=method))  # it adds to the same lists
         places = [(path, slot) for path, slot, _ in plan.grafts]
         if twice := [place for place in places if places.count(place) > 1]:
-            raise PeftError(f"noah: two of {', '.join(self.widths)} act at {twice[0][0]} ({twice[0][1]}): leave one out.")
+            raise PeftError(
+                f"noah: two of {', '.join(self.widths)} act at {twice[0][0]} ({twice[0][1]}): leave one out."
+            )
 
 
 def part(name: str, width: Width, dropout: float, settings: Mapping[str, Any]) -> Method:

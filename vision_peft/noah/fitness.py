@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft_data.augment import normalise
+from torch import Tensor
 
 from peft_core.errors import PeftError
 from peft_core.runs import load_run
@@ -30,28 +31,37 @@ Scorer = Callable[[list[Subnet]], Iterator[tuple[Subnet, Score]]]
 
 
 class Fitness:
-    """Scores subnets of a trained supernet; its pictures are decoded and normalised once, and nothing is built for a subnet.
+    """Scores subnets of a trained supernet on pictures that are kept normalised; nothing is built for a subnet.
 
     Args:
-        run: the supernet's run folder.
-        space: that it was trained for.
+        images: normalised pictures `N 3 H W`.
+        labels: int64 `N`.
     """
 
-    def __init__(self, run: Path, space: Space) -> None:
+    def __init__(self, supernet: Supernet, images: Tensor, labels: Tensor) -> None:
+        self.supernet, self.pictures = supernet, len(labels)
+        self.batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
+        supernet.model.eval()
+
+    @classmethod
+    def of(cls, run: Path, space: Space) -> Fitness:
+        """On the val pictures of a supernet's run folder.
+
+        Args:
+            space: that it was trained for.
+        """
         loaded = load_run(run)
         data = Data.of(loaded.config)
         val = data.decode(data.open().val, loaded.fit.size, mode=loaded.fit.mode, crop_pct=loaded.fit.crop_pct)
         device = next(loaded.model.parameters()).device
-        self.images = normalise(val.images.to(device), loaded.mean, loaded.std).split(BATCH)
-        self.labels = val.labels.to(device).split(BATCH)
-        self.supernet = Supernet(loaded.model, Forms(loaded.model, space))
-        self.pictures = len(val)
+        images = normalise(val.images.to(device), loaded.mean, loaded.std)
+        return cls(Supernet(loaded.model, Forms(loaded.model, space)), images, val.labels.to(device))
 
     @torch.inference_mode()
     def __call__(self, subnet: Subnet) -> Score:
         self.supernet.choose(subnet)
         correct, loss = 0, 0.0
-        for images, labels in zip(self.images, self.labels, strict=True):
+        for images, labels in self.batches:
             logits = self.supernet(images).float()
             correct += int((logits.argmax(-1) == labels).sum())
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
@@ -74,7 +84,7 @@ def scoring(run: Path, space: Space, workers: int, ray: str | None) -> Iterator[
         return
     count, threads = default_workers(workers, 0)
     if count == 1:
-        fitness = Fitness(run, space)
+        fitness = Fitness.of(run, space)
         yield lambda subnets: ((subnet, fitness(subnet)) for subnet in subnets)
         return
     pool = Pool(count, threads, run, work=score_parcel, parcel=lambda job, out: (out, space, job.subnets))
@@ -100,7 +110,7 @@ def score_parcel(run: Path, space: Space, subnets: tuple[Subnet, ...]) -> Outcom
     """What a process of `Pool` does; it keeps the supernet and the pictures for the next parcel."""
     with Outcome() as outcome:
         if _KEPT.get("of") != (run, space):
-            _KEPT.update({"of": (run, space), "fitness": Fitness(run, space)})
+            _KEPT.update({"of": (run, space), "fitness": Fitness.of(run, space)})
         outcome.results = {"scores": [_KEPT["fitness"](subnet) for subnet in subnets]}
     return outcome
 

@@ -60,7 +60,9 @@ def write(folder: RunFolder, method: NOAH, found: dict[str, dict[str, Any]], abo
         picture = (search / "search.png").read_bytes()
         sections.append(("Search", search_words(results["search"]) + report.figure(picture, "candidates and front")))
     sections.append(("Chosen widths", report.figure(chart, "width of each method in each block")))
-    lead = f"accuracy {_percent(found['noah']['accuracy'])} % on test, {found['noah']['inserted']:,} inserted parameters"
+    lead = (
+        f"accuracy {_percent(found['noah']['accuracy'])} % on test, {found['noah']['inserted']:,} inserted parameters"
+    )
     title = f"{about['data']}, NOAH on {about['backbone']}"
     return write_outcome(folder, measured(results), {}, title, lead, sections)
 

@@ -81,26 +81,9 @@ def evolve(
         seed: the same one gives the same search.
         score: of several subnets.
     """
-    space, blocks, chance = forms.space, forms.blocks, Random(seed)
-    seen: dict[Subnet, Candidate] = {}
+    chance, seen = Random(seed), dict[Subnet, Candidate]()
     for generation in range(evolution.generations):
-        new: dict[Subnet, str] = {}
-
-        def add(origin: str, make: Callable[[], Subnet], count: int, new: dict[Subnet, str] = new) -> None:
-            wanted = min(evolution.population, len(new) + count)
-            for _ in range(TRIES * count):
-                if len(new) >= wanted:
-                    return
-                subnet = make()
-                if subnet not in seen and subnet not in new and forms.count(subnet) <= budget:
-                    new[subnet] = origin
-
-        if parents := [each.subnet for each in best(list(seen.values()))[: evolution.parents]]:
-            rates = (evolution.mutation_rate, evolution.depth_rate)
-            add("mutation", lambda p=parents, r=rates: space.mutate(chance.choice(p), chance, *r), evolution.mutations)
-        if len(parents) > 1:
-            add("crossover", lambda p=parents: space.cross(*chance.sample(p, 2), chance), evolution.crossovers)
-        add("random", lambda: draw_within(forms, budget, chance), evolution.population - len(new))
+        new = next_generation(forms, budget, evolution, chance, seen)
         if not new:
             return
         scores = score(list(new))
@@ -110,6 +93,31 @@ def evolve(
         ]
         seen |= {each.subnet: each for each in found}
         yield found
+
+
+def next_generation(
+    forms: Forms, budget: int, evolution: Evolution, chance: Random, seen: dict[Subnet, Candidate]
+) -> dict[Subnet, str]:
+    """New subnets within the budget, and where each comes from."""
+    new: dict[Subnet, str] = {}
+
+    def add(origin: str, make: Callable[[], Subnet], count: int) -> None:
+        wanted = min(evolution.population, len(new) + count)
+        for _ in range(TRIES * count):
+            if len(new) >= wanted:
+                return
+            subnet = make()
+            if subnet not in seen and subnet not in new and forms.count(subnet) <= budget:
+                new[subnet] = origin
+
+    space, parents = forms.space, [each.subnet for each in best(list(seen.values()))[: evolution.parents]]
+    rates = (evolution.mutation_rate, evolution.depth_rate)
+    if parents:
+        add("mutation", lambda: space.mutate(chance.choice(parents), chance, *rates), evolution.mutations)
+    if len(parents) > 1:
+        add("crossover", lambda: space.cross(*chance.sample(parents, 2), chance), evolution.crossovers)
+    add("random", lambda: draw_within(forms, budget, chance), evolution.population - len(new))
+    return new
 
 
 def best(candidates: list[Candidate]) -> list[Candidate]:

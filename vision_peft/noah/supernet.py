@@ -71,7 +71,8 @@ class SupernetClassifier(Classifier):
 
     def __init__(self, model: nn.Module, *args: Any, space: Space, **settings: Any) -> None:
         super().__init__(model, *args, **settings)
-        self.__dict__["supernet"] = Supernet(model, Forms(model, space))  # no submodule: it holds the model a second time
+        # not as a submodule: it holds the model a second time
+        self.__dict__["supernet"] = Supernet(model, Forms(model, space))
 
     @property
     def net(self) -> Supernet:
