@@ -23,6 +23,7 @@ FORMATS = {
     "embeddings": "new tokens for load_textual_inversion, a file each",
     "a1111_embeddings": "new tokens for A1111 and ComfyUI, a file each",
     "custom_diffusion": "pytorch_custom_diffusion_weights.safetensors for unet.load_attn_procs",
+    "control": "a control as diffusers loads it: a ControlNetModel or T2IAdapter folder, an IP-Adapter file, a GLIGEN UNet …",
 }
 
 
@@ -39,7 +40,7 @@ def export(
 
     Args:
         run: The run folder.
-        format: diffusers_lora, kohya, embeddings, a1111_embeddings or custom_diffusion (`list formats`).
+        format: diffusers_lora, kohya, embeddings, a1111_embeddings, custom_diffusion or control (`list formats`).
         out: A .safetensors file or a folder; by default RUN/export.
         compress: Write a custom_diffusion run as LoRA layers that keep this share of the singular values, e.g. 0.6.
         dtype: Of the tensors of a LoRA file.
@@ -61,6 +62,8 @@ def export(
             file = export_layers({"unet": loaded.unet}, {"unet": layers}, target, format, getattr(torch, dtype))
         if loaded.tokens:
             tell(f"note: the new tokens {', '.join(loaded.tokens)} are not in it: --format embeddings writes them.")
+    elif format == "control":
+        file = _write_control(loaded, run, target, dtype)
     elif format == "custom_diffusion":
         _custom_diffusion(loaded, run)
         file = write_concept(loaded.unet, target, _trained(loaded))
@@ -68,6 +71,17 @@ def export(
         file = _write_tokens(loaded, target, format == "a1111_embeddings")
     print(f"{file}: {FORMATS[format]}")
     return file
+
+
+def _write_control(loaded: Run, run: str, target: Path, dtype: str) -> Path:
+    from diffusion_peft.control.files import FORMATS as as_files
+    from diffusion_peft.control.files import write_control
+
+    if not loaded.controls:
+        raise PeftError(f"{run} was trained with {_weights_name(loaded).partition('__')[2]}, which is no control.")
+    (use,) = loaded.controls
+    print(f"{use.name.partition('__')[2]}: {as_files[use.name.partition('__')[2]]}")
+    return write_control(loaded.unet, target, use.name, getattr(torch, dtype))
 
 
 def _custom_diffusion(loaded: Run, run: str) -> Adaptation:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusion_peft.bases import KINDS, Base, load_base
 from diffusion_peft.custom_diffusion_files import is_concept, load_concept, read_concept
-from diffusion_peft.draw import Drawing, draw, embed, embed_negative
+from diffusion_peft.draw import Chunk, Drawing, draw, embed, embed_negative
 from diffusion_peft.embedding_files import is_embedding
 from diffusion_peft.formats import import_adapter
 from diffusion_peft.scaling import set_scales
@@ -23,6 +23,9 @@ from peft_core import PeftError, load_adapter
 from peft_core.adapter_file import read_card, read_weights
 from peft_core.attach import is_inserted, record_of
 from peft_core.runs import read_run_config, tell
+
+if TYPE_CHECKING:
+    from diffusion_peft.control.use import Given, Use
 
 
 @dataclass
@@ -34,12 +37,14 @@ class Run:
         clip_skip: as the run was trained.
         tokens: new tokens and their numbers of vectors.
         names: the adapters by name, with their cards ({} for files of other tools).
+        controls: those of them that draw under a condition.
     """
 
     base: Base
     clip_skip: int = 0
     tokens: dict[str, int] = field(default_factory=dict)
     names: dict[str, dict[str, Any]] = field(default_factory=dict)
+    controls: list[Use] = field(default_factory=list)
 
     @property
     def unet(self) -> nn.Module:
@@ -67,22 +72,60 @@ class Run:
         seed: int = 0,
         negative: str = "",
         how: Drawing | None = None,
+        conditions: Sequence[Given] = (),
+        until: float | None = None,
     ) -> list[list[Image.Image]]:
         """`count` pictures of each prompt, with seeds seed, seed + 1, …
 
+        Args:
+            conditions: one for each of `controls`, a picture or boxes, for all pictures; without any, they are off.
+            until: share of the denoising steps in which controls act; each run's own where None.
+
         Raises:
-            PeftError: a prompt of too many tokens.
+            PeftError: a prompt of too many tokens, another number of conditions than of controls.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        for text in texts:
+        asked = [(text, seed + n) for text in texts for n in range(count)]
+        given = [[each] * len(asked) for each in conditions]
+        pictures = self.draw_each(asked, how or Drawing(), given, negative, until)
+        return [pictures[start : start + count] for start in range(0, len(pictures), count)]
+
+    def draw_each(
+        self,
+        asked: Sequence[tuple[str, int]],
+        how: Drawing,
+        conditions: Sequence[Sequence[Given]] = (),
+        negative: str = "",
+        until: float | None = None,
+        done: Callable[[int, Image.Image], object] = lambda number, image: None,
+    ) -> list[Image.Image]:
+        """A picture for each (prompt, seed); `conditions` are, for each control, one a picture.
+
+        Raises:
+            PeftError: a prompt of too many tokens, another number of conditions than of controls.
+        """
+        for text in dict.fromkeys(text for text, _ in asked):
             check_length(self.base, text, "the prompt")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for model in self.models.values():
             model.to(device)
-        wanted = [(embed(self.base, text, self.clip_skip), seed + n) for text in texts for n in range(count)]
+        known = {text: embed(self.base, text, self.clip_skip) for text in dict.fromkeys(text for text, _ in asked)}
         against = embed_negative(self.base, negative, self.clip_skip)
-        pictures = draw(self.base, self.unet, wanted, against, how or Drawing())
-        return [pictures[start : start + count] for start in range(0, len(pictures), count)]
+        wanted = [(known[text], seed) for text, seed in asked]
+        return draw(self.base, self.unet, wanted, against, how, done=done, before=self.before(conditions, how, until))
+
+    def before(
+        self, conditions: Sequence[Sequence[Given]], how: Drawing, until: float | None = None
+    ) -> Callable[[Chunk], object]:
+        """What `draw` calls before each batch; `conditions` are, for each control, one a picture."""
+        if not conditions:
+            return lambda chunk: None
+        if len(conditions) != len(self.controls):
+            raise PeftError(f"there are {len(conditions)} conditions and {len(self.controls)} controls.")
+        from diffusion_peft.control.use import giving
+
+        side = self.base.resolution
+        return giving(self.base, self.controls, conditions, (how.height or side, how.width or side), how.steps, until)
 
     def vectors(self) -> dict[str, list[Tensor]]:
         """Each new token's vectors n D, one tensor a text encoder."""
@@ -129,6 +172,10 @@ def combine(
         if config is not None:
             run.clip_skip = config["clip_skip"]
             _add_run(run, folder, name)
+            if config.get("control") is not None:
+                from diffusion_peft.control.use import uses_of
+
+                run.controls += uses_of(run.base, config, f"{name}__")
         elif is_concept(folder):
             load_concept(run.unet, read_concept(folder, allow_pickle))
             run.names[name] = {}

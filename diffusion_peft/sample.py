@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from diffusion_peft.control.use import read_conditions
 from diffusion_peft.draw import Drawing, grid, png_of
 from diffusion_peft.run import combine
 from peft_core.command import command
@@ -19,6 +20,10 @@ def sample(
     prompt: list[str],
     run: str | None = None,
     adapter: list[str] | None = None,
+    control: list[str] | None = None,
+    condition: list[str] | None = None,
+    compute: bool = False,
+    until: float | None = None,
     base: str | None = None,
     out: str | None = None,
     count: int = 4,
@@ -39,6 +44,10 @@ def sample(
         prompt: One prompt or several.
         run: A run folder.
         adapter: PATH:SCALE, repeated: run folders, LoRA files, embedding files.
+        control: PATH:SCALE, repeated: run folders of controls, which add up.
+        condition: A file for each control, of --run first: a picture, or boxes as .json.
+        compute: The files are pictures, from which edges, depth … are computed first.
+        until: Share of the denoising steps in which controls act; as the run says by default.
         base: Another base than the run's; needed where the adapters are files alone.
         out: Folder for the pictures; by default RUN/drawn, else drawn.
         count: Pictures a prompt, with seeds seed, seed + 1, …
@@ -53,16 +62,26 @@ def sample(
         dtype: Of the weights.
         allow_pickle: Read .pt and .bin files, tensors and plain values only.
     """
-    adapters = ([(run, scale)] if run else []) + [split_scale(text) for text in adapter or []]
+    adapters = ([(run, scale)] if run else []) + [split_scale(text) for text in (control or []) + (adapter or [])]
     if not adapters and base is None:
         raise PeftError("sample needs --run, --adapter or --base: see `sample --help`.")
     if count < 1 or steps < 1:
         raise PeftError(f"--count and --steps must be at least 1, not {count} and {steps}.")
+    if until is not None and not 0 <= until <= 1:
+        raise PeftError(f"--until is a share of the steps, from 0 to 1, not {until:g}.")
     loaded = combine(adapters, base, dtype, allow_pickle)
+    if control and len(loaded.controls) < len(control):
+        raise PeftError(
+            "--control takes runs of control methods (controlnet, t2i_adapter, …): give the others with --adapter."
+        )
+    if condition and not loaded.controls:
+        raise PeftError("--condition is for runs of control methods, and there is none here.")
+    given = read_conditions(condition or [], loaded.controls, compute) if loaded.controls else []
     silent = [token for token in loaded.tokens if not any(token in text for text in prompt)]
     if silent:
         tell(f"note: no prompt has {', '.join(silent)} in it, which these adapters taught")
-    rows = loaded.sample(prompt, count, seed, negative, Drawing(steps, guidance, height, width, at_once))
+    drawing = Drawing(steps, guidance, height, width, at_once)
+    rows = loaded.sample(prompt, count, seed, negative, drawing, given, until)
     folder = Path(out or (Path(run) / "drawn" if run else "drawn")).expanduser()
     files = {f"{r:02d}-{seed + n}.png": png_of(image) for r, row in enumerate(rows) for n, image in enumerate(row)}
     write_files(folder, files | {"grid.png": png_of(grid(rows))})

@@ -73,7 +73,9 @@ class Control(Call):
             return dict(self.condition)
         if count % (2 * have):
             raise PeftError(f"the condition has {have} pictures, which do not fit a batch of {count}.")
-        return self.guided({key: value.repeat_interleave(count // (2 * have), 0) for key, value in self.condition.items()})
+        return self.guided(
+            {key: value.repeat_interleave(count // (2 * have), 0) for key, value in self.condition.items()}
+        )
 
     def guided(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         """Negative and positive half; the same condition for both unless a method says otherwise."""
@@ -124,7 +126,7 @@ def set_condition(
     """
     found = [control for adaptation, control in controls_of(unet) if name in (None, adaptation)]
     if not found:
-        raise PeftError("this UNet has no control" + (f' "{name}".' if name else ": adapt(unet, \"controlnet\") first."))
+        raise PeftError("this UNet has no control" + (f' "{name}".' if name else ': adapt(unet, "controlnet") first.'))
     for control in found:
         missing = [key for key in control.wants if condition is not None and key not in condition]
         if missing:

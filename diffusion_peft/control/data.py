@@ -59,7 +59,9 @@ def open_pairs(data: str, options: dict[str, Any], split: str = "train") -> tupl
     else:
         folder = Path(data).expanduser()
         if not folder.is_dir():
-            raise PeftError(f"there is no folder {folder}: give one with images/ and conditions/, or world/control/{name}.")
+            raise PeftError(
+                f"there is no folder {folder}: give one with images/ and conditions/, or world/control/{name}."
+            )
         rows = _listed_rows(folder, options, name) if (folder / METADATA).is_file() else _folder_rows(folder, name)
     pairs = list(_checked(rows, name))
     if not pairs:
@@ -95,7 +97,9 @@ def _folder_rows(folder: Path, kind: str) -> list[Row]:
     """images/NAME.png, conditions/NAME.png (.json for boxes), captions/NAME.txt or images/NAME.txt."""
     images, conditions = folder / "images", folder / "conditions"
     if not images.is_dir():
-        raise PeftError(f"{folder} has no images/: a folder of pairs has images/, conditions/ and captions/, or {METADATA}.")
+        raise PeftError(
+            f"{folder} has no images/: a folder of pairs has images/, conditions/ and captions/, or {METADATA}."
+        )
     pictures = {file.stem: file for file in sorted(images.iterdir()) if is_picture(file)}
     wanted = (lambda f: f.suffix == ".json") if kind == "box" else is_picture
     others = {f.stem: f for f in sorted(conditions.iterdir()) if wanted(f)} if conditions.is_dir() else {}
@@ -152,7 +156,9 @@ def _listed_rows(folder: Path, options: dict[str, Any], kind: str) -> list[Row]:
             raise PeftError(f"{where} must be an object with the columns of a pair.")
         name, source, condition, caption = _row(row, list(row), options, kind, where)
         paths = [folder / str(part) for part in (source, condition) if isinstance(part, str)]
-        missing += [f"{where} names {path.relative_to(folder)}, which is not there" for path in paths if not path.is_file()]
+        missing += [
+            f"{where} names {path.relative_to(folder)}, which is not there" for path in paths if not path.is_file()
+        ]
         rows.append((str(source), folder / str(source),
                      folder / condition if isinstance(condition, str) else condition, caption))  # fmt: skip
     if missing:
@@ -169,7 +175,9 @@ def _table_rows(data: str, options: dict[str, Any], kind: str) -> list[Row]:
         raise PeftError(f"{data} has no train split: it has {', '.join(tables)}.")
     table, rows, lone = tables["train"], [], []
     for number in range(len(table)):
-        name, source, condition, caption = _row(table[number], table.column_names, options, kind, f"row {number} of {data}")
+        name, source, condition, caption = _row(
+            table[number], table.column_names, options, kind, f"row {number} of {data}"
+        )
         if source is None or (condition is None and options["condition_column"]):
             lone.append(name)
         else:
@@ -187,7 +195,9 @@ def _row(row: dict[str, Any], columns: list[str], options: dict[str, Any], kind:
             raise PeftError(f'{where} has no column "{asked}"{nearest(asked, columns)} (it has: {", ".join(columns)}).')
         found[part] = row.get(asked or next((column for column in usual if column in columns), ""))
     if found["image"] is None and not any(name in columns for name in USUAL["image"]):
-        raise PeftError(f"{where} has the columns {', '.join(columns)}: say with --control.image_column which the pictures are.")
+        raise PeftError(
+            f"{where} has the columns {', '.join(columns)}: say with --control.image_column which the pictures are."
+        )
     condition = found["condition"]
     if kind == "box":
         condition = grounded(found["boxes"] or [], found["phrases"] or [], where)
@@ -208,7 +218,9 @@ def _drawn(name: str, asked: str | None, split: str) -> tuple[str, list[Pair]]:
     conditions = None if drawn.conditions is None else drawn.conditions.permute(0, 2, 3, 1).contiguous().numpy()
     pairs = []
     for number, pixels in enumerate(pictures):
-        picture = Picture(Image.fromarray(pixels), drawn.captions[number], f"{name}/{split}/{number:05d}", *pixels.shape[:2])
+        picture = Picture(
+            Image.fromarray(pixels), drawn.captions[number], f"{name}/{split}/{number:05d}", *pixels.shape[:2]
+        )
         given: Any = Grounded(drawn.boxes[number], drawn.phrases[number])
         pairs.append(Pair(picture, given if conditions is None else Image.fromarray(conditions[number])))
     return condition, pairs

@@ -23,8 +23,14 @@ def _loaded(name: str, kind: str) -> tuple[Any, Any]:
     import transformers
 
     makers: dict[str, tuple[Callable, Callable]] = {
-        "depth": (transformers.AutoImageProcessor.from_pretrained, transformers.AutoModelForDepthEstimation.from_pretrained),
-        "pose": (transformers.AutoImageProcessor.from_pretrained, transformers.VitPoseForPoseEstimation.from_pretrained),
+        "depth": (
+            transformers.AutoImageProcessor.from_pretrained,
+            transformers.AutoModelForDepthEstimation.from_pretrained,
+        ),
+        "pose": (
+            transformers.AutoImageProcessor.from_pretrained,
+            transformers.VitPoseForPoseEstimation.from_pretrained,
+        ),
     }
     try:
         with quiet_loading():

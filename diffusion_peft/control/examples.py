@@ -92,7 +92,10 @@ def prepare_pairs(
     square = [(side, side)]
     shown = Shown(held, words, [inputs.entry(pair, crop_of(pair, square)) for pair in held])
     latents = encode_pictures(
-        base, [(pair.picture, crop, flip) for pair, crop, flip in wanted], open_cache("latents", settings["cache"]), device
+        base,
+        [(pair.picture, crop, flip) for pair, crop, flip in wanted],
+        open_cache("latents", settings["cache"]),
+        device,
     )
     captions = Captions()
     numbers = [captions.number(text) for text in texts for _ in flips]

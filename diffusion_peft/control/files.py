@@ -41,7 +41,9 @@ def write_control(unet: nn.Module, out: Path, name: str | None = None, dtype: to
         raise PeftError(f"this UNet has {len(found)} controls: export one run at a time.")
     (adaptation,) = pick(unet, found[0][0])
     if adaptation.scale != 1.0:
-        raise PeftError(f"{adaptation.name} is scaled to {adaptation.scale}: set_scale(model, 1.0) before exporting it.")
+        raise PeftError(
+            f"{adaptation.name} is scaled to {adaptation.scale}: set_scale(model, 1.0) before exporting it."
+        )
     _WRITERS[adaptation.method.name](unet, adaptation, found[0][1], out, dtype)
     return out
 
@@ -123,7 +125,9 @@ def gated(unet: Any, tensors: Tensors) -> Any:
     """A stock UNet with `attention_type: gated` of a base's weights and GLIGEN's."""
     from diffusers import UNet2DConditionModel
 
-    config = {key: value for key, value in unet.config.items() if key != "_use_default_values"} | {"attention_type": "gated"}
+    config = {key: value for key, value in unet.config.items() if key != "_use_default_values"} | {
+        "attention_type": "gated"
+    }
     with torch.device("meta"):
         model = UNet2DConditionModel.from_config(config)
     own = {key: value.detach() for key, value in stock_parameters(unet).items()}
@@ -142,7 +146,9 @@ def read_gligen(unet: nn.Module, file: str | Path, force: bool = False) -> Any:
     with safe_open(file, framework="pt") as content:
         mark = json.loads((content.metadata() or {}).get("base", "null"))
     if mark is None:
-        raise PeftError(f"{file} does not say which base it is for: it is no file that `export --format control` wrote.")
+        raise PeftError(
+            f"{file} does not say which base it is for: it is no file that `export --format control` wrote."
+        )
     if not force:
         check_backbone(unet, mark, Path(file))
     return gated(unet, load_file(file))
@@ -158,13 +164,21 @@ def _changes(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: t
 
 
 def _light(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: torch.dtype | None) -> None:
-    _write(out, "controlnext.safetensors", control.net.state_dict(), dtype, {"shrink": str(adaptation.method.shrink or SHRINK)})
+    _write(
+        out,
+        "controlnext.safetensors",
+        control.net.state_dict(),
+        dtype,
+        {"shrink": str(adaptation.method.shrink or SHRINK)},
+    )
     parameters = dict(unet.named_parameters())
     increments = {key: parameters[key] - adaptation.originals[key] for key in adaptation.trained}
     _write(out, "increments.safetensors", increments, dtype)
 
 
-def _write(out: Path, name: str, tensors: Tensors, dtype: torch.dtype | None, header: dict[str, str] | None = None) -> None:
+def _write(
+    out: Path, name: str, tensors: Tensors, dtype: torch.dtype | None, header: dict[str, str] | None = None
+) -> None:
     plain = {key: value.detach().cpu().to(dtype or value.dtype).contiguous() for key, value in tensors.items()}
     write_files(out, {name: save(plain, {"format": "pt"} | (header or {}))})
 

@@ -9,33 +9,11 @@ from typing import Any
 from PIL import Image, ImageDraw
 from torch import nn
 
-from diffusion_peft.control.branch import set_condition
 from diffusion_peft.control.data import Grounded, Pair
 from diffusion_peft.control.examples import Shown
 from diffusion_peft.control.inputs import Inputs, as_picture
-from diffusion_peft.draw import Chunk
+from diffusion_peft.control.use import Conditions
 from diffusion_peft.samples import Samples
-
-
-class Conditions:
-    """Gives a UNet the condition of each picture before a batch of them is drawn.
-
-    Args:
-        entries: one a picture, by control: (adaptation's name or None, inputs, entries).
-        until: share of the denoising steps in which the controls act.
-        steps: denoising steps.
-    """
-
-    def __init__(
-        self, unet: nn.Module, entries: Sequence[tuple[str | None, Inputs, Sequence[Any]]], until: float, steps: int
-    ) -> None:
-        self.unet, self.entries, self.calls = unet, entries, int(until * steps)
-
-    def __call__(self, chunk: Chunk) -> None:
-        device = next(self.unet.parameters()).device
-        for name, inputs, entries in self.entries:
-            batch = inputs.batch([entries[number] for number in chunk])
-            set_condition(self.unet, {k: v.to(device) for k, v in batch.items()}, name, self.calls)
 
 
 class ControlSamples(Samples):
@@ -75,5 +53,3 @@ def as_shown(pair: Pair, size: tuple[int, int]) -> Image.Image:
         corners = [side * length for side, length in zip(box, (*size, *size), strict=True)]
         pen.rectangle(corners, outline=f"hsl({137 * number % 360}, 90%, 60%)", width=max(1, size[0] // 64))
     return sheet
-
-

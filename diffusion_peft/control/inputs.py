@@ -25,6 +25,10 @@ from peft_core.method import Method
 DRAWN_TOWER, TOWER = "reference", "ViT-H-14/laion2b_s32b_b79k"
 
 
+def tower_of(control: dict[str, Any], data: str) -> str:
+    return control["image_encoder"] or (DRAWN_TOWER if data.startswith("world/") else TOWER)
+
+
 class Inputs(ABC):
     """What a kind of control makes of conditions: one entry a pair, and batches of entries."""
 
@@ -145,7 +149,9 @@ def through(found: Grounded, height: int, width: int, crop: Crop, flip: bool) ->
     return Grounded(tuple(box for box, _ in kept), tuple(phrase for _, phrase in kept))
 
 
-def inputs_for(method: Method, kind: str, base: Base, options: dict[str, Any], cache: Cache, device: torch.device) -> Inputs:
+def inputs_for(
+    method: Method, kind: str, base: Base, options: dict[str, Any], cache: Cache, device: torch.device
+) -> Inputs:
     """What the method takes of conditions of this kind.
 
     Raises:

@@ -47,7 +47,9 @@ class Controlled(Denoiser):
         known = len(self.history)
         super().note(index)
         step = self.trainer.global_step
-        if len(self.history) > known and (step >= self.looked + self.effect_every or step == self.steps or not self.looked):
+        if len(self.history) > known and (
+            step >= self.looked + self.effect_every or step == self.steps or not self.looked
+        ):
             self.looked = step
             self.history[-1] |= self.effect(step)
 

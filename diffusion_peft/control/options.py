@@ -76,11 +76,15 @@ def check_control(settings: dict[str, Any]) -> list[Concept]:
         if settings[key] is not None:
             raise PeftError(f"{name} trains a branch of the UNet on pairs: it has no use for --{key}.")
     if settings["data"] is None:
-        raise PeftError(f"{name} needs --data: world/control/canny, hf/<repo>, or a folder with images/ and conditions/.")
+        raise PeftError(
+            f"{name} needs --data: world/control/canny, hf/<repo>, or a folder with images/ and conditions/."
+        )
     if settings["slider"].options:
         raise PeftError(f"{name} is no slider: leave --slider out, or choose another method.")
     if settings["compile"]:
-        raise PeftError(f"{name} gives the UNet a condition before each call, which --compile cannot follow: leave it out.")
+        raise PeftError(
+            f"{name} gives the UNet a condition before each call, which --compile cannot follow: leave it out."
+        )
     for key, top in (("drop", 1.0), ("until", 1.0)):
         if not 0 <= options[key] <= top:
             raise PeftError(f"--control.{key} must be in [0, {top:g}], not {options[key]:g}.")

@@ -11,7 +11,7 @@ from diffusion_peft.bases import Base
 from diffusion_peft.concepts import Concept
 from diffusion_peft.control.examples import prepare_pairs
 from diffusion_peft.control.grids import ControlSamples
-from diffusion_peft.control.inputs import DRAWN_TOWER, TOWER
+from diffusion_peft.control.inputs import tower_of
 from diffusion_peft.control.module import Controlled
 from diffusion_peft.control.plots import against_steps
 from diffusion_peft.denoise import Denoiser
@@ -55,10 +55,6 @@ class ControlTask(Task):
         return {"effect": {"change": rows[-1]["change"], "open": rows[-1]["open"]}}, [
             ("What the branch does", report.figure(picture, "effect of the branch against steps"))
         ]
-
-
-def tower_of(control: dict[str, Any], data: str) -> str:
-    return control["image_encoder"] or (DRAWN_TOWER if data.startswith("world/") else TOWER)
 
 
 def fitted(choice: Any, base: Base, control: dict[str, Any]) -> Method:

@@ -62,4 +62,6 @@ class Tower:
                 continue
             if len(blocks) > 1:
                 return blocks
-        raise PeftError("this image tower has no patch tokens: choose a vision transformer with --control.image_encoder.")
+        raise PeftError(
+            "this image tower has no patch tokens: choose a vision transformer with --control.image_encoder."
+        )

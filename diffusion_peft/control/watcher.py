@@ -1,6 +1,6 @@
 """The drawn world's own detector: shapes, nearness and outlines at every pixel, to see whether a picture obeys.
 
-It learns from drawn pictures whose layers are known (some three minutes on one core), once; its weights are kept in the
+It learns from drawn pictures whose layers are known (some five minutes on an idle core), once; its weights are kept in the
 user's cache folder.
 """
 
@@ -20,7 +20,7 @@ from peft_core.runs import tell
 from peft_core.training_state import keep
 
 CLASSES = 1 + len(SHAPES)
-VERSION, STEPS, BATCH, LR = 1, 1200, 24, 4e-3
+VERSION, STEPS, BATCH, LR = 2, 2000, 24, 4e-3
 LEAST_THING = 12
 """Pixels that a thing has at least."""
 
@@ -44,12 +44,14 @@ class Seen:
 
 
 class Watcher(nn.Module):
-    """Three levels down and up again, with skips, at half the picture's size; four pixels come from each place."""
+    """Four levels down and up again, with skips, at half the picture's size; four pixels come from each place."""
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
-        w = (width, 2 * width, 4 * width)
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        w = (width, 2 * width, 3 * width, 4 * width)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.down = nn.ModuleList(_block(a, b) for a, b in zip((width, *w[:-1]), w, strict=True))
         self.up = nn.ModuleList(_block(a + b, b) for a, b in zip(w[:0:-1], w[-2::-1], strict=True))
         self.head = nn.Conv2d(width, 4 * (CLASSES + 2), 1)
@@ -88,7 +90,8 @@ def train_watcher(steps: int = STEPS, seed: int = 0) -> Watcher:
             if step and step % 30 == 0:
                 block = draw_pairs("box", 500, "watcher", seed + 1000 * (step // 30))
             chosen = torch.randint(len(block), (BATCH,))
-            noisy = block.pictures[chosen].float() / 127.5 - 1 + 0.04 * torch.randn(BATCH, 3, 1, 1) * torch.randn(BATCH, 3, 64, 64)
+            grain = 0.04 * torch.randn(BATCH, 3, 1, 1) * torch.randn(BATCH, 3, 64, 64)
+            noisy = block.pictures[chosen].float() / 127.5 - 1 + grain
             out = watcher(noisy)
             edges = block.outlines[chosen].float()
             loss = F.cross_entropy(out[:, :CLASSES], block.classes[chosen])
@@ -107,7 +110,7 @@ def load_watcher() -> Watcher:
     file = cache_root() / "watcher" / f"v{VERSION}.safetensors"
     watcher = Watcher()
     if not file.is_file():
-        tell("training the detector of drawn pictures once, some three minutes")
+        tell("training the detector of drawn pictures once, some five minutes")
         watcher = train_watcher()
         keep(watcher.state_dict(), file)
     watcher.load_state_dict(load_file(file))

@@ -53,7 +53,9 @@ class ControlLoRA(Method):
     channels: int = 3
     shrink: int | None = None
 
-    not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes a file of its changes."
+    not_mergeable: ClassVar[str | None] = (
+        "it reads a condition; `export --format control` writes a file of its changes."
+    )
 
     def install(self, plan: Plan) -> None:
         if self.rank < 1:

@@ -89,7 +89,9 @@ class GLIGEN(Method):
     suggested), then 0. 209,102,240 parameters on SD 1.5.
     """
 
-    not_mergeable: ClassVar[str | None] = "it reads boxes; `export --format control` writes a UNet for GLIGEN's pipeline."
+    not_mergeable: ClassVar[str | None] = (
+        "it reads boxes; `export --format control` writes a UNet for GLIGEN's pipeline."
+    )
 
     def install(self, plan: Plan) -> None:
         from diffusers.models.attention import GatedSelfAttentionDense

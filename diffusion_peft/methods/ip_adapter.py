@@ -98,7 +98,9 @@ class IPAdapter(Method):
     plus: bool = False
 
     identity: ClassVar[bool] = False
-    not_mergeable: ClassVar[str | None] = "it reads a picture; `export --format control` writes a file for load_ip_adapter."
+    not_mergeable: ClassVar[str | None] = (
+        "it reads a picture; `export --format control` writes a file for load_ip_adapter."
+    )
 
     def install(self, plan: Plan) -> None:
         if (self.width or 1) < 1 or (self.tokens is not None and self.tokens < 1):

@@ -110,7 +110,9 @@ def test_ip_adapter(name: str, plus: bool, tmp_path: Path) -> None:
     seen = control.features(plus)
     both = torch.cat([torch.zeros_like(seen), seen])[:, None]
     with quiet_loading():
-        pipeline.load_ip_adapter(str(tmp_path), subfolder=".", weight_name="ip_adapter.safetensors", image_encoder_folder=None)
+        pipeline.load_ip_adapter(
+            str(tmp_path), subfolder=".", weight_name="ip_adapter.safetensors", image_encoder_folder=None
+        )
     same(picture(pipeline, ip_adapter_image_embeds=[both]), y)
     pipeline.set_ip_adapter_scale(0.0)
     assert torch.equal(picture(pipeline, ip_adapter_image_embeds=[both]), picture(stable_diffusion(name)))

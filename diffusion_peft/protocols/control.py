@@ -1,0 +1,265 @@
+"""Held-out conditions: does what is drawn obey them, and the caption still?
+
+As ControlNet++ (Li et al., ECCV 2024) asks: the condition is found again in the drawn picture and compared with the one
+that was given. On the drawn world by its own detector (`diffusion_peft.control.watcher`): F1 and SSIM of outlines, mean
+IoU of shapes and of things against the ground, RMSE of nearness, AP at IoU 0.5 of boxes with their shape. On other data by
+computing the condition of the drawn picture. Similarity to the condition's own picture is the cosine of image features.
+Captions by CLIP. The base without control, from the same noise, is chance; the real pictures are the ceiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from diffusion_peft.control.data import Grounded, Pair, open_pairs
+from diffusion_peft.control.grids import as_shown
+from diffusion_peft.control.inputs import as_picture
+from diffusion_peft.control.obedience import edge_f1, rmse, ssim, world_figures
+from diffusion_peft.control.options import ControlOptions, is_control
+from diffusion_peft.draw import png_of
+from diffusion_peft.evaluation import figures
+from diffusion_peft.evaluation.drawn import Asked, Drawer
+from diffusion_peft.evaluation.scorers import open_scorers
+from diffusion_peft.protocols import Evaluation, How
+from peft_core import report
+from peft_core.errors import PeftError
+from peft_core.files import write_files
+from peft_core.runs import RESULTS, RunFolder, read_run_config
+
+ABOUT = "held-out conditions: edges, masks, depth, boxes, similarity, beside the base without control and real pictures"
+CONDITIONS = 24
+"""Held-out conditions, with `count` pictures each."""
+MARGIN = 0.05
+"""By how much the share of pictures that their own caption fits best may fall below the base's."""
+BASE, REAL = "base, no control (chance)", "real pictures (ceiling)"
+COLUMNS = [
+    ("method", "method"), ("runs", "runs"), ("edge_f1", "edge F1"), ("edge_ssim", "edge SSIM"), ("miou", "shape mIoU"),
+    ("thing_iou", "thing mIoU"), ("depth_rmse", "depth RMSE"), ("box_ap", "box AP 50"), ("similarity", "similarity, {image}"),
+    ("clip_t", "CLIP-T"), ("prompt_accuracy", "right caption of {captions}"), ("parameters", "parameters"),
+    ("mebibytes", "MiB"), ("step_seconds", "seconds a step"),
+]  # fmt: skip
+MEASURED = [key for key, _ in COLUMNS[2:]]
+
+
+def suits(config: dict[str, Any]) -> bool:
+    return str(config.get("command")) == "diffusion_peft fit" and is_control(config)
+
+
+class ConditionDrawer(Drawer):
+    """Draws each (prompt, seed) under its own condition."""
+
+    given: dict[Asked, Any]
+
+    def _draw(self, wanted: Sequence[tuple[Asked, Path]], scale: float) -> None:
+        def keep(number: int, image: Image.Image) -> None:
+            file = wanted[number][1]
+            write_files(file.parent, {file.name: png_of(image)})
+
+        asked = [each for each, _ in wanted]
+        self.loaded.draw_each(asked, self.how, [[self.given[each] for each in asked]], done=keep)
+
+
+@dataclass
+class Held:
+    """Held-out pairs of a data set, and what is asked about them."""
+
+    kind: str
+    pairs: list[Pair]
+    asked: list[Asked]
+    """(caption, seed), `count` for each pair."""
+    truth: Any
+    """Layers of the drawn world; None elsewhere."""
+
+
+def held_out(config: dict[str, Any], how: How) -> Held:
+    """The pairs that a run was not trained on.
+
+    Raises:
+        PeftError: too few of them.
+    """
+    data, options = str(config["data"]), ControlOptions("", config.get("control") or {}).all()
+    if data.startswith("world/"):
+        from peft_data.world.control import draw_pairs
+
+        kind, pairs = open_pairs(data, options, "test")
+        pairs, truth = pairs[:CONDITIONS], draw_pairs(kind, CONDITIONS, "test")
+    else:
+        from diffusion_peft.control.examples import HELD_OUT, SHOWN
+
+        kind, pairs = open_pairs(data, options)
+        if len(pairs) < HELD_OUT:
+            raise PeftError(
+                f"{data} has {len(pairs)} pairs, all of which were trained on: evaluate needs {HELD_OUT} or more."
+            )
+        if kind in ("mask", "box", "pose"):
+            raise PeftError(
+                f"whether a {kind} is obeyed is told by the drawn world's detector: data of world/control/ only."
+            )
+        pairs, truth = pairs[-SHOWN:], None
+    texts = [config.get("prompt") or str(pair.picture.caption) for pair in pairs]
+    asked = [(text, how.seed + number * how.count + k) for number, text in enumerate(texts) for k in range(how.count)]
+    return Held(kind, pairs, asked, truth)
+
+
+def drawers(runs: Sequence[Path], out: Path, how: How) -> dict[Path, tuple[Held, ConditionDrawer]]:
+    found = {}
+    for run in runs:
+        held = held_out(read_run_config(run), how)
+        drawer = ConditionDrawer(
+            out / "pictures", None, run, "-".join(run.absolute().parts[-3:]), how.drawing, how.dtype
+        )
+        kinds = [
+            pair.condition if isinstance(pair.condition, Grounded) else as_picture(pair, held.kind)
+            for pair in held.pairs
+        ]
+        drawer.given = dict(zip(held.asked, (each for each in kinds for _ in range(how.count)), strict=True))
+        found[run] = held, drawer
+    return found
+
+
+def check(runs: list[Path], how: How) -> None:
+    """Raises PeftError: a run that is not finished or whose conditions nobody can judge."""
+    for run in runs:
+        if not (run / RESULTS).is_file():
+            raise PeftError(f"{run} is not finished: give its `fit` command again, which goes on where it stopped.")
+        held_out(read_run_config(run), how)
+
+
+def draw(runs: list[Path], out: Path, how: How) -> None:
+    for held, drawer in drawers(runs, out, how).values():
+        drawer.pictures(held.asked)
+
+
+def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
+    """Draws, judges, and shows."""
+    asked = drawers(runs, out, how)
+    drawn_data = all(held.truth is not None for held, _ in asked.values())
+    image, clip = open_scorers(how.image_features, how.clip, drawn_data)
+    rows: dict[Any, dict[str, Any]] = {}
+    sections = []
+    for number, run in enumerate(runs):
+        held, drawer = asked[run]
+        config, results = read_run_config(run), RunFolder(run, "").results()
+        judge = judge_of(held, how.count, image, clip)
+        plain = Drawer(out / "pictures", config["base"], None, "base", how.drawing, how.dtype).pictures(held.asked)
+        real = [pair.picture.read() for pair in held.pairs for _ in range(how.count)]
+        about = {"condition": held.kind}
+        rows.setdefault((BASE, config["base"], config["data"]), {"method": BASE} | about | judge(plain))
+        rows.setdefault((REAL, config["data"]), {"method": REAL} | about | judge(real))
+        pictures = drawer.pictures(held.asked)
+        name = how.labels[number] if getattr(how, "labels", None) else f"{config['method']['name']}, {held.kind}"
+        cost = {
+            "run": str(run), "seed": results["seed"], "steps": results["steps"], "mebibytes": results["adapter_bytes"] / 2**20,
+            "parameters": results["parameters"]["inserted"], "step_seconds": results["seconds"]["train"] / results["steps"],
+        }  # fmt: skip
+        rows[run] = {"method": name} | about | cost | judge(pictures)
+        sections.append((f"{run}: condition, drawn, base, real", shown(held, pictures, plain, how)))
+    summary = figures.summarise(rows.values(), "method", MEASURED)
+    columns = [(key, title.format(image=image.name, captions=CONDITIONS)) for key, title in COLUMNS]
+    facts = {
+        "image_features": image.name, "clip": clip.name, "conditions": CONDITIONS, "pictures a condition": how.count,
+        "seed": how.seed, "steps of a picture": how.drawing.steps, "guidance": how.drawing.guidance,
+        "caption margin": MARGIN,
+    }  # fmt: skip
+    used = [
+        (key, title)
+        for key, title in columns
+        if key in ("method", "runs") or any(r.get(key) is not None for r in summary)
+    ]
+    return Evaluation(headline(summary), list(rows.values()), summary, used, facts, sections)
+
+
+def judge_of(held: Held, count: int, image: Any, clip: Any) -> Callable[[Sequence[Image.Image]], dict[str, Any]]:
+    """Pictures of all pairs, `count` each, to figures."""
+    real = image.features([pair.picture.read() for pair in held.pairs]).repeat_interleave(count, 0)
+    texts = list(dict.fromkeys(text for text, _ in held.asked))
+    features, right = clip.texts(texts), torch.tensor([texts.index(text) for text, _ in held.asked])
+    obeys = of_world(held, count) if held.truth is not None else of_files(held, count)
+
+    def judge(pictures: Sequence[Image.Image]) -> dict[str, Any]:
+        found = obeys(pictures)
+        found["similarity"] = float((image.features(pictures) * real).sum(1).mean())
+        return found | figures.prompt_fidelity(clip.features(pictures), features, right)
+
+    return judge
+
+
+def of_world(held: Held, count: int) -> Callable[[Sequence[Image.Image]], dict[str, Any]]:
+    from peft_data.pictures import Fit
+    from peft_data.world.captioned import SHAPES
+
+    from diffusion_peft.control.watcher import load_watcher
+
+    watcher, truth = load_watcher(), held.truth
+    layers = [t.repeat_interleave(count, 0) for t in (truth.classes, truth.nearness, truth.outlines)]
+    boxes = [
+        [(box, 1 + SHAPES.index(phrase.split(" ", 1)[1])) for box, phrase in zip(*each, strict=True)]
+        for each in zip(truth.boxes, truth.phrases, strict=True)
+        for _ in range(count)
+    ]
+    fit = Fit(tuple(truth.pictures.shape[-2:]), "squash")  # type: ignore[arg-type]
+
+    def judge(pictures: Sequence[Image.Image]) -> dict[str, Any]:
+        pixels = torch.stack([torch.from_numpy(fit.picture(picture.convert("RGB")).copy()) for picture in pictures])
+        return world_figures(watcher.see(pixels), layers[0], layers[1], layers[2], boxes)
+
+    return judge
+
+
+def of_files(held: Held, count: int) -> Callable[[Sequence[Image.Image]], dict[str, Any]]:
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    def grey(picture: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+        return pil_to_tensor(picture.convert("L").resize(size))[0].float() / 255
+
+    def judge(pictures: Sequence[Image.Image]) -> dict[str, Any]:
+        if held.kind == "picture":
+            return {}
+        size = pictures[0].size
+        said = [grey(as_picture(_alone(picture), held.kind), size) for picture in pictures]
+        true = [grey(as_picture(pair, held.kind), size) for pair in held.pairs for _ in range(count)]
+        one, other = torch.stack(said), torch.stack(true)
+        if held.kind in ("canny", "scribble"):
+            return {"edge_f1": edge_f1(one > 0.5, other > 0.5), "edge_ssim": ssim(one, other)}
+        return {"depth_rmse" if held.kind == "depth" else "rmse": rmse(one, other)}
+
+    return judge
+
+
+def _alone(picture: Image.Image) -> Pair:
+    from diffusion_peft.pictures import Picture
+
+    return Pair(Picture(picture, None, "drawn", picture.height, picture.width), None)
+
+
+def shown(held: Held, pictures: Sequence[Image.Image], plain: Sequence[Image.Image], how: How, most: int = 12) -> str:
+    cells = []
+    for number, pair in enumerate(held.pairs[:most]):
+        start, text = number * how.count, held.asked[number * how.count][0]
+        cells.append((as_shown(pair, pictures[start].size), text, False))
+        cells += [(picture, f"seed {held.asked[start + k][1]}", False)
+                  for k, picture in enumerate(pictures[start : start + min(how.count, 2)])]  # fmt: skip
+        cells += [(plain[start], "base", False), (pair.picture.read(), "real", False)]
+    return report.picture_grid(cells)
+
+
+def headline(summary: list[dict[str, Any]]) -> str:
+    """The best run's figure on the measure that tells most, and whether captions suffered."""
+    key = next((key for key in ("edge_f1", "thing_iou", "similarity") if summary[0].get(key) is not None), "similarity")
+    mine = [row for row in summary if row["method"] not in (BASE, REAL)]
+    base = next(row for row in summary if row["method"] == BASE)
+    best = max(mine, key=lambda row: row[key])
+    title = dict(COLUMNS)[key].split(",")[0]
+    fallen = [row["method"] for row in mine if (row["prompt_accuracy"] or 0) < (base["prompt_accuracy"] or 0) - MARGIN]
+    words = (
+        f"captions fall by more than {MARGIN} in {', '.join(fallen)}"
+        if fallen
+        else f"captions fall by at most {MARGIN}"
+    )
+    return f"{best['method']} obeys most: {title} {best[key]:.3f} (base {base[key]:.3f}); {words}"
