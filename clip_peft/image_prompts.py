@@ -53,7 +53,11 @@ class ImageTower:
 
 
 def checked_depth(who: str, depth: int, text: int, image: int) -> int:
-    """Raises PeftError where `depth` is no number of blocks that both towers have."""
+    """Raises PeftError where `depth` is no number of blocks that both towers (of `text` and `image` blocks) have."""
+    if not text:
+        raise PeftError(
+            f"{who} needs open_clip's own text blocks, not a transformers encoder: use coop, kgcoop or cocoop."
+        )
     if not 1 <= depth <= min(text, image):
         raise PeftError(f"{who} got depth {depth}: it must lie between 1 and {min(text, image)}, the towers' blocks.")
     return depth

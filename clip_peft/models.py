@@ -58,6 +58,11 @@ def load_backbone(spec: str) -> tuple[nn.Module, Tokenizer, Backbone]:
         return _made(source, spec, repository, source)
     if at:
         _known(architecture)
+        if f"{architecture}-quickgelu" in open_clip.list_models():
+            tell(
+                f"note: a weight file does not say its activation, and {architecture} has GELU: weights of OpenAI, MetaCLIP and "
+                f"DFN were trained with QuickGELU and need {architecture}-quickgelu@{file}"
+            )
         return _made(architecture, spec, Path(file).name, architecture, pretrained=_weights(Path(file), architecture))
     if folder.is_dir() or spec.startswith(("./", "../", "/", "~")):
         return _folder(spec, folder)

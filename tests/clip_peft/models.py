@@ -8,6 +8,9 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from clip_peft.prompts import Prompts, make_prompts
+from clip_peft.tower import TextTower
+
 LENGTH = 24
 NAMES = (
     "cat",
@@ -104,3 +107,26 @@ def close(one: Tensor, other: Tensor) -> None:
 
 def pictures(count: int = 4, size: int = 32) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(3))
+
+
+def prompts_of(
+    model: Any, context: int = 0, position: str = "end", template: str = "{}.", names: Any = NAMES
+) -> Prompts:
+    return make_prompts(TextTower(model), tokenizer(), names, template, context, position)
+
+
+def random(*shape: int, seed: int = 1) -> Tensor:
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 0.5).requires_grad_()
+
+
+def gradients(features: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    weight = torch.randn(features.shape, generator=torch.Generator().manual_seed(9))
+    return list(torch.autograd.grad((features * weight).sum() + features.square().sum(), inputs))
+
+
+def agree(one: Tensor, other: Tensor, inputs: list[Tensor]) -> None:
+    """Features and the gradients of the inputs."""
+    close(one, other)
+    for a, b in zip(gradients(one, inputs), gradients(other, inputs), strict=True):
+        assert b.abs().sum() > 0
+        close(a, b)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clip_peft import OpenVocabulary, saved
+from clip_peft import OpenVocabulary, models, saved
 from clip_peft.commands import main
 from clip_peft.models import load_backbone, picture_fit
 from peft_core import PeftError
@@ -77,6 +77,18 @@ def test_quickgelu_weights_on_a_plain_config(offline: None, capsys: pytest.Captu
             load_backbone(spec)
         note = "note: the weights openai were trained with QuickGELU, which ViT-B-16 does not have: it is turned on"
         assert (note in capsys.readouterr().err) is warned
+
+
+def test_a_weight_file_does_not_say_its_activation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.touch()
+    monkeypatch.setattr(models, "_made", lambda *args, **options: args[0])
+    for architecture, told in (("ViT-B-16", True), ("ViT-B-16-quickgelu", False), ("ViT-B-16-SigLIP", False)):
+        assert load_backbone(f"{architecture}@{file}") == architecture
+        note = f"were trained with QuickGELU and need ViT-B-16-quickgelu@{file}"
+        assert (note in capsys.readouterr().err) is told
 
 
 def test_an_adapter_on_another_model(tmp_path: Path) -> None:

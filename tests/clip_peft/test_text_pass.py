@@ -6,33 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from clip_peft.packing import bins_of, choose_bins, pack, shared_tokens
-from clip_peft.prompts import make_prompts
 from clip_peft.text_pass import TextPass
 from clip_peft.tower import TextTower
-from peft_core import PeftError, adapt
-from tests.clip_peft.models import LENGTH, NAMES, clip, close, coca, custom_clip, plain, siglip, tokenizer
-
-
-def prompts_of(model, context: int = 0, position: str = "end", template: str = "{}.", names=NAMES):
-    return make_prompts(TextTower(model), tokenizer(), names, template, context, position)
-
-
-def random(*shape: int, seed: int = 1) -> Tensor:
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 0.5).requires_grad_()
-
-
-def gradients(features: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    weight = torch.randn(features.shape, generator=torch.Generator().manual_seed(9))
-    return list(torch.autograd.grad((features * weight).sum() + features.square().sum(), inputs))
-
-
-def agree(one: Tensor, other: Tensor, inputs: list[Tensor]) -> None:
-    close(one, other)
-    for a, b in zip(gradients(one, inputs), gradients(other, inputs), strict=True):
-        assert b.abs().sum() > 0
-        close(a, b)
-
+from peft_core import adapt
+from tests.clip_peft.models import (
+    NAMES,
+    agree,
+    clip,
+    close,
+    custom_clip,
+    gradients,
+    plain,
+    prompts_of,
+    random,
+    tokenizer,
+)
 
 LAYOUTS = {
     "clip": clip,
@@ -174,58 +162,6 @@ def gradient_of(model, prompts, context, parameter):
     return torch.autograd.grad(plain(model, prompts, context).sum(), parameter, allow_unused=True)[0]
 
 
-# ---- towers that must be run in full -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "build", [siglip, coca, lambda: custom_clip(no_causal_mask=True)], ids=["last", "coca", "argmax"]
-)
-def test_full_length_where_later_tokens_matter(build):
-    model = build().requires_grad_(False)
-    tower = TextTower(model)
-    assert tower.full_length_because() is not None
-    prompts = prompts_of(model, template="a photo of a {}.")
-    features = TextPass(model, prompts)()
-    reference = model.encode_text(prompts.ids, normalize=False)
-    close(features, reference)
-    with torch.no_grad():  # what leaving the padding out would have given
-        cut = model.encode_text(prompts.ids[:, : int((prompts.ids > 0).sum(1).max())], normalize=False)
-    assert float((cut - reference).abs().max()) > 0.01 * float(reference.abs().max())
-
-
-@pytest.mark.parametrize("build", [siglip, coca], ids=["siglip", "coca"])
-@pytest.mark.parametrize("memory", [None, 3e5], ids=["at_once", "chunks"])
-def test_context_and_deep_prompts_at_full_length(build, memory: float | None):
-    model = build().requires_grad_(False)
-    prompts = prompts_of(model, 3)
-    vectors = [random(3, 32, seed=i) for i in range(3)]
-    features = TextPass(model, prompts, memory)(vectors[0], vectors[1:])
-    # in the embedding table's stead, for a table of one class's own
-    other = copy.deepcopy(model)
-    other.text.token_embedding = torch.nn.Embedding.from_pretrained(vectors[0].detach())
-    taken = prompts.slots.clamp(min=0)
-    words = model.text.token_embedding(prompts.ids)
-    handle = other.text.token_embedding.register_forward_hook(
-        lambda _, __, y: torch.where((prompts.slots >= 0)[..., None], y, words)
-    )
-    for block, vector in zip(other.text.transformer.resblocks[1:], vectors[1:], strict=True):
-
-        def replace(_, args, vector=vector):
-            x = args[0].clone()
-            x[:, :LENGTH][prompts.slots >= 0] = vector[taken[prompts.slots >= 0]]
-            return (x, *args[1:])
-
-        block.register_forward_pre_hook(replace)
-    if hasattr(other.text, "_build_additive_mask"):
-        other.text._build_additive_mask = lambda text, n, d: model.text._build_additive_mask(prompts.ids, n, d)
-    close(features, other.encode_text(taken, normalize=False))
-    handle.remove()
-    assert all(g.abs().sum() > 0 for g in gradients(features, vectors))
-
-
-# ---- many classes --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("count", [1000, 20_000])
 def test_many_classes_train_in_bounded_memory(count: int):
     model = clip(layers=1, width=16, heads=1).requires_grad_(False)
@@ -265,78 +201,6 @@ def test_chunks_keep_only_features_between_forward_and_backward():
         return sum(sizes.values())
 
     assert kept(1.2e5) < 0.1 * kept(None)
-
-
-# ---- packing -------------------------------------------------------------------------------------------------------
-
-
-def test_rows_hold_every_class_once_and_no_more_than_fits():
-    lengths = [3, 14, 4, 4, 7, 3, 9, 5] * 30
-    for width in (14, 24, 48):
-        rows = bins_of(lengths, width)
-        assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
-        assert all(sum(lengths[i] for i in row) <= width for row in rows)
-    width, rows = choose_bins(lengths)
-    assert len(rows) * width <= 1.02 * sum(lengths)
-
-
-def test_shared_tokens():
-    model = clip()
-    for position, unified, expected in [("end", True, 6), ("middle", True, 3), ("front", True, 1), ("end", False, 1)]:
-        prompts = prompts_of(model, 5, position)
-        assert shared_tokens(prompts.ids, prompts.slots, prompts.pooled, unified) == expected
-    one = prompts_of(model, 5, names=["tench"])
-    assert pack(one, slice(0, 1), True, torch.device("cpu")).shared == int(one.pooled[0])
-
-
-def test_prompt_layouts():
-    model = clip()
-    sos, eot, dot = 49406, 49407, 269
-    name = tokenizer().encode("great white shark")
-    for position, slots in [("end", [-1, 0, 1, 2, 3, 4, *[-1] * 5]), ("front", [*[-1] * 4, 0, 1, 2, 3, 4, -1, -1]),
-                            ("middle", [-1, 0, 1, *[-1] * 3, 2, 3, 4, -1, -1])]:  # fmt: skip
-        prompts = prompts_of(model, 5, position)
-        assert prompts.slots[1, :11].tolist() == slots and (prompts.slots[1, 11:] == -1).all()
-        kept = prompts.ids[1][(prompts.slots[1] < 0)]
-        assert kept[: 3 + len(name)].tolist() == [sos, *name, dot, eot] and not kept[3 + len(name) :].any()
-        assert prompts.pooled[1] == 10
-
-
-@pytest.mark.parametrize(
-    "names, context, message",
-    [
-        ([], 0, "class_names is empty: name at least one class."),
-        ("cat", 0, 'class_names is the single text "cat": pass a list of names.'),
-        (["cat", " "], 0, "class name number 2 is empty: give every class a name."),
-        (["red_ring", "red ring"], 0, 'class name "red ring" is there twice: merge the classes or give them different names.'),
-        (["cat", "cat " * 30], 4, f'class name "{" ".join(["cat"] * 30)}" is 13 tokens too long for a text of 24 beside 4 '
-         "context tokens: shorten it or use fewer context tokens."),
-    ],
-)  # fmt: skip
-def test_bad_names(names, context, message):
-    with pytest.raises(PeftError) as error:
-        prompts_of(clip(), context, names=names)
-    assert str(error.value) == message
-
-
-def test_bad_templates_and_shapes():
-    model = clip()
-    for bad, kind in [(dict(template="a photo"), "must hold {} once"), (dict(position="back"), "none of end"),
-                      (dict(position="front", template="a {}"), "must start with {}")]:  # fmt: skip
-        with pytest.raises(PeftError, match=kind):
-            prompts_of(model, 2, **bad)
-    run = TextPass(model, prompts_of(model, 2))
-    with pytest.raises(PeftError, match="pass their vectors"):
-        run()
-    with pytest.raises(PeftError, match="does not fit 7 classes with 2 context tokens of width 32"):
-        run(random(2, 16))
-    with pytest.raises(PeftError, match="3 deep prompts need 4 text blocks, but there are 3"):
-        run(random(2, 32), [random(2, 32)] * 3)
-    small = clip(vocab_size=1000)
-    with pytest.raises(PeftError, match="pass the model's own tokenizer"):
-        prompts_of(small)
-    with pytest.raises(PeftError, match="has no text tower"):
-        TextTower(torch.nn.Linear(2, 2))
 
 
 def test_bfloat16_autocast_and_pure_bfloat16():
