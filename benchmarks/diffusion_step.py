@@ -14,13 +14,10 @@ from typing import Any
 
 import peft
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from peft_data.batches import generator_of
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.variants import interleaved, machine, ratios
-from diffusion_peft.denoise import Denoiser
 from diffusion_peft.noise import denoising_loss
 from peft_core import adapt
 from peft_core.counting import kept_bytes
@@ -132,52 +129,6 @@ def compare(args: argparse.Namespace) -> None:
         print(f"| {name:34} | {found[name]:.2f} | {kept[name] / kept['floor']:.2f} |", flush=True)
 
 
-# ---- a whole step --------------------------------------------------------------------------------------------------
-
-
-def whole(args: argparse.Namespace) -> None:
-    """Ours from the caches, and diffusers' order of work with PEFT: encode, embed, predict."""
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(32, 64, 128, 128), layers_per_block=2, latent_channels=4, norm_num_groups=16,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    ).requires_grad_(False)  # fmt: skip
-    text = CLIPTextModel(
-        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    )
-    text.requires_grad_(False).eval()
-    pictures = torch.rand(args.batch, 3, 8 * args.latent, 8 * args.latent) * 2 - 1
-    ids = torch.randint(1000, 40000, (args.batch, 77))
-    alphas = torch.linspace(0.999, 0.005, 1000)
-    sides = {"ours": ours("attention"), "diffusers": by_peft("attention")}
-    models = {name: make(small_unet()).train() for name, make in sides.items()}
-    denoisers = {name: Denoiser(model, {}, alphas, 1000) for name, model in models.items()}
-    optimizers = {n: torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], 1e-4) for n, m in models.items()}
-
-    def encoded() -> dict[str, Tensor]:
-        with torch.no_grad():
-            posterior = vae.encode(pictures).latent_dist
-            return {"mean": posterior.mean, "logvar": posterior.logvar, "hidden": text(ids).last_hidden_state,
-                    "sizes": torch.zeros(args.batch, 6)}  # fmt: skip
-
-    cached, losses = encoded(), {name: [] for name in sides}
-
-    def step(name: str) -> None:
-        batch = cached if name == "ours" else encoded()
-        loss = denoisers[name].loss(batch, generator_of(len(losses[name])))
-        loss.backward()
-        optimizers[name].step()
-        optimizers[name].zero_grad(set_to_none=True)
-        losses[name].append(loss.item())
-
-    found = ratios(interleaved({name: (lambda name=name: step(name)) for name in sides}, args.rounds), "ours")
-    apart = abs(losses["ours"][0] - losses["diffusers"][0])
-    freed = sum(p.numel() * p.element_size() for model in (vae, text) for p in model.parameters()) / 2**20
-    print(f"whole step: diffusers' order of work takes {found['diffusers']:.2f} × ours; the first loss differs by {apart:.1e}, "
-          f"the last by {abs(losses['ours'][-1] - losses['diffusers'][-1]):.1e} of {losses['ours'][-1]:.3f}")  # fmt: skip
-    print(f"VAE and text encoder, {freed:,.0f} MiB of weights, are needed by diffusers' loop alone")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=2)
@@ -188,7 +139,9 @@ def main() -> None:
     args = parser.parse_args()
     if not args.whole:
         compare(args)
-    whole(args)
+    from benchmarks.diffusion_whole_step import whole
+
+    whole(args.batch, args.latent, args.rounds)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,20 @@ from peft_core.command import Command, command
 
 
 @command("diffusion")
-def list_(what: Literal["methods", "recipes", "formats"]) -> None:
-    """List methods, recipes or file formats.
+def list_(what: Literal["methods", "recipes", "sweeps", "formats", "protocols"]) -> None:
+    """List methods, recipes, sweeps, file formats or protocols.
 
     Args:
         what: Which list.
     """
     if what == "methods":
         rows = listing.methods("diffusion", lambda method: method.grafts and method.name not in _OTHERS)
-    elif what == "recipes":
-        rows = listing.configs("recipe", "diffusion")
+    elif what in ("recipes", "sweeps"):
+        rows = listing.configs(what.removesuffix("s"), "diffusion")
+    elif what == "protocols":
+        from diffusion_peft.protocols import list_protocols
+
+        rows = list_protocols()
     else:
         from diffusion_peft.export import FORMATS
 
@@ -33,13 +37,15 @@ _OTHERS = ("lora_file", "vpt", "linear")
 
 
 def commands() -> list[Command]:
+    from diffusion_peft.evaluate import evaluate
     from diffusion_peft.export import export
     from diffusion_peft.fit import fit
     from diffusion_peft.merge import merge_
     from diffusion_peft.personalize.join import join_
     from diffusion_peft.sample import sample
+    from diffusion_peft.sweep import sweep
 
-    return [fit, sample, export, merge_, join_, list_]
+    return [fit, sample, evaluate, sweep, export, merge_, join_, list_]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -41,14 +41,15 @@ LEAST_FREE = 100 << 20
 class SweepFolder:
     """The folder of one sweep; within `with` no other process runs it."""
 
-    def __init__(self, path: str, plan: dict[str, Any], overwrite: bool) -> None:
+    def __init__(self, path: str, plan: dict[str, Any], overwrite: bool, program: str = PROGRAM) -> None:
+        self.program = program
         self.path = Path(path).expanduser().absolute()
         if self.path.is_file():
             raise PeftError(f"{self.path} is a file: give --out another folder.")
         config = self.path / CONFIG
         if config.is_file():
             content = read_yaml(config)
-            if content.get("command") != PROGRAM:
+            if content.get("command") != program:
                 raise PeftError(f"{self.path} holds something else than a sweep: give --out another folder.")
             differing = [key for key in plan if content.get(key) != plan[key]]
             if differing and not overwrite:
@@ -86,8 +87,8 @@ class SweepFolder:
     def write_plan(self) -> None:
         import yaml
 
-        text = f"# Run this again, or go on with it: {PROGRAM} --config {self.path}\n"
-        content = {"command": PROGRAM} | self.plan | {"out": str(self.path)}
+        text = f"# Run this again, or go on with it: {self.program} --config {self.path}\n"
+        content = {"command": self.program} | self.plan | {"out": str(self.path)}
         write_files(self.path, {CONFIG: (text + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode()})
 
     def results(self, job: Job) -> dict[str, Any] | None:

@@ -130,18 +130,21 @@ def make_plan(
     decided = frozenset((*DECIDED, "recipe", "trainer", "save_every"))
     fixed = assignments("--set", common, named, lambda *option: check_option(*option, tasks[0], frozenset(DECIDED)))
     options = assignments("--grid", grid, named, lambda *option: check_option(*option, tasks[0], decided))
-    points = {}
-    for label in named:
-        lists = [[(key, value) for value in split_values(values)] for key, values in options[label]]
-        for inner in lists:
-            if not inner or len(set(inner)) < len(inner):
-                raise PeftError(f"--grid {inner[0][0] if inner else ''} needs values that differ, separated by commas.")
-        points[label] = [tuple(point) for point in itertools.product(*lists)]
+    points = {label: grid_points(options[label]) for label in named}
     plan = Plan(
         tasks, named, tuple(dict.fromkeys(seeds)), points, {k: tuple(v) for k, v in fixed.items()}, backbone, protocol
     )
     check_values(plan)
     return plan
+
+
+def grid_points(options: Sequence[tuple[str, str]]) -> list[Point]:
+    """Every combination of the values of (option, "value,value"); [()] without options."""
+    lists = [[(key, value) for value in split_values(values)] for key, values in options]
+    for inner in lists:
+        if not inner or len(set(inner)) < len(inner):
+            raise PeftError(f"--grid {inner[0][0] if inner else ''} needs values that differ, separated by commas.")
+    return [tuple(point) for point in itertools.product(*lists)]
 
 
 def expand_data(patterns: Sequence[str]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from peft_core import report
 
 LARGEST = 24
 """Runs whose pictures are shown one by one."""
+SIDE = 128
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def limits(rows: Sequence[dict[str, Any]]) -> str:
 
 def overview(runs: Sequence[Shown], count: int) -> str:
     """One line of pictures each: real ones, the base's, and each run's, first seed of every prompt."""
-    real = real_pictures(runs[0].subject).pictures
+    real = small(real_pictures(runs[0].subject).pictures)
     rows, names = [real[: len(runs[0].plain) // count], runs[0].plain[::count]], ["real pictures", "base"]
     for each in runs:
         rows.append(each.pictures[::count])
@@ -112,6 +113,14 @@ def loss_plot(runs: Sequence[str]) -> bytes | None:
     if drawn <= 12:
         axis.legend(fontsize=7)
     return report.png(figure) if drawn else None
+
+
+def small(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Copies of at most 128 px a side, so that a report of many runs stays small."""
+    copies = [picture.copy() for picture in pictures]
+    for copy in copies:
+        copy.thumbnail((SIDE, SIDE))
+    return copies
 
 
 def _enlarged(picture: Image.Image) -> Image.Image:

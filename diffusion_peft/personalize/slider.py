@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from diffusion_peft.denoise import Denoiser
 from diffusion_peft.noise import denoising_loss
 from diffusion_peft.scaling import set_scales
+
+SIGNS = (1.0, -1.0)
 
 
 def ddim_step(x: Tensor, said: Tensor, alpha: Tensor, alpha_next: Tensor, prediction_type: str) -> Tensor:
@@ -27,11 +30,12 @@ def ddim_step(x: Tensor, said: Tensor, alpha: Tensor, alpha_next: Tensor, predic
 
 
 class Slider(Denoiser):
-    """Each step draws a sign s and trains the adapter at scale s.
+    """Each step trains the adapter at scales 1 and −1, whose losses are averaged.
 
-    From text: L = ‖f_s(x_t, target) − [f_0(x_t, target) + s η (f_0(x_t, positive) − f_0(x_t, negative))]‖², with x_t half
-    drawn by the model at scale s. From pairs of pictures: L = ‖f_s(x_t) − noise‖² with x the high picture of the pair at
-    s = 1 and the low one at s = −1. f_s is the model with its adapter at scale s.
+    From text: L_s = ‖f_s(x_t, target) − [f_0(x_t, target) + s η (f_0(x_t, positive) − f_0(x_t, negative))]‖², with one x_t
+    for both signs, half drawn by the model at one of them. From pairs of pictures: L_s = ‖f_s(x_t) − noise‖² with x the
+    high picture of the pair at s = 1 and the low one at s = −1, under the same noise and time. f_s is the model with its
+    adapter at scale s.
 
     Args:
         strength, guidance, drawing_steps: η, and how x_t is drawn.
@@ -40,25 +44,47 @@ class Slider(Denoiser):
     def __init__(self, *args: Any, strength: float = 4.0, guidance: float = 3.0, drawing_steps: int = 50, **more: Any):
         super().__init__(*args, **more)
         self.strength, self.guidance, self.drawing_steps = strength, guidance, drawing_steps
+        self.current = 1.0
+        if getattr(self.unet, "is_gradient_checkpointing", False):
+            self.unet.enable_gradient_checkpointing(self.checkpoint)  # type: ignore[operator]
 
     def loss(self, batch: dict[str, Any], chance: torch.Generator) -> Tensor:
-        sign = 1.0 if torch.rand((), generator=chance) < 0.5 else -1.0
+        losses = []
         if "high" in batch:
-            self.scale(sign)
-            return super().loss(batch["high" if sign > 0 else "low"], chance)
-        x, time = self.half_drawn(batch, sign, chance)
+            state = chance.get_state()
+            for sign, which in zip(SIGNS, ("high", "low"), strict=True):
+                chance.set_state(state)
+                self.scale(sign)
+                losses.append(super().loss(batch[which], chance))
+            return torch.stack(losses).mean()
+        drawn_at = SIGNS[int(torch.randint(2, (), generator=chance))]
+        x, time = self.half_drawn(batch, drawn_at, chance)
         with torch.no_grad():
             self.scale(0.0)
             neutral, positive, negative = (self.say(x, time, batch, of) for of in ("target", "positive", "negative"))
-        wanted = neutral + sign * self.strength * (positive - negative)
-        self.scale(sign)
-        return denoising_loss(self.say(x, time, batch, "target"), wanted)
+        for sign in SIGNS:
+            self.scale(sign)
+            wanted = neutral + sign * self.strength * (positive - negative)
+            losses.append(denoising_loss(self.say(x, time, batch, "target"), wanted))
+        return torch.stack(losses).mean()
 
     def scale(self, value: float) -> None:
+        self.current = value
         set_scales([self.unet], value)
 
+    def checkpoint(self, module: Any, *args: Any) -> Any:
+        """Activation checkpointing whose second pass is at the first one's scale, whatever came between."""
+        first = self.current
+
+        def again(*inner: Any) -> Any:
+            if self.current != first:
+                self.scale(first)
+            return module(*inner)
+
+        return checkpoint(again, *args, use_reentrant=False)
+
     def on_after_backward(self) -> None:
-        self.scale(1.0)  # only now: a forward pass that is computed again must be at the same scale
+        self.scale(1.0)
 
     def say(self, x: Tensor, time: int, batch: dict[str, Any], of: str) -> Tensor:
         times = torch.full((len(x),), time, device=x.device)

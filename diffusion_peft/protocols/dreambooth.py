@@ -19,6 +19,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from diffusion_peft.control.options import is_control
 from diffusion_peft.evaluation import figures, gallery
 from diffusion_peft.evaluation.drawn import Asked, Drawer
 from diffusion_peft.evaluation.scorers import ClipScorer, ImageScorer, open_scorers
@@ -51,7 +52,8 @@ MEASURED = [key for key, _ in COLUMNS[2:]]
 
 
 def suits(config: dict[str, Any]) -> bool:
-    return str(config.get("command")) == "diffusion_peft fit" and not config.get("slider")
+    fitted = str(config.get("command")) == "diffusion_peft fit"
+    return fitted and not config.get("slider") and not is_control(config)
 
 
 class Asker:
@@ -165,7 +167,9 @@ class Judge:
             clip = self.clip.features(pictures)
             found = figures.prompt_fidelity(clip, texts, torch.arange(len(asked)))
             likeness = figures.likeness(self.image.features(pictures), self.features(subject)[0])
-            rows.append({"scale": scale, "subject": likeness, "clip_t": found["clip_t"], "pictures": pictures})
+            rows.append(
+                {"scale": scale, "subject": likeness, "clip_t": found["clip_t"], "pictures": gallery.small(pictures)}
+            )
         return rows
 
 
@@ -180,17 +184,19 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
     for run in runs:
         results, drawer, base = RunFolder(run, "").results(), asker.drawer(run), asker.base(run)
         for subject in asker.subjects[run]:
-            limits.setdefault(subject.data, judge.limits(subject))
+            if subject.data not in limits:
+                limits[subject.data] = judge.limits(subject)
             before = base.pictures(asker.of_class(subject))
             plain = base.pictures(asker.asked(subject.class_words))
-            of_base.setdefault((base.base, subject.data), judge.judge(subject, plain, before, None))
+            key = (base.base, subject.data, subject.class_words)
+            if key not in of_base:
+                of_base[key] = judge.judge(subject, plain, before, None)
             pictures, of_class = drawer.pictures(asker.asked(subject.words)), drawer.pictures(asker.of_class(subject))
             row = {"method": names[run]} | about(run, results) | judge.judge(subject, pictures, of_class, before)
             rows.append(row | {"of": subject.data})
-            shown.append(
-                gallery.Shown(str(run), subject, pictures, plain, of_class, before, judge.sweep(subject, drawer))
-            )
-    base_rows = [{"method": BASE, "base": base, "of": data} | row for (base, data), row in of_base.items()]
+            grids = [gallery.small(each) for each in (pictures, plain, of_class, before)]
+            shown.append(gallery.Shown(str(run), subject, *grids, judge.sweep(subject, drawer)))
+    base_rows = [{"method": BASE, "base": base, "of": data} | row for (base, data, _), row in of_base.items()]
     columns = [(key, title.format(image=image.name, prompts=len(asker.prompts))) for key, title in COLUMNS]
     facts = {
         "image_features": image.name, "clip": clip.name, "prompts": list(asker.prompts), "pictures a prompt": how.count,

@@ -131,8 +131,11 @@ def test_use(lora_run: Path, sd15: str, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 class Evil:
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
     def __reduce__(self):
-        return Path.touch, (Path("/tmp/never-made-by-loading"),)
+        return Path.touch, (self.made,)
 
 
 def test_pickles(sd15: str, tmp_path: Path) -> None:
@@ -144,13 +147,14 @@ def test_pickles(sd15: str, tmp_path: Path) -> None:
     assert run.tokens == {"<toy>": 2} and torch.equal(run.vectors()["<toy>"][0], torch.ones(2, 24))
     torch.save({"<b>": torch.ones(24)}, tmp_path / "b.bin")
     assert combine([(f"{tmp_path}/b.bin", 1.0)], sd15, allow_pickle=True).tokens == {"<b>": 1}
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"a": Evil()}))
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"a": Evil(tmp_path / "made")}))
     with pytest.raises(PeftError, match="holds more than tensors|cannot be read"):
         combine([(f"{tmp_path}/evil.pt", 1.0)], sd15, allow_pickle=True)
-    assert not Path("/tmp/never-made-by-loading").exists()
+    assert not (tmp_path / "made").exists()
 
 
 def test_list(capsys: pytest.CaptureFixture) -> None:
-    for what, word in {"methods": "textual_inversion", "recipes": "dreambooth", "formats": "kohya"}.items():
+    words = {"methods": "textual_inversion", "recipes": "dreambooth", "formats": "kohya", "protocols": "dreambooth"}
+    for what, word in (words | {"sweeps": "subjects"}).items():
         assert main(["list", what]) == 0
         assert word in capsys.readouterr().out

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from peft_data.batches import generator_of
+from safetensors.torch import load_file
 
 import peft_core
 from diffusion_peft.commands import main
@@ -51,24 +52,36 @@ def test_text_loss(module: Slider, seed: int) -> None:
              {"target": 0.1, "positive": 0.7, "negative": -0.2, "empty": 0.0}.items()}  # fmt: skip
     loss = module.loss(texts | {"shape": torch.zeros(2, 4, 2, 2), "sizes": torch.zeros(2, 6)}, generator_of(seed))
     chance = generator_of(seed)
-    sign = 1.0 if torch.rand((), generator=chance) < 0.5 else -1.0
+    drawn_at = (1.0, -1.0)[int(torch.randint(2, (), generator=chance))]
     x = torch.randn(2, 4, 2, 2, generator=chance)
     for step in range(int(torch.randint(1, 3, (), generator=chance))):
-        said = sign * 2 * x + 0.0 + 3 * 0.1
+        said = drawn_at * 2 * x + 0.0 + 3 * 0.1
         x = ddim_step(x, said, ALPHAS[2 - step], ALPHAS[1 - step], "epsilon")
-    wanted = 0.1 + sign * 4.0 * 0.9
-    torch.testing.assert_close(loss, (sign * 2 * x + 0.1 - wanted).square().mean())
+    both = [(sign * 2 * x + 0.1 - (0.1 + sign * 4.0 * 0.9)).square().mean() for sign in (1.0, -1.0)]
+    torch.testing.assert_close(loss, (both[0] + both[1]) / 2)
     assert loss.requires_grad
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_picture_loss(module: Slider, seed: int) -> None:
+    """The high picture at scale 1 and the low one at −1, from the same noise and time."""
     loss = module.loss({"high": group(2, 0), "low": group(2, 7)}, generator_of(seed))
-    chance = generator_of(seed)
-    sign = 1.0 if torch.rand((), generator=chance) < 0.5 else -1.0
-    if sign > 0:
-        torch.testing.assert_close(loss, by_hand(group(2, 0), chance, "epsilon"))
-    assert module.unet.scale == sign
+    high = by_hand(group(2, 0), generator_of(seed), "epsilon")
+    with torch.no_grad():
+        module.unet.factor.neg_()
+    module.scale(1.0)
+    low = super(Slider, module).loss(group(2, 7), generator_of(seed))
+    torch.testing.assert_close(loss, (high + low) / 2)
+
+
+def test_checkpointed_passes_are_at_their_own_scales(sd15: str, tmp_path: Path) -> None:
+    settings = SHORT | {"steps": 2, "sample_count": 0}
+    slider = {"target": "a toy", "positive": "big", "negative": "wee", "steps": 3}
+    for name, less in (("plain", False), ("less", True)):
+        fit(base=sd15, slider=slider, out=str(tmp_path / name), lr=0.02, gradient_checkpointing=less, **settings)
+    one, other = (load_file(tmp_path / name / "adapter/unet/adapter.safetensors") for name in ("plain", "less"))
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, rtol=1e-4, atol=1e-6)
 
 
 def test_text_slider(sd15: str, tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""One run of a sweep, in a process of its own: it is trained, and its pictures are drawn."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import diffusion_peft.job  # noqa: F401  with all that it needs, once for all workers
+from diffusion_peft.evaluate import how_of
+from diffusion_peft.fit import fit
+from diffusion_peft.protocols import find_protocol
+from peft_core.runs import OtherRun
+from peft_core.training import CHECKPOINT
+from vision_peft.sweep_worker import Outcome
+
+
+def carry_out(settings: dict[str, Any], out: Path, options: dict[str, Any]) -> Outcome:
+    """Trains, or goes on, and draws what the protocol asks for.
+
+    Args:
+        settings: `fit`'s; a finished run of the same settings is left as it is, another one replaced with `overwrite`.
+        out: the sweep's folder.
+        options: `evaluate`'s.
+    """
+    said = io.StringIO()
+    with Outcome() as outcome, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        try:
+            outcome.results = fit(**(settings | {"overwrite": False}))
+        except OtherRun:
+            if not settings["overwrite"]:
+                raise
+            outcome.results = fit(**settings)
+        run = Path(settings["out"])
+        (run / CHECKPOINT).unlink(missing_ok=True)
+        _, protocol = find_protocol(options.get("protocol"), [run])
+        protocol.draw([run], out, how_of(options))
+    outcome.notes = tuple(line for line in said.getvalue().splitlines() if line.startswith("note: "))
+    return outcome
