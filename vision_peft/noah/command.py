@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from peft_core.command import command
+from peft_data.video.clips import Clips
+
+from peft_core.command import command, is_choice
 from peft_core.config_files import find_config, list_configs
 from peft_core.errors import PeftError
 from peft_core.line import read_yaml
@@ -78,8 +80,8 @@ class TrainingOptions(Choice):
 
     named, complete = False, False
     hidden = frozenset(
-        "data backbone method recipe out seed protocol eval_on eval_every lr compile cache_prefix overwrite trainer".split()
-    )
+        "backbone recipe out seed protocol eval_on eval_every lr compile cache_prefix overwrite".split()
+    ) | {name for name, hint in fit.hints.items() if is_choice(hint)}
 
     @classmethod
     def accepts(cls, name: str) -> Callable:
@@ -142,8 +144,7 @@ def noah(
     settings["out"] = out or run_name("noah", data.open().name, backbone.rpartition("/")[2], f"seed{seed}")
     if subnet is not None and stage in ("supernet", "search"):
         raise PeftError(f"--subnet is trained as it is: it goes with --stage retrain, not with {stage}.")
-    if not len(data.open().val):
-        raise PeftError(f"{data.name} has no val split, on which subnets are scored: give a data set with one.")
+    check(data, trainer.options)
     folder = RunFolder(settings["out"], "vision_peft noah")
     config = plain_config(folder, {key: value for key, value in settings.items() if key not in FREE})
     settings["out"] = str(folder.path)
@@ -151,6 +152,19 @@ def noah(
     from vision_peft.noah.run import carry_out  # needs Lightning
 
     return carry_out(folder, config, settings, common(settings), Space(**space.options), Evolution(**search.options))
+
+
+def check(data: Data, trainer: dict[str, Any]) -> None:
+    """Raises PeftError for what no stage could deal with."""
+    if not len(data.open().val):
+        raise PeftError(f"{data.name} has no val split, on which subnets are scored: give a data set with one.")
+    if isinstance(data.open().train, Clips):
+        raise PeftError(f"{data.name} holds clips, and noah searches on pictures: use fit, whose methods take both.")
+    devices = trainer.get("devices", 1)
+    if (len(devices) if isinstance(devices, list) else str(devices)) not in (1, "1") or trainer.get(
+        "num_nodes", 1
+    ) != 1:
+        raise PeftError("noah trains on one device: --workers and --ray are what spreads the search.")
 
 
 FREE = ("stage", "baselines", "workers", "ray")

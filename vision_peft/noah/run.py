@@ -65,7 +65,8 @@ def carry_out(
             found[name] = known
     about = {"data": data.name, "backbone": common["backbone"], "seed": settings["seed"], "budget": limit}
     results = outcome.write(folder, method, found, about)
-    print(f"{folder.path}: see {folder.path / 'report.html'}\n{outcome.table(found)}")
+    print(f"{folder.path}: see {folder.path / 'report.html'}; {folder.path / 'retrain'} is a run to use")
+    print(outcome.table(found))
     if results["verdict"]:
         print(results["verdict"])
     return results

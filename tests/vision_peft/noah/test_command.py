@@ -63,6 +63,8 @@ def test_again_changes_nothing_and_other_settings_are_refused(
     same = {"data": small_data, "backbone": tiny_backbone, "out": str(searched), "budget": BUDGET} | SMALL
     noah(**same)
     assert "uniform_lora" in capsys.readouterr().out  # finished baselines stay in the table
+    assert main("vision_peft", [noah], ["noah", "--config", str(searched)]) == 0
+    assert "uniform_lora" in capsys.readouterr().out
     assert all(path.read_bytes() == content for path, content in before.items())
     with pytest.raises(PeftError, match=r"search\.generations is 3 there, 4 here"):
         noah(**same | {"search": SMALL["search"] | {"generations": 4}})
@@ -115,6 +117,7 @@ def test_a_given_subnet_is_trained_as_it_is(small_data: str, tiny_backbone: str,
         (["--search.mutation_rate", "2"], "probabilities, from 0 to 1"),
         (["--supernet.epochs", "many"], '--supernet.epochs takes a whole number, not "many"'),
         (["--training.lr", "1"], "unknown option --training.lr"),
+        (["--trainer.devices", "2"], "noah trains on one device"),
     ],
 )
 def test_mistakes(
