@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from diffusion_peft.loading import first_line, quiet_loading
 from peft_core.errors import PeftError
+from vision_peft.backbones import in_cache, must_reach
 
 LIMBS = ((5, 7), (7, 9), (6, 8), (8, 10), (5, 6), (5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16), (0, 5),
          (0, 6))  # fmt: skip
@@ -33,6 +34,8 @@ def _loaded(name: str, kind: str) -> tuple[Any, Any]:
         ),
     }
     try:
+        if not in_cache(name, "config.json"):
+            must_reach(name, name)
         with quiet_loading():
             processor, model = (make(name) for make in makers[kind])
     except (OSError, ValueError) as error:

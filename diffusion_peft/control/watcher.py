@@ -21,6 +21,8 @@ from peft_core.training_state import keep
 
 CLASSES = 1 + len(SHAPES)
 VERSION, STEPS, BATCH, LR = 2, 2000, 24, 4e-3
+SCENES = 500
+"""Pictures of which thirty steps are trained."""
 LEAST_THING = 12
 """Pixels that a thing has at least."""
 
@@ -85,10 +87,10 @@ def train_watcher(steps: int = STEPS, seed: int = 0) -> Watcher:
         watcher = Watcher()
         optimiser = torch.optim.AdamW(watcher.parameters(), lr=LR, weight_decay=0.01)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=steps, pct_start=0.1)
-        block = draw_pairs("box", 500, "watcher", seed)
+        block = draw_pairs("box", SCENES, "watcher", seed)
         for step in range(steps):
             if step and step % 30 == 0:
-                block = draw_pairs("box", 500, "watcher", seed + 1000 * (step // 30))
+                block = draw_pairs("box", SCENES, "watcher", seed + 1000 * (step // 30))
             chosen = torch.randint(len(block), (BATCH,))
             grain = 0.04 * torch.randn(BATCH, 3, 1, 1) * torch.randn(BATCH, 3, 64, 64)
             noisy = block.pictures[chosen].float() / 127.5 - 1 + grain

@@ -34,7 +34,8 @@ class Encoder(Control):
 def added(given: dict[str, Any], down: list[Tensor], mid: Tensor) -> dict[str, Any]:
     """The UNet's arguments for residuals, on top of those that it has already."""
     keys = "down_block_additional_residuals", "mid_block_additional_residual"
-    return {keys[0]: add_residuals(given, keys[0], down), keys[1]: add_residuals(given, keys[1], [mid])[0]}
+    known = given.get(keys[1])
+    return {keys[0]: add_residuals(given, keys[0], down), keys[1]: mid if known is None else known + mid}
 
 
 class NormedEncoder(Encoder):
