@@ -68,14 +68,14 @@ def prefix_cache(
         return None
     why, cache = "", None
     try:
+        if not isinstance(pictures, DecodedPictures):
+            raise PeftError("the frames of a clip are drawn anew at every epoch")
         prefix = Prefix(model)
     except PeftError as error:
         why = str(error).rstrip(".")
     else:
         cache = PrefixCache(prefix, pictures, mean, std, compiled)
-        if not isinstance(pictures, DecodedPictures):
-            why = "frames of a clip are drawn anew at every epoch"
-        elif augment != "none":
+        if augment != "none":
             why = f"the pictures change from epoch to epoch (augment {augment})"
         elif not prefix.start:
             why = "something trains in the first block already or before it"

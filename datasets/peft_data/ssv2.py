@@ -23,11 +23,6 @@ def _list(root: Path, word: str) -> Path | None:
                            f"annotations/{word}.json"))  # fmt: skip
 
 
-def claims(path: Path) -> bool:
-    """Whether it is a folder with the three lists."""
-    return path.is_dir() and _list(path, "labels") is not None and _list(path, "validation") is not None
-
-
 @with_sampling()
 def load(name: str, root: str | None, seed: int) -> tuple[ClassificationData, bool]:
     """The set in `root`. The published test set has no labels: validation is the test set, and a tenth of train is val.

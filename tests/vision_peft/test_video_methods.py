@@ -95,6 +95,11 @@ def test_convolution_over_time_equals_conv3d() -> None:
     y = conv(x)
     stock = F.conv3d(x.permute(0, 3, 1, 2)[..., None], conv.weight, conv.bias, padding=(1, 0, 0), groups=6)
     torch.testing.assert_close(y, stock[..., 0].permute(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
+    past, now, future = conv.weight.view(6, 3).unbind(1)
+    slowly = [
+        x[:, t] * now + (x[:, t - 1] * past if t else 0) + (x[:, t + 1] * future if t < 4 else 0) for t in range(5)
+    ]
+    torch.testing.assert_close(y, torch.stack(slowly, 1) + conv.bias, rtol=1e-5, atol=1e-5)
 
 
 def test_aim_shares_the_frozen_attention() -> None:

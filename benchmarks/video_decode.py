@@ -1,0 +1,114 @@
+"""How fast the frames of a clip come out of its file: seeking to those that are wanted, against plain PyAV and torchcodec.
+
+    python -m benchmarks.video_decode
+
+Writes an H.264 file (340 × 256, 300 frames, a key frame every 12 or every 250) to a temporary folder, takes frames of it in
+each way, in turns, in one thread; prints the medians of wanted frames a second. torchcodec is a row where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from peft_data.video.decoding import open_clip
+from peft_data.video.sampling import Sampling
+from peft_data.world_motion import write_mp4
+
+from benchmarks.variants import interleaved
+
+WANTED = {
+    "8 spread over the clip (uniform)": Sampling(8),
+    "8 of a window of 128 (dense)": Sampling(8, "dense", 16),
+    "16 of a window of 64 (dense)": Sampling(16, "dense", 4),
+}
+
+
+def main(frames: int = 300, rounds: int = 9) -> None:
+    """Prints a table for each distance of key frames."""
+    with tempfile.TemporaryDirectory() as folder:
+        for keys in (12, 250):
+            path = Path(folder) / f"{keys}.mp4"
+            write_mp4(path, pictures(frames), rate=25, keys=keys)
+            print(
+                f"\n340 × 256, {frames} frames, a key frame every {keys}, {rounds} rounds, one thread: frames a second"
+            )
+            print(f"| {'wanted':34} | {' | '.join(WAYS)} |\n|---|{'---|' * len(WAYS)}")
+            for name, sampling in WANTED.items():
+                indices = sampling.test(frames)[0].tolist()
+                check(path, indices)
+                runs: dict[str, Callable[[], Any]] = {
+                    way: lambda take=take, path=path, indices=indices: take(path, indices) for way, take in WAYS.items()
+                }
+                seconds = interleaved(runs, rounds)
+                rates = " | ".join(f"{len(indices) / median(taken):,.0f}" for taken in seconds.values())
+                print(f"| {name:34} | {rates} |", flush=True)
+
+
+def pictures(count: int) -> torch.Tensor:
+    """Frames of coarse noise that drifts: as hard to encode as a handheld clip, N 3 256 340."""
+    coarse = torch.rand(1, 3, 20, 40, generator=torch.Generator().manual_seed(0))
+    wide = torch.nn.functional.interpolate(coarse, (256, 340 + count), mode="bicubic").clamp(0, 1)
+    return torch.stack([(wide[0, :, :, t : t + 340] * 255).byte() for t in range(count)])
+
+
+def seeking(path: Path, indices: list[int]) -> list[np.ndarray]:
+    """This package."""
+    with open_clip(path) as clip:
+        return [np.asarray(image) for image in clip.read(indices)]
+
+
+def plain(path: Path, indices: list[int], everything: bool = False) -> list[np.ndarray]:
+    """PyAV's own loop: decodes from the start up to the last wanted frame, converts the wanted ones."""
+    import av
+
+    wanted, found = set(indices), {}
+    with av.open(str(path)) as file:
+        file.streams.video[0].codec_context.thread_count = 1
+        for index, frame in enumerate(file.decode(video=0)):
+            if everything or index in wanted:
+                found[index] = frame.to_ndarray(format="rgb24")
+            if index >= max(wanted):
+                break
+    return [found[index] for index in indices]
+
+
+def plain_all(path: Path, indices: list[int]) -> list[np.ndarray]:
+    """The same, with every frame on the way converted too, as code does that stacks them and picks afterwards."""
+    return plain(path, indices, everything=True)
+
+
+def torchcodec(path: Path, indices: list[int]) -> list[np.ndarray]:
+    from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
+
+    decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1)
+    return list(decoder.get_frames_at(indices).data.numpy())
+
+
+WAYS: dict[str, Callable[[Path, list[int]], list[np.ndarray]]] = {
+    "seeking (this package)": seeking,
+    "PyAV, from the start": plain,
+    "PyAV, all converted": plain_all,
+}
+if importlib.util.find_spec("torchcodec"):
+    WAYS["torchcodec"] = torchcodec
+
+
+def check(path: Path, indices: list[int]) -> None:
+    """Seeking gives the very frames that decoding all gives."""
+    for one, other in zip(seeking(path, indices), plain(path, indices), strict=True):
+        assert np.array_equal(one, other)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=9)
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,138 @@
+"""Time and memory of a training step on clips, as ratios to the floor (frozen forward and input gradient), and the ways to
+run ST-Adapter's convolution over frames.
+
+python -m benchmarks.video_step                # ViT-S/16, one clip of 8 frames, float32
+python -m benchmarks.video_step --only conv    # the convolution alone
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.variants import Trainer, Variant, floor, interleaved, machine, ours, ratios
+from peft_core.counting import count_flops, kept_bytes
+from vision_peft.over_time import DepthwiseOverTime
+
+FRAMES = 8
+VARIANTS = [
+    Variant("floor", floor),
+    Variant("full fine-tuning", ours("full")),
+    Variant("linear", ours("linear")),
+    Variant("lora r8 q,v", ours("lora", rank=8, targets=("q", "v"))),
+    Variant("adaptformer 64", ours("adaptformer", bottleneck=64, dropout=0.0)),
+    Variant("st_adapter 12 × D/2", ours("st_adapter", frames=FRAMES)),
+    Variant("st_adapter 24 × D/2", ours("st_adapter", frames=FRAMES, positions=("attn", "mlp"))),
+    Variant("aim, 3 a block", ours("aim", frames=FRAMES)),
+    Variant("aim, 4 a block", ours("aim", frames=FRAMES, per_block=4)),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="vit_small_patch16_224")
+    parser.add_argument("--clips", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", choices=("step", "conv", "both"), default="both")
+    args = parser.parse_args()
+    if args.only != "conv":
+        steps(args.arch, args.clips, args.rounds)
+    if args.only != "step":
+        convolutions(args.clips, 3 * args.rounds)
+
+
+def steps(arch: str, clips: int, rounds: int) -> None:
+    trainers = {variant.name: Trainer(variant, arch, clips * FRAMES) for variant in VARIANTS}
+    seconds = interleaved({name: trainer.step for name, trainer in trainers.items()}, rounds)
+    flops = {name: count_flops(trainer.step) for name, trainer in trainers.items()}
+    kept = {name: kept_bytes(trainer.loss, trainer.model) for name, trainer in trainers.items()}
+    print(f"{arch}, {clips} clip(s) of {FRAMES} frames, float32, {rounds} interleaved rounds, {machine()}")
+    print(f"| {'method':22} | time | FLOPs | bytes kept |\n|---|---|---|---|")
+    for name, ratio in ratios(seconds, "floor").items():
+        shares = (flops[name] / flops["floor"], kept[name] / kept["floor"])
+        print(f"| {name:22} | {ratio:.2f} | {shares[0]:.2f} | {shares[1]:.2f} |", flush=True)
+
+
+def conv3d(x: Tensor, conv: DepthwiseOverTime) -> Tensor:
+    """Channels to the front and nn.functional.conv3d with a group a channel, as the paper's code has it."""
+    y = F.conv3d(x.permute(0, 3, 1, 2)[..., None], conv.weight, conv.bias, padding=(1, 0, 0), groups=x.shape[-1])
+    return y[..., 0].permute(0, 2, 3, 1)
+
+
+def conv1d(x: Tensor, conv: DepthwiseOverTime) -> Tensor:
+    """A convolution along T at each place."""
+    batch, frames, tokens, channels = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(-1, channels, frames)
+    y = F.conv1d(rows, conv.weight.flatten(2), conv.bias, padding=1, groups=channels)
+    return y.view(batch, tokens, channels, frames).permute(0, 3, 1, 2)
+
+
+def shifted_pads(x: Tensor, conv: DepthwiseOverTime) -> Tensor:
+    """Three products, two of them padded."""
+    past, now, future = conv.weight.view(-1, 3).unbind(1)
+    y = torch.addcmul(conv.bias, x, now)
+    y = y + F.pad(x[:, :-1] * past, (0, 0, 0, 0, 1, 0))
+    return y + F.pad(x[:, 1:] * future, (0, 0, 0, 0, 0, 1))
+
+
+def shifted_views(x: Tensor, conv: DepthwiseOverTime) -> Tensor:
+    """Three products of views of x padded once."""
+    past, now, future = conv.weight.view(-1, 3).unbind(1)
+    wide = F.pad(x, (0, 0, 0, 0, 1, 1))
+    frames = x.shape[1]
+    y = torch.addcmul(conv.bias, wide[:, :frames], past)
+    return torch.addcmul(torch.addcmul(y, x, now), wide[:, 2:], future)
+
+
+def band_matrix(x: Tensor, conv: DepthwiseOverTime) -> Tensor:
+    """A product with a band matrix T T for every channel."""
+    frames = x.shape[1]
+    offset = torch.arange(frames)[None] - torch.arange(frames)[:, None] + 1
+    band = conv.weight.view(-1, 3)[:, offset.clamp(0, 2)] * ((offset >= 0) & (offset <= 2))
+    return torch.einsum("cts,bsnc->btnc", band, x) + conv.bias
+
+
+WAYS: dict[str, Callable[[Tensor, DepthwiseOverTime], Tensor]] = {
+    "conv3d, a group a channel": conv3d,
+    "conv1d at each place": conv1d,
+    "three products, padded": shifted_pads,
+    "three products, views": shifted_views,
+    "band matrix a channel": band_matrix,
+    "conv2d, channels last (used)": lambda x, conv: conv(x),
+}
+
+
+def convolutions(clips: int, rounds: int, places: int = 196, channels: int = 384) -> dict[str, float]:
+    """Prints forward and backward of each way, as ratios to conv3d's; all agree to 1e-5."""
+    torch.manual_seed(0)
+    conv = DepthwiseOverTime(channels, {})
+    for parameter in conv.parameters():
+        torch.nn.init.normal_(parameter)
+    x, g = (torch.randn(clips, FRAMES, places, channels) for _ in range(2))
+    x.requires_grad_()
+    wanted = [conv3d(x, conv), *torch.autograd.grad(conv3d(x, conv), (x, conv.weight, conv.bias), g)]
+
+    def run(way: Callable[[Tensor, DepthwiseOverTime], Tensor]) -> Callable[[], list[Tensor]]:
+        def both() -> list[Tensor]:
+            y = way(x, conv)
+            return [y, *torch.autograd.grad(y, (x, conv.weight, conv.bias), g)]
+
+        return both
+
+    for name, way in WAYS.items():
+        for mine, theirs in zip(run(way)(), wanted, strict=True):
+            assert (mine - theirs).abs().max() <= 1e-5 * max(1.0, theirs.abs().max().item()), name
+    found = ratios(interleaved({name: run(way) for name, way in WAYS.items()}, rounds), "conv3d, a group a channel")
+    print(
+        f"\nkernel (3, 1, 1), {clips} × {FRAMES} × {places} × {channels}, forward and backward, equal to 1e-5, {machine()}"
+    )
+    print(f"| {'way':26} | time to conv3d |\n|---|---|")
+    for name, ratio in found.items():
+        print(f"| {name:26} | {ratio:.2f} |")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""Image models on clips, VideoMAE's layout, and runs on clips from fit to predict."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from peft_data.video.clips import Clips
+from peft_data.video.sampling import Sampling
+from peft_data.world.motion import draw_clips
+from peft_data.world_motion import write_mp4
+from safetensors.torch import save_file
+from torch import nn
+from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
+
+from peft_core import PeftError, adapt, count_parameters, load_run, merge
+from peft_core.method import make_method
+from tests.tiny import MODELS, clip
+from vision_peft import reference
+from vision_peft.backbones import _load_weights, load_backbone
+from vision_peft.commands import main
+from vision_peft.fit import fit
+from vision_peft.joint import JointViT, _videomae, make_joint, sinusoid
+from vision_peft.towers import load_tower
+from vision_peft.video import Classified, as_video
+from vision_peft.views import over_views
+
+SIZE = (32, 32)
+
+
+def clips(count: int = 2, frames: int = 4) -> torch.Tensor:
+    return torch.randn(count, frames, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("method", ["linear", "st_adapter", "aim", "lora", "adaptformer", "ssf"])
+def test_at_step_0_it_is_the_image_models_frame_average(method: str) -> None:
+    hyper = {"st_adapter": {"frames": 4}, "aim": {"frames": 4}, "adaptformer": {"bottleneck": 8}}
+    settings = make_method(method, **hyper.get(method, {}))
+    stock, x = MODELS["vit"].model().eval(), clips()
+    average = stock(x.flatten(0, 1)).unflatten(0, (2, 4)).mean(1)
+    model = adapt(as_video(MODELS["vit"].model(), 4, SIZE, {}, settings), settings).eval()
+    assert isinstance(model, Classified)
+    torch.testing.assert_close(model(x), average, rtol=1e-5, atol=0.3 if method == "ssf" else 1e-5)
+    assert count_parameters(model).head == 5 * 49
+
+
+def test_views_average_probabilities() -> None:
+    model = as_video(MODELS["vit"].model(), 4, SIZE, {}).eval()
+    views = clips(6).unflatten(0, (2, 3))
+    mean = torch.stack([model(views[:, v]).softmax(-1) for v in range(3)]).mean(0)
+    torch.testing.assert_close(model(views).softmax(-1), mean)
+    torch.testing.assert_close(model(views), mean.log())
+    assert torch.equal(over_views(model, views), model(views))
+
+
+def test_open_clip_towers() -> None:
+    tower = clip()().visual
+    tower.proj = None
+    model = Classified(tower, nn.Linear(64, 3))
+    settings = make_method("aim", frames=4)
+    before = model.eval()(clips())
+    model = adapt(as_video(model, 4, SIZE, {"dropout": 0.5}, settings), settings).eval()
+    torch.testing.assert_close(model(clips()), before, rtol=1e-4, atol=1e-5)
+    assert model.drop.p == 0.5 and model(clips()[0]).shape == (4, 3)  # pictures go through it too
+
+
+def test_reference_tower_by_its_name() -> None:
+    model, about = load_tower("open_clip:reference", 4)
+    assert about.name == "open_clip:reference" and model(torch.zeros(1, 3, *about.input_size)).shape == (1, 4)
+    assert count_parameters(adapt(model, "st_adapter", width=8)).inserted > 0
+
+
+def test_joint_attention_sees_the_order_of_frames() -> None:
+    model = make_joint(MODELS["vit"].model(), 4, SIZE, 2).eval()
+    assert isinstance(model, JointViT) and model.pos_embed.shape == (1, 1 + 2 * 16, 48)
+    x = clips()
+    assert model(x).shape == (2, 5) and not torch.allclose(model(x), model(x.flip(1)), atol=1e-6)
+    views = torch.stack((x, x.flip(1)), 1)
+    mean = (model(x).softmax(-1) + model(x.flip(1)).softmax(-1)) / 2
+    torch.testing.assert_close(model(views).softmax(-1), mean)
+    n = count_parameters(adapt(model, "adaptformer", bottleneck=16))
+    assert n.inserted == 3 * (2 * 48 * 16 + 48 + 16)
+
+
+def test_frozen_patches_of_equal_frames_are_the_pictures() -> None:
+    image = MODELS["vit"].model()
+    picture, embed = clips()[:, 0], image.patch_embed
+    still = picture[:, None].expand(-1, 4, -1, -1, -1)
+    want = embed(picture)
+    got = make_joint(image, 4, SIZE, 2).patch_embed(still).unflatten(1, (2, 16))
+    torch.testing.assert_close(got, want[:, None].expand_as(got), rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_ways_to_run_on_clips() -> None:
+    def video(method: str = "linear", frames: int = 4, **options):
+        return as_video(MODELS["vit"].model(), frames, SIZE, options, make_method(method))
+
+    with pytest.raises(PeftError, match="tubelet of 2 frames does not divide clips of 5"):
+        video(frames=5, attention="joint")
+    with pytest.raises(PeftError, match="clips have 4 frames but st_adapter is set to 8: give --method.frames 4 or"):
+        video("st_adapter")
+    with pytest.raises(PeftError, match="aim runs on frames folded into the batch, not"):
+        video("aim", 8, attention="joint")
+    with pytest.raises(PeftError, match="cannot attend to all frames at once"):
+        as_video(MODELS["eva"].model(), 4, SIZE, {"attention": "joint"})
+    with pytest.raises(PeftError, match="takes clips B 4 3 32 32, not"):
+        video(attention="joint")(clips(frames=6))
+
+
+# ---- VideoMAE ------------------------------------------------------------------------------------------------------
+
+SHAPE: dict[str, Any] = dict(
+    image_size=32, patch_size=8, num_frames=4, tubelet_size=2, hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
+    intermediate_size=192, num_labels=5, layer_norm_eps=1e-6, decoder_hidden_size=24, decoder_intermediate_size=48,
+    decoder_num_attention_heads=3, decoder_num_hidden_layers=1,
+)  # fmt: skip
+
+
+def videomae() -> JointViT:
+    return _videomae("tiny", 8, 48, 2, 3, img_size=32, frames=4, num_classes=5).eval()
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def test_videomae_equals_hugging_faces() -> None:
+    theirs, mine = shaken(VideoMAEForVideoClassification(VideoMAEConfig(**SHAPE))), videomae()
+    mine.load_state_dict(mine.map_keys(theirs.state_dict()))
+    torch.testing.assert_close(mine(clips()), theirs(clips()).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_videomae_keys_of_both_layouts(tmp_path: Path) -> None:
+    mine = shaken(videomae())
+    mine.pos_embed.data = videomae().pos_embed.data
+    own = mine.state_dict()
+    theirs = {
+        f"encoder.{key}": value for key, value in own.items() if not key.startswith(("head", "pos_embed", "fc_norm"))
+    }
+    theirs |= {"encoder.norm.weight": own["fc_norm.weight"], "encoder.norm.bias": own["fc_norm.bias"]}
+    for block in range(2):
+        bias = theirs.pop(f"encoder.blocks.{block}.attn.qkv.bias")
+        bias[48:96] = 0  # keys have none
+        theirs[f"encoder.blocks.{block}.attn.q_bias"], theirs[f"encoder.blocks.{block}.attn.v_bias"] = (
+            bias[:48],
+            bias[96:],
+        )
+    theirs |= {"decoder.blocks.0.norm1.weight": torch.ones(3), "mask_token": torch.zeros(1, 1, 3)}
+    save_file({key: value.contiguous().clone() for key, value in theirs.items()}, tmp_path / "theirs.safetensors")
+    again = videomae()
+    _load_weights(again, tmp_path / "theirs.safetensors", "videomae_tiny")
+    again.head.load_state_dict(mine.head.state_dict())
+    torch.testing.assert_close(again(clips()), mine(clips()), rtol=1e-5, atol=1e-5)
+    pretrained = shaken(VideoMAEForPreTraining(VideoMAEConfig(**SHAPE, use_mean_pooling=False))).state_dict()
+    mapped = again.map_keys(
+        {key.replace("query.bias", "q_bias").replace("value.bias", "v_bias"): v for key, v in pretrained.items()}
+    )
+    assert set(mapped) == {key for key in own if not key.startswith("head")}
+
+
+def test_videomae_positions_follow_the_frames() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("videomae_base_patch16_224", num_classes=174)
+        assert model.pos_embed.shape == (1, 8 * 196, 768)
+        # AdaptFormer-64 on it: the paper's 1.19 M
+        assert count_parameters(adapt(model, "adaptformer", bottleneck=64)).inserted == 1_189_632
+    small = videomae()
+    small.set_frames(8)
+    assert torch.equal(small.pos_embed[0], sinusoid(4 * 16, 48)) and small(clips(frames=8)).shape == (2, 5)
+    with pytest.raises(PeftError, match="does not divide clips of 3"):
+        small.set_frames(3)
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+SMALL = {"augment": "none", "lr": 5e-3, "batch_size": 8, "trainer": {"max_epochs": 2, "accelerator": "cpu"}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Class folders train, val, test with 8 + 4 + 8 clips of two ways to move."""
+    root = tmp_path_factory.mktemp("small") / "moves"
+    for split, count in (("train", 8), ("val", 4), ("test", 8)):
+        moving, labels = draw_clips("direction", split, 2 * count, 5, 40)
+        for number, (frames, label) in enumerate(zip(moving, labels.tolist(), strict=True)):
+            if label in (0, 2):
+                write_mp4(root / split / ("right", "", "left")[label] / f"{number:02d}.mp4", frames[::2])
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def run(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "st"
+    data = {"name": folder, "frames": 4, "views": 2, "directional": True}
+    fit(data=data, method={"name": "st_adapter", "width": 8, "frames": 4}, out=str(out), **SMALL)
+    return out
+
+
+def test_run_on_clips(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    assert results["pictures"] == {"train": 12, "test": 8} and results["evaluated_on"] == "test"
+    assert results["clips"] == {"frames": 4, "kind": "uniform", "stride": 8, "views": 2, "crops": 1}
+    assert results["parameters"]["head"] == 2 * 97
+    assert 'class="grid wide"' in (run / "report.html").read_text()  # strips of frames
+    rows = (run / "predictions.csv").read_text().splitlines()
+    assert len(rows) == 9 and rows[1].startswith("test/left/")
+
+
+def test_predict_and_test_on_clips(run: Path, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = next(Path(folder, "test", "left").iterdir())
+    assert main(["predict", "--run", str(run), str(file), f"{folder}/val"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "path,class,probability" and lines[1].startswith(f"{file},") and len(lines) == 6
+    accuracy = json.loads((run / "results.json").read_text())["accuracy"]
+    assert main(["test", "--run", str(run)]) == 0
+    assert f"accuracy {accuracy:.4f} on 8 " in capsys.readouterr().out
+    (tmp_path / "no.mp4").write_text("words")
+    assert main(["predict", "--run", str(run), str(tmp_path / "no.mp4")]) == 2
+    assert "no.mp4 is no video that can be read" in capsys.readouterr().err
+    assert main(["predict", "--run", str(run), f"{folder}/../nothing"]) == 2
+    said = load_run(run).predict([str(file), torch.zeros(9, 3, 50, 60, dtype=torch.uint8)])
+    assert len(said) == 2 and said[0].class_name in ("left", "right")
+
+
+def test_joint_attention_from_the_command_line(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = f"fit --method adaptformer --data {folder} --data.frames 4 --video.attention joint --lr 5e-3 --batch_size 8"
+    assert (
+        main([*line.split(), "--out", f"{tmp_path}/run", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"])
+        == 0
+    )
+    capsys.readouterr()
+    file = next(Path(folder, "test", "right").iterdir())
+    assert main(["predict", "--run", f"{tmp_path}/run", str(file)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--method st_adapter --data.frames 4", "the clips have 4 frames but st_adapter is set to 8"),
+        ("--video.attention joint --data.frames 3", "a tubelet of 2 frames does not divide clips of 3"),
+        ("--data.directional true --augment flip", "use --augment crop or none or randaug_crop"),
+        ("--cache_prefix on", "the frames of a clip are drawn anew at every epoch"),
+        ("--video.attention both", '--video.attention takes one of frames, joint, not "both"'),
+        ("--data.sampling dens", '--data.sampling takes one of uniform, dense, not "dens"'),
+    ],
+)
+def test_mistakes_on_clips(
+    folder: str, tmp_path: Path, line: str, sentence: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(f"fit --data {folder} --out {tmp_path}/run {line}".split()) == 2
+    assert sentence in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_methods_of_clips_refuse_pictures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(f"fit --data digits --method aim --out {tmp_path}/run".split()) == 2
+    assert "aim works on clips, and these are pictures" in capsys.readouterr().err
+
+
+def test_short_clips_are_said_once(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = f"fit --data {folder} --method linear --data.frames 10 --batch_size 8 --trainer.max_epochs 1"
+    assert main([*line.split(), "--out", f"{tmp_path}/run", "--trainer.accelerator", "cpu"]) == 0
+    assert capsys.readouterr().err.count("note: frames repeat in 12 of 12 clips") == 1
+
+
+def test_merged_model_is_plain_timm(folder: str) -> None:
+    settings = make_method("lora", rank=2)
+    model = adapt(as_video(reference.load(3), 4, (40, 40), {}), settings).eval()
+    x = torch.randn(2, 4, 3, 40, 40)
+    before = model(x)
+    merge(model)
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+    assert isinstance(load_backbone("reference", 3)[0], type(model.image))  # type: ignore[arg-type]
+
+
+def test_sampling_of_a_split_survives_joining() -> None:
+    one = Clips([Path("a.mp4")], torch.zeros(1, dtype=torch.int64), sampling=Sampling(4), directional=True)
+    both = one + one.subset([0])
+    assert isinstance(both, Clips) and both.sampling.frames == 4 and both.directional and len(both) == 2
+
+
+@pytest.mark.parametrize("recipe", ["motion", *(f"{data}/{m}" for data in ("k400", "hmdb51") for m in ("st_adapter", "aim")),
+                                    "ssv2/st_adapter", "ssv2/aim", "ssv2/adaptformer", "hmdb51/adaptformer"])  # fmt: skip
+def test_recipes_are_read(recipe: str) -> None:
+    settings = fit.resolve([("", {"recipe": recipe, "data": {"name": "world/motion/order"}})])
+    assert settings["recipe"] == recipe
+    if "/" in recipe:
+        method = settings["method"].build()
+        assert method.name == recipe.partition("/")[2]
+        assert settings["data"].options["frames"] == getattr(method, "frames", 8)
