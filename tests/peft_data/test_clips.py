@@ -229,8 +229,8 @@ def test_cache_folder_keeps_decoded_clips(clips: Clips, tmp_path: Path, monkeypa
 
 
 def test_strip_of_frames(clips: Clips) -> None:
-    assert decode(clips, 16).preview(0).size == (64, 16)
-    assert strip(torch.zeros(30, 3, 10, 12, dtype=torch.uint8)).size == (96, 10)
+    assert decode(clips, 16).preview(0).size == (70, 16)
+    assert strip(torch.zeros(30, 3, 10, 12, dtype=torch.uint8)).size == (110, 10)
 
 
 def test_frames_of_a_clip_are_changed_alike() -> None:

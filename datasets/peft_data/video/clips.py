@@ -119,10 +119,11 @@ class DecodedClips:
 
 
 def strip(frames: Tensor) -> Image.Image:
-    """Frames uint8 `T 3 H W` side by side, at most `STRIP` of them."""
+    """Frames uint8 `T 3 H W` side by side, two white pixels apart, at most `STRIP` of them."""
     if len(frames) > STRIP:
         frames = frames[torch.linspace(0, len(frames) - 1, STRIP).round().long()]
-    return Image.fromarray(torch.cat(list(frames), -1).permute(1, 2, 0).contiguous().numpy())
+    apart = torch.nn.functional.pad(frames, (0, 2), value=255)
+    return Image.fromarray(torch.cat(list(apart), -1)[..., :-2].permute(1, 2, 0).contiguous().numpy())
 
 
 def views_of(frames: Tensor, sampling: Sampling) -> Tensor:
