@@ -153,7 +153,7 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
         rows.setdefault((BASE, config["base"], config["data"]), {"method": BASE} | about | judge(plain))
         rows.setdefault((REAL, config["data"]), {"method": REAL} | about | judge(real))
         pictures = drawer.pictures(held.asked)
-        name = how.labels[number] if getattr(how, "labels", None) else f"{config['method']['name']}, {held.kind}"
+        name = how.labels[number] if how.labels else name_of(config["method"], held.kind)
         cost = {
             "run": str(run), "seed": results["seed"], "steps": results["steps"], "mebibytes": results["adapter_bytes"] / 2**20,
             "parameters": results["parameters"]["inserted"], "step_seconds": results["seconds"]["train"] / results["steps"],
@@ -173,6 +173,12 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
         if key in ("method", "runs") or any(r.get(key) is not None for r in summary)
     ]
     return Evaluation(headline(summary), list(rows.values()), summary, used, facts, sections)
+
+
+def name_of(method: dict[str, Any], kind: str) -> str:
+    """What tells methods apart in the table."""
+    kinds = [word for word, there in (("plus", method.get("plus")), ("norm", method.get("join") == "norm")) if there]
+    return ", ".join([method["name"], *kinds, kind])
 
 
 def judge_of(held: Held, count: int, image: Any, clip: Any) -> Callable[[Sequence[Image.Image]], dict[str, Any]]:

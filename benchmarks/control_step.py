@@ -1,0 +1,101 @@
+"""Time of a training step and of a sampling step under each control, as ratios to the base's: training to the floor (the
+frozen UNet's forward and the backward pass of its input's gradient), sampling to the UNet alone under guidance.
+
+python -m benchmarks.control_step                  # an SD 1.5-shaped UNet of a quarter of the width, batch 2, 32² latents
+python -m benchmarks.control_step --rounds 5 --only controlnet gligen
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.diffusion_step import Step, small_unet, with_input_gradient
+from benchmarks.variants import interleaved, machine, ratios
+from diffusion_peft.control import controls_of, set_condition
+from peft_core import adapt, count_parameters
+from peft_core.counting import kept_bytes
+
+METHODS: dict[str, dict[str, Any]] = {
+    "controlnet": {},
+    "controlnet, cross normalisation": {"join": "norm"},
+    "control_lora": {},
+    "controlnext": {},
+    "t2i_adapter": {},
+    "ip_adapter": {},
+    "ip_adapter, plus": {"plus": True},
+    "gligen": {},
+}
+
+
+def condition(batch: int, latent: int, plus: bool) -> dict[str, Tensor]:
+    """All that a control reads, for `batch` pictures of eight times the latents' size."""
+    chance = torch.Generator().manual_seed(2)
+    tokens = (257, 1280) if plus else (1024,)
+    features = torch.randn(batch, *tokens, generator=chance)
+    corner = torch.rand(batch, 30, 2, generator=chance) / 2
+    return {
+        "picture": torch.rand(batch, 3, 8 * latent, 8 * latent, generator=chance), "features": features,
+        "null": torch.zeros_like(features), "boxes": torch.cat([corner, corner + 0.4], -1),
+        "phrases": torch.randn(batch, 30, 768, generator=chance), "present": torch.ones(batch, 30),
+    }  # fmt: skip
+
+
+class ControlStep(Step):
+    """A training step, and a sampling step: UNet and control on both halves of guidance."""
+
+    def __init__(self, name: str | None, batch: int, latent: int) -> None:
+        method, plus = (name or "").partition(",")[0], (name or "").endswith("plus")
+        maker = with_input_gradient if name is None else lambda unet: adapt(unet, method, **METHODS[name])
+        super().__init__(maker, batch, latent)
+        if name is not None:
+            set_condition(self.model, condition(batch, latent, plus))
+
+    def step(self) -> None:
+        for _, control in controls_of(self.model):
+            control.kept = None  # a training step has other pictures each time
+        super().step()
+
+    @torch.no_grad()
+    def sample(self) -> None:
+        self.model.eval()
+        self.model(torch.cat([self.x] * 2), 400, torch.cat([self.hidden] * 2))
+        self.model.train()
+
+
+class Base(ControlStep):
+    def __init__(self, batch: int, latent: int) -> None:
+        super().__init__(None, batch, latent)
+
+
+def parameters(model: nn.Module) -> float:
+    return count_parameters(model).inserted / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--latent", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", nargs="*", default=[])
+    args = parser.parse_args()
+    names = [name for name in METHODS if not args.only or any(word in name for word in args.only)]
+    size = sum(p.numel() for p in small_unet().parameters()) / 1e6
+    print(f"UNet of {size:.1f} M, batch {args.batch}, {args.latent}² latents, {args.rounds} rounds, {machine()}")
+    print("| control | parameters, M | training step to floor | kept bytes to floor | sampling step to base |")
+    print("|---|---|---|---|---|")
+    base = Base(args.batch, args.latent)
+    kept = kept_bytes(base.loss, base.model)
+    for name in names:  # one at a time: an SD-sized UNet and its optimiser's state each
+        own = ControlStep(name, args.batch, args.latent)
+        ratio = kept_bytes(own.loss, own.model) / kept
+        trained = ratios(interleaved({"base": base.step, name: own.step}, args.rounds), "base")[name]
+        sampled = ratios(interleaved({"base": base.sample, name: own.sample}, args.rounds), "base")[name]
+        print(f"| {name} | {parameters(own.model):.1f} | {trained:.2f} | {ratio:.2f} | {sampled:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

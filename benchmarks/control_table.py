@@ -1,0 +1,95 @@
+"""The six controls on the reference model: the same conditions, steps and seeds, judged together by `evaluate`.
+
+python -m benchmarks.control_table --out runs/controls                      # the whole table: 2 seeds, 4,000 steps
+python -m benchmarks.control_table --out /tmp/controls --steps 200 --seeds 0 --base FOLDER
+python -m benchmarks.control_table --out runs/joins --joins                 # zero convolutions against cross normalisation
+
+A run that is there is not trained again; stopped, it goes on. `OUT/table` has the table, a grid of every run, and with
+--joins obedience against steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusion_peft.control.plots import against_steps
+from diffusion_peft.evaluate import evaluate
+from diffusion_peft.fit import fit
+from peft_core.files import write_files
+
+TABLE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "controlnet": ("canny", {}, {"lr": 1e-4}),
+    "control_lora": ("canny", {}, {"lr": 3e-4}),
+    "controlnext": ("canny", {"width": 16}, {"lr": 1e-4}),
+    "t2i_adapter": ("canny", {}, {"lr": 1e-4}),
+    "ip_adapter": ("picture", {}, {"lr": 3e-4, "caption_dropout": 0.1}),
+    "ip_adapter, plus": ("picture", {"plus": True}, {"lr": 3e-4, "caption_dropout": 0.1}),
+    "gligen": ("box", {}, {"lr": 1e-4}),
+}
+"""Condition, the method's settings and training's; learning rates for a model of 7 million parameters."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ip_adapter": {"drop": 0.1},
+    "gligen": {"drop": 0.1},
+    "t2i_adapter": {"early": True},
+}
+SHARES = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)
+"""Of the steps at which the two joins are judged."""
+
+
+def train(name: str, seed: int, steps: int, args: argparse.Namespace, **more: Any) -> Path:
+    condition, hyper, settings = TABLE[name]
+    method = name.partition(",")[0]
+    label = "-".join([name.replace(", ", "_"), *map(str, more.values()), f"steps{steps}", f"seed{seed}"])
+    out = args.out / label
+    fit(data=f"world/control/{args.condition or condition}", base=args.base, method={"name": method} | hyper | more,
+        control=OPTIONS.get(method, {}), seed=seed, steps=steps, batch_size=args.batch, sample_steps=20, guidance=4.0,
+        out=str(out), **settings)  # fmt: skip
+    return out
+
+
+def judge(runs: list[Path], out: Path, args: argparse.Namespace) -> dict[str, Any]:
+    return evaluate(
+        run=[str(run) for run in runs], out=str(out), count=args.count, steps=20, guidance=4.0, overwrite=True
+    )
+
+
+def joins(args: argparse.Namespace) -> None:
+    """Obedience of both ways to join ControlNet's branch, each trained for several numbers of steps."""
+    numbers = [max(1, round(share * args.steps)) for share in SHARES]
+    runs = {
+        join: [train("controlnet", args.seeds[0], n, args, join=join) for n in numbers] for join in ("zero", "norm")
+    }
+    lines, rows = {}, []
+    for join, folders in runs.items():
+        found = [judge([run], args.out / "judged" / run.name, args)["runs"][-1] for run in folders]
+        lines[f"{join}"] = [(n, row["edge_f1"]) for n, row in zip(numbers, found, strict=True)]
+        rows += [{"join": join, "steps": n, "edge_f1": row["edge_f1"]} for n, row in zip(numbers, found, strict=True)]
+    files = {"joins.png": against_steps(lines, "edge F1"), "joins.json": json.dumps(rows, indent=2).encode()}
+    write_files(args.out / "table", files)
+    print(f"written: {args.out / 'table' / 'joins.png'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/controls"))
+    parser.add_argument("--base", default="reference")
+    parser.add_argument("--methods", nargs="*", default=list(TABLE))
+    parser.add_argument("--condition", help="the same for all methods that take pictures")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--count", type=int, default=2, help="pictures a held-out condition")
+    parser.add_argument("--joins", action="store_true")
+    args = parser.parse_args()
+    if args.joins:
+        joins(args)
+        return
+    runs = [train(name, seed, args.steps, args) for seed in args.seeds for name in args.methods]
+    judge(runs, args.out / "table", args)
+
+
+if __name__ == "__main__":
+    main()
