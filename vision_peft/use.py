@@ -22,6 +22,7 @@ from vision_peft.data import Data
 from vision_peft.onnx_file import needs_onnx, write_onnx
 from vision_peft.run import Run
 from vision_peft.scores import Scores
+from vision_peft.video import timm_state
 
 
 @command("vision")
@@ -116,7 +117,7 @@ def merge_(*, run: str, out: str) -> Path:
     target = _target(out, ".safetensors")
     loaded = load_run(run)
     merge(loaded.model)
-    state = {key: value.detach().cpu().contiguous() for key, value in loaded.model.state_dict().items()}
+    state = {key: value.detach().cpu().contiguous() for key, value in timm_state(loaded.model).items()}
     write_files(target.parent, {target.name: save(state)})
     backbone = loaded.config["backbone"]
     arguments = {"num_classes": len(loaded.class_names), "checkpoint_path": str(target)}
@@ -155,6 +156,8 @@ def export(*, run: str, out: str, opset: int = 18) -> Path:
     target = _target(out, ".onnx")
     needs_onnx()
     loaded = load_run(run)
+    if "clips" in loaded.card:
+        raise PeftError(f"{run} takes clips, and export writes models of pictures: use the run folder with `predict`.")
     with contextlib.suppress(NotMergeable):  # then the graph holds the adapter beside the backbone
         merge(loaded.model)
     return write_onnx(Deployed(loaded.model, loaded.mean, loaded.std), loaded, target, opset)

@@ -9,6 +9,7 @@ from typing import Any
 from peft_data.augment import AUGMENTATIONS, MIRRORING
 from peft_data.base import Pictures
 from peft_data.video.clips import Clips
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
@@ -111,3 +112,17 @@ def as_video(
     head: Any = model.get_classifier()  # type: ignore[operator]
     model.reset_classifier(0)  # type: ignore[operator]
     return Classified(model, head, dropout)
+
+
+def timm_state(model: nn.Module) -> dict[str, Tensor]:
+    """A merged classifier's weights under plain timm's keys; a model of clips is timm's on each frame.
+
+    Raises:
+        PeftError: timm has no such model: an open_clip tower, or joint attention made from an image model.
+    """
+    if isinstance(model, Classified) and isinstance(model.image, VisionTransformer):
+        return {key.removeprefix("image."): value for key, value in model.state_dict().items()}
+    if isinstance(model, Classified) or (isinstance(model, JointViT) and not getattr(model, "fixed_positions", False)):
+        what = "joint attention over frames" if isinstance(model, JointViT) else "an open_clip tower"
+        raise PeftError(f"the merged weights of {what} fit no timm model: use the run folder, or `peft_core.merge`.")
+    return model.state_dict()

@@ -19,12 +19,12 @@ from peft_core import PeftError, adapt, count_parameters, load_run, merge
 from peft_core.method import make_method
 from tests.tiny import MODELS, clip
 from vision_peft import reference
-from vision_peft.backbones import _load_weights, load_backbone
+from vision_peft.backbones import _load_weights
 from vision_peft.commands import main
 from vision_peft.fit import fit
 from vision_peft.joint import JointViT, _videomae, make_joint, sinusoid
 from vision_peft.towers import load_tower
-from vision_peft.video import Classified, as_video
+from vision_peft.video import Classified, as_video, timm_state
 from vision_peft.views import over_views
 
 SIZE = (32, 32)
@@ -268,14 +268,25 @@ def test_short_clips_are_said_once(folder: str, tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err.count("note: frames repeat in 12 of 12 clips") == 1
 
 
-def test_merged_model_is_plain_timm(folder: str) -> None:
+def test_merged_model_is_plain_timm() -> None:
     settings = make_method("lora", rank=2)
     model = adapt(as_video(reference.load(3), 4, (40, 40), {}), settings).eval()
     x = torch.randn(2, 4, 3, 40, 40)
     before = model(x)
     merge(model)
     torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
-    assert isinstance(load_backbone("reference", 3)[0], type(model.image))  # type: ignore[arg-type]
+    plain = reference.load(3).eval()
+    plain.load_state_dict(timm_state(model))
+    torch.testing.assert_close(plain(x.flatten(0, 1)).unflatten(0, (2, 4)).mean(1), before, rtol=1e-4, atol=1e-5)
+    with pytest.raises(PeftError, match="joint attention over frames fit no timm model"):
+        timm_state(make_joint(reference.load(3), 4, (40, 40), 2))
+
+
+def test_merge_and_export_say_why_not(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["merge", "--run", str(run), "--out", f"{tmp_path}/m.safetensors"]) == 2
+    assert "st_adapter cannot be merged: a convolution over frames" in capsys.readouterr().err
+    assert main(["export", "--run", str(run), "--out", f"{tmp_path}/m.onnx"]) == 2
+    assert "takes clips, and export writes models of pictures" in capsys.readouterr().err
 
 
 def test_sampling_of_a_split_survives_joining() -> None:
