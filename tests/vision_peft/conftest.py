@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 SHORT = {"batch_size": 100, "trainer": {"max_epochs": 1, "accelerator": "cpu"}}
@@ -15,6 +17,15 @@ SMALL = {"recipe": "digits", "batch_size": 20, "trainer": {"max_epochs": 2, "acc
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Six blocks of width 64, with weights drawn from a seed."""
+    path = tmp_path_factory.mktemp("backbone") / "test_vit.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
+    return f"test_vit@{path}"
 
 
 @pytest.fixture(scope="session")

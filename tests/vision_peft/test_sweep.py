@@ -13,10 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from peft_core import load_run
 from peft_core.cli import main
@@ -32,15 +31,6 @@ from vision_peft.sweep_worker import Outcome
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["vision_peft.sweep_run", "vision_peft.sweep_worker"])
 COMMON = ["trainer.max_epochs=1", "batch_size=4", "recipe=digits", "drop_path=0.1"]
-
-
-@pytest.fixture(scope="module")
-def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Six blocks of width 64, with weights drawn from a seed."""
-    path = tmp_path_factory.mktemp("backbone") / "test_vit.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
-    return f"test_vit@{path}"
 
 
 @pytest.fixture(scope="module")

@@ -51,28 +51,12 @@ def retrain_options(epochs: int | None = None, lr: float | None = None) -> None:
     """
 
 
-class SupernetOptions(Choice):
-    named = False
-
-    @classmethod
-    def accepts(cls, name: str) -> Callable:
-        return supernet_options
+def group(target: Callable) -> type[Choice]:
+    """Options without a name before them, those of `target`."""
+    return type("Options", (Choice,), {"named": False, "accepts": classmethod(lambda cls, name: target)})
 
 
-class RetrainOptions(Choice):
-    named = False
-
-    @classmethod
-    def accepts(cls, name: str) -> Callable:
-        return retrain_options
-
-
-class SearchOptions(Choice):
-    named = False
-
-    @classmethod
-    def accepts(cls, name: str) -> Callable:
-        return Evolution
+SupernetOptions, SearchOptions, RetrainOptions = map(group, (supernet_options, Evolution, retrain_options))
 
 
 class TrainingOptions(Choice):

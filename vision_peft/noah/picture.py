@@ -22,10 +22,15 @@ def search_picture(candidates: Sequence[Candidate], chosen: Candidate, pictures:
     axis.plot([each.parameters for each in best], heights, color=INK, lw=1, drawstyle="steps-post", label="front")
     axis.plot(chosen.parameters, 100 * chosen.score.correct / pictures, "*", color=SECOND, ms=15, label="chosen")
     axis.axvline(budget, color=INK, ls=":", lw=1, label="budget")
-    figure.colorbar(points, ax=axis, fraction=0.046, pad=0.03, label="generation")
+    last = max(each.generation for each in candidates) + 1
+    bar = figure.colorbar(
+        points, ax=axis, fraction=0.046, pad=0.03, label="generation", ticks=sorted({1, (last + 1) // 2, last})
+    )
+    bar.ax.set_ylim(min(1, last - 1), last)  # the palest third of the colours cannot be seen on white
     axis.set_xlabel("inserted parameters")
     axis.set_ylabel("accuracy on val with inherited weights, %")
-    axis.legend(frameon=False, loc="lower right", fontsize=9)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=9)
     return png(figure)
 
 

@@ -1,4 +1,4 @@
-"""A tiny backbone, its space, and a finished search."""
+"""A small model and its space, and a finished search."""
 
 from pathlib import Path
 from random import Random
@@ -6,7 +6,6 @@ from random import Random
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from vision_peft.noah.forms import Forms
@@ -17,15 +16,6 @@ SMALL = {
     "search": {"population": 8, "generations": 3, "parents": 3, "mutations": 4, "crossovers": 3},
     "retrain": {"epochs": 2, "lr": 1e-2}, "training": {"batch_size": 12},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Six blocks of width 64, with weights drawn from a seed."""
-    path = tmp_path_factory.mktemp("backbone") / "test_vit.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
-    return f"test_vit@{path}"
 
 
 @pytest.fixture(scope="session")
