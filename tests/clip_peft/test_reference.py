@@ -168,8 +168,10 @@ if reference.WEIGHTS.is_file():
         assert all(abs(found[part] - said[part]) < 1 for part in said)
 
     def test_the_fields_phenomena() -> None:
-        """Chance is 6.25 %; names known from pretraining's base combinations are told better than new ones."""
+        """Chance is 6.25 %; zero-shot is far above it on new names, lower than on base ones; CoOp gains on base with every
+        seed, and moves new."""
         for task, result in reference.card()["world/open, test"].items():
             first, prompt = result["zero-shot"], result["coop"]
-            assert 5 * 6.25 < first["new"] < first["base"] < 90, task
+            assert 4 * 6.25 < first["new"] < first["base"] < 90, task
+            assert min(result["coop, each seed"]["base"]) > first["base"] + 2, task
             assert abs(prompt["new"] - first["new"]) > 1, task
