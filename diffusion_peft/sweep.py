@@ -72,6 +72,7 @@ def sweep(
         "data": data,
         "methods": methods,
         "seeds": seeds,
+        "grid": grid,
         "set": set,
         "base": base,
         "evaluation": evaluation.options,
