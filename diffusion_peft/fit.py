@@ -9,6 +9,7 @@ from diffusion_peft.concepts import Concept, read_concepts
 from diffusion_peft.control.options import ControlOptions, check_control, is_control
 from diffusion_peft.personalize.slider_options import SliderOptions
 from peft_core.command import command
+from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
 from peft_core.options import MethodChoice, TrainerFlags
 from peft_core.runs import RunFolder, run_name, run_once
@@ -19,7 +20,7 @@ def recipe_of(settings: dict[str, Any]) -> str:
     if settings["slider"].options:
         return "concept_slider"
     if is_control(settings):
-        return "control"
+        return settings["method"].name if settings["method"].name in list_configs("recipe", "diffusion") else "control"
     if settings["method"].name in ("textual_inversion", "custom_diffusion"):
         return settings["method"].name
     return "dreambooth" if settings["prompt"] else "text_to_image"

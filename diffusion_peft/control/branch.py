@@ -26,6 +26,8 @@ class Control(Call):
     """
 
     wants: ClassVar[tuple[str, ...]] = ("picture",)
+    size: tuple[int, int] | None = None
+    """Channels of the picture, and its pixels a latent along each side."""
     partners: list[Graft]
     """Grafts elsewhere in the UNet that this one feeds; references, not submodules."""
 
@@ -46,6 +48,7 @@ class Control(Call):
         self.calls = None if self.calls is None else self.calls - 1
         given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
         x = given["sample"]
+        self.check(x)
         if not torch.is_grad_enabled() and self.kept is not None and self.kept[0] == len(x):
             features = self.kept[1]
         else:
@@ -54,6 +57,18 @@ class Control(Call):
             self.kept = None if torch.is_grad_enabled() else (len(x), features)
         with self.precision(module, x):
             return args, kwargs | self.join(features, given)
+
+    def check(self, x: Tensor) -> None:
+        """Raises PeftError: a picture of another size or number of channels than latents x need."""
+        assert self.condition is not None
+        if self.size is None or "picture" not in self.condition:
+            return
+        channels, shrink = self.size
+        have, need = tuple(self.condition["picture"].shape[1:]), (channels, x.shape[2] * shrink, x.shape[3] * shrink)
+        if have != need:
+            one, other = (" × ".join(map(str, shape)) for shape in (have, need))
+            at = f"latents of {x.shape[2]} × {x.shape[3]}"
+            raise PeftError(f"the condition is {one} (channels, height, width); {at} need {other}.")
 
     def precision(self, unet: Any, x: Tensor) -> AbstractContextManager:
         """The branch's parameters are float32, the base may be in half precision."""

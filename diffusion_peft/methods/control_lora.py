@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from diffusion_peft.control.encoders import empty_copy, new_parts, shared_copy
+from diffusion_peft.control.encoders import SHRINK, empty_copy, new_parts, shared_copy
 from diffusion_peft.methods.controlnet import Encoder
 from peft_core.errors import PeftError
 from peft_core.grafts import swap_class
@@ -70,7 +70,9 @@ class ControlLoRA(Method):
                 rank = min(self.rank, *plan.shape(place))
                 changes[place.module] = LowRank(weight, None, rank, (self.alpha or self.rank) / self.rank)
                 attach_change(net.get_submodule(place.module), changes[place.module])
-        plan.join("", "branch", LeanEncoder(net, changes))
+        root = LeanEncoder(net, changes)
+        root.size = (self.channels, self.shrink or SHRINK)
+        plan.join("", "branch", root)
 
 
 def attach_change(module: nn.Module, change: LowRank) -> None:

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control, add_residuals
-from diffusion_peft.control.encoders import empty_copy, new_parts, openness, own_copy, run_encoder
+from diffusion_peft.control.encoders import SHRINK, empty_copy, new_parts, openness, own_copy, run_encoder
 from peft_core.calls import Call
 from peft_core.grafts import Graft
 from peft_core.method import Method
@@ -127,11 +127,11 @@ class ControlNet(Method):
         net: Any = empty_copy(plan.model, self.shrink, self.channels)
         own_copy(plan.model, net, options)
         new_parts(net, options, zero=self.join == "zero")
-        if self.join == "zero":
-            plan.join("", "branch", Encoder(net))
-            return
-        owner = NormedEncoder(net, self.strength)
+        owner = NormedEncoder(net, self.strength) if self.join == "norm" else Encoder(net)
+        owner.size = (self.channels, self.shrink or SHRINK)
         plan.join("", "branch", owner)
+        if not isinstance(owner, NormedEncoder):
+            return
         plan.join("mid_block", "joined", AtMiddle(owner))
         for number in range(len(plan.model.up_blocks)):  # type: ignore[arg-type]
             plan.join(f"up_blocks.{number}", "joined", AtSkips(owner))

@@ -116,6 +116,7 @@ class ControlNeXt(Method):
         with torch.device(options["device"]):
             net = LightNet(first.out_channels, self.width, self.channels, self.shrink or SHRINK).to(options["dtype"])
         root, inject = Light(net), Inject()
+        root.size = (self.channels, self.shrink or SHRINK)
         root.partners.append(inject)
         plan.join("", "branch", root)
         plan.join("down_blocks.0", "inject", inject)

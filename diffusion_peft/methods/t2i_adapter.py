@@ -61,4 +61,6 @@ class T2IAdapter(Method):
                 self.channels, widths, self.blocks_each, (self.shrink or SHRINK) * (2 if plain_first else 1),
                 "full_adapter_xl" if plain_first else "full_adapter",
             )  # fmt: skip
-        plan.join("", "branch", Maps(nn.Module.to(net, options["dtype"])))  # diffusers' own `to` warns
+        root = Maps(nn.Module.to(net, options["dtype"]))  # diffusers' own `to` warns
+        root.size = (self.channels, self.shrink or SHRINK)
+        plan.join("", "branch", root)

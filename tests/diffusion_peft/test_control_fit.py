@@ -92,7 +92,9 @@ def test_killed_run_ends_with_the_same_bytes(sd15: str, pairs: Path, tmp_path: P
 
 
 def test_sample_is_what_the_report_shows(controlnet: Path, pairs: Path, tmp_path: Path) -> None:
-    line = f"sample --run {controlnet} --condition {pairs}/conditions/0.png --count 1 --steps 1 --out {tmp_path} --prompt"
+    line = (
+        f"sample --run {controlnet} --condition {pairs}/conditions/0.png --count 1 --steps 1 --out {tmp_path} --prompt"
+    )
     assert main([*line.split(), "a picture"]) == 0
     sheet = Image.open(controlnet / "samples" / "final.png")
     assert sheet.crop((10, 0, 18, 8)).tobytes() == Image.open(tmp_path / "00-0.png").tobytes()
@@ -122,10 +124,15 @@ def test_controls_compose(controlnet: Path, pairs: Path, tmp_path: Path, capsys:
     one, two = (f"{pairs}/conditions/{number}.png" for number in (0, 1))
     line = f"sample --control {controlnet}:1.0 --control {controlnet}:0.6 --prompt cat --count 1 --steps 1 --out {tmp_path}/"
     assert main(f"{line}both --condition {one} {two}".split()) == 0
-    assert main(f"{line}other --condition {one} {one}".split()) == 0
-    files = [(tmp_path / name / "00-0.png").read_bytes() for name in ("both", "other")]
-    assert files[0] != files[1]
-    assert len(combine([(str(controlnet), 1.0), (str(controlnet), 0.6)]).controls) == 2
+    run = combine([(str(controlnet), 1.0), (str(controlnet), 0.6)])
+    pictures = [Image.open(file) for file in (one, two)]
+    x, hidden = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 24)
+    seen = []
+    for second in pictures:
+        run.before([[pictures[0]], [second]], Drawing(2))(range(1))
+        with torch.no_grad():
+            seen.append(run.unet(x, 500, hidden).sample)
+    assert len(run.controls) == 2 and not torch.equal(*seen)
     capsys.readouterr()
     assert main(f"{line}not --condition {one}".split()) == 2
     assert "these runs draw under depth and depth, and 1 conditions came" in capsys.readouterr().err
@@ -136,9 +143,10 @@ def test_controls_compose(controlnet: Path, pairs: Path, tmp_path: Path, capsys:
 
 def test_mistakes(sd15: str, sdxl: str, controlnet: Path, pairs: Path, toys: str, tmp_path: Path) -> None:
     def said(method: Any, condition: str, **more: Any) -> str:
-        control = {"condition": condition} | more.pop("control", {})
+        given = {"data": str(pairs), "base": sd15, "method": method, "out": f"{tmp_path}/run"} | SHORT
+        given["control"] = {"condition": condition} | more.pop("control", {})
         with pytest.raises(PeftError) as error:
-            fit(**{"data": str(pairs), "base": sd15, "method": method, "control": control, "out": f"{tmp_path}/run"} | SHORT | more)
+            fit(**given | more)
         assert not (tmp_path / "run").exists()
         return str(error.value)
 
@@ -151,6 +159,16 @@ def test_mistakes(sd15: str, sdxl: str, controlnet: Path, pairs: Path, toys: str
     assert "--compile cannot follow" in said("controlnet", "depth", compile=True)
     with pytest.raises(PeftError, match=r"was trained on Stable Diffusion 1\.x \(.*is Stable Diffusion XL"):
         combine([(str(controlnet), 1.0)], sdxl)
+
+
+def test_recipes() -> None:
+    def settings(line: str) -> dict[str, Any]:
+        return fit.resolve(fit.read_line(f"--data world/control/canny {line}".split()))
+
+    assert settings("--method controlnet")["lr"] == 1e-5 and settings("--method controlnet")["recipe"] == "control"
+    assert settings("--method t2i_adapter")["control"].options == {"early": True}
+    gligen = settings("--method gligen --control.until 0.4")
+    assert gligen["ema"] == 0.9999 and gligen["control"].options == {"drop": 0.1, "until": 0.4}
 
 
 def silent(folder: Path) -> Path:

@@ -195,6 +195,10 @@ def test_guidance_scheduled_sampling_and_wrong_conditions() -> None:
         model(**tiny.batch())
     with pytest.raises(PeftError, match="has no control"):
         set_condition(tiny.model(), given)
+    other = adapt(tiny.model(), "controlnet", shrink=2)
+    set_condition(other, {"picture": condition()["picture"]})
+    with pytest.raises(PeftError, match="is 3 × 8 × 8 .* latents of 8 × 8 need 3 × 16 × 16"):
+        other(**tiny.batch())
     remove(model)
     for wrong in ({"shrink": 3}, {"shrink": 16}):
         with pytest.raises(PeftError, match="1, 2, 4 or 8"):
