@@ -129,6 +129,10 @@ def noah(
     if subnet is not None and stage in ("supernet", "search"):
         raise PeftError(f"--subnet is trained as it is: it goes with --stage retrain, not with {stage}.")
     check(data, trainer.options)
+    for name in ("supernet", "retrain"):
+        for option, value in settings[name].options.items():
+            if value is not None and value <= 0:
+                raise PeftError(f"--{name}.{option} must be above 0, not {value}.")
     folder = RunFolder(settings["out"], "vision_peft noah")
     config = plain_config(folder, {key: value for key, value in settings.items() if key not in FREE})
     settings["out"] = str(folder.path)

@@ -47,9 +47,9 @@ class Stages:
     def settings(self, name: str, method: NOAH, options: dict[str, Any], **more: Any) -> dict[str, Any]:
         """`fit`'s arguments for a training in the folder `name`."""
         given = dict(self.common)
-        if options["epochs"]:
+        if options["epochs"] is not None:
             given["trainer"] = given.get("trainer", {}) | {"max_epochs": options["epochs"]}
-        if options["lr"]:
+        if options["lr"] is not None:
             given["lr"] = options["lr"]
         chosen = {key: value for key, value in asdict(method).items() if value}
         given |= {"method": {"name": "noah"} | chosen, "out": str(self.out / name), "overwrite": self.overwrite}
