@@ -94,6 +94,6 @@ def _cv2() -> Any:
         import cv2
     except ImportError as error:
         raise PeftError(
-            "edges of pictures need OpenCV: pip install opencv-python-headless, or give the edges in conditions/."
+            "edges of pictures need OpenCV: pip install 'visual-peft[control]', or give the edges in conditions/."
         ) from error
     return cv2
