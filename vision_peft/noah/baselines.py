@@ -19,13 +19,16 @@ def baselines(model: nn.Module, forms: Forms, limit: int, seed: int) -> dict[str
 
     Args:
         model: the stock backbone that `forms` is of.
-        seed: of the random subnet: of 50 drawn from the space as the search draws them, the one nearest to the limit.
+        seed: of the random subnet: of 50 drawn from the space as the search draws them, the one nearest to the limit; it is
+            left out where the space has none within it.
     """
-    space, chance = forms.space, Random(f"baseline {seed}")
-    drawn = max((draw_within(forms, limit, chance) for _ in range(DRAWS)), key=forms.count)
-    found = {"random": space.method(drawn)}
+    space, chance, found = forms.space, Random(f"baseline {seed}"), dict[str, NOAH]()
+    smallest = space.smallest(forms.blocks)
+    if forms.count(smallest) <= limit:
+        drawn = max((draw_within(forms, limit, chance) for _ in range(DRAWS)), key=forms.count)
+        found["random"] = space.method(drawn)
     for name in space.methods:
-        method = uniform(model, name, limit, found["random"])
+        method = uniform(model, name, limit, space.method(smallest))
         if method is not None:
             found[f"uniform_{name}"] = method
     return found

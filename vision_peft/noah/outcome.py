@@ -91,3 +91,9 @@ def finished_row(folder: Path) -> dict[str, Any] | None:
     """`row` of a folder, None where it is not finished."""
     path = folder / RESULTS
     return row(json.loads(path.read_text())) if path.is_file() else None
+
+
+def finished_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name -> `row` of the finished runs in a folder."""
+    found = {path.parent.name: finished_row(path.parent) for path in sorted(folder.glob(f"*/{RESULTS}"))}
+    return {name: each for name, each in found.items() if each}

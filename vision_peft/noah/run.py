@@ -37,8 +37,9 @@ def carry_out(
     data = settings["data"].open()
     with torch.random.fork_rng(devices=[]):
         model, _ = load_backbone(settings["backbone"], len(data.class_names))
-    forms = Forms(model, space)
-    budget = forms.check_budget(settings["budget"])
+    # a subnet that is given need not lie in the space
+    forms = Forms(model, space) if subnet is None or settings["baselines"] else None
+    budget = forms.check_budget(settings["budget"]) if forms and subnet is None else None
     stages = Stages(
         folder.path, forms, budget, evolution, common, settings["supernet"].options, settings["retrain"].options,
         settings["workers"], settings["ray"], overwrite,
@@ -57,12 +58,11 @@ def carry_out(
         return {}
     method = stages.chosen(subnet)
     found = {"noah": outcome.row(stages.train("retrain", method))}
-    limit = budget if settings["budget"] is not None and subnet is None else found["noah"]["inserted"]
-    for name, other in baselines(model, forms, limit, settings["seed"]).items():
-        if settings["baselines"]:
+    limit = budget if budget and settings["budget"] is not None else found["noah"]["inserted"]
+    if forms and settings["baselines"]:
+        for name, other in baselines(model, forms, limit, settings["seed"]).items():
             found[name] = outcome.row(stages.train(f"baselines/{name}", other))
-        elif (known := outcome.finished_row(folder.path / "baselines" / name)) is not None:
-            found[name] = known
+    found |= {k: v for k, v in outcome.finished_rows(folder.path / "baselines").items() if k not in found}
     about = {"data": data.name, "backbone": common["backbone"], "seed": settings["seed"], "budget": limit}
     results = outcome.write(folder, method, found, about)
     print(f"{folder.path}: see {folder.path / 'report.html'}; {folder.path / 'retrain'} is a run to use")

@@ -27,15 +27,16 @@ class Stages:
 
     Args:
         out: the folder of the whole.
-        forms: of the backbone and the space.
+        forms: of the backbone and the space; None where no stage needs them.
+        budget: None where nothing is searched.
         common: settings of `fit` that all trainings share: data, backbone, seed, recipe …
         supernet, retrain: {epochs, lr} of the two trainings; None is the recipe's.
         workers, ray: see `fitness.scoring`.
     """
 
     out: Path
-    forms: Forms
-    budget: int
+    forms: Forms | None
+    budget: int | None
     evolution: Evolution
     common: dict[str, Any]
     supernet: dict[str, Any]
@@ -57,6 +58,7 @@ class Stages:
 
     def train_supernet(self) -> None:
         """supernet/: every method at full width; each step trains one random subnet on train, and val is scored at the end."""
+        assert self.forms
         space = self.forms.space
         widest = space.method(space.widest(self.forms.blocks))
         more = {"eval_on": "val", "cache_prefix": "off", "compile": False}
@@ -72,6 +74,7 @@ class Stages:
 
     def search(self) -> None:
         """search/: candidates.csv, subnet.yaml, adapter/ with inherited weights, two pictures."""
+        assert self.forms and self.budget
         run, folder = self.out / "supernet", SearchFolder(self.out / "search", PROGRAM)
         if not (run / RESULTS).is_file():
             raise PeftError(f"there is no trained supernet in {run}: run --stage supernet before --stage search.")

@@ -136,4 +136,5 @@ def test_baselines_stay_within_the_budget(forms: Forms, limit: int) -> None:
         except PeftError:
             continue
         assert wider > limit
+    assert set(baselines(stock(), forms, 500, seed=0)) == {"uniform_vpt"}
     assert uniform(stock(), "adapter", 10, SPACE.method(SPACE.smallest(4))) is None
