@@ -11,8 +11,8 @@ from peft_core.command import Command, command
 
 
 @command("clip")
-def list_(what: Literal["methods", "data", "backbones", "recipes", "protocols"]) -> None:
-    """List methods, data sets, backbones, recipes or protocols.
+def list_(what: Literal["methods", "data", "backbones", "recipes", "protocols", "sweeps"]) -> None:
+    """List methods, data sets, backbones, recipes, protocols or sweeps.
 
     Args:
         what: Which list.
@@ -32,7 +32,7 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "protocols"])
 
         rows = PROTOCOLS
     else:
-        rows = listing.configs("recipe", "clip")
+        rows = listing.configs(what.removesuffix("s"), "clip")
     listing.show(rows)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, pstdev, stdev
+from typing import Any
 
 from clip_peft.few_shot import Classes
 from peft_core.errors import PeftError
@@ -37,6 +38,10 @@ class Trial:
     seed: int
     classes: Classes
     scored: tuple[tuple[str, str | None, Classes], ...]
+
+    @property
+    def task(self) -> str:
+        return self.data
 
     def __str__(self) -> str:
         return f"{self.data} {self.method} {self.shots} shots seed {self.seed}"
@@ -74,6 +79,27 @@ def trials(
             for count in shots:
                 for method in methods:
                     yield Trial(one, method, count, seed, classes, tuple(scored))
+
+
+def unscored(trial: Trial) -> list[Row]:
+    """The rows of a run that failed."""
+    return [row_of(trial, column, {}, {}) for column, _, _ in trial.scored]
+
+
+def row_of(trial: Trial, column: str, results: dict[str, Any], scores: dict[str, Any]) -> Row:
+    """A row of results.csv, from the run's results and its scores on one column; none where it was not scored."""
+    return {
+        "data": trial.data,
+        "method": trial.method,
+        "shots": trial.shots,
+        "seed": trial.seed,
+        "column": column,
+        "accuracy": scores.get("accuracy"),
+        "ece": scores.get("ece"),
+        "trained_parameters": results.get("parameters", {}).get("trainable"),
+        "seconds": sum(results.get("seconds", {}).values()),
+        "bins": scores.get("bins", []),
+    }
 
 
 def harmonic(base: float | None, new: float | None) -> float | None:

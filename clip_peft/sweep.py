@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import json
-import multiprocessing
-import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from peft_data import DataError
-
 from clip_peft.fit import fit
-from clip_peft.protocols import Row, Trial, trials
-from clip_peft.sweep_report import write_tables
-from peft_core.adapter_file import WEIGHTS
+from clip_peft.protocols import Row, Trial, trials, unscored
 from peft_core.command import command
 from peft_core.config_files import find_config
-from peft_core.errors import PeftError, nearest
-from peft_core.files import write_files
+from peft_core.errors import PeftError
 from peft_core.line import read_yaml
-from peft_core.options import MethodChoice, hints
-from peft_core.runs import OtherRun, tell
-from vision_peft.data import Data, common
-from vision_peft.sweep_plan import slug
+from peft_core.runs import tell
+from vision_peft.sweep_plan import assignments, nested, slug
 
-FAILURES = (PeftError, DataError, RuntimeError, OSError)
 DECIDED = ("data", "method", "backbone", "out", "shots", "classes", "seed", "overwrite")
 PLANNED: dict[str, Any] = {
     "protocol": None, "data": [], "methods": [], "seeds": [1, 2, 3], "shots": [], "targets": [], "set": [],
@@ -52,7 +37,7 @@ def sweep(
     set: list[str] | None = None,
     backbone: str | None = None,
     sweep: str | None = None,
-    workers: int = 1,
+    workers: int = 0,
     threads: int = 0,
     overwrite: bool = False,
 ) -> int:
@@ -69,8 +54,8 @@ def sweep(
         set: OPTION=VALUE of fit for all runs, e.g. epochs=50 data.root=~/data; METHOD:OPTION=VALUE for one method.
         backbone: As for fit.
         sweep: A sweep's name (`configs/clip/sweep`) or YAML; options given besides go over it.
-        workers: Processes.
-        threads: Of each process; by default the processors are shared out among several.
+        workers: Processes; by default one a GPU, or one a processor.
+        threads: Of each process; by default the processors are shared out.
         overwrite: Run again what was run with other settings.
     """
     given = {key: value for key, value in locals().items() if key in PLANNED and value is not None}
@@ -79,24 +64,39 @@ def sweep(
         if not plan[name]:
             raise PeftError(f"a sweep needs --{name}, or a preset that says it (--sweep NAME).")
     folder, methods = Path(out).expanduser().absolute(), plan["methods"]
-    own = {method: assigned(plan["set"], method, methods) for method in methods}
+    own = assignments("--set", plan["set"], {method: method for method in methods}, check_option)
     planned = list(trials(plan["protocol"], plan["data"], plan["targets"], methods, plan["seeds"], plan["shots"]))
-    jobs = [(trial, settings_of(trial, folder, own[trial.method], plan["backbone"])) for trial in planned]
-    for settings in {trial.method: settings for trial, settings in jobs}.values():
+    jobs = {trial: settings_of(trial, folder, own[trial.method], plan["backbone"]) for trial in planned}
+    for settings in {trial.method: settings for trial, settings in jobs.items()}.values():
         fit.resolve([("", settings)])  # a mistake is told before anything runs
+    from clip_peft.sweep_report import write_tables
+    from clip_peft.sweep_worker import carry_out
+    from vision_peft.sweep_pool import Pool, default_workers
+    from vision_peft.sweep_worker import Outcome
+
     rows: dict[Trial, list[Row]] = {}
     failed: list[str] = []
     began = time.monotonic()
-    for trial, found, problem in carried_out(jobs, workers, threads, overwrite):
-        rows[trial] = found
-        failed += [f"{trial}: {problem}"] if problem else []
+
+    def done(trial: Trial, outcome: Outcome) -> None:
+        rows[trial] = (outcome.results or {}).get("rows") or unscored(trial)
+        failed.extend([f"{trial}: {outcome.error}"] if outcome.error else [])
         words = ", ".join(
-            f"{r['column']} {'–' if r['accuracy'] is None else format(r['accuracy'], '.4f')}" for r in found
+            f"{r['column']} {'–' if r['accuracy'] is None else format(r['accuracy'], '.4f')}" for r in rows[trial]
         )
-        tell(f"[{len(rows)}/{len(jobs)}, {time.monotonic() - began:.0f} s] {trial}: {problem or words}")
+        tell(f"[{len(rows)}/{len(jobs)}, {time.monotonic() - began:.0f} s] {trial}: {outcome.error or words}")
         if len(rows) % 8 == 0 or len(rows) == len(jobs):
             inorder = [row for one in planned for row in rows.get(one, ())]
             write_tables(folder, plan["protocol"], inorder, failed, f"{len(rows)} of {len(jobs)} runs")
+
+    def parcel(trial: Trial, out: Path) -> tuple[Any, ...]:
+        return trial, jobs[trial], overwrite
+
+    pool = Pool(*default_workers(workers, threads), folder, carry_out, parcel)
+    try:
+        pool.run(jobs, done)
+    finally:
+        pool.close()
     print(f"{folder / 'table.md'}\n\n{(folder / 'table.md').read_text()}")
     return 1 if failed else 0
 
@@ -108,129 +108,20 @@ def with_preset(name: str, given: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key in PLANNED and value is not None}
 
 
-def assigned(words: Sequence[str], method: str, methods: Sequence[str]) -> dict[str, Any]:
-    """The settings that OPTION=VALUE and METHOD:OPTION=VALUE give one method; `method.X` goes to those that have X."""
-    found: dict[str, Any] = {}
-    known = hints(MethodChoice.accepts(method))
-    for word in sorted(words, key=lambda word: ":" in word.partition("=")[0]):
-        key, equals, value = word.partition("=")
-        label, colon, option = key.rpartition(":")
-        if not equals or not value:
-            raise PeftError(f'--set takes OPTION=VALUE or METHOD:OPTION=VALUE, not "{word}".')
-        if colon and label not in methods:
-            raise PeftError(f'--set {word}: the sweep has no method "{label}"{nearest(label, methods)}.')
-        if option in DECIDED:
-            raise PeftError(
-                f"--set cannot set {option}, which has an option of its own in a sweep, or is decided by it."
-            )
-        group, _, inner = option.partition(".")
-        if (colon and label != method) or (group == "method" and not colon and inner not in known):
-            continue
-        if inner:
-            found.setdefault(group, {})[inner] = value
-        else:
-            found[option] = value
-    return found
+def check_option(flag: str, option: str) -> None:
+    """Raises PeftError: the sweep decides it."""
+    if option in DECIDED:
+        raise PeftError(f"{flag} cannot set {option}, which has an option of its own in a sweep, or is decided by it.")
 
 
-def settings_of(trial: Trial, folder: Path, own: dict[str, Any], backbone: str) -> dict[str, Any]:
+def settings_of(trial: Trial, folder: Path, own: Iterable[tuple[str, str]], backbone: str) -> dict[str, Any]:
     """`fit`'s settings of a run."""
-    place = (
-        folder / "runs" / slug(trial.data) / slug(trial.method) / f"{trial.shots}shots-{trial.classes}-seed{trial.seed}"
-    )
-    settings = {key: value for key, value in own.items() if key not in ("data", "method")}
+    place = f"{slug(trial.data)}/{slug(trial.method)}/{trial.shots}shots-{trial.classes}-seed{trial.seed}"
+    settings = {"data": {"name": trial.data}, "method": {"name": trial.method}, "backbone": backbone}
     settings |= {
-        "data": {"name": trial.data} | own.get("data", {}),
-        "method": {"name": trial.method} | own.get("method", {}),
-    }
-    settings |= {"backbone": backbone, "shots": trial.shots, "classes": trial.classes, "seed": trial.seed}
-    return settings | {"out": str(place)}
-
-
-def carried_out(jobs: Sequence[tuple[Trial, dict]], workers: int, threads: int, overwrite: bool) -> Iterator[tuple]:
-    """(trial, rows, what went wrong) of each run as it ends."""
-    if workers <= 1:
-        for trial, settings in jobs:
-            yield trial, *carry_out(trial, settings, threads, overwrite)
-        return
-    each = threads or max(1, (os.cpu_count() or 1) // workers)
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forks else "spawn")
-    if forks:
-        context.set_forkserver_preload(["clip_peft.job"])  # imported once for all
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting = {pool.submit(carry_out, trial, settings, each, overwrite): trial for trial, settings in jobs}
-        try:
-            for done in as_completed(waiting):
-                yield waiting[done], *done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def carry_out(trial: Trial, settings: dict[str, Any], threads: int, overwrite: bool) -> tuple[list[Row], str]:
-    """One run and its scores as rows, and what went wrong; what is there already is read."""
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-    rows: list[Row] = []
-    problem = ""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            results = trained(settings, overwrite)
-            for column, target, classes in trial.scored:
-                known = target is None and classes == trial.classes
-                scores = results if known else scored(Path(settings["out"]), settings["data"], target, classes)
-                problem = problem or scores.get("problem", "")
-                rows.append(row_of(trial, column, results, scores))
-        except FAILURES as error:
-            problem = " ".join(str(error).split()) or type(error).__name__
-            rows = [row_of(trial, column, {}, {}) for column, _, _ in trial.scored]
-    return rows, problem
-
-
-def trained(settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    try:
-        return fit(**settings)
-    except OtherRun:
-        if not overwrite:
-            raise
-        return fit(**settings, overwrite=True)
-
-
-def scored(run: Path, data: dict[str, Any], target: str | None, classes: str) -> dict[str, Any]:
-    """`test`'s figures of a run, kept beside it as long as its adapter is the same; {} for a method that cannot name these
-    classes."""
-    from clip_peft.use import report
-
-    adapter = hashlib.sha256((run / "adapter" / WEIGHTS).read_bytes()).hexdigest()
-    name = f"scores-{slug(target or data['name'])}-{classes}.json"
-    if (run / name).is_file():
-        found = json.loads((run / name).read_text())
-        if found["adapter"] == adapter:
-            return found
-    shared = {key: value for key, value in data.items() if key in hints(common)}
-    try:
-        found = report(str(run), Data(target, shared).absolute() if target else None, "test", classes, True, quiet=True)
-    except PeftError as error:
-        if "cannot name other classes" not in str(error):
-            raise
-        return {}
-    found["adapter"] = adapter
-    write_files(run, {name: json.dumps(found).encode()})
-    return found
-
-
-def row_of(trial: Trial, column: str, results: dict[str, Any], scores: dict[str, Any]) -> Row:
-    return {
-        "data": trial.data,
-        "method": trial.method,
         "shots": trial.shots,
+        "classes": trial.classes,
         "seed": trial.seed,
-        "column": column,
-        "accuracy": scores.get("accuracy"),
-        "ece": scores.get("ece"),
-        "trained_parameters": results.get("parameters", {}).get("trainable"),
-        "seconds": sum(results.get("seconds", {}).values()),
-        "bins": scores.get("bins", []),
+        "out": str(folder / "runs" / place),
     }
+    return nested(settings, own)

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from clip_peft.commands import main
+from clip_peft.fit import fit
 from clip_peft.protocols import Trial, averages, cell, harmonic, table, trials
-from peft_core import PeftError
+from clip_peft.sweep import check_option, settings_of, with_preset
+from peft_core import PeftError, list_methods
+from vision_peft.sweep_plan import assignments
 
 SET = [
     "epochs=1",
@@ -77,7 +80,7 @@ def swept(backbone: str, photos: str, tmp_path_factory: pytest.TempPathFactory) 
     """A base-to-new sweep's command line; it has run."""
     out = tmp_path_factory.mktemp("sweeps") / "b2n"
     line = ["sweep", "--protocol", "base_to_new", "--data", photos, "--methods", "coop", "taskres", "--seeds", "1", "2"]
-    line += ["--shots", "2", "--backbone", backbone, "--out", str(out), "--set", *SET]
+    line += ["--shots", "2", "--backbone", backbone, "--out", str(out), "--workers", "1", "--set", *SET]
     assert main(line) == 0
     return line
 
@@ -92,6 +95,7 @@ def test_base_to_new(swept: list[str], photos: str) -> None:
         ("coop", "1", "base"), ("coop", "1", "new"), ("taskres", "1", "base"), ("taskres", "1", "new"),
     ]  # fmt: skip
     assert all((r["accuracy"] == "") == (r["method"] == "taskres" and r["column"] == "new") for r in rows)
+    assert {path.stem for path in out.glob("*.png")} == {"base_new", "reliability_base", "reliability_new"}
     page = (out / "report.html").read_text()
     assert "Base and new" in page and "Can the probabilities be trusted? (new)" in page
 
@@ -120,12 +124,33 @@ def test_transfer_in_processes(backbone: str, photos: str, tmp_path: Path) -> No
     assert one["column"] == "source" and one["accuracy"] == other["accuracy"]
 
 
+def test_the_shipped_preset_is_a_plan_of_every_method() -> None:
+    plan = with_preset("world_open", {"out": "x", "seeds": [2]})
+    assert plan["protocol"] == "base_to_new" and plan["seeds"] == [2] and len(plan["data"]) == 2
+    assert set(list_methods(grafts=False)) | {"tip_adapter_f", "clip_lora", "vpt"} <= set(plan["methods"])
+    options = assignments("--set", plan["set"], {name: name for name in plan["methods"]}, check_option)
+    for method in plan["methods"]:
+        trial = Trial("world/open/objects", method, 16, 1, "base", ())
+        settings = fit.resolve([("", settings_of(trial, Path("x"), options[method], "reference"))])
+        assert settings["recipe"] and settings["method"].build()
+
+
+def test_a_run_that_fails_is_told(photos: str, backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = ["sweep", "--protocol", "all_classes", "--data", photos, "--methods", "coop", "--seeds", "1", "--shots", "2"]
+    line += ["--backbone", backbone, "--out", str(tmp_path / "out"), "--workers", "1", "--set", "method.context=30"]
+    assert main(line) == 1
+    said = capsys.readouterr()
+    assert "10 tokens too long" in said.err and "- failed: " in said.out
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["--methods", "coopp"], 'unknown method "coopp", did you mean "coop"?'),
         (["--set", "lr"], "--set takes OPTION=VALUE"),
         (["--set", "kgcoop:lr=1"], 'the sweep has no method "kgcoop", did you mean "coop"?'),
+        (["--methods", "coop", "--set", "method.weight=3"], 'none of coop has "weight"'),
+        (["--sweep", "world_opn"], 'unknown sweep "world_opn", did you mean "world_open"?'),
         (["--set", "seed=3"], "--set cannot set seed"),
         (["--set", "epoch=3"], 'unknown option --epoch, did you mean "--epochs"?'),
         (["--set", "lr=fast"], '--lr takes a number, not "fast"'),

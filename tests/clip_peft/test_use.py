@@ -91,6 +91,7 @@ def test_finished_runs_are_left_alone_and_configs_run_again(
         ("recipes", "cocoop"),
         ("data", "coop/oxford_pets"),
         ("protocols", "base_to_new"),
+        ("sweeps", "world_open"),
         ("backbones", "ViT-B-16/openai"),
     ],
 )
