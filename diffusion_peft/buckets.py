@@ -47,9 +47,7 @@ def fit_to(height: int, width: int, buckets: list[Size]) -> Crop:
     return Crop(size, resized, ((resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2))
 
 
-def cut(
-    image: Image.Image, crop: Crop, flip: bool = False, how: Image.Resampling = Image.Resampling.LANCZOS
-) -> Tensor:
+def cut(image: Image.Image, crop: Crop, flip: bool = False, how: Image.Resampling = Image.Resampling.LANCZOS) -> Tensor:
     """The picture as float 3 H W from −1 to 1."""
     height, width = crop.resized
     if image.size != (width, height):
