@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import gc
 import multiprocessing
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
@@ -74,10 +73,7 @@ def peak(name: str, batch: int, latent: int, threads: int) -> int:
     side = Side(name, batch, latent)
     for _ in range(MEASURED):
         side.step()
-    status = Path("/proc/self/status")  # getrusage's figure is never below that of the process which started this one
-    if not status.is_file():
-        return peak_memory()["bytes"]
-    return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return peak_memory()["bytes"]
 
 
 def whole(batch: int, latent: int, rounds: int) -> None:

@@ -18,7 +18,7 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "protocols", 
         what: Which list.
     """
     if what == "methods":
-        rows = listing.methods("clip", lambda method: method.__module__.startswith(("peft_core.", "clip_peft.")))
+        rows = listing.methods("clip")
     elif what == "data":
         from peft_data import list_data
 

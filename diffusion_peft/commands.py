@@ -18,7 +18,7 @@ def list_(what: Literal["methods", "recipes", "sweeps", "formats", "protocols"])
         what: Which list.
     """
     if what == "methods":
-        rows = listing.methods("diffusion", lambda method: method.grafts and method.name not in _OTHERS)
+        rows = listing.methods("diffusion", but=_OTHERS)
     elif what in ("recipes", "sweeps"):
         rows = listing.configs(what.removesuffix("s"), "diffusion")
     elif what == "protocols":

@@ -16,7 +16,11 @@ from peft_core.runs import RunFolder
 
 
 def write_outcome(
-    folder: RunFolder, results: dict[str, Any], denoiser: Denoiser, samples: Samples, shown: list[Image.Image],
+    folder: RunFolder,
+    results: dict[str, Any],
+    denoiser: Denoiser,
+    samples: Samples,
+    shown: list[Image.Image],
     task: Task,
 ) -> dict[str, Any]:
     """Writes all of it and returns the results, completed."""

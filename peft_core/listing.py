@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Container, Mapping
 
 from peft_core.config_files import list_configs
-from peft_core.method import Method, find_method, list_methods, read_preset
+from peft_core.method import find_method, list_methods, read_preset
 
 
 def configs(kind: str, domain: str) -> dict[str, str]:
@@ -14,9 +14,11 @@ def configs(kind: str, domain: str) -> dict[str, str]:
     return {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, path in files.items()}
 
 
-def methods(domain: str, suits: Callable[[type[Method]], bool] = lambda method: method.grafts) -> dict[str, str]:
-    """Name -> about, of the methods that suit a domain, then of its presets with what they set."""
-    rows = {name: about for name, about in list_methods(None).items() if suits(find_method(name))}
+def methods(domain: str, but: Container[str] = ()) -> dict[str, str]:
+    """Name -> about, of the core's and the domain's methods, all `but` those, then of its presets with what they set."""
+    packages = ("peft_core", f"{domain}_peft")
+    about = {name: line for name, line in list_methods(None).items() if name not in but}
+    rows = {name: line for name, line in about.items() if find_method(name).__module__.partition(".")[0] in packages}
     for name in list_configs("method", domain):
         settings = dict(read_preset(name) or {})
         method = settings.pop("method")

@@ -17,7 +17,7 @@ from peft_core.files import is_used, left_by_killed_writers, write_files
 CONFIG, RESULTS = "config.yaml", "results.json"
 FILES = (
     RESULTS, "metrics.csv", "curves.png", "confusion.png", "predictions.csv", "report.html", "samples", "last.ckpt",
-    "adapter", CONFIG,
+    "adapter", "evaluation", CONFIG,
 )  # fmt: skip
 FREE = ("out", "overwrite", "save_every")
 """Settings that may differ between a run and the command that goes on with it."""
@@ -203,6 +203,10 @@ def peak_memory() -> dict[str, Any]:
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return {"bytes": torch.cuda.max_memory_allocated(), "of": torch.cuda.get_device_name()}
+    status = Path("/proc/self/status")  # getrusage's figure is never below that of the process which started this one
+    if status.is_file():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return {"bytes": 1024 * int(line.split()[1]), "of": "process"}
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

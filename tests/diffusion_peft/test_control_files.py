@@ -1,6 +1,8 @@
 """A control's files in stock diffusers: the same pictures as from the UNet that trained."""
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from peft_core import PeftError, set_scale
 from tests.diffusion_peft import control
 from tests.diffusion_peft.files import differs, same
 from tests.diffusion_peft.pipelines import stable_diffusion
+from tests.readme import blocks
 
 SHAPES = pytest.mark.parametrize("name", ["sd15", "sdxl"])
 
@@ -81,15 +84,14 @@ def test_controlnet(name: str, tmp_path: Path) -> None:
 def test_control_lora(name: str, tmp_path: Path) -> None:
     y = expected(name, "control_lora", tmp_path)
     base = stable_diffusion(name)
-    # the loader of the README
-    net = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(16,))
-    own, new = net.state_dict(), load_file(tmp_path / "control_lora.safetensors")
-    for key, value in new.items():
-        if key.endswith(".up"):
-            own[key[:-3]] += (value @ new[key[:-3] + ".down"]).view_as(own[key[:-3]])
-        elif not key.endswith(".down"):
-            own[key] = value
-    net.load_state_dict(own)
+    small = SimpleNamespace(from_unet=partial(ControlNetModel.from_unet, conditioning_embedding_out_channels=(16,)))
+    names: dict[str, Any] = {
+        "pipe": base,
+        "ControlNetModel": small,
+        "load_file": lambda file: load_file(tmp_path / file),
+    }
+    exec(*blocks("python", "ControlNetModel"), names)
+    net = names["net"]
     kind = StableDiffusionControlNetPipeline if name == "sd15" else StableDiffusionXLControlNetPipeline
     same(picture(stock(kind, name, controlnet=net), image=control.map_picture()), y)
 

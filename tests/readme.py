@@ -1,0 +1,11 @@
+"""The README's blocks."""
+
+import re
+from pathlib import Path
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str, word: str = "") -> list[str]:
+    """Those in a language that hold a word."""
+    return [block for block in re.findall(rf"```{language}\n(.*?)```", README, re.S) if word in block]
