@@ -1,7 +1,7 @@
 """The six controls on the reference model: the same conditions, steps and seeds, judged together by `evaluate`.
 
 python -m benchmarks.control_table --out runs/controls                      # the whole table: 2 seeds, 4,000 steps
-python -m benchmarks.control_table --out /tmp/controls --steps 200 --seeds 0 --base FOLDER
+python -m benchmarks.control_table --out runs/controls --steps 200 --seeds 0 --base FOLDER
 python -m benchmarks.control_table --out runs/joins --joins                 # zero convolutions against cross normalisation
 
 A run that is there is not trained again; stopped, it goes on. `OUT/table` has the table, a grid of every run, and with
