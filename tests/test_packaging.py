@@ -64,3 +64,14 @@ def test_names_win_over_paths_and_mistakes_offer_the_nearest(tmp_path, monkeypat
     assert find_config("recipe", "./vtab.yaml", "vision").read_text() == "lr: 1\n"
     with pytest.raises(PeftError, match='unknown recipe "vtb", did you mean "vtab"'):
         find_config("recipe", "vtb", "vision")
+
+
+@pytest.mark.parametrize("program", ["vision_peft", "diffusion_peft"])
+def test_listing_waits_for_no_large_library(program: str) -> None:
+    large = ("timm", "torchvision", "lightning", "diffusers", "transformers", "open_clip", "matplotlib")
+    code = (
+        f"import sys; from {program}.commands import main; main(['list', 'methods']); "
+        f"print([name for name in {large} if name in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "[]"

@@ -22,7 +22,6 @@ from vision_peft.data import Data
 from vision_peft.onnx_file import needs_onnx, write_onnx
 from vision_peft.run import Run
 from vision_peft.scores import Scores
-from vision_peft.video import timm_state
 
 
 @command("vision")
@@ -117,6 +116,8 @@ def merge_(*, run: str, out: str) -> Path:
     target = _target(out, ".safetensors")
     loaded = load_run(run)
     merge(loaded.model)
+    from vision_peft.video import timm_state  # needs timm, which other commands must not wait for
+
     state = {key: value.detach().cpu().contiguous() for key, value in timm_state(loaded.model).items()}
     write_files(target.parent, {target.name: save(state)})
     backbone = loaded.config["backbone"]
