@@ -7,13 +7,12 @@ python -m benchmarks.control_step --rounds 5 --only controlnet gligen
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.diffusion_step import Step, small_unet, with_input_gradient
+from benchmarks.diffusion_step import Step, options, small_unet, with_input_gradient
 from benchmarks.variants import interleaved, machine, ratios
 from diffusion_peft.control import controls_of, set_condition
 from peft_core import adapt, count_parameters
@@ -76,12 +75,7 @@ def parameters(model: nn.Module) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--latent", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", nargs="*", default=[])
-    args = parser.parse_args()
+    args = options(__doc__).parse_args()
     names = [name for name in METHODS if not args.only or any(word in name for word in args.only)]
     size = sum(p.numel() for p in small_unet().parameters()) / 1e6
     print(f"UNet of {size:.1f} M, batch {args.batch}, {args.latent}² latents, {args.rounds} rounds, {machine()}")

@@ -129,12 +129,18 @@ def compare(args: argparse.Namespace) -> None:
         print(f"| {name:34} | {found[name]:.2f} | {kept[name] / kept['floor']:.2f} |", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(about: str | None) -> argparse.ArgumentParser:
+    """What benchmarks of steps on the small UNet have in common."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--latent", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="*", default=[])
+    return parser
+
+
+def main() -> None:
+    parser = options(__doc__)
     parser.add_argument("--whole", action="store_true")
     args = parser.parse_args()
     if not args.whole:

@@ -92,11 +92,8 @@ def sweep(
     def parcel(trial: Trial, out: Path) -> tuple[Any, ...]:
         return trial, jobs[trial], overwrite
 
-    pool = Pool(*default_workers(workers, threads), folder, carry_out, parcel)
-    try:
+    with Pool(*default_workers(workers, threads), folder, carry_out, parcel) as pool:
         pool.run(jobs, done)
-    finally:
-        pool.close()
     print(f"{folder / 'table.md'}\n\n{(folder / 'table.md').read_text()}")
     return 1 if failed else 0
 

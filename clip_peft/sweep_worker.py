@@ -17,10 +17,9 @@ from peft_core.adapter_file import WEIGHTS
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.options import hints
-from peft_core.runs import OtherRun
 from vision_peft.data import Data, common
 from vision_peft.sweep_plan import slug
-from vision_peft.sweep_worker import Outcome
+from vision_peft.sweep_worker import Outcome, trained
 
 
 def carry_out(trial: Trial, settings: dict[str, Any], overwrite: bool) -> Outcome:
@@ -31,7 +30,7 @@ def carry_out(trial: Trial, settings: dict[str, Any], overwrite: bool) -> Outcom
         overwrite: run again what was run with other settings.
     """
     with Outcome() as outcome, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        results = trained(settings, overwrite)
+        results = trained(fit, settings, overwrite)
         rows: list[Row] = []
         for column, target, classes in trial.scored:
             known = target is None and classes == trial.classes
@@ -39,15 +38,6 @@ def carry_out(trial: Trial, settings: dict[str, Any], overwrite: bool) -> Outcom
             rows.append(row_of(trial, column, results, scores))
         outcome.results = {"rows": rows}
     return outcome
-
-
-def trained(settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    try:
-        return fit(**settings)
-    except OtherRun:
-        if not overwrite:
-            raise
-        return fit(**settings, overwrite=True)
 
 
 def scored(run: Path, data: dict[str, Any], target: str | None, classes: str) -> dict[str, Any]:

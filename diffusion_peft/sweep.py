@@ -158,11 +158,10 @@ def train(
             raise PeftError(f"the sweep stops at {job} ({outcome.error}): make room; the same command then goes on.")
         progress.step(job, len(failed))
 
-    pool = Pool(*default_workers(workers, threads), folder.path, carry_out, parcel)  # type: ignore[arg-type]
     try:
-        pool.run(todo, done)
+        with Pool(*default_workers(workers, threads), folder.path, carry_out, parcel) as pool:  # type: ignore[arg-type]
+            pool.run(todo, done)
     finally:
-        pool.close()
         progress.end()
     return failed
 

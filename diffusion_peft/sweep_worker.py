@@ -11,9 +11,8 @@ import diffusion_peft.job  # noqa: F401  with all that it needs, once for all wo
 from diffusion_peft.evaluate import how_of
 from diffusion_peft.fit import fit
 from diffusion_peft.protocols import find_protocol
-from peft_core.runs import OtherRun
 from peft_core.training import CHECKPOINT
-from vision_peft.sweep_worker import Outcome
+from vision_peft.sweep_worker import Outcome, trained
 
 
 def carry_out(settings: dict[str, Any], out: Path, options: dict[str, Any]) -> Outcome:
@@ -26,12 +25,7 @@ def carry_out(settings: dict[str, Any], out: Path, options: dict[str, Any]) -> O
     """
     said = io.StringIO()
     with Outcome() as outcome, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-        try:
-            outcome.results = fit(**(settings | {"overwrite": False}))
-        except OtherRun:
-            if not settings["overwrite"]:
-                raise
-            outcome.results = fit(**settings)
+        outcome.results = trained(fit, settings, settings["overwrite"])
         run = Path(settings["out"])
         (run / CHECKPOINT).unlink(missing_ok=True)
         _, protocol = find_protocol(options.get("protocol"), [run])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,8 +77,12 @@ class Run:
         return list(self.stream([images] if one else images, batch_size))
 
     def found(self, paths: Sequence[str]) -> list[Path]:
-        """Pictures among files and, searched through, folders: see `find_pictures`."""
-        return find_pictures(paths)
+        """Pictures among files and, searched through, folders, in order.
+
+        Raises:
+            PeftError: a path that does not exist, or no picture at all.
+        """
+        return search(paths, "picture", lambda folder: sorted(file for file in folder.rglob("*") if is_picture(file)))
 
     def stream(self, images: Iterable, batch_size: int = 64) -> Iterator[Prediction]:
         batch: list[Tensor] = []
@@ -139,18 +143,18 @@ def read_trained(path: Path, program: str) -> tuple[dict[str, Any], dict[str, An
     return config, card, common
 
 
-def find_pictures(paths: Sequence[str]) -> list[Path]:
-    """Pictures among files and, searched through, folders, in order.
+def search(paths: Sequence[str], what: str, inside: Callable[[Path], list[Path]]) -> list[Path]:
+    """The files among these paths, and what is `inside` the folders among them.
 
     Raises:
-        PeftError: a path that does not exist, or no picture at all.
+        PeftError: a path that does not exist, or nothing found.
     """
     found: list[Path] = []
     for given in paths:
         path = Path(given).expanduser()
         if not path.exists():
             raise PeftError(f"there is no file or folder {path}.")
-        found += sorted(file for file in path.rglob("*") if is_picture(file)) if path.is_dir() else [path]
+        found += inside(path) if path.is_dir() else [path]
     if not found:
-        raise PeftError(f"there is no picture in {', '.join(map(str, paths))}.")
+        raise PeftError(f"there is no {what} in {', '.join(map(str, paths))}.")
     return found

@@ -95,6 +95,12 @@ class Pool:
         self.count, self.threads, self.out, self.work, self.parcel = count, threads, out, work, parcel
         self.workers: dict[int, Worker] = {}
 
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def run(self, jobs: Iterable[Any], done: Callable[[Any, Outcome], None]) -> None:
         """Carries out all jobs, calling `done` as they end, in whatever order."""
         waiting = list(jobs)

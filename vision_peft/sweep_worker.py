@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import traceback
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from torch import nn
 
 from peft_core.errors import PeftError
 from peft_core.outcome import measured
-from peft_core.runs import plain_config
+from peft_core.runs import OtherRun, plain_config
 from peft_core.training import CHECKPOINT
 from vision_peft import job
 from vision_peft.backbones import Backbone, load_backbone
@@ -59,6 +60,16 @@ class Outcome:
         causes = (error, error.__cause__)
         self.fatal = any(isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in causes)
         return True
+
+
+def trained(fit: Callable[..., dict[str, Any]], settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    """The results of `fit`, read where the run is finished; another run in its folder is replaced with `overwrite`."""
+    try:
+        return fit(**(settings | {"overwrite": False}))
+    except OtherRun:
+        if not overwrite:
+            raise
+        return fit(**(settings | {"overwrite": True}))
 
 
 def carry_out(settings: dict[str, Any], out: Path, folder: str, stamp: dict[str, str]) -> Outcome:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from peft_core import PeftError
 from vision_peft.backbones import Backbone
-from vision_peft.run import Run
+from vision_peft.run import Run, search
 from vision_peft.video import as_video
 
 
@@ -60,20 +60,14 @@ class VideoRun(Run):
         Raises:
             PeftError: a path that does not exist, or no clip at all.
         """
-        clips: list[Path] = []
-        for given in paths:
-            path = Path(given).expanduser()
-            if not path.exists():
-                raise PeftError(f"there is no file or folder {path}.")
-            if path.is_file():
-                clips.append(path)
-                continue
-            folders = [path, *sorted(each for each in path.rglob("*") if each.is_dir())]
-            clips += [each for each in folders if any(map(is_picture, each.iterdir()))]
-            clips += sorted(each for each in path.rglob("*") if is_video(each) and each.is_file())
-        if not clips:
-            raise PeftError(f"there is no clip in {', '.join(map(str, paths))}.")
-        return clips
+        return search(paths, "clip", clips_in)
+
+
+def clips_in(folder: Path) -> list[Path]:
+    """Folders of frames, the folder itself among them, then video files."""
+    folders = [folder, *sorted(each for each in folder.rglob("*") if each.is_dir())]
+    of_frames = [each for each in folders if any(map(is_picture, each.iterdir()))]
+    return of_frames + sorted(each for each in folder.rglob("*") if is_video(each) and each.is_file())
 
 
 def on_clips(model: nn.Module, about: Backbone, card: dict[str, Any]) -> nn.Module:

@@ -11,9 +11,10 @@ from diffusion_peft.sweep import label_of, trainings
 from diffusion_peft.sweep_worker import carry_out
 from peft_core.config_files import list_configs
 from peft_core.line import read_yaml
+from vision_peft.sweep_pool import Pool
 
 
-class Here:
+class Here(Pool):
     """A pool without processes; `lost` runs end with an error."""
 
     done: list[str] = []
@@ -21,7 +22,7 @@ class Here:
 
     def __init__(self, count, threads, out, work, parcel) -> None:
         assert work is carry_out
-        self.out, self.parcel = out, parcel
+        super().__init__(count, threads, out, work, parcel)
 
     def run(self, jobs, done) -> None:
         for job in jobs:
@@ -29,9 +30,6 @@ class Here:
             wrong = {"lr": -1} if str(job) in self.lost else {}
             Here.done.append(str(job))
             done(job, carry_out(settings | wrong, *rest))
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture

@@ -87,11 +87,8 @@ def scoring(run: Path, space: Space, workers: int, ray: str | None) -> Iterator[
         fitness = Fitness.of(run, space)
         yield lambda subnets: ((subnet, fitness(subnet)) for subnet in subnets)
         return
-    pool = Pool(count, threads, run, work=score_parcel, parcel=lambda job, out: (out, space, job.subnets))
-    try:
+    with Pool(count, threads, run, work=score_parcel, parcel=lambda job, out: (out, space, job.subnets)) as pool:
         yield lambda subnets: in_processes(pool, subnets)
-    finally:
-        pool.close()
 
 
 @dataclass(frozen=True)
