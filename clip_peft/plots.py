@@ -11,18 +11,24 @@ COLOURS = (ACCENT, SECOND, "#3a7d5d", "#8e5ea2", "#c98a1b", "#4d4d4d", "#57a0a8"
 
 
 def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
-    """PNG: accuracy against confidence in each bin, a line a method, the diagonal is a model that can be believed."""
-    figure, (axis,) = axes(1, 1, figsize=(4.8, 4.4))
-    axis.plot([0, 1], [0, 1], color="#9aa3ad", lw=1, ls="--")
-    most = max((row["count"] for rows in bins.values() for row in rows), default=1)
-    for colour, (name, rows) in zip(_colours(len(bins)), bins.items(), strict=True):
-        full = [row for row in rows if row["count"]]
+    """PNG: accuracy against confidence in each bin, a panel a method; the diagonal is a model that can be believed, and the
+    size of a dot says how many pictures stand in its bin."""
+    columns = max(1, min(7, len(bins)))
+    lines = max(1, -(-len(bins) // columns))
+    size = 4.0 if columns == 1 else 1.9
+    figure, panels = axes(lines, columns, figsize=(size * columns, size * lines), sharex=True, sharey=True)
+    for axis in panels[len(bins) :]:
+        axis.set_visible(False)
+    for axis, (name, rows) in zip(panels, bins.items(), strict=False):
+        full, most = [row for row in rows if row["count"]], max(row["count"] for row in rows)
         x, y = [row["confidence"] for row in full], [row["accuracy"] for row in full]
-        axis.plot(x, y, color=colour, lw=1.2, label=name)
-        axis.scatter(x, y, s=[8 + 60 * row["count"] / most for row in full], color=colour, alpha=0.8)
-    axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    if bins:
-        axis.legend(frameon=False, fontsize=8)
+        axis.plot([0, 1], [0, 1], color="#9aa3ad", lw=1, ls="--")
+        axis.plot(x, y, color=ACCENT, lw=1.2)
+        axis.scatter(x, y, s=[4 + 50 * row["count"] / most for row in full], color=ACCENT)
+        axis.set(xlim=(0, 1.02), ylim=(0, 1.02))
+        axis.set_title(name, fontsize=9)
+    figure.supxlabel("confidence", fontsize=10)
+    figure.supylabel("accuracy", fontsize=10)
     return png(figure)
 
 
@@ -41,16 +47,23 @@ def against_shots(lines: Mapping[str, Mapping[int, tuple[float, float]]]) -> byt
     return png(figure)
 
 
-def base_new_bars(rows: Mapping[str, tuple[float | None, float | None, float | None]]) -> bytes:
-    """PNG: base, new and H of each method side by side."""
-    figure, (axis,) = axes(1, 1, figsize=(max(4.5, 1.2 + 0.9 * len(rows)), 4.2))
-    for offset, part, colour in zip((-0.27, 0.0, 0.27), ("base", "new", "H"), (ACCENT, SECOND, INK), strict=True):
-        values = [row[("base", "new", "H").index(part)] for row in rows.values()]
-        places = [i + offset for i, value in enumerate(values) if value is not None]
-        axis.bar(places, [value for value in values if value is not None], width=0.25, color=colour, label=part)
-    axis.set_xticks(range(len(rows)), list(rows), rotation=30 if len(rows) > 4 else 0, fontsize=9)
-    axis.set_ylabel("accuracy, %")
-    axis.legend(frameon=False, fontsize=8, ncols=3)
+Mean = tuple[float, float] | None
+"""A mean and its spread, in %."""
+
+
+def base_new_dots(rows: Mapping[str, Sequence[Mean]]) -> bytes:
+    """PNG: base, new and H of each method on one line, with the spread over seeds; the first method's stand as dotted lines."""
+    figure, (axis,) = axes(1, 1, figsize=(6.4, 0.9 + 0.24 * len(rows)))
+    for part, (label, colour) in enumerate({"base": ACCENT, "new": SECOND, "H": INK}.items()):
+        known = {place: mean for place, row in enumerate(rows.values()) if (mean := row[part])}
+        means, spreads = [mean for mean, _ in known.values()], [spread for _, spread in known.values()]
+        axis.errorbar(means, list(known), xerr=spreads, color=colour, fmt="o", ms=5, lw=1.2, capsize=2, label=label)
+        if 0 in known:
+            axis.axvline(known[0][0], color=colour, lw=0.8, ls=":")
+    axis.set_yticks(range(len(rows)), list(rows), fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlabel("accuracy, %")
+    axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     return png(figure)
 
 

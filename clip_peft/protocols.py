@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import mean, pstdev, stdev
+from statistics import mean, stdev
 from typing import Any
 
 from clip_peft.few_shot import Classes
@@ -174,7 +174,7 @@ def cell(values: Sequence[float | None]) -> str:
 
 
 def spread(values: Sequence[float]) -> float:
-    return pstdev(values) if len(values) > 1 else 0.0
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

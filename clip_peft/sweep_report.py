@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from clip_peft.plots import against_shots, base_new_bars, reliability_diagram
+from clip_peft.plots import against_shots, base_new_dots, reliability_diagram
 from clip_peft.protocols import PROTOCOLS, Row, accuracies, averages, spread, table
 from peft_core import report
 from peft_core.files import write_files
@@ -51,16 +52,30 @@ def figures(protocol: str, rows: Sequence[Row]) -> list[tuple[str, str, bytes]]:
         if lines:
             made.append(("Accuracy against shots", "shots", against_shots(lines)))
     if protocol == "base_to_new":
-        means = averages(protocol, rows)
-        names = ("mean base", "mean new", "H of means")
-        bars = {m: tuple(None if (v := means[name][m]) is None else 100 * v for name in names) for m in methods}
-        made.append(("Base and new", "base_new", base_new_bars(bars)))  # type: ignore[arg-type]
+        harmonic = averages(protocol, rows)["H of means"]
+        dots = {
+            method: (*(over_data(rows, method, column) for column in ("base", "new")), h and (100 * h, 0.0))
+            for method, h in harmonic.items()
+        }
+        made.append(("Base and new", "base_new", base_new_dots(dots)))
     for column in dict.fromkeys(str(row["column"]) for row in rows):
         bins = {m: found for m in methods if (found := joined(rows, m, column))}
         if bins:
             heading = f"Can the probabilities be trusted? ({column})"
             made.append((heading, f"reliability_{slug(column)}", reliability_diagram(bins)))
     return made
+
+
+def over_data(rows: Sequence[Row], method: str, column: str) -> tuple[float, float] | None:
+    """The mean over data sets in %, and its spread over seeds; None where a run has no score."""
+    seeds: dict[Any, list[float]] = {}
+    for row in rows:
+        if (row["method"], row["column"]) == (method, column):
+            if row["accuracy"] is None:
+                return None
+            seeds.setdefault(row["seed"], []).append(100 * row["accuracy"])  # type: ignore[operator]
+    means = [mean(values) for values in seeds.values()]
+    return (mean(means), spread(means)) if means else None
 
 
 def joined(rows: Sequence[Row], method: str, column: str) -> list[dict[str, Any]]:

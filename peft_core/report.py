@@ -89,10 +89,10 @@ def axes(rows: int, columns: int, **options: Any) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    ratios, sharex = options.pop("height_ratios", None), options.pop("sharex", False)
+    shared = {key: options.pop(key) for key in ("height_ratios", "sharex", "sharey") if key in options}
     figure = Figure(layout="constrained", **options)
     FigureCanvasAgg(figure)
-    made = figure.subplots(rows, columns, squeeze=False, sharex=sharex, height_ratios=ratios).ravel().tolist()
+    made = figure.subplots(rows, columns, squeeze=False, **shared).ravel().tolist()
     for axis in made:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, made

@@ -89,10 +89,14 @@ def carry_out(settings: dict[str, Any], out: Path, folder: str, stamp: dict[str,
         if not mark.is_file() or json.loads(mark.read_text()) != stamp:
             run.clear()  # what another version began is not gone on with
             write_json(mark, stamp)
-        if run.check(config) == "finished":
-            outcome.results = run.results()
-        else:
-            outcome.results = job.run(run, data, ready, config, load=kept_backbone, finish=finish)
+        try:
+            finished = run.check(config) == "finished"
+        except OtherRun:  # begun by code that had other settings, under the same stamp
+            run.clear()
+            finished = False
+        outcome.results = (
+            run.results() if finished else job.run(run, data, ready, config, load=kept_backbone, finish=finish)
+        )
     return outcome
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from peft_core import load_run
 from peft_core.cli import main
 from peft_core.errors import PeftError
+from peft_core.training import CHECKPOINT
 from vision_peft.commands import commands
 from vision_peft.fit import fit
 from vision_peft.sweep import sweep, with_preset
@@ -150,6 +151,19 @@ def test_only_what_another_version_made_is_run_again(
     assert run(tasks[:1], tiny_backbone, tmp_path / "s", **small, overwrite=True) == 0
     again = {path.parts[-3]: path.stat().st_mtime_ns for path in tmp_path.rglob("results.json")}
     assert again["linear"] == made["linear"] and again["bitfit"] > made["bitfit"]
+
+
+def test_what_was_begun_with_settings_of_another_version_begins_again(
+    tasks: list[str], tiny_backbone: str, tmp_path: Path
+) -> None:
+    small = {"methods": ["bitfit"], "seeds": [0], "grid": [], "workers": 1}
+    assert run(tasks[:1], tiny_backbone, tmp_path / "s", **small) == 0
+    (results,) = tmp_path.rglob("results.json")
+    results.rename(results.with_name(CHECKPOINT))  # half-way, with a setting that is known no more
+    config = results.with_name("config.yaml")
+    config.write_text(config.read_text() + "forgotten: 1\n")
+    assert run(tasks[:1], tiny_backbone, tmp_path / "s", **small) == 0
+    assert results.is_file() and "forgotten" not in config.read_text()
 
 
 def killed(tasks: list[str], tiny: str, out: Path) -> None:
