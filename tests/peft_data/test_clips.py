@@ -1,6 +1,7 @@
 """Clips: which frames, how they are decoded, in which batches."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from peft_data.base import ClassificationData
 from peft_data.batches import generator_of
 from peft_data.video.batches import ClipBatches, batches_of
 from peft_data.video.clips import Clips, decode, strip
-from peft_data.video.decoding import open_clip
+from peft_data.video.decoding import decoder_of, open_clip
+from peft_data.video.options import sampling_options
 from peft_data.video.sampling import Sampling
 from peft_data.world_motion import write_mp4
 from PIL import Image
@@ -93,6 +95,35 @@ def test_seeking_gives_what_decoding_all_gives(video: Path) -> None:
         with open_clip(video) as clip:
             for image, index in zip(clip.read(wanted), wanted, strict=True):
                 assert np.array_equal(np.asarray(image), whole[index]), (wanted, index)
+
+
+def decoder() -> str:
+    try:
+        decoder_of("torchcodec")
+    except DataError as error:
+        pytest.skip(str(error))
+    return "torchcodec"
+
+
+def test_torchcodec_gives_the_frames_that_pyav_gives(video: Path, folder: Path) -> None:
+    wanted = [30, 2, 30, 17, 39]
+    with open_clip(video) as clip, open_clip(video, decoder()) as other:
+        assert clip.length == other.length
+        for one, two in zip(clip.read(wanted), other.read(wanted), strict=True):
+            assert (
+                np.abs(np.asarray(one).astype(int) - np.asarray(two)).max() <= 3
+            )  # each converts colours in its own way
+    (folder / "text.mp4").write_text("not a video, " * 50)
+    with pytest.raises(DataError, match=r"is no video that can be read \(Could not open"):
+        open_clip(folder / "text.mp4", "torchcodec")
+
+
+def test_a_decoder_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    with pytest.raises(DataError, match="decoder torchcodec cannot be used here: pip install torchcodec"):
+        sampling_options(decoder="torchcodec")
+    with pytest.raises(DataError, match="no decoder 'pyva' .*pyav"):
+        sampling_options(decoder="pyva")  # pyright: ignore[reportArgumentType]
 
 
 def test_variable_frame_rate_counts_frames_as_they_are_shown(folder: Path) -> None:

@@ -54,10 +54,12 @@ def as_clips(data: ClassificationData, sampling: Sampling, **changes: Any) -> Cl
 
 @dataclass(frozen=True)
 class ClipFit:
-    """How a frame comes to the model's size, `crops 3 H W`: as a picture does, or three squares along the longer side."""
+    """How a frame comes out of its file and to the model's size, `crops 3 H W`: as a picture does, or three squares along the
+    longer side."""
 
     fit: Fit
     crops: int
+    decoder: str = "pyav"
 
     def frame(self, image: Image.Image) -> np.ndarray:
         if self.crops == 1:
@@ -133,7 +135,7 @@ def views_of(frames: Tensor, sampling: Sampling) -> Tensor:
 
 def read_clip(path: Path, fit: ClipFit, choose: Callable[[int], Tensor] | None = None) -> Tensor:
     """Frames of a file or folder, uint8 `K crops 3 H W`: those that `choose` says, or all."""
-    with open_clip(path) as clip:
+    with open_clip(path, fit.decoder) as clip:
         indices = list(range(clip.length)) if choose is None else choose(clip.length).tolist()
         images = clip.read(indices)
     done = {id(image): image for image in images}
@@ -166,7 +168,7 @@ def decode(
         DataError: clips that cannot be read, a list of all with the reasons.
     """
     height_width = (size, size) if isinstance(size, int) else size
-    fit = ClipFit(Fit(height_width, mode, crop_pct), clips.sampling.crops)
+    fit = ClipFit(Fit(height_width, mode, crop_pct), clips.sampling.crops, clips.sampling.decoder)
     names = tuple(clips.name(row) for row in range(len(clips)))
     decoded = partial(DecodedClips, fit=fit, sampling=clips.sampling, directional=clips.directional, workers=workers,
                       skip_broken=on_bad_image == "skip")  # fmt: skip
@@ -237,7 +239,7 @@ def _bytes(paths: Sequence[Path], fit: ClipFit, looked_at: int = 8) -> int:
     lengths = []
     for path in paths[:: max(1, len(paths) // looked_at)]:
         try:
-            with open_clip(path) as clip:
+            with open_clip(path, fit.decoder) as clip:
                 lengths.append(clip.length)
         except DataError:
             continue

@@ -1,17 +1,17 @@
-"""Frames of a clip by their number: a video file by PyAV, seeking to what is needed, or a folder of pictures."""
+"""Frames of a clip by their number: a video file by PyAV or torchcodec, seeking to what is needed, or a folder of pictures."""
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from PIL import Image
 
-from peft_data.errors import DataError
+from peft_data.errors import DataError, nearest
 from peft_data.pictures import UNREADABLE, is_picture, read_picture
 
 SUFFIXES = frozenset(".mp4 .avi .mkv .webm .mov .m4v .mpg .mpeg .wmv .flv .3gp .ts .ogv".split())
@@ -32,8 +32,11 @@ class Clip(Protocol):
     def __exit__(self, kind: Any, value: Any, trace: TracebackType | None) -> None: ...
 
 
-def open_clip(path: Path) -> Clip:
+def open_clip(path: Path, decoder: str = "pyav") -> Clip:
     """A video file, or a folder whose pictures are the frames.
+
+    Args:
+        decoder: what reads video files, a name in `DECODERS`.
 
     Raises:
         DataError: says what is wrong in a few words that follow the file's name: "is empty", "has no picture, only sound".
@@ -44,7 +47,26 @@ def open_clip(path: Path) -> Clip:
         raise DataError("is missing")
     if not path.stat().st_size:
         raise DataError("is empty")
-    return Video(path)
+    return DECODERS[decoder](path)
+
+
+def decoder_of(name: str) -> Callable[[Path], Clip]:
+    """What opens video files.
+
+    Raises:
+        DataError: there is none of that name, or it cannot be used here.
+    """
+    if name not in DECODERS:
+        raise DataError(f"there is no decoder {name!r}{nearest(name, DECODERS)}: {' or '.join(DECODERS)}")
+    if name == "torchcodec":
+        try:
+            import torchcodec.decoders  # noqa: F401
+        except (ImportError, OSError, RuntimeError) as error:  # without FFmpeg's libraries it says so in many lines
+            raise DataError(
+                "decoder torchcodec cannot be used here: pip install torchcodec, and FFmpeg 4 to 8 as shared libraries; or "
+                "leave it at pyav, which brings its own"
+            ) from error
+    return DECODERS[name]
 
 
 class FrameFolder:
@@ -176,10 +198,44 @@ class Video:
         self.container.close()
 
 
+class TorchcodecVideo:
+    """A video file read by torchcodec: the same frames by the same numbers as `Video` gives, in one thread."""
+
+    def __init__(self, path: Path) -> None:
+        from torchcodec.decoders import VideoDecoder
+
+        try:
+            self.decoder = VideoDecoder(path, num_ffmpeg_threads=1)
+        except (RuntimeError, ValueError) as error:
+            raise DataError(f"is no video that can be read ({_words(error)})") from error
+        self.length = len(self.decoder)
+        if not self.length:
+            raise DataError("has no frames")
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image]:
+        wanted = sorted(set(indices))
+        try:
+            frames = self.decoder.get_frames_at(wanted).data
+        except (RuntimeError, IndexError) as error:
+            raise DataError(f"is broken ({_words(error)})") from error
+        shown = {i: Image.fromarray(frame.numpy()) for i, frame in zip(wanted, frames.movedim(1, -1), strict=True)}
+        return [shown[index] for index in indices]
+
+    def __enter__(self) -> TorchcodecVideo:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        pass
+
+
+DECODERS: dict[str, Callable[[Path], Clip]] = {"pyav": Video, "torchcodec": TorchcodecVideo}
+
+
 def _picture(frame: Any) -> Image.Image:
     image = frame.to_image()
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
 def _words(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return re.sub(r"^.*\.cpp:\d+, ", "", text.strip().splitlines()[0])

@@ -14,7 +14,7 @@ import torch
 from peft_data.base import ClassificationData, Pictures, no_pictures
 from peft_data.errors import DataError, listing
 from peft_data.video.clips import as_clips
-from peft_data.video.decoding import SUFFIXES
+from peft_data.video.decoding import SUFFIXES, decoder_of
 from peft_data.video.sampling import Sampling
 
 
@@ -25,6 +25,7 @@ def sampling_options(
     stride: int = 8,
     views: int = 1,
     crops: Literal[1, 3] = 1,
+    decoder: Literal["pyav", "torchcodec"] = "pyav",
 ) -> Sampling:
     """Options of every set of clips.
 
@@ -34,8 +35,10 @@ def sampling_options(
         stride: Of dense sampling: frames from one to the next.
         views: Windows (or places in the segments) at test, whose scores are averaged.
         crops: Squares cut from each frame at test: 1 or 3.
+        decoder: What reads video files: PyAV, or torchcodec where it is installed.
     """
-    return Sampling(frames, sampling, stride, views, crops)
+    decoder_of(decoder)
+    return Sampling(frames, sampling, stride, views, crops, decoder)
 
 
 def with_sampling(**defaults: Any) -> Callable[[Callable[..., tuple[ClassificationData, bool]]], Callable]:

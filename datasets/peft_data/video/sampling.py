@@ -30,6 +30,7 @@ class Sampling:
         stride: of dense: frames from one to the next.
         views: V, windows (or places in the segment) at test, whose scores are averaged.
         crops: squares cut from each frame at test: 1, the centre, or 3, along the longer side.
+        decoder: what reads video files, a name in `peft_data.video.decoding.DECODERS`.
     """
 
     frames: int = 8
@@ -37,6 +38,7 @@ class Sampling:
     stride: int = 8
     views: int = 1
     crops: Literal[1, 3] = 1
+    decoder: Literal["pyav", "torchcodec"] = "pyav"
 
     def __post_init__(self) -> None:
         if self.kind not in ("uniform", "dense"):
