@@ -68,7 +68,8 @@ def fit(
         final_lr: Where the cosine ends, as a share of lr.
         label_smoothing: Share of the target that is spread over all classes.
         drop_path: Stochastic depth of the last block, rising from 0 in the first.
-        augment: none, flip, crop, crop_flip, randaug or randaug_crop; flip, crop_flip and randaug mirror.
+        augment: none, flip, crop, multi_scale, jitter (each with _flip behind it, too: mirrors), randaug (mirrors) or
+            randaug_crop.
         resize: `squash` to the model's size, or `crop` the centre.
         normalise: The checkpoint's own mean and std, ImageNet's, 0.5, CLIP's, or none.
         video: How the model runs on clips, e.g. --video.attention joint.

@@ -15,7 +15,7 @@ Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 def augmentation(name: str) -> Augmentation:
     """A function of a batch (uint8 `B 3 H W`, or clips `B T 3 H W`) and a CPU generator, giving a batch of the same kind:
-    `none`, `flip`, `crop`, `crop_flip`, `randaug` or `randaug_crop`. All frames of a clip are changed alike. What it does is
+    a name in `AUGMENTATIONS`. All frames of a clip are changed alike. What it does is
     a function of the generator's state, on whichever device the batch is.
 
     Raises:
@@ -74,9 +74,6 @@ def crop_flip(
     The part has a share of the area uniform in `scale` and an aspect ratio log-uniform in `ratio`, as torchvision's
     `RandomResizedCrop` draws them; where none of ten draws fits into the picture it is the whole.
     """
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2.functional import resized_crop
-
     count, _, height, width = images.shape
     draws = torch.rand(5, count, 10, generator=generator, dtype=torch.float64)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[0])
@@ -89,14 +86,50 @@ def crop_flip(
     h = torch.where(found, h.gather(1, first)[:, 0], height)
     left = (draws[2, :, 0] * (width - w + 1)).floor()
     top = (draws[3, :, 0] * (height - h + 1)).floor()
-    boxes = torch.stack([top, left, h, w], 1).long().tolist()
-    # One by one: torch resizes bytes natively, 9 × faster than `grid_sample` resamples a batch of floats on a CPU.
-    cut = [
-        resized_crop(image, *box, [height, width], InterpolationMode.BICUBIC, antialias=True)
-        for image, box in zip(images, boxes, strict=True)
-    ]
-    whole = torch.stack(cut)
+    whole = _resized(images, torch.stack([top, left, h, w], 1))
     return _flipped(whole, draws[4, :, 0] < 0.5) if mirror else whole
+
+
+def _resized(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Parts `top, left, height, width` of the pictures, at the size of the whole.
+
+    One by one: torch resizes bytes natively, 9 × faster than `grid_sample` resamples a batch of floats on a CPU."""
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2.functional import resized_crop
+
+    size = list(images.shape[-2:])
+    parts = zip(images, boxes.long().tolist(), strict=True)
+    return torch.stack([resized_crop(one, *box, size, InterpolationMode.BICUBIC, antialias=True) for one, box in parts])
+
+
+SIDES = (1.0, 0.875, 0.75, 0.66)
+PLACES = tuple((y, x) for y in (0, 2, 4) for x in (0, 2, 4)) + ((1, 1), (1, 3), (3, 1), (3, 3))
+"""Of a part in quarters of the room that it leaves: corners, middles of the sides, the centre, and between these."""
+
+
+def multi_scale(images: torch.Tensor, generator: torch.Generator, mirror: bool = True) -> torch.Tensor:
+    """TSN's crops (Wang et al., 2016), AdaptFormer's on clips: height and width are `SIDES` of the shorter side, at most one
+    step apart, at one of thirteen `PLACES`; mirrored with probability one half, not without `mirror`."""
+    count, _, height, width = images.shape
+    pairs = [(h, w) for h in range(len(SIDES)) for w in range(len(SIDES)) if abs(h - w) <= 1]
+    pair = torch.tensor(pairs)[torch.randint(len(pairs), (count,), generator=generator)]
+    place = torch.tensor(PLACES)[torch.randint(len(PLACES), (count,), generator=generator)]
+    turned = torch.rand(count, generator=generator) < 0.5
+    size = (torch.tensor(SIDES)[pair] * min(height, width)).long()
+    corner = (torch.tensor([height, width]) - size) // 4 * place
+    whole = _resized(images, torch.cat([corner, size], 1))
+    return _flipped(whole, turned) if mirror else whole
+
+
+def jitter(images: torch.Tensor, generator: torch.Generator, most: float = 1.15, mirror: bool = True) -> torch.Tensor:
+    """A square anywhere in each picture as if its shorter side had been scaled by a factor uniform in 1 to `most`: the side is
+    1 / factor of it. ST-Adapter's crops; mirrored with probability one half, not without `mirror`."""
+    count, _, height, width = images.shape
+    draws = torch.rand(4, count, generator=generator, dtype=torch.float64)
+    side = (min(height, width) / (1 + (most - 1) * draws[0])).round()
+    top, left = (draws[1] * (height - side + 1)).floor(), (draws[2] * (width - side + 1)).floor()
+    whole = _resized(images, torch.stack([top, left, side, side], 1))
+    return _flipped(whole, draws[3] < 0.5) if mirror else whole
 
 
 def randaug(images: torch.Tensor, generator: torch.Generator, operations: int = 2, magnitude: int = 9) -> torch.Tensor:
@@ -125,8 +158,12 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "flip": flip,
     "crop": partial(crop_flip, mirror=False),
     "crop_flip": crop_flip,
+    "multi_scale": partial(multi_scale, mirror=False),
+    "multi_scale_flip": multi_scale,
+    "jitter": partial(jitter, mirror=False),
+    "jitter_flip": jitter,
     "randaug": randaug,
     "randaug_crop": randaug_crop,
 }
-MIRRORING = frozenset(("flip", "crop_flip", "randaug"))
+MIRRORING = frozenset(name for name in AUGMENTATIONS if name.endswith("flip") or name == "randaug")
 """Those that mirror: not for data whose labels a mirror changes."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft_data import DataError
-from peft_data.augment import AUGMENTATIONS, augmentation, crop_flip, flip, normalise
+from peft_data.augment import AUGMENTATIONS, PLACES, augmentation, crop_flip, flip, jitter, multi_scale, normalise
 from peft_data.batches import generator_of
 
 
@@ -38,6 +38,42 @@ def test_crops_are_parts_of_the_picture() -> None:
     assert (got.amax((1, 2, 3)) <= 63).all()
     whole = crop_flip(images(), generator_of(0), scale=(1.0, 1.0), ratio=(1.0, 1.0))
     assert all(torch.equal(a, b) or torch.equal(a, b.flip(-1)) for a, b in zip(whole, images(), strict=True))
+
+
+def ramps(count: int, size: int) -> torch.Tensor:
+    """Red says the row, green the column of a pixel."""
+    row = torch.arange(size, dtype=torch.uint8).expand(size, size)
+    return torch.stack([row.T, row, row]).expand(count, 3, size, size)
+
+
+def sides(cut: torch.Tensor) -> torch.Tensor:
+    """Height and width of the parts of `ramps`, in pixels: what a line of the middle spans, in steps from pixel to pixel."""
+    middle = cut.shape[-1] // 2
+    height = (cut[:, 0, middle + 16, 0] - cut[:, 0, middle - 16, 0]).float() / 32 * cut.shape[-1]
+    width = (cut[:, 1, 0, middle + 16] - cut[:, 1, 0, middle - 16]).float() / 32 * cut.shape[-1]
+    return torch.stack([height, width], 1)
+
+
+def test_multi_scale_takes_one_of_four_sides_at_one_of_thirteen_places() -> None:
+    got = multi_scale(ramps(600, 200), generator_of(0), mirror=False)
+    known = torch.tensor([200.0, 175, 150, 132])
+    apart = (sides(got)[..., None] - known).abs()
+    assert apart.amin(-1).max() <= 7  # rounding to whole levels, 200 / 32 of a pixel
+    steps = apart.argmin(-1)
+    assert (steps[:, 0] - steps[:, 1]).abs().max() == 1 and set(map(tuple, steps.tolist())) == {
+        (h, w) for h in range(4) for w in range(4) if abs(h - w) <= 1
+    }
+    smallest = got[(steps == 3).all(1)]
+    corners = set(map(tuple, smallest[:, :2, 0, 0].tolist()))
+    assert corners == {(17 * y, 17 * x) for y, x in PLACES}
+
+
+def test_jitter_is_a_square_of_at_least_the_share_of_the_shorter_side() -> None:
+    got = jitter(ramps(400, 200), generator_of(0), mirror=False)
+    size = sides(got)
+    assert (size[:, 0] - size[:, 1]).abs().max() <= 7 and 170 <= size.min() and size.max() <= 207
+    assert got[:, 0, 0, 0].max() > 15 and got[:, 0, 0, 0].min() == 0
+    assert torch.equal(jitter(images(), generator_of(0), most=1.0, mirror=False), images())
 
 
 def test_wide_pictures_fall_back_to_the_whole() -> None:
