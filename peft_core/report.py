@@ -152,11 +152,44 @@ def scatter(points: Sequence[tuple[str, float, float, float]], x_label: str, y_l
     """PNG: named points (name, x, y, spread of y), x on a logarithmic axis that has a place for 0."""
     figure, (axis,) = axes(1, 1, figsize=(7, 4.2))
     least = min((x for _, x, _, _ in points if x > 0), default=1)
-    for name, x, y, spread in points:
-        axis.errorbar(x, y, yerr=spread or None, fmt="o", color=ACCENT, ecolor=INK, capsize=3)
-        axis.annotate(name, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9, color=INK)
+    for _, x, y, spread in points:
+        axis.errorbar(x, y, yerr=spread or None, fmt="o", ms=5, color=ACCENT, ecolor=INK, capsize=3)
     axis.set_xscale("symlog", linthresh=least / 2)
     axis.set_xlim(left=-least / 20, right=max(x for _, x, _, _ in points) * 3 + least)
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
+    name_points(figure, axis, [(name, x, y) for name, x, y, _ in points])
     return png(figure)
+
+
+PLACES = ((8, 0), (-8, 0), (0, 9), (0, -9), (6, 8), (6, -8), (-6, 8), (-6, -8), (0, 18), (0, -18), (8, 18), (8, -18))
+"""Of a name beside its point, in points of print, the best first."""
+
+
+def name_points(figure: Any, axis: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    """Writes each name beside its point, at the first place where it covers no other name or point, or the least of them."""
+    figure.draw_without_rendering()  # settles the layout, which the places are measured in
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in (axis.transData.transform(point[1:]) for point in points)]
+    frame = axis.get_window_extent()
+    for name, *point in points:
+        label = axis.annotate(name, point, (0, 0), textcoords="offset points", fontsize=8, color=INK, va="center")
+
+        def put(place: tuple[int, int], label: Any = label) -> tuple[float, float, float, float]:
+            label.xyann = place
+            label.set_horizontalalignment("left" if place[0] > 0 else "right" if place[0] else "center")
+            box = label.get_window_extent()
+            return box.x0, box.y0, box.x1, box.y1
+
+        def cost(place: tuple[int, int], put: Any = put) -> float:
+            box = put(place)
+            outside = max(0.0, frame.x0 - box[0], box[2] - frame.x1, frame.y0 - box[1], box[3] - frame.y1)
+            return sum(_shared(box, other) for other in taken) + 100 * outside
+
+        taken.append(put(min(PLACES, key=cost)))
+
+
+def _shared(one: Sequence[float], other: Sequence[float]) -> float:
+    """The area that two boxes x0, y0, x1, y1 share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return width * height if width > 0 and height > 0 else 0.0

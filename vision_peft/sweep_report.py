@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -142,12 +141,7 @@ def _html(cells: Cells, words: int) -> str:
 
 def rank_plot(ranks: Sequence[tuple[str, float, float, float]]) -> bytes:
     """PNG: a method a line, best on top, its mean rank and the interval around it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 1.2 + 0.3 * len(ranks)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    figure, (axis,) = report.axes(1, 1, figsize=(7, 1.2 + 0.3 * len(ranks)))
     places = range(len(ranks))
     axis.hlines(places, [low for _, _, low, _ in ranks], [high for *_, high in ranks], color=report.INK, lw=1.2)
     axis.plot([centre for _, centre, _, _ in ranks], places, "o", color=report.ACCENT)
@@ -155,7 +149,4 @@ def rank_plot(ranks: Sequence[tuple[str, float, float, float]]) -> bytes:
     axis.invert_yaxis()
     axis.set_xlabel("mean rank (1 is best)")
     axis.grid(axis="x", color="#e3e6ea")
-    axis.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
+    return report.png(figure)
