@@ -6,21 +6,21 @@ import contextlib
 import importlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import open_clip
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from clip_peft.features import frozen_image_tower
 from clip_peft.learner import OpenVocabularyMethod
-from clip_peft.models import REFERENCE
-from clip_peft.run import ClipRun
 from peft_core import PeftError, load_run, merge
 from peft_core.command import command
 from peft_core.files import write_files
 from vision_peft import onnx_file
+
+if TYPE_CHECKING:  # its import takes five seconds, and --help wants none of it
+    from clip_peft.run import ClipRun
 
 What = Literal["weights", "model", "onnx"]
 OF_PICTURES = ("cocoop", "tpt")
@@ -126,6 +126,10 @@ def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def model_config(run: ClipRun) -> dict[str, Any] | None:
     """What stands in open_clip_config.json; None where the architecture has no config of that form."""
+    import open_clip
+
+    from clip_peft.models import REFERENCE
+
     backbone, visual = run.config["backbone"], run.model.model.visual  # type: ignore[union-attr]
     folder = importlib.import_module("clip_peft.reference").FOLDER if backbone == REFERENCE else Path(backbone)
     path = folder / "open_clip_config.json"

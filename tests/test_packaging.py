@@ -66,7 +66,7 @@ def test_names_win_over_paths_and_mistakes_offer_the_nearest(tmp_path, monkeypat
         find_config("recipe", "vtb", "vision")
 
 
-@pytest.mark.parametrize("program", ["vision_peft", "diffusion_peft"])
+@pytest.mark.parametrize("program", ["vision_peft", "clip_peft", "diffusion_peft"])
 def test_listing_waits_for_no_large_library(program: str) -> None:
     large = ("timm", "torchvision", "lightning", "diffusers", "transformers", "open_clip", "matplotlib")
     code = (
