@@ -205,7 +205,9 @@ def run(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_on_clips(run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     assert results["pictures"] == {"train": 12, "test": 8} and results["evaluated_on"] == "test"
-    assert results["clips"] == {"frames": 4, "kind": "uniform", "stride": 8, "views": 2, "crops": 1}
+    assert results["clips"] == {
+        "frames": 4, "kind": "uniform", "stride": 8, "views": 2, "crops": 1, "decoder": "pyav",
+    }  # fmt: skip
     assert results["parameters"]["head"] == 2 * 97
     assert 'class="grid wide"' in (run / "report.html").read_text()  # strips of frames
     rows = (run / "predictions.csv").read_text().splitlines()
@@ -244,7 +246,7 @@ def test_joint_attention_from_the_command_line(folder: str, tmp_path: Path, caps
     [
         ("--method st_adapter --data.frames 4", "the clips have 4 frames but st_adapter is set to 8"),
         ("--video.attention joint --data.frames 3", "a tubelet of 2 frames does not divide clips of 3"),
-        ("--data.directional true --augment flip", "use --augment crop or none or randaug_crop"),
+        ("--data.directional true --augment flip", "use --augment crop or jitter or multi_scale or none or randaug_crop"),
         ("--cache_prefix on", "the frames of a clip are drawn anew at every epoch"),
         ("--video.attention both", '--video.attention takes one of frames, joint, not "both"'),
         ("--data.sampling dens", '--data.sampling takes one of uniform, dense, not "dens"'),
