@@ -104,11 +104,13 @@ class Run:
 
 
 def open_run(path: Path) -> Run:
-    """Loads a classifier's run folder; on a GPU where there is one.
+    """Loads a classifier's run folder, or the chosen subnet of a folder of `noah`; on a GPU where there is one.
 
     Raises:
         PeftError: no run folder, no adapter in it yet, or weights that cannot be reached.
     """
+    if (path / "retrain" / "adapter").is_dir():
+        path = path / "retrain"
     config, card, common = read_trained(path, "vision_peft")
     names = common["class_names"]
     from vision_peft.backbones import load_backbone
@@ -132,7 +134,9 @@ def read_trained(path: Path, program: str) -> tuple[dict[str, Any], dict[str, An
     """
     config = read_run_config(path)
     if not (path / "adapter").is_dir():
-        raise PeftError(f"{path} has no adapter yet: give its `fit` command again, which goes on where it stopped.")
+        raise PeftError(
+            f"{path} has no adapter yet: give its `{config['command']}` again, which goes on where it stopped."
+        )
     card = read_card(path / "adapter")
     try:
         height, width = card["input_size"]

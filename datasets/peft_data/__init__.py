@@ -5,7 +5,7 @@ A file of this package that has `NAMES` is such a file. Its contract:
 - `NAMES: dict[str, str]`, name → one line about it. A name with a part in angle brackets stands for every name that
   begins so (`hf/<repo>`). Empty for a format that is known by its path alone.
 - `load(name, root, seed, **own options) -> ClassificationData`; the options are keyword-only and typed. Opened by its
-  path, `name` is the last part of the path and `root` the path.
+  path, `name` is the last part of the path and `root` the path. A set that lies in no folder has no `root`.
 - `ALIASES: dict[str, str]`, optional: other spellings → the name.
 - `claims(path) -> bool`, for a format that is known by its path: whether `path` is of this format, and of no other.
 """
@@ -87,7 +87,8 @@ def _matches(name: str, known: str) -> bool:
 
 
 def _load(module: ModuleType, name: str, root: str | None, seed: int, options: dict) -> ClassificationData:
-    known = [p.name for p in inspect.signature(module.load).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    parameters = inspect.signature(module.load).parameters
+    known = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
     hints = typing.get_type_hints(module.load)
     for option, value in options.items():
         if option not in known:
@@ -96,7 +97,11 @@ def _load(module: ModuleType, name: str, root: str | None, seed: int, options: d
         if not _fits(value, hints[option]):
             wanted = getattr(hints[option], "__name__", None) or str(hints[option]).replace("typing.", "")
             raise DataError(f"the option {option!r} of {name} must be {wanted}, not {value!r}")
-    return module.load(name, root, seed, **options)
+    if "root" in parameters:
+        return module.load(name, root, seed, **options)
+    if root is not None:
+        raise DataError(f"{name} lies in no folder: leave the root {root} out")
+    return module.load(name, seed=seed, **options)
 
 
 def _fits(value: object, hint: object) -> bool:

@@ -14,8 +14,8 @@ NAMES = {"digits": "1,797 handwritten digits, 8 × 8 pixels, 10 classes; bundled
 SIZES = (800, 200, 797)
 
 
-def load(name: str, root: str | None, seed: int) -> ClassificationData:
-    """800 + 200 to train and 797 to test, split by class from the seed. `root` is not used.
+def load(name: str, seed: int) -> ClassificationData:
+    """800 + 200 to train and 797 to test, split by class from the seed.
 
     Grey levels 0 to 16 become 0 to 255, the same in all three channels.
     """
@@ -33,7 +33,7 @@ def write_pictures(folder: Path, count: int = 8) -> None:
     """The first test pictures as PNG files, their class in their names: something to try `predict` on."""
     from PIL import Image
 
-    test = load("digits", None, 0).test
+    test = load("digits", 0).test
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         picture = Image.fromarray(test.items[index].permute(1, 2, 0).numpy())

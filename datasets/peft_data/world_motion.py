@@ -22,18 +22,11 @@ VERSION = 1
 
 
 @with_sampling(stride=2)
-def load(
-    name: str,
-    root: str | None = None,
-    seed: int = 0,
-    *,
-    size: int = SIZE,
-) -> tuple[ClassificationData, bool]:
+def load(name: str, seed: int = 0, *, size: int = SIZE) -> tuple[ClassificationData, bool]:
     """One of the tasks: 16 frames a clip, 320 + 80 clips to train and choose on, 400 to test on.
 
     Args:
         name: `world/motion/<task>`.
-        root: not used; the clips are drawn, and kept in the cache folder.
         seed: the data's own seed; 0 is the benchmark's.
         size: height and width in pixels, even.
 

@@ -23,12 +23,11 @@ NAMES = {
 }
 
 
-def load(name: str, root: str | None = None, seed: int = 0, *, size: int = SIZE) -> ClassificationData:
+def load(name: str, seed: int = 0, *, size: int = SIZE) -> ClassificationData:
     """One of the sets: per class 48 pictures to train (draw the shots from them), 16 val and 48 test.
 
     Args:
         name: `world/open/<set>`.
-        root: not used; the pictures are drawn, and kept in the cache folder.
         seed: the data's own seed; results are comparable only under the same one.
         size: height and width in pixels.
 

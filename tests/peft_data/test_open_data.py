@@ -82,6 +82,12 @@ def test_wrong_options(options: dict, says: str) -> None:
         open_data("digits", size=3)
 
 
+@pytest.mark.parametrize("data", ["digits", "world/count", "world/open/objects", "world/motion/shape"])
+def test_a_root_that_a_set_has_no_use_for(data: str, tmp_path) -> None:
+    with pytest.raises(DataError, match=f"{data} lies in no folder: leave the root {re.escape(str(tmp_path))} out"):
+        open_data(data, root=str(tmp_path))
+
+
 def test_a_file_of_no_format(tmp_path) -> None:
     (tmp_path / "notes.md").write_text("hello")
     with pytest.raises(DataError, match="no data set of a known format"):

@@ -98,4 +98,4 @@ def test_damaged_adapters(short_run: Path, tmp_path: Path, capsys: pytest.Captur
     assert "it has no adapter.safetensors" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "run" / "adapter")
     assert main(["test", "--run", str(tmp_path / "run")]) == 2
-    assert "has no adapter yet: give its `fit` command again" in capsys.readouterr().err
+    assert "has no adapter yet: give its `vision_peft fit` again" in capsys.readouterr().err

@@ -246,7 +246,10 @@ def test_joint_attention_from_the_command_line(folder: str, tmp_path: Path, caps
     [
         ("--method st_adapter --data.frames 4", "the clips have 4 frames but st_adapter is set to 8"),
         ("--video.attention joint --data.frames 3", "a tubelet of 2 frames does not divide clips of 3"),
-        ("--data.directional true --augment flip", "use --augment crop or jitter or multi_scale or none or randaug_crop"),
+        (
+            "--data.directional true --augment flip",
+            "use --augment crop or jitter or multi_scale or none or randaug_crop",
+        ),
         ("--cache_prefix on", "the frames of a clip are drawn anew at every epoch"),
         ("--video.attention both", '--video.attention takes one of frames, joint, not "both"'),
         ("--data.sampling dens", '--data.sampling takes one of uniform, dense, not "dens"'),

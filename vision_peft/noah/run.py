@@ -65,7 +65,7 @@ def carry_out(
     found |= {k: v for k, v in outcome.finished_rows(folder.path / "baselines").items() if k not in found}
     about = {"data": data.name, "backbone": common["backbone"], "seed": settings["seed"], "budget": limit}
     results = outcome.write(folder, method, found, about)
-    print(f"{folder.path}: see {folder.path / 'report.html'}; {folder.path / 'retrain'} is a run to use")
+    print(f"{folder.path}: see {folder.path / 'report.html'}")
     print(outcome.table(found))
     if results["verdict"]:
         print(results["verdict"])

@@ -52,10 +52,10 @@ def with_sampling(**defaults: Any) -> Callable[[Callable[..., tuple[Classificati
         }
         signature = inspect.signature(load)
 
-        def opened(name: str, root: str | None, seed: int, **options: Any) -> ClassificationData:
+        def opened(*where: Any, **options: Any) -> ClassificationData:
             chosen = {key: options.pop(key, option.default) for key, option in shared.items()}
             how = sampling_options(**chosen)
-            data, directional = load(name, root, seed, **options)
+            data, directional = load(*where, **options)
             return as_clips(data, how, directional=directional)
 
         functools.update_wrapper(opened, load)

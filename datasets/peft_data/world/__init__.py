@@ -109,12 +109,11 @@ def draw_task(task: str, split: str, n: int, seed: int = 0, size: int = SIZE) ->
     return torch.cat([pictures for pictures, _ in blocks]), torch.cat([labels for _, labels in blocks])
 
 
-def load(name: str, root: str | None = None, seed: int = 0, *, size: int = SIZE) -> ClassificationData:
+def load(name: str, seed: int = 0, *, size: int = SIZE) -> ClassificationData:
     """One of the 19 tasks.
 
     Args:
         name: `world/<task>`.
-        root: not used; the pictures are drawn, and kept in the cache folder.
         seed: the data's own seed. Results are comparable only under the same one; 0 is the benchmark's.
         size: height and width in pixels.
 

@@ -33,7 +33,7 @@ def test_all_stages_and_baselines(searched: Path) -> None:
     for name in ("search.png", "subnet.png"):
         assert (searched / "search" / name).read_bytes()[:4] == b"\x89PNG"
     assert not (searched / "search" / "scores.csv").exists()
-    run = load_run(searched / "retrain")
+    run = load_run(searched)
     assert count_parameters(run.model).inserted == found["noah"]["inserted"]
     assert run.config["method"]["widths"] == results["chosen"]
     stages = [load_run(searched / stage).config for stage in ("supernet", "retrain", "baselines/random")]
