@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 def sheet(pictures: torch.Tensor, prompts: list[str], path: Path, rows: int = 6, columns: int = 8) -> None:
     """Writes the first rows × columns pictures (uint8 N 3 S S), enlarged twice, as one PNG of 256 colours."""
-    side, text, gap = 2 * pictures.shape[-1], 40, 6
+    side, text, gap = 2 * pictures.shape[-1], 62, 6
     width, height = side + gap, side + text + gap
     page = Image.new("RGB", (columns * width, rows * height), "white")
     pen = ImageDraw.Draw(page)
