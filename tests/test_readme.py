@@ -10,15 +10,21 @@ import timm
 import torch
 from peft_data import open_data
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.readme import blocks
 
 COMMANDS = [
     line.partition("#")[0].strip()
     for block in blocks("bash")
-    for line in block.splitlines()
-    if line.startswith(("vision_peft", "clip_peft"))
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith(("vision_peft", "clip_peft")) or "--base reference" in line or "runs/thing" in line
 ]
+SHORT = {
+    "fit": "--steps 4 --prior_count 2 --sample_count 1 --sample_steps 2",
+    "sample": "--steps 2", "evaluate": "--steps 1 --scales 1", "export": "",
+}  # fmt: skip
+"""What the commands of diffusion_peft get besides, so that a test has time for them."""
 REACHES = {"digits": 0.95, "world/open/objects": 0.6, "world/motion/direction": 0.85}
 NEEDS_DATA = [line for line in COMMANDS if "~/vtab-1k" in line]
 
@@ -59,6 +65,18 @@ def test_the_commands_run(program: str, desk, monkeypatch, capsys):
             assert out.splitlines()[0] == "path,class,probability" and len(out.splitlines()) == 1 + rows
         if " merge " in line:
             assert (desk / "merged.safetensors").is_file()
+
+
+def test_the_commands_on_diffusion_run(desk, monkeypatch, capsys):
+    monkeypatch.chdir(desk)
+    lines = [line for line in COMMANDS if line.startswith("diffusion_peft")]
+    assert [line.split()[1] for line in lines] == list(SHORT)
+    for line in lines:
+        assert main(f"{line} {SHORT[line.split()[1]]}") == 0, f"{line}: {capsys.readouterr().err}"
+    assert len(list((desk / "runs/thing/drawn").glob("00-*.png"))) == 8
+    assert load_file(desk / "thing.safetensors").keys() >= {
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight"
+    }
 
 
 @pytest.mark.parametrize("line", NEEDS_DATA)

@@ -52,7 +52,7 @@ def limits(rows: Sequence[dict[str, Any]]) -> str:
     header += ["CLIP-T, right caption", "wrong caption"]
     lines = []
     for row in rows:
-        line = [row["subject"], row["compared with"]]
+        line = [row["of"], row["compared with"]]
         line += [row[key].get(what) for key in ("subject", "clip_i") for what in ("ceiling", "floor", "separation")]
         line += [row.get("clip_t", {}).get(key) for key in ("clip_t", "clip_t_wrong")]
         lines.append(["" if value is None else value for value in line])

@@ -125,7 +125,7 @@ class Judge:
         real = real_pictures(subject)
         everybody = [other for found in self.asker.subjects.values() for other in found]
         rest = [self.features(other) for other in others(subject, everybody)]
-        found: dict[str, Any] = {"subject": subject.data, "compared with": real.about}
+        found: dict[str, Any] = {"of": subject.data, "compared with": real.about}
         for place, key in enumerate(("subject", "clip_i")):
             mine = self.features(subject)[place]
             same = figures.pairs(mine)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from peft_data.world.captioned import LABELS, captioned_block, words
+from peft_data.world.captioned import COLOURS, LABELS, captioned_block, words
 from safetensors.torch import load_file
 
 from diffusion_peft import reference
@@ -103,6 +103,23 @@ def test_export_writes_what_the_state_holds(trained, tmp_path) -> None:
     assert bytes_of(tmp_path) == bytes_of(trained)
     train.main(options(tmp_path, "--export"))
     assert not list((tmp_path / "out").glob("*.old")) and not list((tmp_path / "out").glob("*.part"))
+
+
+def test_the_model_that_ships_obeys_colours() -> None:
+    """Thing and ground have the colours that the prompt names, whatever the judge says."""
+    pairs = [("red", "blue"), ("yellow", "black"), ("white", "green"), ("purple", "orange")]
+    pipeline = reference.load()
+    assert reference.CARD["parameters"] == {
+        name: sum(p.numel() for p in getattr(pipeline, name).parameters()) for name in reference.CARD["parameters"]
+    }
+    prompts = [f"a large {thing} circle on a {ground} background" for thing, ground in pairs]
+    pictures = judge.samples(pipeline, prompts, seed=0, steps=12, guidance=4.0).float() / 255
+    names, palette = list(COLOURS), torch.tensor(list(COLOURS.values()))
+    for picture, (thing, ground) in zip(pictures, pairs, strict=True):
+        nearest = (picture.permute(1, 2, 0)[:, :, None] - palette).square().sum(-1).argmin(-1)
+        share = nearest.flatten().bincount(minlength=len(names)) / nearest.numel()
+        first, second = share.topk(2).indices.tolist()
+        assert {names[first], names[second]} == {thing, ground}
 
 
 def test_a_missing_part_is_named(tmp_path) -> None:
