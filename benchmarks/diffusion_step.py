@@ -100,7 +100,7 @@ class Step:
         self.hidden = torch.randn(batch, 77, 768, generator=chance)
         self.time = torch.full((batch,), 400)
         trained = [p for p in self.model.parameters() if p.requires_grad] + self.model.__dict__.get("lycoris", [])
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-5) if trained else None
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True) if trained else None
 
     def loss(self) -> Tensor:
         return denoising_loss(self.model(self.x, self.time, self.hidden).sample, self.target)

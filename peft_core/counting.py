@@ -1,9 +1,9 @@
 """What an adaptation costs: parameters, floating-point operations, bytes kept for backward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -54,18 +54,26 @@ def count_flops(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def kept_bytes(run: Callable[[], object], model: nn.Module) -> int:
+def kept_bytes(run: Callable[[], Tensor], model: nn.Module) -> int:
     """Bytes that `run` (a forward pass) keeps for backward, each storage once, the model's own weights apart."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = run()
-    del result
+    todo, seen = [run().grad_fn], set()
+    while todo:
+        node: Any = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        todo += [before for before, _ in node.next_functions]
+        for tensor in _saved_by(node):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
     return sum(kept.values())
+
+
+def _saved_by(node: Any) -> Iterator[Tensor]:
+    values = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+    values += getattr(node, "saved_tensors", ())
+    for value in values:
+        yield from (one for one in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(one, Tensor))

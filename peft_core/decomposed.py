@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from peft_core.grafts import changed_bias, changed_weight
-from peft_core.lowrank import LowRank, Part, factor_gradients, merged, through_up
-from peft_core.rebuild import autocast_dtype, pieces, source_of
+from peft_core.lowrank import LowRank
+from peft_core.lowrank_linear import Part, factor_gradients, merged, through_up
+from peft_core.rebuild import Recipe, autocast_dtype, kept_for, pieces
 
 SMALL = 1e-3
 
@@ -36,7 +37,7 @@ def _ratio(v: Tensor, parts: tuple[Part, ...], magnitudes: tuple[Tensor, ...]) -
 
 class _DecomposedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Tensor, maker: nn.Module | None,
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe | None, kept: tuple[Tensor, ...],
                 parts: tuple[Part, ...], dtype: torch.dtype | None, *tensors: Tensor) -> Tensor:  # fmt: skip
         factors, magnitudes = tensors[: 2 * len(parts)], tensors[2 * len(parts) :]
         with torch.autocast(x.device.type, enabled=False):
@@ -45,23 +46,24 @@ class _DecomposedLinear(torch.autograd.Function):
             c = _ratio(v, parts, magnitudes)
             new = (v * c.unsqueeze(1)).to(inner.dtype)
             y = F.linear(inner, new, None if bias is None else bias.to(inner.dtype))
-        ctx.parts, ctx.maker, ctx.dtype, ctx.autocast = parts, maker, inner.dtype, dtype
-        ctx.save_for_backward(inner if maker is None else kept, y, weight, bias, c, *tensors)
+        ctx.parts, ctx.recipe, ctx.dtype, ctx.kept = parts, recipe, inner.dtype, len(kept)
+        ctx.save_for_backward(*(kept if recipe else (inner,)), y, weight, bias, c, *tensors)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept, y, weight, bias, c, *tensors = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        kept, (y, weight, bias, c, *tensors) = saved[: ctx.kept], saved[ctx.kept :]
         factors, magnitudes = tensors[: 2 * len(ctx.parts)], tensors[2 * len(ctx.parts) :]
         g = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
         scaled = g * c.to(g.dtype)
         back = through_up(scaled, ctx.parts, factors[1::2])
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (scaled @ merged(weight, ctx.parts, tuple(factors)).to(g.dtype)).view(*grad.shape[:-1], -1)
+            dx = (scaled @ merged(weight, ctx.parts, factors).to(g.dtype)).view(*grad.shape[:-1], -1)
         d_factors, dw = factor_gradients(
-            pieces(kept, ctx.maker, ctx.autocast),
+            pieces(ctx.recipe, kept),
             scaled,
             back,
             ctx.parts,
@@ -85,10 +87,8 @@ def decomposed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: li
         return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight.dtype))  # type: ignore[arg-type]
     parts = tuple(Part(delta.scale, delta.rows) for delta in deltas)
     tensors = [factor for delta in deltas for factor in (delta.A, delta.B)] + [delta.magnitude for delta in deltas]
-    source = None if torch.compiler.is_compiling() else source_of(x)
-    kept, maker = (x, None) if source is None else (source.x, source.maker)
     return _DecomposedLinear.apply(  # type: ignore[no-any-return]
-        x, weight, bias, kept.detach(), maker, parts, autocast_dtype(x.device.type), *tensors
+        x, weight, bias, *kept_for(x), parts, autocast_dtype(x.device.type), *tensors
     )
 
 
@@ -125,3 +125,4 @@ class Decomposed(LowRank):
         return self._checked[1]
 
     kernel = staticmethod(decomposed_linear)
+    conv_kernel = None

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peft_core.errors import PeftError
+
 
 class Graft(nn.Module):
     """What is joined to a module: off while `enabled` is False, weighed by `factor` (see `set_scale`)."""
@@ -40,10 +42,12 @@ class Delta(Graft):
     """A weight change: `forward(W) -> W'` on rows `rows` of a weight, `bias(b) -> b'` on the same rows of its bias.
 
     `kernel(x, W, b, deltas)` may compute a linear faster than F.linear(x, W', b'); it is used where all changes of a
-    linear are of its type. A change with `reads_input` cannot be written as a weight: `on_input` adds to the output.
+    linear are of its type; `conv_kernel(module, x, delta)` likewise runs a convolution's only change, or gives None where
+    it cannot. A change with `reads_input` cannot be written as a weight: `on_input` adds to the output.
     """
 
     kernel: ClassVar[Any] = None
+    conv_kernel: ClassVar[Any] = None
     additive: ClassVar[bool] = False
     """W' = W + C, and `on_input(x, run)` computes C x without forming C."""
     rebuilds_input: ClassVar[bool] = False
@@ -241,9 +245,17 @@ class _Embedding(_Adapted):
 
 
 def conv2d(module: Any, x: Tensor, deltas: list[Delta]) -> Tensor:
-    """A convolution under weight changes; one that only adds, s·B A, runs as two convolutions without the dense dW."""
+    """A convolution under weight changes: by its only change's kernel, or as two convolutions, without the dense dW, where
+    changes only add."""
+    if len(deltas) == 1 and deltas[0].conv_kernel is not None and not deltas[0].reads_input:
+        y = deltas[0].conv_kernel(module, x, deltas[0])
+        if y is not None:
+            return y
     weight, bias = module._parameters["weight"], module._parameters["bias"]
-    all_add = all(delta.additive for delta in deltas)
+    if module.groups > 1 and any(delta.reads_input for delta in deltas):
+        raise PeftError("a grouped convolution takes no change with dropout of its own: set dropout to 0.")
+    # of a grouped one s·B A x is not W' x: A would mix the channels of one group alone
+    all_add = module.groups == 1 and all(delta.additive for delta in deltas)
     adding = [delta for delta in deltas if all_add or delta.reads_input]
     still = [delta for delta in deltas if delta not in adding]
     y = module._conv_forward(x, changed_weight(weight, still), changed_bias(bias, still, weight.dtype))

@@ -1,11 +1,12 @@
-"""A linear's input need not be kept for backward where it can be made again from what its maker keeps anyway.
+"""A layer's input need not be kept for backward where it can be made again from what its maker keeps anyway.
 
-LayerNorm and GELU keep their input x for their own backward. `tag`, a forward hook, writes on their output y how to make
-it again; a low-rank linear that receives y then keeps x, which costs nothing, in place of y.
+Norms and GELU or SiLU keep their input x for their own backward, a product a ⊙ b of two tensors keeps both (gated
+feed-forward layers end in one). `tag`, a forward hook, writes on a norm's or activation's output y how to make it again; of
+a product autograd itself knows. A low-rank layer that receives y then keeps x, or a and b, which cost nothing, in place of y.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,34 @@ _ACTIVATIONS = (nn.GELU, nn.SiLU)
 _ACTIVATION_NAMES = {"GELUTanh", "QuickGELU", "QuickGELUActivation", "GELUActivation", "NewGELUActivation"}
 
 
-class Source(NamedTuple):
-    """y = maker(x), with the versions both tensors had then and the autocast state it was made under."""
+class Recipe:
+    """y = make(*kept), under autocast to `dtype` where it is not None. `readers` layers keep `kept` in place of y."""
 
-    maker: nn.Module
+    def __init__(self, make: Callable[..., Tensor], dtype: torch.dtype | None, by_rows: bool):
+        self.make, self.dtype, self.by_rows = make, dtype, by_rows
+        self.readers = self._read = 0
+        self._made: Tensor | None = None
+
+    def again(self, kept: tuple[Tensor, ...]) -> Tensor:
+        device = kept[0].device.type
+        with torch.no_grad(), torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not None):
+            return self.make(*kept)
+
+    def shared(self, kept: tuple[Tensor, ...]) -> Tensor:
+        """y, made once for all its readers (q, k and v), whose backward passes follow one another."""
+        y = self.again(kept) if self._made is None else self._made
+        self._read = (self._read + 1) % self.readers
+        self._made = y if self._read else None
+        return y
+
+
+class Source(NamedTuple):
+    """How y was made, with the versions that x and y had then."""
+
+    recipe: Recipe
     x: Tensor
     x_version: int
     y_version: int
-    autocast: torch.dtype | None
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
@@ -40,41 +61,66 @@ def tag(module: nn.Module, args: tuple, output: Tensor) -> None:
     x = args[0]
     # where x needs no gradient the maker keeps nothing
     if x.requires_grad and isinstance(output, Tensor) and output is not x:
-        output._peft_source = Source(  # type: ignore[attr-defined]
-            module, x, x._version, output._version, autocast_dtype(x.device.type)
-        )
+        recipe = Recipe(module.forward, autocast_dtype(x.device.type), works_by_rows(module))
+        output._peft_source = Source(recipe, x, x._version, output._version)  # type: ignore[attr-defined]
 
 
-def source_of(y: Tensor) -> Source | None:
-    """How to make `y` again, or None where nothing says so or a tensor was changed in place since."""
+def works_by_rows(module: nn.Module) -> bool:
+    """Whether each row of the output comes from that row of the input alone."""
+    shape = getattr(module, "normalized_shape", None)
+    return len(shape) == 1 if shape is not None else not isinstance(module, nn.GroupNorm)
+
+
+def kept_for(y: Tensor) -> tuple[Recipe | None, tuple[Tensor, ...]]:
+    """What a layer that reads y keeps for its backward, and how y comes from it: y itself where nothing else is known."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return None, (y,)
     source: Source | None = getattr(y, "_peft_source", None)
-    if source is None or source.x._version != source.x_version or y._version != source.y_version:
-        return None
-    return source
+    if source is None:
+        recipe, kept = _of_product(y)
+    elif source.x._version == source.x_version and y._version == source.y_version:
+        recipe, kept = source.recipe, (source.x,)
+    else:
+        recipe, kept = None, (y,)
+    if recipe is not None:
+        recipe.readers += 1
+    return recipe, kept
+
+
+def _of_product(y: Tensor) -> tuple[Recipe | None, tuple[Tensor, ...]]:
+    node: Any = y.grad_fn
+    if node is None or node.name() != "MulBackward0" or y._version or _saved_tensors_are_hooked():
+        return None, (y,)
+    factors = node._saved_self, node._saved_other
+    if any(factor is None or factor.shape != y.shape or factor.dtype != y.dtype for factor in factors):
+        return None, (y,)
+    return Recipe(torch.mul, None, by_rows=True), factors
+
+
+def _saved_tensors_are_hooked() -> bool:
+    """Under checkpointing reading what a node saved would already run its forward again."""
+    top: Any = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
+    return top is None or top(False) is not None
 
 
 PIECE = 2**19
 """Elements of a piece: 2 MB in float32, which stays in the cache."""
 
 
-def pieces(kept: Tensor, maker: nn.Module | None, autocast: torch.dtype | None) -> Iterator[Tensor]:
-    """A linear's input x, N D, some rows after another: on a CPU a piece is read and made again in the cache, and no
-    memory is asked for the whole, whose first touch costs more than GELU does. `kept` is x, or what `maker` makes it from."""
-    on_cpu = kept.device.type == "cpu" and not torch.compiler.is_compiling()
-    if maker is not None and not (on_cpu and works_by_rows(maker)):
-        kept, maker = make_again(maker, kept, autocast), None
-    rows = kept.reshape(-1, kept.shape[-1])
-    each = max(1, PIECE // rows.shape[1]) if on_cpu else max(1, len(rows))
-    for piece in rows.split(each):
-        yield piece if maker is None else make_again(maker, piece, autocast)
+def whole(recipe: Recipe | None, kept: tuple[Tensor, ...]) -> Tensor:
+    """The input that `kept_for` spoke of."""
+    return kept[0] if recipe is None else recipe.shared(kept)
 
 
-def works_by_rows(maker: nn.Module) -> bool:
-    """Whether each row of the output comes from that row of the input alone."""
-    shape = getattr(maker, "normalized_shape", None)
-    return len(shape) == 1 if shape is not None else not isinstance(maker, nn.GroupNorm)
-
-
-def make_again(maker: nn.Module, x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    with torch.no_grad(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
-        return maker.forward(x)
+def pieces(recipe: Recipe | None, kept: tuple[Tensor, ...]) -> Iterator[Tensor]:
+    """That input as rows N D, some after another: on a CPU a piece is read and made again in the cache, and no memory is
+    asked for the whole, whose first touch costs more than GELU does."""
+    on_cpu = kept[0].device.type == "cpu" and not torch.compiler.is_compiling()
+    if recipe is not None and (not on_cpu or not recipe.by_rows or recipe.readers > 1):
+        kept, recipe = (recipe.shared(kept),), None
+    rows = [tensor.reshape(-1, tensor.shape[-1]) for tensor in kept]
+    if not on_cpu or rows[0].numel() <= PIECE:
+        yield rows[0] if recipe is None else recipe.again(tuple(rows))
+        return
+    for piece in zip(*(tensor.split(max(1, PIECE // tensor.shape[1])) for tensor in rows), strict=True):
+        yield piece[0] if recipe is None else recipe.again(piece)

@@ -8,7 +8,11 @@ from torch.utils.checkpoint import checkpoint
 
 from peft_core import adapt
 from peft_core.counting import kept_bytes
-from peft_core.lowrank import LowRank, lowrank_linear
+from peft_core.errors import PeftError
+from peft_core.grafts import conv2d, swap_class
+from peft_core.lowrank import LowRank
+from peft_core.lowrank_linear import lowrank_linear, merging_pays
+from peft_core.rebuild import Recipe, kept_for, tag
 from peft_core.scale_shift import SMALL, ScaleShift, scale_shift_linear
 from tests.tiny import MODELS, pictures, vit
 
@@ -30,10 +34,12 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_lowrank_linear_equals_the_plain_formula(layout, bias):
+@pytest.mark.parametrize("tokens", [5, 50])
+def test_lowrank_linear_equals_the_plain_formula(layout, bias, tokens):
     torch.manual_seed(0)
-    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, tokens, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(12, 6, dtype=torch.float64)
+    assert merging_pays(2 * tokens, weight) == (tokens == 50)
     b = torch.randn(12, dtype=torch.float64, requires_grad=True) if bias else None
     deltas = parts(weight, layout)
 
@@ -55,9 +61,10 @@ def test_lowrank_linear_equals_the_plain_formula(layout, bias):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_lowrank_linear_gradcheck(layout):
+@pytest.mark.parametrize("tokens", [3, 25])
+def test_lowrank_linear_gradcheck(layout, tokens):
     torch.manual_seed(0)
-    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(tokens, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(12, 6, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(12, dtype=torch.float64, requires_grad=True)
     deltas = parts(weight.detach(), layout)
@@ -112,7 +119,7 @@ ALL = dict(rank=4, targets=("qkv", "proj", "fc1", "fc2"))
 def test_rebuilt_inputs_give_the_same_bits(monkeypatch):
     model, x = big_lora(**ALL), pictures()()["x"]
     rebuilt = gradients(model, x)
-    monkeypatch.setattr("peft_core.lowrank.source_of", lambda x: None)
+    monkeypatch.setattr("peft_core.lowrank_linear.kept_for", lambda x: (None, (x,)))
     kept = gradients(model, x)
     assert rebuilt.keys() == kept.keys() and all(torch.equal(rebuilt[key], kept[key]) for key in kept)
 
@@ -123,7 +130,7 @@ def test_lora_on_every_linear_keeps_no_more_than_the_frozen_model(monkeypatch):
     frozen.patch_embed.register_forward_hook(lambda module, args, y: y.requires_grad_())
     floor = kept_bytes(lambda: frozen(x), frozen)
     assert kept_bytes(lambda: model(x), model) <= 1.05 * floor
-    monkeypatch.setattr("peft_core.lowrank.source_of", lambda x: None)
+    monkeypatch.setattr("peft_core.lowrank_linear.kept_for", lambda x: (None, (x,)))
     assert kept_bytes(lambda: model(x), model) > 1.4 * floor
 
 
@@ -179,3 +186,125 @@ def test_dropout_takes_the_plain_path_in_training_only():
     tower = adapt(tiny.model(), "lora", rank=2, targets=("q", "v", "proj"), dropout=0.5).train()
     tiny(tower).sum().backward()
     assert all(p.grad is not None for p in tower.parameters() if p.requires_grad)
+
+
+class Gated(nn.Module):
+    """Norm, q, k and v reading the same, a product of two halves, and a layer that reads the product."""
+
+    def __init__(self, dim=16):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.q, self.k, self.v = (nn.Linear(dim, dim) for _ in range(3))
+        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(2 * dim, dim)
+
+    def forward(self, x):
+        y = self.norm(x)
+        x = x + (self.q(y) * self.k(y)).tanh() + self.v(y)
+        a, gate = self.fc1(x).chunk(2, -1)
+        return self.fc2(a * F.gelu(gate))
+
+
+def gated():
+    torch.manual_seed(0)
+    model = Gated()
+    for layer in (model.q, model.k, model.v, model.fc1, model.fc2):
+        delta = LowRank(layer.weight, None, 2, 1.0)
+        nn.init.normal_(delta.B, std=0.3)
+        swap_class(layer)
+        layer.add_module("peft", nn.ModuleDict({"lora": nn.ModuleDict({"weight": delta})}))
+    model.norm.register_forward_hook(tag, prepend=True)
+    return model
+
+
+def all_gradients(model, x, times=1):
+    x = x.clone().requires_grad_()
+    loss = model(x).square().sum()
+    for again in reversed(range(times)):
+        found = torch.autograd.grad(loss, [x, *model.parameters()], retain_graph=bool(again), allow_unused=True)
+    return [grad for grad in found if grad is not None]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_norm_made_again_for_three_readers_and_a_product_give_the_same_bits(monkeypatch, times):
+    model, x = gated(), torch.randn(2, 40, 16)
+    rebuilt = all_gradients(model, x, times)
+    made = []
+    monkeypatch.setattr(Recipe, "again", lambda self, kept, stock=Recipe.again: made.append(1) or stock(self, kept))
+    all_gradients(model, x)
+    assert len(made) == 2, "one norm for three readers, one product"
+    monkeypatch.setattr("peft_core.lowrank_linear.kept_for", lambda x: (None, (x,)))
+    kept = all_gradients(model, x)
+    assert all(torch.equal(one, other) for one, other in zip(rebuilt, kept, strict=True))
+
+
+def test_a_product_changed_in_place_or_hooked_is_kept():
+    a, b = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
+    assert kept_for(a * b)[0] is not None
+    assert kept_for((a * b).mul_(2.0))[0] is None
+    assert kept_for(a * torch.randn(4, requires_grad=True))[0] is None, "one factor is not of the product's shape"
+    with torch.autograd.graph.save_on_cpu():
+        assert kept_for(a * b)[0] is None
+
+
+CONVOLUTIONS = {
+    "3 x 3": dict(kernel_size=3, padding=1),
+    "1 x 1": dict(kernel_size=1),
+    "5 x 3": dict(kernel_size=(5, 3), padding=(2, 1)),
+    "stride": dict(kernel_size=3, padding=1, stride=2),
+    "no padding": dict(kernel_size=3),
+    "dilated": dict(kernel_size=3, padding=2, dilation=2),
+    "same": dict(kernel_size=3, padding="same"),
+    "groups": dict(kernel_size=3, padding=1, groups=2),
+    "reflected": dict(kernel_size=3, padding=1, padding_mode="reflect"),
+}
+
+
+@pytest.mark.parametrize("side", [6, 20])
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_lowrank_conv_equals_the_plain_formula(options, layout, trained, side):
+    torch.manual_seed(0)
+    stock = nn.Conv2d(6, 8, **options).double().requires_grad_(trained)
+    delta = LowRank(stock.weight, None, 2, 0.7)
+    nn.init.normal_(delta.B, std=0.3)
+    x = torch.randn(2, 6, side, side, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    y = conv2d(stock, x, [delta])
+    change = 0.7 * (delta.B @ delta.A).view(stock.weight.shape)
+    expected = stock._conv_forward(x, stock.weight + change, stock.bias)
+    torch.testing.assert_close(y, expected)
+    leaves, g = [x, delta.A, delta.B, *(stock.parameters() if trained else ())], torch.randn_like(y)
+    for one, other in zip(torch.autograd.grad(y, leaves, g), torch.autograd.grad(expected, leaves, g), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_lowrank_conv_keeps_the_input_of_the_activation_before_it_and_rounds_once_under_autocast():
+    torch.manual_seed(0)
+    act, stock = nn.SiLU(), nn.Conv2d(6, 8, 3, padding=1).requires_grad_(False)
+    act.register_forward_hook(tag, prepend=True)
+    delta = LowRank(stock.weight, None, 2, 0.7)
+    nn.init.normal_(delta.B, std=0.3)
+    x = torch.randn(2, 6, 20, 20, requires_grad=True)
+    plain = F.conv2d(
+        act(x), stock.weight + delta.scale * (delta.B @ delta.A).view(stock.weight.shape), stock.bias, padding=1
+    )
+    leaves = (x, delta.A, delta.B)
+    expected = torch.autograd.grad(plain.square().sum(), leaves)
+    floor = kept_bytes(lambda: act(x), stock)
+    assert kept_bytes(lambda: conv2d(stock, act(x), [delta]), stock) < 1.1 * floor
+    for found, other in zip(
+        torch.autograd.grad(conv2d(stock, act(x), [delta]).square().sum(), leaves), expected, strict=True
+    ):
+        torch.testing.assert_close(found, other, rtol=1e-4, atol=1e-3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = conv2d(stock, act(x), [delta])
+        assert y.dtype == torch.bfloat16
+        found = torch.autograd.grad(y.float().square().sum(), leaves)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() < 0.02 * other.norm()
+
+
+def test_dropout_of_its_own_is_refused_on_a_grouped_convolution():
+    stock = nn.Conv2d(6, 8, 3, groups=2)
+    with pytest.raises(PeftError, match="set dropout to 0"):
+        conv2d(stock, torch.randn(1, 6, 5, 5), [LowRank(stock.weight, None, 2, 1.0, dropout=0.1)])
