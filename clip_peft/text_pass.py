@@ -19,7 +19,8 @@ from clip_peft.packing import Packing, pack
 from clip_peft.prompts import Prompts
 from clip_peft.tower import TextTower
 from peft_core.errors import PeftError
-from peft_core.grafts import Delta, after, grafts, linear
+from peft_core.grafts import Delta, after, grafts
+from peft_core.weight_changes import linear
 
 KEPT = 16
 """Numbers that a block keeps for backward per token and channel, about (15 measured on ViT-B-16's tower)."""

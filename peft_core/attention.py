@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.grafts import Delta, _Adapted, grafts, linear
+from peft_core.grafts import Delta, grafts
+from peft_core.weight_changes import _Adapted, linear
 
 
 def check_supported(attention: nn.MultiheadAttention) -> None:

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from peft_core.grafts import changed_bias, changed_weight
 from peft_core.lowrank import LowRank
 from peft_core.lowrank_linear import Part, factor_gradients, merged, through_up
 from peft_core.rebuild import Recipe, autocast_dtype, kept_for, pieces
+from peft_core.weight_changes import changed_bias, changed_weight
 
 SMALL = 1e-3
 

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from peft_core.grafts import Delta
 from peft_core.rebuild import autocast_dtype
+from peft_core.weight_changes import changed_bias, changed_weight
 
 SMALL = 1e-3
 
@@ -61,8 +62,6 @@ def scale_shift_linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: l
     """F.linear(x, γ W, γ b + β): x (…, in), W (out, in), γ and β (out)."""
     only = deltas[0]
     if len(deltas) > 1 or only.rows is not None or only.factor != 1.0 or weight.requires_grad:
-        from peft_core.grafts import changed_bias, changed_weight
-
         return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight.dtype))
     return _ScaleShiftLinear.apply(  # type: ignore[no-any-return]
         x, weight, bias, only.gamma, only.beta, autocast_dtype(x.device.type), only.has_small_gamma()

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.factors import new_parameter, rows_of
-from peft_core.grafts import Delta, changed_weight
+from peft_core.grafts import Delta
+from peft_core.weight_changes import changed_weight
 
 
 class OutputScale(Delta):

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from peft_core.errors import PeftError
 from peft_core.factors import new_parameter
-from peft_core.grafts import Delta, changed_weight
+from peft_core.grafts import Delta
 from peft_core.method import Method
 from peft_core.plan import Plan
+from peft_core.weight_changes import changed_weight
 
 
 class Rotation(Delta):

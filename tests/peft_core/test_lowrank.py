@@ -9,11 +9,11 @@ from torch.utils.checkpoint import checkpoint
 from peft_core import adapt
 from peft_core.counting import kept_bytes
 from peft_core.errors import PeftError
-from peft_core.grafts import conv2d, swap_class
 from peft_core.lowrank import LowRank
 from peft_core.lowrank_linear import lowrank_linear, merging_pays
 from peft_core.rebuild import Recipe, kept_for, tag
 from peft_core.scale_shift import SMALL, ScaleShift, scale_shift_linear
+from peft_core.weight_changes import conv2d, swap_class
 from tests.tiny import MODELS, pictures, vit
 
 
