@@ -21,10 +21,10 @@ from diffusion_peft.fit import fit
 from peft_core.files import write_files
 
 TABLE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "controlnet": ("canny", {}, {"lr": 1e-4}),
-    "control_lora": ("canny", {}, {"lr": 3e-4}),
-    "controlnext": ("canny", {"width": 16}, {"lr": 1e-4}),
-    "t2i_adapter": ("canny", {}, {"lr": 1e-4}),
+    "controlnet": ("canny", {}, {"lr": 1e-3}),
+    "control_lora": ("canny", {}, {"lr": 2e-3}),
+    "controlnext": ("canny", {"width": 16}, {"lr": 1e-3}),
+    "t2i_adapter": ("canny", {}, {"lr": 1e-3}),
     "ip_adapter": ("picture", {}, {"lr": 3e-4, "caption_dropout": 0.1}),
     "ip_adapter, plus": ("picture", {"plus": True}, {"lr": 3e-4, "caption_dropout": 0.1}),
     "gligen": ("box", {}, {"lr": 1e-4}),

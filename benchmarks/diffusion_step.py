@@ -113,20 +113,23 @@ class Step:
 
 
 def compare(args: argparse.Namespace) -> None:
-    makers = {"floor": with_input_gradient, "full fine-tuning": full}
+    makers = {"full fine-tuning": full}
     for name in TARGETS:
         makers |= {f"ours, {name}": ours(name), f"HF PEFT, {name}": by_peft(name), f"LyCORIS, {name}": by_lycoris(name)}
-    makers = {n: make for n, make in makers.items() if n == "floor" or not args.only or any(w in n for w in args.only)}
-    steps = {name: Step(make, args.batch, args.latent) for name, make in makers.items()}
-    kept = {name: kept_bytes(step.loss, step.model) for name, step in steps.items()}
-    found = ratios(interleaved({name: step.step for name, step in steps.items()}, args.rounds), "floor")
-    size = sum(p.numel() for p in small_unet().parameters()) / 1e6
+    floor = Step(with_input_gradient, args.batch, args.latent)
+    floor_kept = kept_bytes(floor.loss, floor.model)
+    size = sum(p.numel() for p in floor.model.parameters()) / 1e6
     print(
-        f"UNet of {size:.1f} M, batch {args.batch}, {args.latent}² latents, {args.rounds} interleaved rounds, {machine()}"
+        f"UNet of {size:.1f} M, batch {args.batch}, {args.latent}² latents, {args.rounds} interleaved pairs, {machine()}"
     )
     print(f"| {'variant':34} | time to floor | kept bytes to floor |\n|---|---|---|")
-    for name in steps:
-        print(f"| {name:34} | {found[name]:.2f} | {kept[name] / kept['floor']:.2f} |", flush=True)
+    for name, make in makers.items():
+        if args.only and not any(word in name for word in args.only):
+            continue
+        step = Step(make, args.batch, args.latent)  # two models in memory at a time
+        kept = kept_bytes(step.loss, step.model) / floor_kept
+        found = ratios(interleaved({"floor": floor.step, name: step.step}, args.rounds), "floor")[name]
+        print(f"| {name:34} | {found:.2f} | {kept:.2f} |", flush=True)
 
 
 def options(about: str | None) -> argparse.ArgumentParser:
@@ -145,9 +148,10 @@ def main() -> None:
     args = parser.parse_args()
     if not args.whole:
         compare(args)
-    from benchmarks.diffusion_whole_step import whole
+    if args.whole or not args.only:
+        from benchmarks.diffusion_whole_step import whole
 
-    whole(args.batch, args.latent, args.rounds)
+        whole(args.batch, args.latent, args.rounds)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,9 @@ def stamp_of(job: Job) -> dict[str, str]:
 
 @functools.cache
 def stamp_of_recipe(name: str) -> dict[str, str]:
-    return {"recipe": f"{name} {_hash(find_config('recipe', name, 'vision').read_bytes())}"}
+    """Of its settings: a comment changes no result."""
+    settings = read_yaml(find_config("recipe", name, "vision"))
+    return {"recipe": f"{name} {_hash(json.dumps(settings, sort_keys=True).encode())}"}
 
 
 @functools.cache
@@ -154,6 +156,8 @@ def stamp_of_method(name: str) -> str:
 def stamp_of_data(task: str) -> str:
     """The version of what draws or decodes the pictures."""
     format_name = task.partition("/")[0]
+    if task.startswith("world/motion/"):
+        return f"clips {importlib.import_module('peft_data.world_motion').VERSION}"
     if format_name == "world":
         return f"world {importlib.import_module('peft_data.world').VERSION}"
     return f"pictures {peft_data.cache_file.VERSION}"
