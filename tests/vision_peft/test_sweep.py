@@ -24,7 +24,7 @@ from peft_core.training import CHECKPOINT
 from vision_peft.commands import commands
 from vision_peft.fit import fit
 from vision_peft.sweep import sweep, with_preset
-from vision_peft.sweep_folder import SweepFolder
+from vision_peft.sweep_folder import SweepFolder, stamp_of_recipe
 from vision_peft.sweep_plan import Job, make_plan
 from vision_peft.sweep_pool import Pool
 from vision_peft.sweep_worker import Outcome
@@ -151,6 +151,15 @@ def test_only_what_another_version_made_is_run_again(
     assert run(tasks[:1], tiny_backbone, tmp_path / "s", **small, overwrite=True) == 0
     again = {path.parts[-3]: path.stat().st_mtime_ns for path in tmp_path.rglob("results.json")}
     assert again["linear"] == made["linear"] and again["bitfit"] > made["bitfit"]
+
+
+def test_a_recipes_settings_are_its_stamp_its_comments_are_not(tmp_path: Path) -> None:
+    stamps = []
+    for text in ("# AdamW\nlr: 1.0e-3\n", "# another word\nlr: 0.001\n", "# AdamW\nlr: 2.0e-3\n"):
+        (tmp_path / "recipe.yaml").write_text(text)
+        stamp_of_recipe.cache_clear()
+        stamps.append(stamp_of_recipe(str(tmp_path / "recipe.yaml")))
+    assert stamps[0] == stamps[1] != stamps[2]
 
 
 def test_what_was_begun_with_settings_of_another_version_begins_again(
