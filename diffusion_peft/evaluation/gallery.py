@@ -64,14 +64,16 @@ def limits(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def overview(runs: Sequence[Shown], count: int) -> str:
-    """One line of pictures each: real ones, the base's, and each run's, first seed of every prompt."""
+    """Real pictures, the base's, and each run's, first seed of every prompt."""
     real = small(real_pictures(runs[0].subject).pictures)
-    rows, names = [real[: len(runs[0].plain) // count], runs[0].plain[::count]], ["real pictures", "base"]
-    for each in runs:
-        rows.append(each.pictures[::count])
-        names.append(each.run)
-    picture = report.figure(png_of(_enlarged(grid(rows))), "a line of pictures each")
-    return picture + "<p>From above: " + "; ".join(names) + ".</p>"
+    rows = [("real pictures", real[: len(runs[0].plain) // count]), ("base", runs[0].plain[::count])]
+    return lines_of(rows + [(each.run, each.pictures[::count]) for each in runs])
+
+
+def lines_of(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> str:
+    """A line of pictures each, and below them what they are."""
+    picture = report.figure(png_of(_enlarged(grid([pictures for _, pictures in rows]))), "a line of pictures each")
+    return picture + "<p>From above: " + html.escape("; ".join(name for name, _ in rows)) + ".</p>"
 
 
 def of_run(each: Shown, prompts: Sequence[str], how: Any) -> str:

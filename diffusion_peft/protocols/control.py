@@ -23,7 +23,7 @@ from diffusion_peft.control.inputs import as_picture
 from diffusion_peft.control.obedience import edge_f1, rmse, ssim, world_figures
 from diffusion_peft.control.options import ControlOptions, is_control
 from diffusion_peft.draw import png_of
-from diffusion_peft.evaluation import figures
+from diffusion_peft.evaluation import figures, gallery
 from diffusion_peft.evaluation.drawn import Asked, Drawer
 from diffusion_peft.evaluation.scorers import open_scorers
 from diffusion_peft.protocols import Evaluation, How
@@ -35,6 +35,8 @@ from peft_core.runs import RESULTS, RunFolder, read_run_config
 ABOUT = "held-out conditions: edges, masks, depth, boxes, similarity, beside the base without control and real pictures"
 CONDITIONS = 24
 """Held-out conditions, with `count` pictures each."""
+SHOWN = 12
+"""Conditions of which the report shows pictures."""
 MARGIN = 0.05
 """By how much the share of pictures that their own caption fits best may fall below the base's."""
 BASE, REAL = "base, no control (chance)", "real pictures (ceiling)"
@@ -142,6 +144,7 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
     drawn_data = all(held.truth is not None for held, _ in asked.values())
     image, clip = open_scorers(how.image_features, how.clip, drawn_data)
     rows: dict[Any, dict[str, Any]] = {}
+    lines: dict[str, list[tuple[str, Sequence[Image.Image]]]] = {}
     sections = []
     for number, run in enumerate(runs):
         held, drawer = asked[run]
@@ -150,8 +153,9 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
         plain = Drawer(out / "pictures", config["base"], None, "base", how.drawing, how.dtype).pictures(held.asked)
         real = [pair.picture.read() for pair in held.pairs for _ in range(how.count)]
         about = {"condition": held.kind}
-        rows.setdefault((BASE, config["base"], config["data"]), {"method": BASE} | about | judge(plain))
-        rows.setdefault((REAL, config["data"]), {"method": REAL} | about | judge(real))
+        captions = tuple(held.asked)  # the same for all conditions of the drawn world: then one row
+        rows.setdefault((BASE, config["base"], captions), {"method": BASE} | about | judge(plain))
+        rows.setdefault((REAL, captions), {"method": REAL} | about | judge(real))
         pictures = drawer.pictures(held.asked)
         name = how.labels[number] if how.labels else name_of(config["method"], held.kind)
         cost = {
@@ -159,6 +163,8 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
             "parameters": results["parameters"]["inserted"], "step_seconds": results["seconds"]["train"] / results["steps"],
         }  # fmt: skip
         rows[run] = {"method": name} | about | cost | judge(pictures)
+        there = lines.setdefault(f"{config['data']} on {config['base']}", around(held, plain, real, how))
+        there.insert(-2, (f"{name}, {run.name}", gallery.small(pictures[:: how.count][:SHOWN])))
         sections.append((f"{run}: condition, drawn, base, real", shown(held, pictures, plain, how)))
     summary = figures.summarise(rows.values(), "method", MEASURED)
     columns = [(key, title.format(image=image.name, captions=CONDITIONS)) for key, title in COLUMNS]
@@ -172,7 +178,8 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
         for key, title in columns
         if key in ("method", "runs") or any(r.get(key) is not None for r in summary)
     ]
-    return Evaluation(headline(summary), list(rows.values()), summary, used, facts, sections)
+    overviews = [(data, gallery.lines_of(there)) for data, there in lines.items()]
+    return Evaluation(headline(summary), list(rows.values()), summary, used, facts, overviews + sections)
 
 
 def name_of(method: dict[str, Any], kind: str) -> str:
@@ -244,9 +251,18 @@ def _alone(picture: Image.Image) -> Pair:
     return Pair(Picture(picture, None, "drawn", picture.height, picture.width), None)
 
 
-def shown(held: Held, pictures: Sequence[Image.Image], plain: Sequence[Image.Image], how: How, most: int = 12) -> str:
+def around(
+    held: Held, plain: Sequence[Image.Image], real: Sequence[Image.Image], how: How
+) -> list[tuple[str, Sequence[Image.Image]]]:
+    """What stands above and below the runs' pictures in the overview: conditions; the base's pictures, and real ones."""
+    conditions = [as_shown(pair, plain[0].size) for pair in held.pairs[:SHOWN]]
+    rows = (("condition", conditions), ("base", plain[:: how.count][:SHOWN]), ("real", real[:: how.count][:SHOWN]))
+    return [(name, gallery.small(pictures)) for name, pictures in rows]
+
+
+def shown(held: Held, pictures: Sequence[Image.Image], plain: Sequence[Image.Image], how: How) -> str:
     cells = []
-    for number, pair in enumerate(held.pairs[:most]):
+    for number, pair in enumerate(held.pairs[:SHOWN]):
         start, text = number * how.count, held.asked[number * how.count][0]
         cells.append((as_shown(pair, pictures[start].size), text, False))
         cells += [(picture, f"seed {held.asked[start + k][1]}", False)
