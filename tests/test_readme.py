@@ -8,17 +8,19 @@ import open_clip
 import pytest
 import timm
 import torch
+from diffusers import ControlNetModel
 from peft_data import open_data
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+from diffusion_peft.control import watcher
 from tests.readme import blocks
 
 COMMANDS = [
     line.partition("#")[0].strip()
     for block in blocks("bash")
     for line in block.replace("\\\n", " ").splitlines()
-    if line.startswith(("vision_peft", "clip_peft")) or "--base reference" in line or "runs/thing" in line
+    if line.startswith(("vision_peft", "clip_peft")) or "--base reference" in line or "--run runs/" in line
 ]
 SHORT = {
     "fit": "--steps 4 --prior_count 2 --sample_count 1 --sample_steps 2",
@@ -40,6 +42,9 @@ def desk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
     test = open_data("digits").test
     (folder / "folder").mkdir()
+    outline = Image.new("L", (64, 64))
+    ImageDraw.Draw(outline).ellipse((16, 16, 44, 44), outline=255)
+    outline.save(folder / "edges.png")
     for index in range(3):
         picture = Image.fromarray(test.items[index].permute(1, 2, 0).numpy())
         picture.save(folder / ("picture.png" if index == 0 else f"folder/{index}.png"))
@@ -67,12 +72,19 @@ def test_the_commands_run(program: str, desk, monkeypatch, capsys):
             assert (desk / "merged.safetensors").is_file()
 
 
-def test_the_commands_on_diffusion_run(desk, monkeypatch, capsys):
+@pytest.mark.parametrize("run", ["runs/thing", "runs/edges"])
+def test_the_commands_on_diffusion_run(run, desk, monkeypatch, capsys):
     monkeypatch.chdir(desk)
-    lines = [line for line in COMMANDS if line.startswith("diffusion_peft")]
+    monkeypatch.setattr(watcher, "train_watcher", watcher.Watcher)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(desk / "cache"))
+    lines = [line for line in COMMANDS if line.startswith("diffusion_peft") and run in line]
     assert [line.split()[1] for line in lines] == list(SHORT)
     for line in lines:
-        assert main(f"{line} {SHORT[line.split()[1]]}") == 0, f"{line}: {capsys.readouterr().err}"
+        more = SHORT[line.split()[1]]
+        assert main(f"{line} {more}") == 0, f"{line}: {capsys.readouterr().err}"
+    if run == "runs/edges":
+        assert ControlNetModel.from_pretrained(desk / "runs/edges/export")
+        return
     assert len(list((desk / "runs/thing/drawn").glob("00-*.png"))) == 8
     assert load_file(desk / "thing.safetensors").keys() >= {
         "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight"
