@@ -99,7 +99,8 @@ class _LowRankConv(torch.autograd.Function):
                 geometry: Geometry, scale: float, dtype: torch.dtype | None, down: Tensor, up: Tensor) -> Tensor:  # fmt: skip
         inner, new = None, None
         places = x.numel() // (x.shape[1] * geometry.stride[0] * geometry.stride[1])
-        if x.dtype == weight.dtype == down.dtype and dtype is None and not merging_pays(places, weight):
+        plain = dtype is None and x.dtype == weight.dtype == down.dtype
+        if plain and not merging_pays(places, weight):
             inner = Narrow(down, weight, geometry)(x)
             y = F.conv2d(x, weight, bias, *geometry)
             add_on_each(y, up, inner, scale)

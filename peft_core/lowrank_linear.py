@@ -36,9 +36,12 @@ def merged(weight: Tensor, parts: tuple[Part, ...], factors: Sequence[Tensor]) -
 
 
 def merging_pays(places: int, weight: Tensor) -> bool:
-    """Whether forming W + s·B A costs less than adding s·B (A x) to y and its like to dx, counted in memory touched on
-    `places` tokens: W read, W' written where nothing was yet, which counts double, and read and written again, twice."""
-    return 2 * places * (weight.shape[0] + weight.shape[1]) > 2 * 5 * weight.numel()
+    """Whether forming W + s·B A touches less memory than adding s·B (A x) to y and its like to dx does on `places` tokens.
+
+    Merging reads W, writes W' to fresh memory, which counts twice, reads and writes it once more; adding reads and writes
+    y, and dx. Both happen forward and backward.
+    """
+    return places * (weight.shape[0] + weight.shape[1]) > 5 * weight.numel()
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -46,11 +49,8 @@ class _LowRankLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe | None, kept: tuple[Tensor, ...],
                 parts: tuple[Part, ...], dtype: torch.dtype | None, *factors: Tensor) -> Tensor:  # fmt: skip
         inner, new = None, None
-        if (
-            x.dtype == weight.dtype == factors[0].dtype
-            and dtype is None
-            and not merging_pays(x.numel() // x.shape[-1], weight)
-        ):
+        plain = dtype is None and x.dtype == weight.dtype == factors[0].dtype
+        if plain and not merging_pays(x.numel() // x.shape[-1], weight):
             y = F.linear(x, weight, bias)
             inner = _stack(factors[::2]) @ x.reshape(-1, x.shape[-1]).t()
             flat = y.view(-1, y.shape[-1])
