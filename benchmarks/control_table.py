@@ -18,6 +18,7 @@ from typing import Any
 from diffusion_peft.control.plots import against_steps
 from diffusion_peft.evaluate import evaluate
 from diffusion_peft.fit import fit
+from diffusion_peft.snapshots import SNAPSHOTS
 from peft_core.files import write_files
 
 TABLE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -36,18 +37,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gligen": {"drop": 0.1},
     "t2i_adapter": {"early": True},
 }
-SHARES = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)
-"""Of the steps at which the two joins are judged."""
+JUDGED = 8
+"""How often on the way the two joins are judged."""
 
 
-def train(name: str, seed: int, steps: int, args: argparse.Namespace, **more: Any) -> Path:
+def train(name: str, seed: int, args: argparse.Namespace, keep_every: int = 0, **more: Any) -> Path:
     condition, hyper, settings = TABLE[name]
     method = name.partition(",")[0]
-    label = "-".join([name.replace(", ", "_"), *map(str, more.values()), f"steps{steps}", f"seed{seed}"])
+    label = "-".join([name.replace(", ", "_"), *map(str, more.values()), f"steps{args.steps}", f"seed{seed}"])
     out = args.out / label
     fit(data=f"world/control/{args.condition or condition}", base=args.base, method={"name": method} | hyper | more,
-        control=OPTIONS.get(method, {}), seed=seed, steps=steps, batch_size=args.batch, sample_steps=20, guidance=4.0,
-        out=str(out), **settings)  # fmt: skip
+        control=OPTIONS.get(method, {}), seed=seed, steps=args.steps, batch_size=args.batch, sample_steps=20, guidance=4.0,
+        keep_every=keep_every, out=str(out), **settings)  # fmt: skip
     return out
 
 
@@ -58,16 +59,18 @@ def judge(runs: list[Path], out: Path, args: argparse.Namespace) -> dict[str, An
 
 
 def joins(args: argparse.Namespace) -> None:
-    """Obedience of both ways to join ControlNet's branch, each trained for several numbers of steps."""
-    numbers = [max(1, round(share * args.steps)) for share in SHARES]
-    runs = {
-        join: [train("controlnet", args.seeds[0], n, args, join=join) for n in numbers] for join in ("zero", "norm")
-    }
+    """Obedience of both ways to join ControlNet's branch, on their way."""
+    every = max(1, args.steps // JUDGED)
     lines, rows = {}, []
-    for join, folders in runs.items():
-        found = [judge([run], args.out / "judged" / run.name, args)["runs"][-1] for run in folders]
-        lines[f"{join}"] = [(n, row["edge_f1"]) for n, row in zip(numbers, found, strict=True)]
-        rows += [{"join": join, "steps": n, "edge_f1": row["edge_f1"]} for n, row in zip(numbers, found, strict=True)]
+    for join in ("zero", "norm"):
+        run = train("controlnet", args.seeds[0], args, keep_every=every, join=join)
+        kept = [run / SNAPSHOTS / f"step{step}" for step in range(every, args.steps + 1, every)]
+        found = judge(kept, args.out / "judged" / join, args)["runs"]
+        rows_of = [row for row in found if "steps" in row]
+        start = [{"steps": 0} | found[0]] if join == "zero" else []  # zero convolutions start as the base
+        mine = [{"join": join, "steps": row["steps"], "edge_f1": row["edge_f1"]} for row in start + rows_of]
+        lines[join] = [(row["steps"], row["edge_f1"]) for row in mine]
+        rows += mine
     files = {"joins.png": against_steps(lines, "edge F1"), "joins.json": json.dumps(rows, indent=2).encode()}
     write_files(args.out / "table", files)
     print(f"written: {args.out / 'table' / 'joins.png'}")
@@ -88,7 +91,7 @@ def main() -> None:
     if args.joins:
         joins(args)
         return
-    runs = [train(name, seed, args.steps, args) for seed in args.seeds for name in args.methods]
+    runs = [train(name, seed, args) for seed in args.seeds for name in args.methods]
     judge(runs, args.out / "table", args)
 
 

@@ -73,6 +73,7 @@ def fit(
     sample_steps: int = 30,
     guidance: float = 7.5,
     save_every: float = 60.0,
+    keep_every: int = 0,
     overwrite: bool = False,
     trainer: TrainerFlags = None,  # type: ignore[assignment]
 ) -> dict[str, Any]:
@@ -126,6 +127,8 @@ def fit(
         sample_steps: Denoising steps of a sample.
         guidance: Guidance of samples and of prior pictures.
         save_every: Seconds between checkpoints within an epoch.
+        keep_every: Steps between adapters that are kept as runs of their own, snapshots/step500 …, which sample, evaluate
+            and export take; 0 keeps the last adapter alone.
         overwrite: Replace another run in the same folder.
         trainer: Lightning's own flags, e.g. --trainer.precision bf16-mixed.
     """
@@ -159,7 +162,7 @@ def check(settings: dict[str, Any]) -> list[Concept]:
     for key in ("lr", "text_lr"):
         if settings[key] is not None and settings[key] <= 0:
             raise PeftError(f"--{key} must be above 0, not {settings[key]:g}.")
-    for key in ("prior_weight", "snr_gamma", "noise_offset", "clip_skip", "sample_count", "sample_every"):
+    for key in ("prior_weight", "snr_gamma", "noise_offset", "clip_skip", "sample_count", "sample_every", "keep_every"):
         if settings[key] < 0:
             raise PeftError(f"--{key} must not be negative, not {settings[key]}.")
     for key in ("data", "prior", "base"):

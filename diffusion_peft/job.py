@@ -17,6 +17,7 @@ from diffusion_peft.denoise import Denoiser
 from diffusion_peft.examples import BucketBatches
 from diffusion_peft.noise import alphas_of
 from diffusion_peft.results import write_outcome
+from diffusion_peft.snapshots import SNAPSHOTS, Snapshots
 from diffusion_peft.tasks import task_of
 from diffusion_peft.texts import check_length, fix_pooling
 from peft_core import adapt, count_parameters, save_adapter
@@ -25,6 +26,7 @@ from peft_core.attach import pick
 from peft_core.errors import PeftError
 from peft_core.learning import load_bitsandbytes
 from peft_core.method import Method
+from peft_core.outcome import measured
 from peft_core.runs import RunFolder
 from peft_core.training import CHECKPOINT, Progress, SaveState, make_trainer, planned_steps, quiet
 
@@ -47,7 +49,8 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
     samples = task.samples(folder.path)
     saver = SaveState(folder.path, settings["save_every"], lambda: save(denoiser, folder.path / "adapter", card))
     flags = trainer_flags(settings)
-    trainer = make_trainer(flags, [samples, saver, Progress()], folder.path)
+    snapshots = Snapshots(settings["keep_every"], lambda step: keep(step))
+    trainer = make_trainer(flags, [samples, saver, snapshots, Progress()], folder.path)
     each, rest = divmod(settings["batch_size"], trainer.world_size)
     if rest:
         raise PeftError(f"a batch of {settings['batch_size']} does not divide among {trainer.world_size} devices.")
@@ -79,6 +82,17 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
     card = {"command": folder.program, "base": base.name, "kind": base.kind, "clip_skip": settings["clip_skip"]}
     card["tokens"] = {token.name: token.vectors for token in tokens}
     folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
+
+    def keep(step: int) -> None:
+        """A run folder of its own, its config first and its results last."""
+        place = folder.path / SNAPSHOTS / f"step{step}"
+        kept = RunFolder(str(place), folder.program)
+        kept.begin(config | {"steps": step, "keep_every": 0, "out": str(place)})
+        save(denoiser, place / "adapter", card)
+        denoiser.seconds = denoiser.trained_for()
+        results = results_of(settings, base, concepts, examples, denoiser, kept, preparing)
+        kept.write_results(measured(results | {"tokens": card["tokens"]}))
+
     checkpoint = folder.path / CHECKPOINT
     preparing = time.monotonic() - began
     with quiet():
@@ -87,11 +101,26 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
         return {}
     saver.after_epoch()
     denoiser.to(device)  # Lightning leaves it on the processor
+    results = results_of(settings, base, concepts, examples, denoiser, folder, preparing) | {"tokens": card["tokens"]}
+    with denoiser.averaged():
+        return write_outcome(folder, results, denoiser, samples, about["shown"], task)
+
+
+def results_of(
+    settings: dict[str, Any],
+    base: Base,
+    concepts: list[Concept],
+    examples: Any,
+    denoiser: Denoiser,
+    folder: RunFolder,
+    preparing: float,
+) -> dict[str, Any]:
+    """What a run came to so far: its settings in short, its loss, sizes and times."""
     counts = {path.removeprefix("texts."): count_parameters(model) for path, model in denoiser.adapted().items()}
     losses = [row["loss"] for row in denoiser.history][-max(1, len(denoiser.history) // 10) :]
-    results = {
-        "loss": sum(losses) / len(losses),
-        "steps": trainer.global_step,
+    return {
+        "loss": sum(losses) / max(1, len(losses)),
+        "steps": denoiser.trainer.global_step,
         "base": base.name,
         "kind": base.kind,
         "prediction_type": base.prediction_type,
@@ -100,15 +129,12 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
         "pictures": {"train": len(examples), "prior": sum(map(len, getattr(examples, "prior", ())))},
         "method": settings["method"].plain(),
         "text_method": settings["text_method"].plain() if settings["text_method"] else None,
-        "tokens": card["tokens"],
         "seed": settings["seed"],
         "parameters": {"inserted": sum(c.inserted for c in counts.values())}
         | {part: dataclasses.asdict(count) for part, count in counts.items()},
         "adapter_bytes": sum(f.stat().st_size for f in (folder.path / "adapter").rglob("*.safetensors")),
         "seconds": {"prepare": preparing, "train": denoiser.seconds},
     }
-    with denoiser.averaged():
-        return write_outcome(folder, results, denoiser, samples, about["shown"], task)
 
 
 def trainer_flags(settings: dict[str, Any]) -> dict[str, Any]:

@@ -120,9 +120,13 @@ class Learning(LightningModule):
         # Lightning refuses to clip the gradients of a fused optimiser under float16
         return torch.optim.AdamW(groups, lr=self.lr, fused=self.trainer.precision != "16-mixed")
 
+    def trained_for(self) -> float:
+        """Seconds of training, over all the times it was started."""
+        return time.monotonic() - self.started
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep_trainables(checkpoint, self.adapted())
-        checkpoint["seconds"] = self.seconds = time.monotonic() - self.started
+        checkpoint["seconds"] = self.seconds = self.trained_for()
         checkpoint["history"] = self.history
         checkpoint["loss"] = (self.loss_sum.cpu(), self.loss_count)
 

@@ -17,7 +17,7 @@ from peft_core.files import is_used, left_by_killed_writers, write_files
 CONFIG, RESULTS = "config.yaml", "results.json"
 FILES = (
     RESULTS, "metrics.csv", "curves.png", "confusion.png", "predictions.csv", "report.html", "samples", "last.ckpt",
-    "adapter", "evaluation", CONFIG,
+    "adapter", "evaluation", "snapshots", CONFIG,
 )  # fmt: skip
 FREE = ("out", "overwrite", "save_every")
 """Settings that may differ between a run and the command that goes on with it."""

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from diffusion_peft.commands import main
 from diffusion_peft.fit import fit
 from diffusion_peft.job import load_base
+from diffusion_peft.sample import sample
 from peft_core.errors import PeftError
 from tests.diffusion_peft.conftest import SHORT
 
@@ -96,7 +97,8 @@ def test_killed_run_ends_with_the_same_bytes(sd15: str, toys: str, balls: str, t
         data=toys, base=sd15, method={"name": "lora", "rank": 2, "dropout": 0.1}, text_method={"name": "lora", "rank": 2},
         prompt="a <toy>", placeholder="<toy>", initializer="a", class_prompt="a ball", prior=balls, prior_count=2,
         lr=0.01, text_lr=0.001, ema=0.9, noise_offset=0.1, snr_gamma=5.0, caption_dropout=0.3, batch_size=2, steps=10,
-        sample_count=1, sample_steps=1, sample_every=6, save_every=0.0, cache="off", trainer={"accelerator": "cpu"},
+        sample_count=1, sample_steps=1, sample_every=6, save_every=0.0, keep_every=5, cache="off",
+        trainer={"accelerator": "cpu"},
     )  # fmt: skip
     assert run(tmp_path / "whole", **settings) == 0
     for step in (3, 8):  # in the first epoch of 6 steps, and in the second
@@ -106,11 +108,31 @@ def test_killed_run_ends_with_the_same_bytes(sd15: str, toys: str, balls: str, t
         path for path in sorted((tmp_path / "whole").rglob("*")) if path.suffix in (".safetensors", ".csv", ".png")
     ]
     names = [path.relative_to(tmp_path / "whole").as_posix() for path in files]
-    assert {"adapter/text_encoder/adapter.safetensors", "metrics.csv", "samples/000006.png", "samples/final.png"} <= {
-        *names
-    }
+    assert {
+        "adapter/text_encoder/adapter.safetensors",
+        "snapshots/step5/adapter/unet/adapter.safetensors",
+        "metrics.csv",
+        "samples/000006.png",
+        "samples/final.png",
+    } <= {*names}
     for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+
+
+def test_what_is_kept_on_the_way_is_a_run_of_its_own(sd15: str, toys: str, tmp_path: Path) -> None:
+    settings = dict(data=toys, base=sd15, prompt="a toy", method={"name": "lora", "rank": 2}, lr=0.01) | SHORT
+    fit(out=str(tmp_path / "long"), **settings | {"steps": 4}, keep_every=2)
+    fit(out=str(tmp_path / "short"), **settings | {"steps": 2})
+    kept = tmp_path / "long" / "snapshots"
+    assert sorted(path.name for path in kept.iterdir()) == ["step2", "step4"]
+    for one, other in ((kept / "step2", tmp_path / "short"), (kept / "step4", tmp_path / "long")):
+        assert all(torch.equal(value, weights(other)[key]) for key, value in weights(one).items())
+        mine, theirs = (json.loads((run / "results.json").read_text()) for run in (one, other))
+        assert {key: mine[key] for key in ("steps", "loss", "parameters", "adapter_bytes")} == {
+            key: theirs[key] for key in ("steps", "loss", "parameters", "adapter_bytes")
+        }
+    folder = sample(run=str(kept / "step2"), prompt=["a toy"], steps=1, count=1)
+    assert folder == kept / "step2" / "drawn" and (folder / "grid.png").is_file()
 
 
 def test_gradient_checkpointing_changes_nothing(sd15: str, toys: str, tmp_path: Path) -> None:
