@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from peft_core.lowrank_linear import merging_pays
+from peft_core.lowrank_linear import Part, merged, merging_pays
 from peft_core.rebuild import Recipe, autocast_dtype, kept_for, whole
 
 
@@ -96,20 +96,20 @@ def backward(
 class _LowRankConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe | None, kept: tuple[Tensor, ...],
-                geometry: Geometry, scale: float, dtype: torch.dtype | None, down: Tensor, up: Tensor) -> Tensor:  # fmt: skip
+                geometry: Geometry, part: Part, dtype: torch.dtype | None, down: Tensor, up: Tensor) -> Tensor:  # fmt: skip
         inner, new = None, None
         places = x.numel() // (x.shape[1] * geometry.stride[0] * geometry.stride[1])
         plain = dtype is None and x.dtype == weight.dtype == down.dtype
         if plain and not merging_pays(places, weight):
             inner = Narrow(down, weight, geometry)(x)
             y = F.conv2d(x, weight, bias, *geometry)
-            add_on_each(y, up, inner, scale)
+            add_on_each(y, up, inner, part.scale)
         else:
             x = x if dtype is None else x.to(dtype)
             with torch.autocast(x.device.type, enabled=False):
-                new = _merged(weight, down, up, scale).to(x.dtype)
+                new = _merged(weight, part, down, up).to(x.dtype)
                 y = F.conv2d(x, new, None if bias is None else bias.to(x.dtype), *geometry)
-        ctx.geometry, ctx.scale, ctx.recipe, ctx.dtype, ctx.kept = geometry, scale, recipe, x.dtype, len(kept)
+        ctx.geometry, ctx.part, ctx.recipe, ctx.dtype, ctx.kept = geometry, part, recipe, x.dtype, len(kept)
         cast = None if new is None or new.dtype == weight.dtype else new
         ctx.save_for_backward(*(kept if recipe else (x,)), weight, cast, inner, down, up)
         return y
@@ -124,21 +124,20 @@ class _LowRankConv(torch.autograd.Function):
         if inner is not None:
             new = weight
         elif new is None:
-            new = _merged(weight, down, up, ctx.scale) if of_input else weight
+            new = _merged(weight, ctx.part, down, up) if of_input else weight
         dx, dw, db = backward(g, x, new, ctx.geometry, (of_input, of_weight, of_bias))
         narrow = Narrow(down.to(ctx.dtype), weight, ctx.geometry)
         flat = g.flatten(2)
         back = on_each(up.to(ctx.dtype).t(), flat).view(len(g), -1, *g.shape[2:])
-        d_down = narrow.gradient(back, x, None if inner is None else dx, ctx.scale)
+        d_down = narrow.gradient(back, x, None if inner is None else dx, ctx.part.scale)
         inner = narrow(x) if inner is None else inner
         d_up = (inner @ flat.transpose(1, 2)).sum(0).t()
-        d_down, d_up = (d.to(of.dtype).mul_(ctx.scale) for d, of in ((d_down, down), (d_up, up)))
+        d_down, d_up = (d.to(of.dtype).mul_(ctx.part.scale) for d, of in ((d_down, down), (d_up, up)))
         return dx, dw, db, None, None, None, None, None, d_down, d_up
 
 
-def _merged(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    dtype = torch.promote_types(weight.dtype, down.dtype)
-    return torch.addmm(weight.to(dtype).flatten(1), up, down, alpha=scale).view(weight.shape)
+def _merged(weight: Tensor, part: Part, down: Tensor, up: Tensor) -> Tensor:
+    return merged(weight.flatten(1), (part,), (down, up)).view(weight.shape)
 
 
 def lowrank_conv(module: nn.Conv2d, x: Tensor, delta: Any) -> Tensor | None:
@@ -155,7 +154,7 @@ def lowrank_conv(module: nn.Conv2d, x: Tensor, delta: Any) -> Tensor | None:
         bias,
         *kept_for(x),
         geometry,
-        delta.scale * delta.factor,
+        Part(delta.scale * delta.factor, None),
         autocast_dtype(x.device.type),
         delta.A,
         delta.B,
