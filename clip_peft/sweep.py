@@ -14,7 +14,7 @@ from peft_core.config_files import find_config
 from peft_core.errors import PeftError
 from peft_core.line import read_yaml
 from peft_core.runs import tell
-from vision_peft.sweep_plan import assignments, nested, slug
+from peft_core.sweep.jobs import assignments, check_option, nested, slug
 
 DECIDED = ("data", "method", "backbone", "out", "shots", "classes", "seed", "overwrite")
 PLANNED: dict[str, Any] = {
@@ -64,15 +64,15 @@ def sweep(
         if not plan[name]:
             raise PeftError(f"a sweep needs --{name}, or a preset that says it (--sweep NAME).")
     folder, methods = Path(out).expanduser().absolute(), plan["methods"]
-    own = assignments("--set", plan["set"], {method: method for method in methods}, check_option)
+    own = own_settings(plan)
     planned = list(trials(plan["protocol"], plan["data"], plan["targets"], methods, plan["seeds"], plan["shots"]))
     jobs = {trial: settings_of(trial, folder, own[trial.method], plan["backbone"]) for trial in planned}
     for settings in {trial.method: settings for trial, settings in jobs.items()}.values():
         fit.resolve([("", settings)])  # a mistake is told before anything runs
     from clip_peft.sweep_report import write_tables
     from clip_peft.sweep_worker import carry_out
-    from vision_peft.sweep_pool import Pool, default_workers
-    from vision_peft.sweep_worker import Outcome
+    from peft_core.sweep.outcome import Outcome
+    from peft_core.sweep.pool import Pool, default_workers
 
     rows: dict[Trial, list[Row]] = {}
     failed: list[str] = []
@@ -105,10 +105,11 @@ def with_preset(name: str, given: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key in PLANNED and value is not None}
 
 
-def check_option(flag: str, option: str) -> None:
-    """Raises PeftError: the sweep decides it."""
-    if option in DECIDED:
-        raise PeftError(f"{flag} cannot set {option}, which has an option of its own in a sweep, or is decided by it.")
+def own_settings(plan: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Method -> the options that --set gives it."""
+    named = {method: method for method in plan["methods"]}
+    chosen = {"data": plan["data"][0]}
+    return assignments("--set", plan["set"], named, lambda *option: check_option(*option, fit, DECIDED, chosen))
 
 
 def settings_of(trial: Trial, folder: Path, own: Iterable[tuple[str, str]], backbone: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from clip_peft.plots import against_shots, base_new_dots, reliability_diagram
 from clip_peft.protocols import PROTOCOLS, Row, accuracies, averages, spread, table
 from peft_core import report
 from peft_core.files import write_files
-from vision_peft.sweep_plan import slug
+from peft_core.sweep.jobs import slug
 
 
 def write_tables(folder: Path, protocol: str, rows: Sequence[Row], failed: Sequence[str], state: str) -> None:

@@ -17,9 +17,9 @@ from peft_core.adapter_file import WEIGHTS
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.options import hints
+from peft_core.sweep.jobs import slug
+from peft_core.sweep.outcome import Outcome, trained
 from vision_peft.data import Data, common
-from vision_peft.sweep_plan import slug
-from vision_peft.sweep_worker import Outcome, trained
 
 
 def carry_out(trial: Trial, settings: dict[str, Any], overwrite: bool) -> Outcome:

@@ -18,7 +18,7 @@ def list_(what: Literal["methods", "recipes", "sweeps", "formats", "protocols"])
         what: Which list.
     """
     if what == "methods":
-        rows = listing.methods("diffusion", but=_OTHERS)
+        rows = unet_methods()
     elif what in ("recipes", "sweeps"):
         rows = listing.configs(what.removesuffix("s"), "diffusion")
     elif what == "protocols":
@@ -32,8 +32,10 @@ def list_(what: Literal["methods", "recipes", "sweeps", "formats", "protocols"])
     listing.show(rows)
 
 
-_OTHERS = ("lora_file", "vpt", "linear")
-"""Methods that need a file, prompt tokens or a classifier's head."""
+def unet_methods() -> dict[str, str]:
+    """Name -> about, of the methods that a UNet takes and of their presets: none that needs a file, prompt tokens or a
+    classifier's head."""
+    return listing.methods("diffusion", but=("lora_file", "vpt", "linear"))
 
 
 def commands() -> list[Command]:

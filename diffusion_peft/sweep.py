@@ -8,19 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_peft.commands import unet_methods
+from diffusion_peft.control.options import is_control
 from diffusion_peft.evaluate import EvaluationOptions, how_of
 from diffusion_peft.evaluation.tables import show, write_evaluation
 from diffusion_peft.fit import check, fit
 from diffusion_peft.protocols import find_protocol
 from peft_core.command import command
 from peft_core.config_files import find_config
-from peft_core.errors import PeftError, nearest
+from peft_core.errors import PeftError
 from peft_core.line import read_yaml
 from peft_core.runs import RunFolder
+from peft_core.sweep.jobs import Job, assignments, check_option, expand_methods, grid_points, nested
 
 if TYPE_CHECKING:
-    from vision_peft.sweep_plan import Job
-    from vision_peft.sweep_worker import Outcome
+    from peft_core.sweep.outcome import Outcome
 
 PROGRAM = "diffusion_peft sweep"
 PLANNED: dict[str, Any] = {
@@ -81,7 +83,7 @@ def sweep(
     plan = PLANNED | (preset(sweep, given) if sweep else {}) | given
     if not plan["data"]:
         raise PeftError("a sweep needs --data, for instance world/subjects/0 world/subjects/1.")
-    from vision_peft.sweep_folder import SweepFolder
+    from peft_core.sweep.folder import SweepFolder
 
     jobs = trainings(plan)
     with SweepFolder(out, plan, overwrite, PROGRAM) as folder:
@@ -109,10 +111,11 @@ def trainings(plan: dict[str, Any]) -> list[Job]:
     Raises:
         PeftError: an unknown method, option or value, told before anything runs.
     """
-    from vision_peft.sweep_plan import Job, assignments, expand_methods, grid_points, nested
-
-    named = expand_methods(plan["methods"], "diffusion")
-    common, points = (assignments(f"--{flag}", plan[flag], named, check_option) for flag in ("set", "grid"))
+    named = expand_methods(plan["methods"], "diffusion", suits)
+    common, points = (
+        assignments(f"--{flag}", plan[flag], named, lambda *option: check_option(*option, fit, DECIDED))
+        for flag in ("set", "grid")
+    )
     found = []
     for seed, task, label in itertools.product(plan["seeds"], plan["data"], named):
         for point in grid_points(points[label]):
@@ -124,13 +127,9 @@ def trainings(plan: dict[str, Any]) -> list[Job]:
     return found
 
 
-def check_option(flag: str, option: str) -> None:
-    """Raises PeftError: fit has no such option, or the sweep decides it."""
-    if option.partition(".")[0] in DECIDED:
-        raise PeftError(f"{flag} cannot set {option}, which has an option of its own in a sweep, or is decided by it.")
-    known = [name for name in fit.parameters if name not in DECIDED]
-    if option.partition(".")[0] not in known:
-        raise PeftError(f'{flag} {option}: fit has no option "{option}"{nearest(option, known)}.')
+def suits(name: str) -> bool:
+    """Whether it personalises a UNet: listed, and no control, whose data are pairs."""
+    return name in unet_methods() and not is_control({"method": name})
 
 
 def train(
@@ -138,8 +137,8 @@ def train(
 ) -> dict[Job, str]:
     """Trains what is not finished and draws its pictures; what went wrong, by run."""
     from diffusion_peft.sweep_worker import carry_out
-    from vision_peft.sweep_pool import Pool, default_workers
-    from vision_peft.sweep_progress import Progress
+    from peft_core.sweep.pool import Pool, default_workers
+    from peft_core.sweep.progress import Progress
 
     todo = [job for job in jobs if overwrite or not folder.is_finished(job)]
     progress, failed, notes = Progress(len(jobs)), {}, {}

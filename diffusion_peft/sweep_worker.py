@@ -11,8 +11,8 @@ import diffusion_peft.job  # noqa: F401  with all that it needs, once for all wo
 from diffusion_peft.evaluate import how_of
 from diffusion_peft.fit import fit
 from diffusion_peft.protocols import find_protocol
+from peft_core.sweep.outcome import Outcome, trained
 from peft_core.training import CHECKPOINT
-from vision_peft.sweep_worker import Outcome, trained
 
 
 def carry_out(settings: dict[str, Any], out: Path, options: dict[str, Any]) -> Outcome:

@@ -53,9 +53,9 @@ def sweep(
     plain = PLANNED | {key: value for key, value in chosen if key in PLANNED and value is not None}
     if (plain["best"] > 0) != bool(plain["best_seeds"]):
         raise PeftError("best and best_seeds go together: so many of the best methods get those seeds too.")
-    from vision_peft.sweep_run import carry_out  # needs Lightning, which other commands must not wait for
+    from vision_peft.sweep_run import run_sweep  # needs Lightning, which other commands must not wait for
 
-    return carry_out(plain, out, workers=workers, threads=threads, ray=ray, overwrite=overwrite)
+    return run_sweep(plain, out, workers=workers, threads=threads, ray=ray, overwrite=overwrite)
 
 
 PLANNED: dict[str, Any] = {

@@ -11,20 +11,25 @@ from peft_core import report
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.runs import CONFIG
+from peft_core.sweep.folder import SweepFolder
+from peft_core.sweep.jobs import Job, Point
+from peft_core.sweep.outcome import Outcome
+from peft_core.sweep.pool import Pool, default_workers
+from peft_core.sweep.progress import Progress
 from vision_peft import sweep_report
-from vision_peft.sweep_folder import SweepFolder, stamp_of
-from vision_peft.sweep_plan import Job, Plan, Point, make_plan
-from vision_peft.sweep_pool import Pool, default_workers
-from vision_peft.sweep_progress import Progress
+from vision_peft.sweep_plan import Plan, make_plan
+from vision_peft.sweep_stamp import differs, forget
 from vision_peft.sweep_table import best_methods, make_rows, record
-from vision_peft.sweep_worker import Outcome
+from vision_peft.sweep_worker import carry_out, parcel_of
+
+PROGRAM = "vision_peft sweep"
 
 
-def carry_out(plain: dict[str, Any], out: str, *, workers: int, threads: int, ray: str | None, overwrite: bool) -> int:
+def run_sweep(plain: dict[str, Any], out: str, *, workers: int, threads: int, ray: str | None, overwrite: bool) -> int:
     """Runs what is missing of a sweep and writes its table: 0, or 1 if a run failed. The arguments are `sweep`'s."""
     plan = make_plan(*(plain[key] for key in ("data", "methods", "seeds", "grid", "set", "backbone", "protocol")))
     further = [seed for seed in plain["best_seeds"] if seed not in plan.seeds]
-    with SweepFolder(out, plain, overwrite) as folder:
+    with SweepFolder(out, plain, overwrite, PROGRAM) as folder:
         check_versions(folder, plan, further, overwrite)
         return Runner(plan, folder, workers, threads, ray).run(plain["best"], further)
 
@@ -37,7 +42,7 @@ def check_versions(folder: SweepFolder, plan: Plan, further: list[int], overwrit
             chosen = {(task, method): point for task in plan.tasks}
             possible += plan.final(chosen, [method], [*plan.seeds, *further])
     finished = [job for job in possible if folder.is_finished(job)]
-    stale = {job: difference for job in finished if (difference := folder.differs(job, stamp_of(job)))}
+    stale = {job: difference for job in finished if (difference := differs(folder.path, job))}
     if stale and not overwrite:
         job, difference = next(iter(stale.items()))
         raise PeftError(
@@ -45,7 +50,7 @@ def check_versions(folder: SweepFolder, plan: Plan, further: list[int], overwrit
             f"--overwrite to run these again; the {len(finished) - len(stale)} others are kept."
         )
     for job in stale:
-        folder.forget(job)
+        forget(folder.path, job)
 
 
 class Runner:
@@ -92,11 +97,12 @@ class Runner:
         todo = [job for job in jobs if job not in self.finished]
         if todo and self.pool is None:
             if self.ray:
-                from vision_peft.sweep_ray import RayPool
+                from peft_core.sweep.ray_pool import RayPool
 
-                self.pool = RayPool(self.ray, self.workers, self.threads, self.folder.path)
+                self.pool = RayPool(self.ray, self.workers, self.threads, self.folder.path, carry_out, parcel_of)
             else:
-                self.pool = Pool(*default_workers(self.workers, self.threads), self.folder.path)
+                count, threads = default_workers(self.workers, self.threads)
+                self.pool = Pool(count, threads, self.folder.path, carry_out, parcel_of)
         if todo:
             self.pool.run(todo, self.done)
         return {job: self.finished[job] for job in jobs if job in self.finished}
@@ -141,7 +147,7 @@ class Runner:
     def write(self) -> None:
         """results.csv, grid.csv, table.md and report.html of what is finished, and the table on the screen."""
         records, path, plan = self.records(), self.folder.path, self.plan
-        rerun = f"vision_peft sweep --config {shlex.quote(str(path))}"
+        rerun = f"{PROGRAM} --config {shlex.quote(str(path))}"
         if records:
             rows = make_rows(records, plan.tasks)
             rows.sort(key=lambda row: list(plan.methods).index(row.method))

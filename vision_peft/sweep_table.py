@@ -11,7 +11,7 @@ import numpy as np
 from peft_data import vtab, world
 from scipy.stats import rankdata
 
-from vision_peft.sweep_plan import Job
+from peft_core.sweep.jobs import Job
 
 GROUPS = ("natural", "specialised", "structured")
 RESAMPLES = 2000

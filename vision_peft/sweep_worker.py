@@ -4,72 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
-import errno
 import io
 import json
-import traceback
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
-from peft_data import DataError
 from peft_data.base import Pictures
 from peft_data.cache import DecodedPictures
 from torch import nn
 
-from peft_core.errors import PeftError
+from peft_core.files import write_files
 from peft_core.outcome import measured
 from peft_core.runs import OtherRun, plain_config
+from peft_core.sweep.jobs import Job
+from peft_core.sweep.outcome import Outcome
 from peft_core.training import CHECKPOINT
 from vision_peft import job
 from vision_peft.backbones import Backbone, load_backbone
 from vision_peft.data import Data
 from vision_peft.fit import fit, folder_of
-from vision_peft.sweep_folder import STAMP, stamp_of_recipe, write_json
-
-
-@dataclasses.dataclass
-class Outcome:
-    """How a run ended, as a context that no error leaves: `results`, or a sentence in `error`.
-
-    Args:
-        trace: the traceback of an error that no sentence was written for.
-        fatal: no other run can do better (the disk is full).
-    """
-
-    results: dict[str, Any] | None = None
-    notes: tuple[str, ...] = ()
-    error: str = ""
-    trace: str = ""
-    fatal: bool = False
-
-    def __enter__(self) -> Outcome:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self.error = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, (PeftError, DataError)):
-            self.error = f"{type(error).__name__}: {self.error}"
-            self.trace = "".join(traceback.format_exception(error))
-        causes = (error, error.__cause__)
-        self.fatal = any(isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in causes)
-        return True
-
-
-def trained(fit: Callable[..., dict[str, Any]], settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """The results of `fit`, read where the run is finished; another run in its folder is replaced with `overwrite`."""
-    try:
-        return fit(**(settings | {"overwrite": False}))
-    except OtherRun:
-        if not overwrite:
-            raise
-        return fit(**(settings | {"overwrite": True}))
+from vision_peft.sweep_stamp import STAMP, stamp_of, stamp_of_recipe
 
 
 def carry_out(settings: dict[str, Any], out: Path, folder: str, stamp: dict[str, str]) -> Outcome:
@@ -88,7 +44,7 @@ def carry_out(settings: dict[str, Any], out: Path, folder: str, stamp: dict[str,
         mark = run.path.with_name(run.path.name + STAMP)
         if not mark.is_file() or json.loads(mark.read_text()) != stamp:
             run.clear()  # what another version began is not gone on with
-            write_json(mark, stamp)
+            write_files(mark.parent, {mark.name: json.dumps(stamp).encode()})
         try:
             finished = run.check(config) == "finished"
         except OtherRun:  # begun by code that had other settings, under the same stamp
@@ -98,6 +54,11 @@ def carry_out(settings: dict[str, Any], out: Path, folder: str, stamp: dict[str,
             run.results() if finished else job.run(run, data, ready, config, load=kept_backbone, finish=finish)
         )
     return outcome
+
+
+def parcel_of(job: Job, out: Path) -> tuple[Any, ...]:
+    """What `carry_out` takes of a run."""
+    return job.settings, out, job.folder, stamp_of(job)
 
 
 def finish(run: Any, data: Any, results: dict[str, Any], history: Any, scores: Any, pictures: Any) -> dict[str, Any]:

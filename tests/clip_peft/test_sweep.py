@@ -9,9 +9,8 @@ import pytest
 from clip_peft.commands import main
 from clip_peft.fit import fit
 from clip_peft.protocols import Trial, averages, cell, harmonic, table, trials
-from clip_peft.sweep import check_option, settings_of, with_preset
+from clip_peft.sweep import own_settings, settings_of, with_preset
 from peft_core import PeftError, list_methods
-from vision_peft.sweep_plan import assignments
 
 SET = [
     "epochs=1",
@@ -128,7 +127,7 @@ def test_the_shipped_preset_is_a_plan_of_every_method() -> None:
     plan = with_preset("world_open", {"out": "x", "seeds": [2]})
     assert plan["protocol"] == "base_to_new" and plan["seeds"] == [2] and len(plan["data"]) == 2
     assert set(list_methods(grafts=False)) | {"tip_adapter_f", "clip_lora", "vpt"} <= set(plan["methods"])
-    options = assignments("--set", plan["set"], {name: name for name in plan["methods"]}, check_option)
+    options = own_settings(plan)
     for method in plan["methods"]:
         trial = Trial("world/open/objects", method, 16, 1, "base", ())
         settings = fit.resolve([("", settings_of(trial, Path("x"), options[method], "reference"))])
@@ -152,7 +151,7 @@ def test_a_run_that_fails_is_told(photos: str, backbone: str, tmp_path: Path, ca
         (["--methods", "coop", "--set", "method.weight=3"], 'none of coop has "weight"'),
         (["--sweep", "world_opn"], 'unknown sweep "world_opn", did you mean "world_open"?'),
         (["--set", "seed=3"], "--set cannot set seed"),
-        (["--set", "epoch=3"], 'unknown option --epoch, did you mean "--epochs"?'),
+        (["--set", "epoch=3"], 'unknown option "epoch" in --set, did you mean "epochs"?'),
         (["--set", "lr=fast"], '--lr takes a number, not "fast"'),
         (
             ["--protocol", "base_new"],

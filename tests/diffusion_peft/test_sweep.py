@@ -11,7 +11,7 @@ from diffusion_peft.sweep import label_of, trainings
 from diffusion_peft.sweep_worker import carry_out
 from peft_core.config_files import list_configs
 from peft_core.line import read_yaml
-from vision_peft.sweep_pool import Pool
+from peft_core.sweep.pool import Pool
 
 
 class Here(Pool):
@@ -34,7 +34,7 @@ class Here(Pool):
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> type[Here]:
-    monkeypatch.setattr("vision_peft.sweep_pool.Pool", Here)
+    monkeypatch.setattr("peft_core.sweep.pool.Pool", Here)
     Here.done, Here.lost = [], ()
     return Here
 
@@ -77,7 +77,7 @@ def test_a_table_that_goes_on(sd15: str, tmp_path: Path, here: type[Here], capsy
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (["--set", "stepps=3"], 'fit has no option "stepps", did you mean "steps"'),
+        (["--set", "stepps=3"], 'unknown option "stepps" in --set, did you mean "steps"'),
         (["--set", "seed=3"], "--set cannot set seed"),
         (["--set", "lorra:steps=3"], 'no method "lorra", did you mean "lora"'),
         (["--set", "steps=many"], "--steps takes a whole number"),

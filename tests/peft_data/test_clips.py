@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft_data import DataError, open_data
+from peft_data import DataError
 from peft_data.augment import augmentation, flip
-from peft_data.base import ClassificationData
 from peft_data.batches import generator_of
 from peft_data.video.batches import ClipBatches, batches_of
 from peft_data.video.clips import Clips, decode, strip
@@ -272,47 +271,3 @@ def test_frames_of_a_clip_are_changed_alike() -> None:
         assert changed.shape == same.shape and (changed == changed[:, :1]).all(), name
     both = torch.stack([flip(clip[:, t], generator_of(4)) for t in range(3)], 1)
     assert torch.equal(augmentation("flip")(clip, generator_of(4)), both)
-
-
-# ---- the drawn tasks -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def motion(tmp_path_factory: pytest.TempPathFactory) -> ClassificationData:
-    import peft_data.world_motion as world_motion
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PEFT_DATA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(world_motion, "SPLITS", {"train": 12, "val": 4, "test": 8})
-        return open_data("world/motion/direction")
-
-
-def test_drawn_clips_are_mp4_files_in_class_folders(motion: ClassificationData) -> None:
-    assert (len(motion.train), len(motion.val), len(motion.test)) == (12, 4, 8)
-    assert motion.class_names == ("right", "down", "left", "up") and motion.recipe == "motion"
-    assert motion.train.directional and len(motion.train + motion.val) == 16
-    path = motion.train.items[0]
-    assert path.suffix == ".mp4" and path.parent.name == motion.class_names[int(motion.train.labels[0])]
-    with open_clip(path) as clip:
-        assert clip.length == 16 and clip.read([0])[0].size == (40, 40)
-
-
-def test_direction_is_what_its_name_says(motion: ClassificationData) -> None:
-    decoded = decode(motion.test, 40)
-    for row in range(len(decoded)):
-        frames = decoded.take(row, torch.arange)[:, 0].float()
-        background = frames.median(0).values
-        moved = (frames - background).abs().sum(1)
-        ys, xs = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
-        places = torch.stack((xs, ys)) * moved[:, None]
-        centre = places.flatten(2).sum(2) / moved.flatten(1).sum(1, keepdim=True)
-        dx, dy = (centre[-4:].mean(0) - centre[:4].mean(0)).tolist()
-        way = ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("down" if dy > 0 else "up")
-        assert way == motion.class_names[int(decoded.labels[row])]
-
-
-def test_unknown_task_and_size() -> None:
-    with pytest.raises(DataError, match="did you mean 'world/motion/direction'"):
-        open_data("world/motion/directoin")
-    with pytest.raises(DataError, match="an even size of 16 or more"):
-        open_data("world/motion/order", size=41)

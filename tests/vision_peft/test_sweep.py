@@ -20,14 +20,17 @@ from safetensors.torch import load_file
 from peft_core import load_run
 from peft_core.cli import main
 from peft_core.errors import PeftError
+from peft_core.sweep.folder import SweepFolder
+from peft_core.sweep.jobs import Job
+from peft_core.sweep.outcome import Outcome
+from peft_core.sweep.pool import Pool
 from peft_core.training import CHECKPOINT
 from vision_peft.commands import commands
 from vision_peft.fit import fit
 from vision_peft.sweep import sweep, with_preset
-from vision_peft.sweep_folder import SweepFolder, stamp_of_recipe
-from vision_peft.sweep_plan import Job, make_plan
-from vision_peft.sweep_pool import Pool
-from vision_peft.sweep_worker import Outcome
+from vision_peft.sweep_plan import make_plan
+from vision_peft.sweep_stamp import stamp_of_recipe
+from vision_peft.sweep_worker import carry_out, parcel_of
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["vision_peft.sweep_run", "vision_peft.sweep_worker"])
@@ -134,7 +137,7 @@ def test_another_plan_or_version_is_told(
     for left in (".lock", ".config.yaml.4242"):  # by a sweep killed before its plan was written
         (tmp_path / "killed" / left).parent.mkdir(exist_ok=True)
         (tmp_path / "killed" / left).touch()
-    assert SweepFolder(str(tmp_path / "killed"), {}, overwrite=False).path.is_dir()
+    assert SweepFolder(str(tmp_path / "killed"), {}, overwrite=False, program="vision_peft sweep").path.is_dir()
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1 << 20})())
     with pytest.raises(PeftError, match="1 MiB of free space"):
         run(tasks, tiny_backbone, tmp_path / "new")
@@ -211,7 +214,7 @@ def test_failing_runs_stop_nothing(
 
 
 def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
-    pool, ended = Pool(1, 1, tmp_path), {}
+    pool, ended = Pool(1, 1, tmp_path, carry_out, parcel_of), {}
     jobs = [
         Job("digits", "linear", seed, (), "test", {"method": {"name": "linear"}, "backbone": "x"}) for seed in (0, 1)
     ]

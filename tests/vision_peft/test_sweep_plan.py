@@ -6,7 +6,8 @@ import pytest
 from peft_data import world
 
 from peft_core.errors import PeftError
-from vision_peft.sweep_plan import expand_data, expand_methods, make_plan
+from peft_core.sweep.jobs import expand_methods
+from vision_peft.sweep_plan import expand_data, make_plan, suits_vision
 
 
 def plan(grid: tuple = (), common: tuple = (), methods: tuple = ("linear", "lora", "vpt"), protocol: str = "honest"):
@@ -19,10 +20,8 @@ def test_patterns_stand_for_one_part_of_a_name_in_the_list_s_order(tmp_path) -> 
     (tmp_path / "b").mkdir()
     (tmp_path / "a").mkdir()
     assert expand_data([f"{tmp_path}/*"]) == (str(tmp_path / "a"), str(tmp_path / "b"))
-    assert set(expand_methods(["*"])) >= {"linear", "lora", "vpt"} and list(expand_methods(["vpt", "lora"])) == [
-        "vpt",
-        "lora",
-    ]
+    assert set(expand_methods(["*"], "vision", suits_vision)) >= {"linear", "lora", "vpt"}
+    assert list(expand_methods(["vpt", "lora"], "vision", suits_vision)) == ["vpt", "lora"]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def test_what_is_said_of_one_method_goes_over_what_is_said_of_all() -> None:
     ("options", "said"),
     [
         ({"grid": ("method.rnak=4,8",)}, 'none of linear, lora, vpt has "rnak", did you mean "method.rank"'),
-        ({"grid": ("lrr=1,2",)}, 'fit has no option "lrr", did you mean "lr"'),
+        ({"grid": ("lrr=1,2",)}, 'unknown option "lrr" in --grid, did you mean "lr"'),
         ({"grid": ("seed=1,2",)}, "cannot set seed"),
         ({"grid": ("data.root=a,b",)}, "cannot set data.root"),
         ({"grid": ("lr",)}, "OPTION=VALUE"),

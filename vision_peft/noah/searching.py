@@ -7,6 +7,7 @@ from pathlib import Path
 
 from peft_core.report import csv_bytes
 from peft_core.runs import load_run, tell
+from peft_core.sweep.progress import duration
 from vision_peft.noah.export import preset_text, write_weights
 from vision_peft.noah.fitness import Scorer, scoring
 from vision_peft.noah.folders import CANDIDATES, CHOSEN, SCORES, SearchFolder, candidate_rows
@@ -15,7 +16,6 @@ from vision_peft.noah.picture import search_picture, subnet_picture
 from vision_peft.noah.search import Candidate, Evolution, Score, best, evolve
 from vision_peft.noah.space import Subnet
 from vision_peft.noah.supernet import Supernet
-from vision_peft.sweep_progress import duration
 
 EVERY = 5.0
 """Seconds between two states on disk."""

@@ -1,7 +1,8 @@
-"""Moving pictures of the drawn world: three tasks that no single frame solves, and two that any frame does.
+"""Moving pictures of the drawn world: four tasks that no single frame solves, and two that any frame does.
 
-Of the former, every frame is drawn so that frames of all classes look alike one by one, and so do sets of frames without
-their order: for direction, speed aside, a clip played backwards is a clip of the opposite class.
+Of the former, every frame is drawn so that frames of all classes look alike one by one. For axis the frames tell together,
+in any order; for direction, speed and order only their order does: a clip of one direction played backwards is a clip of
+the opposite one.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ FRAMES, RATE = 16, 8
 """Frames of a clip, and frames a second: two seconds."""
 
 SHAPES = ("circle", "square", "triangle", "star", "plus", "bar")
+AXES = ("still", "horizontal", "vertical")
 DIRECTIONS = ("right", "down", "left", "up")
 SPEEDS = ("slow", "medium", "fast")
 ORDERS = ("circle first", "square first")
 GROUNDS = tuple(BACKGROUNDS[index] for index in FLAT_GROUNDS)
 CLASSES: dict[str, tuple[str, ...]] = {
+    "axis": AXES,
     "direction": DIRECTIONS,
     "speed": SPEEDS,
     "order": ORDERS,
@@ -32,6 +35,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "ground": GROUNDS,
 }
 ABOUT = {
+    "axis": "along which axis a thing moves, if at all: no frame tells",
     "direction": "which way a thing moves: no frame tells",
     "speed": "how fast a thing moves there and back: no frame tells",
     "order": "which of two things shows up first: no frame tells",
@@ -74,6 +78,22 @@ def passing(draw: Draw, n: int, way: torch.Tensor, length: torch.Tensor, **field
     start = (draw.uniform(n, 2, low=-1, high=1) * room) - step / 2
     velocity = torch.cat((step, torch.zeros(n, 2)), -1)[:, None]
     return still(draw, n, 1, **({"x": start[:, :1], "y": start[:, 1:], "velocity": velocity} | fields))
+
+
+def axis(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A thing stands, moves left or right, or moves up or down. Each has a path along both axes and stays at one of its
+    points where it does not move, so that its place in a frame is distributed alike in all classes."""
+    labels = draw.labels(n, len(AXES))
+    length, sign = draw.uniform(n, 2, low=0.6, high=1.2), 1 - 2 * draw.chance(n, 2, p=0.5)
+    middle, rest = draw.uniform(n, 2, low=-1, high=1) * (0.85 - length / 2), draw.uniform(n, 2)
+    moves = labels[:, None] == torch.arange(1, 3)
+    scene = still(draw, n, 1)
+
+    def at(time: float) -> Scene:
+        place = middle + length * sign * (torch.where(moves, time, rest) - 0.5)
+        return scene.replace(x=place[:, :1], y=place[:, 1:])
+
+    return filmed(at, size), labels
 
 
 def direction(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,12 +151,15 @@ def ground(draw: Draw, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return filmed(scene.at, size), labels
 
 
+MAKERS = {"axis": axis, "direction": direction, "speed": speed, "order": order, "shape": shape, "ground": ground}
+
+
 def draw_clips(
     task: str, split: str, n: int, seed: int, size: int, block: int = 40
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Clips of a task, uint8 N T 3 S S, and labels int64 N; clips of different splits have nothing in common."""
-    make = {"direction": direction, "speed": speed, "order": order, "shape": shape, "ground": ground}[task]
     parts = [
-        make(Draw("motion", task, split, seed, start), min(block, n - start), size) for start in range(0, n, block)
+        MAKERS[task](Draw("motion", task, split, seed, start), min(block, n - start), size)
+        for start in range(0, n, block)
     ]
     return torch.cat([clips for clips, _ in parts]), torch.cat([labels for _, labels in parts])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from vision_peft.sweep_plan import Job
+from peft_core.sweep.jobs import Job
 
 
 class Progress:

@@ -13,19 +13,13 @@ from typing import Any
 
 import torch
 
-from vision_peft.sweep_folder import stamp_of
-from vision_peft.sweep_plan import Job
-from vision_peft.sweep_worker import Outcome, carry_out
+from peft_core.sweep.outcome import Outcome
 
 BYTES_EACH = 3 << 30
 """What a worker may need: libraries, a ViT-B and its activations at batch 64."""
-Done = Callable[[Job, Outcome], None]
+Done = Callable[[Any, Outcome], None]
 Work = Callable[..., Outcome]
-
-
-def parcel_of(job: Job, out: Path) -> tuple[Any, ...]:
-    """What `carry_out` takes of a run."""
-    return job.settings, out, job.folder, stamp_of(job)
+Parcel = Callable[[Any, Path], tuple[Any, ...]]
 
 
 def default_workers(workers: int, threads: int) -> tuple[int, int]:
@@ -43,7 +37,7 @@ class Worker:
 
     def __init__(self, number: int, threads: int, work: Work) -> None:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        context = multiprocessing.get_context(method)
+        context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload([work.__module__])  # imported once, for all workers
         self.number, (self.pipe, other) = number, context.Pipe()
@@ -84,14 +78,7 @@ class Pool:
         parcel: (job, out) -> its arguments. A job has a `task`: what a worker keeps for the next job of the same one.
     """
 
-    def __init__(
-        self,
-        count: int,
-        threads: int,
-        out: Path,
-        work: Work = carry_out,
-        parcel: Callable[[Any, Path], tuple[Any, ...]] = parcel_of,
-    ) -> None:
+    def __init__(self, count: int, threads: int, out: Path, work: Work, parcel: Parcel) -> None:
         self.count, self.threads, self.out, self.work, self.parcel = count, threads, out, work, parcel
         self.workers: dict[int, Worker] = {}
 
@@ -101,7 +88,7 @@ class Pool:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def run(self, jobs: Iterable[Any], done: Callable[[Any, Outcome], None]) -> None:
+    def run(self, jobs: Iterable[Any], done: Done) -> None:
         """Carries out all jobs, calling `done` as they end, in whatever order."""
         waiting = list(jobs)
         while waiting or any(worker.job for worker in self.workers.values()):

@@ -1,4 +1,4 @@
-"""Runs of a sweep on a Ray cluster, by Ray Tune with actors that are used again and keep backbone and data."""
+"""Jobs of a sweep on a Ray cluster, by Ray Tune with actors that are used again and keep what `work` keeps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from peft_core.errors import PeftError
-from vision_peft.sweep_folder import stamp_of
-from vision_peft.sweep_plan import Job
-from vision_peft.sweep_pool import Done
-from vision_peft.sweep_worker import Outcome, carry_out
+from peft_core.runs import CONFIG
+from peft_core.sweep.jobs import Job
+from peft_core.sweep.outcome import Outcome
+from peft_core.sweep.pool import Done, Parcel, Work
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -32,10 +32,11 @@ class RayPool:
         count: runs at a time; 0 is as many as the cluster has room for.
         threads: of each run; 0 is 1.
         out: the sweep's folder, which every node must see under this path.
+        work, parcel: as `Pool`'s.
     """
 
-    def __init__(self, address: str, count: int, threads: int, out: Path) -> None:
-        self.count, self.threads, self.out = count, threads or 1, out
+    def __init__(self, address: str, count: int, threads: int, out: Path, work: Work, parcel: Parcel) -> None:
+        self.count, self.threads, self.out, self.work, self.parcel = count, threads or 1, out, work, parcel
         self.started = connect(address)
         import ray
 
@@ -49,11 +50,11 @@ class RayPool:
         by_folder = {job.folder: job for job in jobs}
         if not by_folder:
             return
-        parcels = [{"settings": j.settings, "folder": f, "stamp": stamp_of(j)} for f, j in by_folder.items()]
+        parcels = [{"folder": folder, "parcel": self.parcel(job, self.out)} for folder, job in by_folder.items()]
         space = {"job": tune.grid_search(parcels), "out": str(self.out), "threads": self.threads}
         place, report = self.out / ".ray", callback_class()(by_folder, done)
         tuner = tune.Tuner(
-            tune.with_resources(run_class(), {"cpu": self.threads, "gpu": self.gpus}),
+            tune.with_resources(run_class(self.work), {"cpu": self.threads, "gpu": self.gpus}),
             param_space=space,
             tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=self.count or None),
             run_config=tune.RunConfig(
@@ -114,8 +115,8 @@ def answers(address: str) -> None:
         raise PeftError(f"no Ray cluster answers at {address} ({error}): start one with `ray start --head`.") from error
 
 
-def run_class() -> type:
-    """A Tune trainable whose one step is a whole run."""
+def run_class(work: Work) -> type:
+    """A Tune trainable whose one step is a whole job."""
     from ray.tune import Trainable
 
     class Run(Trainable):
@@ -129,13 +130,13 @@ def run_class() -> type:
 
         def step(self) -> dict[str, Any]:
             job, out = self.config["job"], Path(self.config["out"])
-            if not (out / "config.yaml").is_file():
+            if not (out / CONFIG).is_file():
                 where = os.uname().nodename
                 outcome = Outcome(
                     error=f"{where} does not see the folder {out}: give --out a folder that all nodes share"
                 )
             else:
-                outcome = carry_out(job["settings"], out, job["folder"], job["stamp"])
+                outcome = work(*job["parcel"])
             return {"outcome": dataclasses.asdict(outcome), "done": True}
 
     return Run
