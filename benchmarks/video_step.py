@@ -47,15 +47,17 @@ def main() -> None:
 
 
 def steps(arch: str, clips: int, rounds: int) -> None:
-    trainers = {variant.name: Trainer(variant, arch, clips * FRAMES) for variant in VARIANTS}
-    seconds = interleaved({name: trainer.step for name, trainer in trainers.items()}, rounds, time.process_time)
-    flops = {name: count_flops(trainer.step) for name, trainer in trainers.items()}
-    kept = {name: kept_bytes(trainer.loss, trainer.model) for name, trainer in trainers.items()}
-    print(f"{arch}, {clips} clip(s) of {FRAMES} frames, float32, {rounds} interleaved rounds, {machine()}")
+    """Each method beside the floor, two models in memory at a time: with all of them, their places in memory count too."""
+    base = Trainer(VARIANTS[0], arch, clips * FRAMES)
+    flops, kept = count_flops(base.step), kept_bytes(base.loss, base.model)
+    print(f"{arch}, {clips} clip(s) of {FRAMES} frames, float32, {rounds} interleaved pairs, {machine()}")
     print(f"| {'method':22} | time | FLOPs | bytes kept |\n|---|---|---|---|")
-    for name, ratio in ratios(seconds, "floor").items():
-        shares = (flops[name] / flops["floor"], kept[name] / kept["floor"])
-        print(f"| {name:22} | {ratio:.2f} | {shares[0]:.2f} | {shares[1]:.2f} |", flush=True)
+    for variant in VARIANTS[1:]:
+        own = Trainer(variant, arch, clips * FRAMES)
+        seconds = interleaved({"floor": base.step, variant.name: own.step}, rounds, time.process_time)
+        ratio = ratios(seconds, "floor")[variant.name]
+        shares = (count_flops(own.step) / flops, kept_bytes(own.loss, own.model) / kept)
+        print(f"| {variant.name:22} | {ratio:.2f} | {shares[0]:.2f} | {shares[1]:.2f} |", flush=True)
 
 
 def conv3d(x: Tensor, conv: DepthwiseOverTime) -> Tensor:

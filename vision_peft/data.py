@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import json
-import pkgutil
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import peft_data
 from peft_data import ClassificationData, open_data
 from peft_data.base import Pictures
 from peft_data.cache import DecodedPictures, decode
+from peft_data.names import formats, named
 from peft_data.video.clips import Clips
 from peft_data.video.clips import decode as decode_clips
 
@@ -65,7 +63,7 @@ class Data(Choice):
         options, name, root = dict(self.options), self.name, self.options.get("root")
         if root:
             options["root"] = str(Path(root).expanduser().absolute())
-        elif Path(name).expanduser().exists() and not any(_is_named(name, module) for module in formats()):
+        elif Path(name).expanduser().exists() and not any(named(name, module) for module in formats()):
             name = str(Path(name).expanduser().absolute())
         return Data(name, options)
 
@@ -91,24 +89,9 @@ class Data(Choice):
         return decoded
 
 
-def formats() -> Iterator[ModuleType]:
-    """The files of peft_data that open a data set: those with `NAMES`."""
-    for info in pkgutil.iter_modules(peft_data.__path__):
-        module = importlib.import_module(f"peft_data.{info.name}")
-        if hasattr(module, "NAMES"):
-            yield module
-
-
 def _is_of(name: str, module: ModuleType) -> bool:
     path = Path(name).expanduser()
-    return _is_named(name, module) or (hasattr(module, "claims") and path.exists() and module.claims(path))
-
-
-def _is_named(name: str, module: ModuleType) -> bool:
-    if name.startswith(("./", "../", "/", "~")):
-        return False
-    parts = [known.partition("<") for known in module.NAMES]
-    return any(name.startswith(start) and len(name) > len(start) if more else name == start for start, more, _ in parts)
+    return bool(named(name, module)) or (hasattr(module, "claims") and path.exists() and module.claims(path))
 
 
 @functools.lru_cache(maxsize=4)

@@ -12,12 +12,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from peft_data import DataError, list_data
+from peft_data import list_data
+from peft_data.names import formats, named
 
 from peft_core.errors import PeftError, nearest
 from peft_core.options import MethodChoice
 from peft_core.sweep.jobs import Job, Point, assignments, check_option, expand_methods, grid_points, nested
-from vision_peft.data import Data, formats
 from vision_peft.fit import fit
 
 DECIDED = ("data", "method", "seed", "out", "overwrite", "protocol", "eval_on", "backbone")
@@ -112,7 +112,7 @@ def expand_data(patterns: Sequence[str]) -> tuple[str, ...]:
                     f'no data set matches "{pattern}"{nearest(pattern, groups)} (`list data` shows the names).'
                 )
             found += matches
-        elif is_data(pattern, known):
+        elif is_data(pattern):
             found.append(pattern)
         else:
             raise PeftError(
@@ -133,16 +133,8 @@ def fits(name: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
-def is_data(name: str, known: Sequence[str]) -> bool:
-    if name in known or Path(name).expanduser().exists():
-        return True
-    try:
-        Data.accepts(name)
-    except (PeftError, DataError):
-        return False
-    patterns = [pattern.partition("<")[0] for pattern in list_data() if "<" in pattern]
-    aliases = [alias for module in formats() for alias in getattr(module, "ALIASES", {})]
-    return name in aliases or any(name.startswith(prefix) and name != prefix for prefix in patterns)
+def is_data(name: str) -> bool:
+    return Path(name).expanduser().exists() or any(named(name, module) for module in formats())
 
 
 def suits_vision(name: str) -> bool:

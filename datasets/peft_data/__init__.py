@@ -12,18 +12,16 @@ A file of this package that has `NAMES` is such a file. Its contract:
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
-import pkgutil
 import types
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 from peft_data.base import ClassificationData, Pictures
 from peft_data.errors import DataError, nearest
+from peft_data.names import formats, is_path, named
 
 __all__ = ["ClassificationData", "DataError", "Pictures", "list_data", "open_data"]
 
@@ -46,22 +44,19 @@ def open_data(data: str, *, root: str | None = None, seed: int = 0, **options: o
     """
     data = os.fspath(data)
     where = None if root is None else str(Path(root).expanduser())
-    forced = data.startswith(("./", "../", "/", "~")) or data in (".", "..")
-    if not forced:
-        for module in _formats(first=data.split("/")[0]):
-            name = getattr(module, "ALIASES", {}).get(data, data)
-            if any(_matches(name, known) for known in module.NAMES):
-                return _load(module, name, where, seed, options)
+    for module in () if is_path(data) else formats(first=data.split("/")[0]):
+        if name := named(data, module):
+            return _load(module, name, where, seed, options)
     path = Path(where or ".", Path(data).expanduser())
     if path.exists():
-        for module in _formats():
+        for module in formats():
             if hasattr(module, "claims") and module.claims(path):
                 return _load(module, path.resolve().name, str(path), seed, options)
         raise DataError(
             f"{path} is no data set of a known format: give class folders with pictures, train/val/test folders, a "
             "VTAB-1k task folder, a folder with train.json, or a .csv file with the header path,label"
         )
-    if forced:
+    if is_path(data):
         raise DataError(f"there is no file or folder {path}: check the path")
     near = nearest(data, list_data())
     raise DataError(f"there is no data set and no folder {data!r}{near}: `list data` shows the names")
@@ -69,21 +64,7 @@ def open_data(data: str, *, root: str | None = None, seed: int = 0, **options: o
 
 def list_data() -> dict[str, str]:
     """Every data set that has a name, and one line about it."""
-    return {name: about for module in _formats() for name, about in module.NAMES.items()}
-
-
-def _formats(first: str = "") -> Iterator[ModuleType]:
-    """The files that have `NAMES`, the one that is called `first` before the others."""
-    names = sorted((info.name for info in pkgutil.iter_modules(__path__)), key=lambda name: (name != first, name))
-    for name in names:
-        module = importlib.import_module(f"{__name__}.{name}")
-        if hasattr(module, "NAMES"):
-            yield module
-
-
-def _matches(name: str, known: str) -> bool:
-    prefix, pattern, _ = known.partition("<")
-    return name.startswith(prefix) and len(name) > len(prefix) if pattern else name == known
+    return {name: about for module in formats() for name, about in module.NAMES.items()}
 
 
 def _load(module: ModuleType, name: str, root: str | None, seed: int, options: dict) -> ClassificationData:

@@ -9,6 +9,8 @@ Captions by CLIP. The base without control, from the same noise, is chance; the 
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from diffusion_peft.control.branch import set_condition
 from diffusion_peft.control.data import Grounded, Pair, open_pairs
 from diffusion_peft.control.grids import as_shown
 from diffusion_peft.control.inputs import as_picture
@@ -39,12 +42,15 @@ SHOWN = 12
 """Conditions of which the report shows pictures."""
 MARGIN = 0.05
 """By how much the share of pictures that their own caption fits best may fall below the base's."""
+TIMED = 3
+"""Rounds of the time that a control adds to a picture, after one that does not count."""
 BASE, REAL = "base, no control (chance)", "real pictures (ceiling)"
 COLUMNS = [
     ("method", "method"), ("runs", "runs"), ("edge_f1", "edge F1"), ("edge_ssim", "edge SSIM"), ("miou", "shape mIoU"),
     ("thing_iou", "thing mIoU"), ("depth_rmse", "depth RMSE"), ("box_ap", "box AP 50"), ("similarity", "similarity, {image}"),
     ("clip_t", "CLIP-T"), ("prompt_accuracy", "right caption of {captions}"), ("parameters", "parameters"),
     ("mebibytes", "MiB"), ("step_seconds", "seconds a step"),
+    ("extra_seconds", "extra seconds a picture"),
 ]  # fmt: skip
 MEASURED = [key for key, _ in COLUMNS[2:]]
 
@@ -65,6 +71,19 @@ class ConditionDrawer(Drawer):
 
         asked = [each for each, _ in wanted]
         self.loaded.draw_each(asked, self.how, [[self.given[each] for each in asked]], done=keep)
+
+    def extra_seconds(self, asked: Sequence[Asked]) -> float:
+        """What the control adds to the time of a picture: these drawn with it and without it in turns, medians."""
+        conditions = [[self.given[each] for each in asked]]
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(TIMED + 1):
+            for given in times:
+                set_condition(self.loaded.unet, None)
+                start = time.perf_counter()
+                self.loaded.draw_each(asked, self.how, conditions if given else ())
+                times[given].append(time.perf_counter() - start)
+        with_it, without = (statistics.median(times[given][1:]) for given in (True, False))
+        return (with_it - without) / len(asked)
 
 
 @dataclass
@@ -162,6 +181,7 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
             "run": str(run), "seed": results["seed"], "steps": results["steps"], "mebibytes": results["adapter_bytes"] / 2**20,
             "parameters": results["parameters"]["inserted"], "step_seconds": results["seconds"]["train"] / results["steps"],
         }  # fmt: skip
+        cost["extra_seconds"] = drawer.extra_seconds(held.asked[:2])
         rows[run] = {"method": name} | about | cost | judge(pictures)
         there = lines.setdefault(f"{config['data']} on {config['base']}", around(held, plain, real, how))
         there.insert(-2, (f"{name}, {run.name}", gallery.small(pictures[:: how.count][:SHOWN])))
