@@ -39,20 +39,23 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", choices=("step", "conv", "both"), default="both")
+    parser.add_argument("--methods", nargs="*", default=[], help="words of their names; all without")
     args = parser.parse_args()
     if args.only != "conv":
-        steps(args.arch, args.clips, args.rounds)
+        steps(args.arch, args.clips, args.rounds, args.methods)
     if args.only != "step":
         convolutions(args.clips, 3 * args.rounds)
 
 
-def steps(arch: str, clips: int, rounds: int) -> None:
+def steps(arch: str, clips: int, rounds: int, words: list[str]) -> None:
     """Each method beside the floor, two models in memory at a time: with all of them, their places in memory count too."""
     base = Trainer(VARIANTS[0], arch, clips * FRAMES)
     flops, kept = count_flops(base.step), kept_bytes(base.loss, base.model)
     print(f"{arch}, {clips} clip(s) of {FRAMES} frames, float32, {rounds} interleaved pairs, {machine()}")
     print(f"| {'method':22} | time | FLOPs | bytes kept |\n|---|---|---|---|")
     for variant in VARIANTS[1:]:
+        if words and not any(word in variant.name for word in words):
+            continue
         own = Trainer(variant, arch, clips * FRAMES)
         seconds = interleaved({"floor": base.step, variant.name: own.step}, rounds, time.process_time)
         ratio = ratios(seconds, "floor")[variant.name]
