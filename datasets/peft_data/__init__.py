@@ -44,7 +44,7 @@ def open_data(data: str, *, root: str | None = None, seed: int = 0, **options: o
     """
     data = os.fspath(data)
     where = None if root is None else str(Path(root).expanduser())
-    for module in () if is_path(data) else formats(first=data.split("/")[0]):
+    for module in formats(first=data.split("/")[0]):
         if name := named(data, module):
             return _load(module, name, where, seed, options)
     path = Path(where or ".", Path(data).expanduser())

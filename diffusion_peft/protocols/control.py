@@ -4,13 +4,12 @@ As ControlNet++ (Li et al., ECCV 2024) asks: the condition is found again in the
 that was given. On the drawn world by its own detector (`diffusion_peft.control.watcher`): F1 and SSIM of outlines, mean
 IoU of shapes and of things against the ground, RMSE of nearness, AP at IoU 0.5 of boxes with their shape. On other data by
 computing the condition of the drawn picture. Similarity to the condition's own picture is the cosine of image features.
-Captions by CLIP. The base without control, from the same noise, is chance; the real pictures are the ceiling.
+Captions by CLIP. The base without control, from the same noise, is chance; the real pictures are the ceiling. Pictures as
+prompts are asked without any words too, as IP-Adapter's authors measure them: only then must what is seen come from them.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +18,18 @@ from typing import Any
 import torch
 from PIL import Image
 
-from diffusion_peft.control.branch import set_condition
 from diffusion_peft.control.data import Grounded, Pair, open_pairs
+from diffusion_peft.control.drawer import ConditionDrawer
 from diffusion_peft.control.grids import as_shown
 from diffusion_peft.control.inputs import as_picture
 from diffusion_peft.control.obedience import edge_f1, rmse, ssim, world_figures
 from diffusion_peft.control.options import ControlOptions, is_control
-from diffusion_peft.draw import png_of
 from diffusion_peft.evaluation import figures, gallery
 from diffusion_peft.evaluation.drawn import Asked, Drawer
 from diffusion_peft.evaluation.scorers import open_scorers
 from diffusion_peft.protocols import Evaluation, How
 from peft_core import report
 from peft_core.errors import PeftError
-from peft_core.files import write_files
 from peft_core.runs import RESULTS, RunFolder, read_run_config
 
 ABOUT = "held-out conditions: edges, masks, depth, boxes, similarity, beside the base without control and real pictures"
@@ -42,9 +39,10 @@ SHOWN = 12
 """Conditions of which the report shows pictures."""
 MARGIN = 0.05
 """By how much the share of pictures that their own caption fits best may fall below the base's."""
-TIMED = 3
-"""Rounds of the time that a control adds to a picture, after one that does not count."""
 BASE, REAL = "base, no control (chance)", "real pictures (ceiling)"
+WORDLESS = ", no words"
+TELLING = {"mask": "miou", "box": "box_ap", "picture": "similarity"}
+"""The measure that a condition fixes most directly, where it is not the first one there is."""
 COLUMNS = [
     ("method", "method"), ("runs", "runs"), ("edge_f1", "edge F1"), ("edge_ssim", "edge SSIM"), ("miou", "shape mIoU"),
     ("thing_iou", "thing mIoU"), ("depth_rmse", "depth RMSE"), ("box_ap", "box AP 50"), ("similarity", "similarity, {image}"),
@@ -59,33 +57,6 @@ def suits(config: dict[str, Any]) -> bool:
     return str(config.get("command")) == "diffusion_peft fit" and is_control(config)
 
 
-class ConditionDrawer(Drawer):
-    """Draws each (prompt, seed) under its own condition."""
-
-    given: dict[Asked, Any]
-
-    def _draw(self, wanted: Sequence[tuple[Asked, Path]], scale: float) -> None:
-        def keep(number: int, image: Image.Image) -> None:
-            file = wanted[number][1]
-            write_files(file.parent, {file.name: png_of(image)})
-
-        asked = [each for each, _ in wanted]
-        self.loaded.draw_each(asked, self.how, [[self.given[each] for each in asked]], done=keep)
-
-    def extra_seconds(self, asked: Sequence[Asked]) -> float:
-        """What the control adds to the time of a picture: these drawn with it and without it in turns, medians."""
-        conditions = [[self.given[each] for each in asked]]
-        times: dict[bool, list[float]] = {True: [], False: []}
-        for _ in range(TIMED + 1):
-            for given in times:
-                set_condition(self.loaded.unet, None)
-                start = time.perf_counter()
-                self.loaded.draw_each(asked, self.how, conditions if given else ())
-                times[given].append(time.perf_counter() - start)
-        with_it, without = (statistics.median(times[given][1:]) for given in (True, False))
-        return (with_it - without) / len(asked)
-
-
 @dataclass
 class Held:
     """Held-out pairs of a data set, and what is asked about them."""
@@ -96,6 +67,12 @@ class Held:
     """(caption, seed), `count` for each pair."""
     truth: Any
     """Layers of the drawn world; None elsewhere."""
+
+    @property
+    def ways(self) -> dict[str, list[Asked]]:
+        """What is asked, by what it adds to a row's name."""
+        wordless = {WORDLESS: [("", seed) for _, seed in self.asked]} if self.kind == "picture" else {}
+        return {"": self.asked} | wordless
 
 
 def held_out(config: dict[str, Any], how: How) -> Held:
@@ -139,7 +116,8 @@ def drawers(runs: Sequence[Path], out: Path, how: How) -> dict[Path, tuple[Held,
             pair.condition if isinstance(pair.condition, Grounded) else as_picture(pair, held.kind)
             for pair in held.pairs
         ]
-        drawer.given = dict(zip(held.asked, (each for each in kinds for _ in range(how.count)), strict=True))
+        each = [condition for condition in kinds for _ in range(how.count)]
+        drawer.given = {key: given for asked in held.ways.values() for key, given in zip(asked, each, strict=True)}
         found[run] = held, drawer
     return found
 
@@ -154,7 +132,8 @@ def check(runs: list[Path], how: How) -> None:
 
 def draw(runs: list[Path], out: Path, how: How) -> None:
     for held, drawer in drawers(runs, out, how).values():
-        drawer.pictures(held.asked)
+        for asked in held.ways.values():
+            drawer.pictures(asked)
 
 
 def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
@@ -169,23 +148,28 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
         held, drawer = asked[run]
         config, results = read_run_config(run), RunFolder(run, "").results()
         judge = judge_of(held, how.count, image, clip)
-        plain = Drawer(out / "pictures", config["base"], None, "base", how.drawing, how.dtype).pictures(held.asked)
+        base = Drawer(out / "pictures", config["base"], None, "base", how.drawing, how.dtype)
+        plain = {way: base.pictures(texts) for way, texts in held.ways.items()}
         real = [pair.picture.read() for pair in held.pairs for _ in range(how.count)]
         about = {"condition": held.kind}
-        captions = tuple(held.asked)  # the same for all conditions of the drawn world: then one row
-        rows.setdefault((BASE, config["base"], captions), {"method": BASE} | about | judge(plain))
-        rows.setdefault((REAL, captions), {"method": REAL} | about | judge(real))
-        pictures = drawer.pictures(held.asked)
         name = how.labels[number] if how.labels else name_of(config["method"], held.kind)
         cost = {
             "run": str(run), "seed": results["seed"], "steps": results["steps"], "mebibytes": results["adapter_bytes"] / 2**20,
             "parameters": results["parameters"]["inserted"], "step_seconds": results["seconds"]["train"] / results["steps"],
         }  # fmt: skip
         cost["extra_seconds"] = drawer.extra_seconds(held.asked[:2])
-        rows[run] = {"method": name} | about | cost | judge(pictures)
         there = lines.setdefault(f"{config['data']} on {config['base']}", around(held, plain, real, how))
-        there.insert(-2, (f"{name}, {run.name}", gallery.small(pictures[:: how.count][:SHOWN])))
-        sections.append((f"{run}: condition, drawn, base, real", shown(held, pictures, plain, how)))
+        limits = {BASE + way: pictures for way, pictures in plain.items()} | {REAL: real}
+        for title, pictures in limits.items():  # the same for all conditions of the drawn world: then one row
+            if (key := (title, config["base"], tuple(held.asked))) not in rows:
+                rows[key] = {"method": title} | about | judge(pictures)
+        for way, texts in held.ways.items():
+            pictures = drawer.pictures(texts)
+            rows[run, way] = {"method": name + way} | about | cost | judge(pictures)
+            there.insert(-1 - len(plain), (f"{name}{way}, {run.name}", gallery.small(pictures[:: how.count][:SHOWN])))
+            sections.append(
+                (f"{run}{way}: condition, drawn, base, real", shown(held, texts, pictures, plain[way], how))
+            )
     summary = figures.summarise(rows.values(), "method", MEASURED)
     columns = [(key, title.format(image=image.name, captions=CONDITIONS)) for key, title in COLUMNS]
     facts = {
@@ -199,7 +183,8 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
         if key in ("method", "runs") or any(r.get(key) is not None for r in summary)
     ]
     overviews = [(data, gallery.lines_of(there)) for data, there in lines.items()]
-    return Evaluation(headline(summary), list(rows.values()), summary, used, facts, overviews + sections)
+    first = headline(summary, {held.kind for held, _ in asked.values()})
+    return Evaluation(first, list(rows.values()), summary, used, facts, overviews + sections)
 
 
 def name_of(method: dict[str, Any], kind: str) -> str:
@@ -272,36 +257,44 @@ def _alone(picture: Image.Image) -> Pair:
 
 
 def around(
-    held: Held, plain: Sequence[Image.Image], real: Sequence[Image.Image], how: How
+    held: Held, plain: dict[str, Sequence[Image.Image]], real: Sequence[Image.Image], how: How
 ) -> list[tuple[str, Sequence[Image.Image]]]:
     """What stands above and below the runs' pictures in the overview: conditions; the base's pictures, and real ones."""
-    conditions = [as_shown(pair, plain[0].size) for pair in held.pairs[:SHOWN]]
-    rows = (("condition", conditions), ("base", plain[:: how.count][:SHOWN]), ("real", real[:: how.count][:SHOWN]))
+    rows = [("condition", [as_shown(pair, plain[""][0].size) for pair in held.pairs[:SHOWN]])]
+    rows += [(name, pictures[:: how.count][:SHOWN])
+             for name, pictures in [*((f"base{way}", each) for way, each in plain.items()), ("real", real)]]  # fmt: skip
     return [(name, gallery.small(pictures)) for name, pictures in rows]
 
 
-def shown(held: Held, pictures: Sequence[Image.Image], plain: Sequence[Image.Image], how: How) -> str:
+def shown(
+    held: Held, asked: Sequence[Asked], pictures: Sequence[Image.Image], plain: Sequence[Image.Image], how: How
+) -> str:
     cells = []
     for number, pair in enumerate(held.pairs[:SHOWN]):
-        start, text = number * how.count, held.asked[number * how.count][0]
+        start, text = number * how.count, asked[number * how.count][0]
         cells.append((as_shown(pair, pictures[start].size), text, False))
-        cells += [(picture, f"seed {held.asked[start + k][1]}", False)
+        cells += [(picture, f"seed {asked[start + k][1]}", False)
                   for k, picture in enumerate(pictures[start : start + min(how.count, 2)])]  # fmt: skip
         cells += [(plain[start], "base", False), (pair.picture.read(), "real", False)]
     return report.picture_grid(cells)
 
 
-def headline(summary: list[dict[str, Any]]) -> str:
+def headline(summary: list[dict[str, Any]], kinds: set[str]) -> str:
     """The best run's figure on the measure that tells most, and whether captions suffered."""
-    key = next((key for key in ("edge_f1", "thing_iou", "similarity") if summary[0].get(key) is not None), "similarity")
-    mine = [row for row in summary if row["method"] not in (BASE, REAL)]
-    base = next(row for row in summary if row["method"] == BASE)
-    best = max(mine, key=lambda row: row[key])
+    known = [key for key in ("edge_f1", "thing_iou", "similarity") if summary[0].get(key) is not None]
+    key = TELLING.get(next(iter(kinds)), known[0]) if len(kinds) == 1 else known[0]
+    way = WORDLESS if kinds == {"picture"} else ""
+    limits = {row["method"]: row for row in summary if row["method"].startswith((BASE, REAL))}
+    mine = [row for row in summary if row["method"] not in limits]
+    wordless, worded = ([row for row in mine if row["method"].endswith(WORDLESS) is silent] for silent in (True, False))
+    base, best = limits[BASE], max(wordless if way else worded, key=lambda row: row[key])
     title = dict(COLUMNS)[key].split(",")[0]
-    fallen = [row["method"] for row in mine if (row["prompt_accuracy"] or 0) < (base["prompt_accuracy"] or 0) - MARGIN]
+    fallen = [
+        row["method"] for row in worded if (row["prompt_accuracy"] or 0) < (base["prompt_accuracy"] or 0) - MARGIN
+    ]
     words = (
         f"captions fall by more than {MARGIN} in {', '.join(fallen)}"
         if fallen
         else f"captions fall by at most {MARGIN}"
     )
-    return f"{best['method']} obeys most: {title} {best[key]:.3f} (base {base[key]:.3f}); {words}"
+    return f"{best['method']} obeys most: {title} {best[key]:.3f} (base {limits[BASE + way][key]:.3f}); {words}"

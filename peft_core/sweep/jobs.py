@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from peft_core.command import Command
+from peft_core.command import Command, is_choice
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError, nearest
 from peft_core.method import list_methods
@@ -131,6 +131,9 @@ def check_option(
             f"{flag} cannot set {option}, which has an option of its own in a sweep, or is decided by it: see `sweep "
             "--help`."
         )
+    hint = fit.hints.get(group)
+    if dot and is_choice(hint) and hint.named and group not in (choices or {}):
+        return  # text_method.rank: its name stands in another word, and `fit` judges both together
     check_key(option, fit.hints, choices or {}, flag)
 
 

@@ -181,7 +181,9 @@ def test_sdxl(sdxl: str, pairs: Path, tmp_path: Path) -> None:
     assert results["kind"] == "sdxl" and results["effect"]["change"] > 0
 
 
-def test_evaluate_on_the_drawn_world(sd15: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few pairs of the drawn world, few that are asked about, and a detector that has hardly learnt."""
     from peft_data.world import control
 
     from diffusion_peft.control import watcher
@@ -193,6 +195,12 @@ def test_evaluate_on_the_drawn_world(sd15: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(watcher, "STEPS", 2)
     monkeypatch.setattr(protocol, "CONDITIONS", 3)
     monkeypatch.setattr(watcher.train_watcher, "__defaults__", (2, 0))
+
+
+@pytest.mark.usefixtures("small_world")
+def test_evaluate_on_the_drawn_world(sd15: str, tmp_path: Path) -> None:
+    from diffusion_peft.protocols import control as protocol
+
     fit(data="world/control/canny", base=sd15, method="t2i_adapter", out=str(tmp_path / "run"), **SHORT)
     assert main(f"evaluate --run {tmp_path}/run --count 1 --steps 1".split()) == 0
     results = json.loads((tmp_path / "run" / "evaluation" / "results.json").read_text())
@@ -202,3 +210,21 @@ def test_evaluate_on_the_drawn_world(sd15: str, tmp_path: Path, monkeypatch: pyt
     assert real["similarity"] == pytest.approx(1.0, abs=1e-4) and own["parameters"] > 0
     for key in ("edge_f1", "edge_ssim", "miou", "thing_iou", "depth_rmse", "box_ap", "clip_t"):
         assert all(row[key] is not None for row in (base, real, own))
+    assert not any(protocol.WORDLESS in row["method"] for row in results["methods"])
+
+
+@pytest.mark.usefixtures("small_world")
+def test_pictures_as_prompts_are_judged_without_words_too(sd15: str, tmp_path: Path) -> None:
+    from diffusion_peft.protocols import control as protocol
+
+    fit(data="world/control/picture", base=sd15, method="ip_adapter", out=str(tmp_path / "run"), **SHORT)
+    assert main(f"evaluate --run {tmp_path}/run --count 2 --steps 1".split()) == 0
+    results = json.loads((tmp_path / "run" / "evaluation" / "results.json").read_text())
+    rows = {row["method"]: row for row in results["methods"]}
+    own = "ip_adapter, picture"
+    wordless = {protocol.BASE + protocol.WORDLESS, own + protocol.WORDLESS}
+    assert rows.keys() == {protocol.BASE, protocol.REAL, own} | wordless
+    assert all(rows[name]["similarity"] is not None for name in rows)
+    assert results["headline"].startswith(f"{own}{protocol.WORDLESS} obeys most: similarity")
+    drawn = list((tmp_path / "run" / "evaluation" / "pictures").rglob("*.png"))
+    assert len(drawn) == 2 * 2 * 3 * 2 and sum(file.name.startswith("-") for file in drawn) == 2 * 3 * 2

@@ -7,9 +7,10 @@ import pytest
 
 from diffusion_peft import sweep as module
 from diffusion_peft.commands import main
-from diffusion_peft.sweep import label_of, trainings
+from diffusion_peft.sweep import PLANNED, label_of, trainings
 from diffusion_peft.sweep_worker import carry_out
 from peft_core.config_files import list_configs
+from peft_core.errors import PeftError
 from peft_core.line import read_yaml
 from peft_core.sweep.pool import Pool
 
@@ -103,3 +104,11 @@ def test_the_sweeps_that_ship() -> None:
         assert {job.method for job in jobs} == {"textual_inversion", "custom_diffusion", "lora", "dora", "lokr", "full"}
         assert len(jobs) >= len(plan["data"]) * len(plan["methods"]) * len(plan["seeds"])
         assert len({job.folder for job in jobs}) == len(jobs)
+
+
+def test_a_text_method_takes_its_name_and_options_apart() -> None:
+    plan = PLANNED | {"data": ["world/subjects/1"], "methods": ["lora"], "evaluation": {}}
+    (job,) = trainings(plan | {"set": ["text_method.name=lora", "text_method.rank=2", "prompt=a thing"]})
+    assert job.settings["text_method"] == {"name": "lora", "rank": "2"}
+    with pytest.raises(PeftError, match="rnak"):
+        trainings(plan | {"set": ["text_method.name=lora", "text_method.rnak=2", "prompt=a thing"]})
