@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from peft_core.config_files import find_config
 from peft_core.errors import PeftError, nearest
@@ -171,5 +171,5 @@ def command(domain: str, default_recipe: Callable[[dict], str | None] | None = N
     return lambda function: Command(function, domain, default_recipe)
 
 
-def is_choice(hint: Any) -> bool:
+def is_choice(hint: Any) -> TypeGuard[type[Choice]]:
     return isinstance(hint, type) and issubclass(hint, Choice)
