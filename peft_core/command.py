@@ -12,12 +12,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 from peft_core.config_files import find_config
 from peft_core.errors import PeftError, nearest
 from peft_core.line import argument_docs, as_text, read_config, read_yaml, split_line, summary, take
-from peft_core.options import Choice, as_choices, check_key, describe, flatten, hints, takes_many
+from peft_core.options import as_choices, check_key, describe, flatten, hints, is_choice, takes_many
 
 OURS = ("help", "debug", "config")
 
@@ -169,7 +169,3 @@ def command(domain: str, default_recipe: Callable[[dict], str | None] | None = N
     """Makes a function a command. `domain` is the folder of its configs; `default_recipe` names the recipe to use
     where none is given, from the arguments as far as they are known."""
     return lambda function: Command(function, domain, default_recipe)
-
-
-def is_choice(hint: Any) -> TypeGuard[type[Choice]]:
-    return isinstance(hint, type) and issubclass(hint, Choice)

@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from peft_core.errors import PeftError, nearest
 from peft_core.method import Method, find_method, list_methods, make_method, read_preset
@@ -53,7 +53,7 @@ def hints(target: Callable) -> dict[str, Any]:
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         hint = known.get(name, Any)
-        parts = [part for part in typing.get_args(hint) if isinstance(part, type) and issubclass(part, Choice)]
+        parts = [part for part in typing.get_args(hint) if is_choice(part)]
         found[name] = parts[0] if parts else hint
     return found
 
@@ -68,7 +68,7 @@ def as_choices(
     for where, layer in layers:
         layer = dict(layer)
         for key, hint in known.items():
-            if key not in layer or not (isinstance(hint, type) and issubclass(hint, Choice)):
+            if key not in layer or not is_choice(hint):
                 continue
             value = layer[key]
             options = value.plain() if isinstance(value, Choice) else value
@@ -88,21 +88,25 @@ def flatten(layer: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[tupl
     """(`method.rank`, 4) for `{method: {rank: 4}}`, one level deep."""
     for key, value in layer.items():
         hint = known.get(key)
-        if isinstance(hint, type) and issubclass(hint, Choice):
+        if is_choice(hint):
             yield from ((f"{key}.{option}", inner) for option, inner in value.items())
         else:
             yield key, value
+
+
+def is_choice(hint: Any) -> TypeGuard[type[Choice]]:
+    """Whether an option's type is a group of options."""
+    return isinstance(hint, type) and issubclass(hint, Choice)
 
 
 def check_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str], where: str) -> Any:
     """The type of option `key`; PeftError with the nearest option if there is none."""
     group, _, option = key.partition(".")
     hint: Any = known.get(group)
-    is_group = isinstance(hint, type) and issubclass(hint, Choice)
     if hint is not None and not option:
         return hint
     likely, listed = nearest(key, known), ""
-    if hint is not None and is_group and option and (group in choices or not hint.named):
+    if is_choice(hint) and option and (group in choices or not hint.named):
         accepted = hints(hint.accepts(choices.get(group, "")))
         inner = {name: kind for name, kind in accepted.items() if name not in hint.hidden}
         if option in inner:
@@ -142,7 +146,7 @@ def describe(hint: Any) -> str:
     if takes_many(part):
         inner = [describe(each) for each in typing.get_args(part) if each is not ...]
         return "a list, each " + " or ".join(dict.fromkeys(inner)) if inner else "a list"
-    if isinstance(part, type) and issubclass(part, Choice):
+    if is_choice(part):
         return "a name"
     return WORDS.get(part, getattr(part, "__name__", str(part)))
 

@@ -5,15 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from diffusion_peft.control.branch import set_condition
-from diffusion_peft.draw import png_of
 from diffusion_peft.evaluation.drawn import Asked, Drawer
-from peft_core.files import write_files
 
 TIMED = 3
 """Rounds of the time that a control adds to a picture, after one that does not count."""
@@ -24,17 +19,12 @@ class ConditionDrawer(Drawer):
 
     given: dict[Asked, Any]
 
-    def _draw(self, wanted: Sequence[tuple[Asked, Path]], scale: float) -> None:
-        def keep(number: int, image: Image.Image) -> None:
-            file = wanted[number][1]
-            write_files(file.parent, {file.name: png_of(image)})
-
-        asked = [each for each, _ in wanted]
-        self.loaded.draw_each(asked, self.how, [[self.given[each] for each in asked]], done=keep)
+    def conditions(self, asked: Sequence[Asked]) -> list[list[Any]]:
+        return [[self.given[each] for each in asked]]
 
     def extra_seconds(self, asked: Sequence[Asked]) -> float:
         """What the control adds to the time of a picture: these drawn with it and without it in turns, medians."""
-        conditions = [[self.given[each] for each in asked]]
+        conditions = self.conditions(asked)
         times: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(TIMED + 1):
             for given in times:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import torch
 from PIL import Image
 
 from diffusion_peft.cache import fingerprint, key_of
-from diffusion_peft.draw import Drawing, draw, embed, embed_negative, png_of
+from diffusion_peft.draw import Drawing, png_of
 from diffusion_peft.run import Run, combine
 from diffusion_peft.scaling import can_be_scaled
 from diffusion_peft.texts import check_length
@@ -71,15 +71,14 @@ class Drawer:
             self._draw([(asked[place], files[place]) for place in missing], scale)
         return [Image.open(file).convert("RGB") for file in files]
 
+    def conditions(self, asked: Sequence[Asked]) -> Sequence[Sequence[Any]]:
+        """For each control of the run, a condition a picture."""
+        return ()
+
     def _draw(self, wanted: Sequence[tuple[Asked, Path]], scale: float) -> None:
-        run = self.loaded
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        for model in run.models.values():
-            model.to(device)
-        for text in {text for (text, _), _ in wanted}:
+        run, asked = self.loaded, [each for each, _ in wanted]
+        for text in {text for text, _ in asked}:
             check_length(run.base, text, f'the prompt "{text}"')
-        prompts = [(embed(run.base, text, run.clip_skip), seed) for (text, seed), _ in wanted]
-        negative = embed_negative(run.base, "", run.clip_skip)
 
         def keep(number: int, image: Image.Image) -> None:
             file = wanted[number][1]
@@ -88,7 +87,7 @@ class Drawer:
         if scale != 1.0:
             run.set_scale(scale)
         try:
-            draw(run.base, run.unet, prompts, negative, self.how, done=keep)
+            run.draw_each(asked, self.how, self.conditions(asked), done=keep)
         finally:
             if scale != 1.0:
                 run.set_scale(1.0)

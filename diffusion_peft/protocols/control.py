@@ -284,10 +284,11 @@ def headline(summary: list[dict[str, Any]], kinds: set[str]) -> str:
     known = [key for key in ("edge_f1", "thing_iou", "similarity") if summary[0].get(key) is not None]
     key = TELLING.get(next(iter(kinds)), known[0]) if len(kinds) == 1 else known[0]
     way = WORDLESS if kinds == {"picture"} else ""
-    limits = {row["method"]: row for row in summary if row["method"].startswith((BASE, REAL))}
+    limits = {row["method"]: row for row in summary if row["method"] in (BASE, BASE + WORDLESS, REAL)}
     mine = [row for row in summary if row["method"] not in limits]
-    wordless, worded = ([row for row in mine if row["method"].endswith(WORDLESS) is silent] for silent in (True, False))
-    base, best = limits[BASE], max(wordless if way else worded, key=lambda row: row[key])
+    worded = [row for row in mine if not row["method"].endswith(WORDLESS)]
+    silent = [row for row in mine if row["method"].endswith(WORDLESS)]
+    base, best = limits[BASE], max(silent if way else worded, key=lambda row: row[key])
     title = dict(COLUMNS)[key].split(",")[0]
     fallen = [
         row["method"] for row in worded if (row["prompt_accuracy"] or 0) < (base["prompt_accuracy"] or 0) - MARGIN

@@ -10,11 +10,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from peft_core.command import Command, is_choice
+from peft_core.command import Command
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError, nearest
 from peft_core.method import list_methods
-from peft_core.options import MethodChoice, check_key, hints
+from peft_core.options import MethodChoice, check_key, hints, is_choice
 
 Point = tuple[tuple[str, str], ...]
 """Settings of `fit` as (option, value), e.g. (("method.rank", "4"), ("lr", "1e-3"))."""

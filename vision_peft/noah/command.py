@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from peft_data.video.clips import Clips
 
-from peft_core.command import command, is_choice
+from peft_core.command import command
 from peft_core.config_files import find_config, list_configs
 from peft_core.errors import PeftError
 from peft_core.line import read_yaml
-from peft_core.options import Choice, TrainerFlags
+from peft_core.options import Choice, TrainerFlags, is_choice
 from peft_core.runs import RunFolder, plain_config, run_name
 from vision_peft.data import Data
 from vision_peft.fit import absolute, fit
