@@ -23,8 +23,8 @@ import open_clip
 import torch
 
 from clip_peft import OpenVocabulary
-from clip_peft.features import Encoder, frozen_image_tower
-from clip_peft.text_pass import TextPass
+from clip_peft.text.run import TextPass
+from clip_peft.training.features import Encoder, frozen_image_tower
 
 # Method: batch and epochs of its recipe.
 METHODS = {"coop": (32, 200), "kgcoop": (128, 100), "maple": (4, 5), "clip_lora": (32, 250)}

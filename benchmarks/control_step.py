@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.diffusion_step import Step, options, small_unet, with_input_gradient
+from benchmarks.diffusion_models import small_unet
+from benchmarks.diffusion_step import Step, options, with_input_gradient
 from benchmarks.variants import interleaved, machine, ratios
 from diffusion_peft.control import controls_of, set_condition
 from peft_core import adapt, count_parameters

@@ -15,10 +15,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from diffusion_peft.commands.evaluate import evaluate
+from diffusion_peft.commands.fit import fit
 from diffusion_peft.control.plots import against_steps
-from diffusion_peft.evaluate import evaluate
-from diffusion_peft.fit import fit
-from diffusion_peft.snapshots import SNAPSHOTS
+from diffusion_peft.training.snapshots import SNAPSHOTS
 from peft_core.files import write_files
 
 TABLE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

@@ -16,10 +16,10 @@ from peft_data.batches import generator_of
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.diffusion_step import by_peft, ours, small_unet
+from benchmarks.diffusion_models import by_peft, ours, small_unet
 from benchmarks.variants import interleaved, machine, ratios
-from diffusion_peft.denoise import Denoiser
-from peft_core.runs import peak_memory
+from diffusion_peft.training.denoise import Denoiser
+from peft_core.jobs.runs.machine import peak_memory
 
 SIDES = {"ours": ours("attention"), "diffusers": by_peft("attention")}
 MEASURED = 3

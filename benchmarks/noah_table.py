@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from peft_core.files import write_files
-from peft_core.report import csv_bytes
+from peft_core.jobs.reports.page import csv_bytes
 from vision_peft.noah.outcome import finished_row
 
 TASKS = ("count", "road", "position", "cells", "street_digits", "orientation")

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
-from clip_peft.packing import pack
-from clip_peft.prompts import Prompts, make_prompts
-from clip_peft.text_pass import TextPass
-from clip_peft.tower import TextTower
+from clip_peft.text.packing import pack
+from clip_peft.text.prompts import Prompts, make_prompts
+from clip_peft.text.run import TextPass
+from clip_peft.text.tower import TextTower
 from peft_core.counting import count_flops
 
 PASSES = ("77 tokens", "truncated", "shared prefix, padded", "packed (ours)")

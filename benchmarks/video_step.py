@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.variants import Trainer, Variant, floor, interleaved, machine, ours, ratios
 from peft_core.counting import count_flops, kept_bytes
-from vision_peft.over_time import DepthwiseOverTime
+from vision_peft.video.over_time import DepthwiseOverTime
 
 FRAMES = 8
 VARIANTS = [

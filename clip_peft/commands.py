@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Literal
 
-from peft_core import listing
-from peft_core.cli import main as run_command_line
-from peft_core.command import Command, command
+from peft_core.jobs.cli import listing
+from peft_core.jobs.cli.command import Command, command
+from peft_core.jobs.cli.main import main as run_command_line
 
 
 @command("clip")
@@ -24,11 +24,11 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "protocols", 
 
         rows = list_data()
     elif what == "backbones":
-        from clip_peft.models import list_backbones
+        from peft_core.jobs.hub.open_clip_models import list_backbones
 
         rows = list_backbones()
     elif what == "protocols":
-        from clip_peft.protocols import PROTOCOLS
+        from clip_peft.sweep.protocols import PROTOCOLS
 
         rows = PROTOCOLS
     else:
@@ -39,7 +39,7 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "protocols", 
 def commands() -> list[Command]:
     from clip_peft.export import export, merge_
     from clip_peft.fit import fit
-    from clip_peft.sweep import sweep
+    from clip_peft.sweep.command import sweep
     from clip_peft.use import predict, test
 
     return [fit, test, predict, merge_, export, sweep, list_]

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from clip_peft.features import frozen_image_tower
 from clip_peft.learner import OpenVocabularyMethod
+from clip_peft.training.features import frozen_image_tower
 from peft_core import PeftError, load_run, merge
-from peft_core.command import command
 from peft_core.files import write_files
-from vision_peft import onnx_file
+from peft_core.jobs.cli.command import command
+from peft_core.jobs.runs import onnx_file
 
 if TYPE_CHECKING:  # its import takes five seconds, and --help wants none of it
     from clip_peft.run import ClipRun
@@ -128,7 +128,7 @@ def model_config(run: ClipRun) -> dict[str, Any] | None:
     """What stands in open_clip_config.json; None where the architecture has no config of that form."""
     import open_clip
 
-    from clip_peft.models import REFERENCE
+    from peft_core.jobs.hub.open_clip_models import REFERENCE
 
     backbone, visual = run.config["backbone"], run.model.model.visual  # type: ignore[union-attr]
     folder = importlib.import_module("clip_peft.reference").FOLDER if backbone == REFERENCE else Path(backbone)

@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 from peft_data.augment import augmentation
 
-from clip_peft.few_shot import Classes, chosen
-from peft_core.command import command
+from clip_peft.training.few_shot import Classes, chosen
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
-from peft_core.options import MethodChoice, TrainerFlags
-from peft_core.runs import RunFolder, run_name, run_once
-from vision_peft.data import Data
-from vision_peft.fit import absolute
+from peft_core.jobs.cli.command import command
+from peft_core.jobs.cli.options import MethodChoice, TrainerFlags
+from peft_core.jobs.data import Data
+from peft_core.jobs.hub.reach import absolute
+from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
 
 
 def recipe_of(settings: dict[str, Any]) -> str:
@@ -101,7 +101,7 @@ def fit(
     folder = RunFolder(out or run_name(*parts), "clip_peft fit")
 
     def work(config: dict[str, Any]) -> dict[str, Any]:
-        from clip_peft.job import run
+        from clip_peft.training.job import run
 
         return run(folder, opened, settings, config)
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.prompts import Prompts, Tokenizer, checked_names, make_prompts, text_ids
-from clip_peft.templates import templates
-from clip_peft.text_pass import TextPass
-from clip_peft.tower import TextTower
+from clip_peft.text.prompts import Prompts, Tokenizer, checked_names, make_prompts, text_ids
+from clip_peft.text.run import TextPass
+from clip_peft.text.templates import templates
+from clip_peft.text.tower import TextTower
 from peft_core.errors import PeftError
 from peft_core.method import Method
 from peft_core.plan import Plan

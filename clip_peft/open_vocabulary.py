@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from clip_peft.learner import Clip, Learner, OpenVocabularyMethod
-from clip_peft.prompts import Tokenizer
-from clip_peft.tower import TextTower
+from clip_peft.text.prompts import Tokenizer
+from clip_peft.text.tower import TextTower
 from peft_core.adaptation import adapt
 from peft_core.errors import PeftError
-from peft_core.method import Method, make_method
+from peft_core.method import Method
+from peft_core.registry import make_method
 
 STANDARD_VOCABULARY = 49408
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peft_core.report import ACCENT, INK, SECOND, axes, png
+from peft_core.jobs.reports.plots import ACCENT, INK, SECOND, axes, png
 
 COLOURS = (ACCENT, SECOND, "#3a7d5d", "#8e5ea2", "#c98a1b", "#4d4d4d", "#57a0a8", "#a05757", "#7a8b2d", "#b86fa0")
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from clip_peft import saved
-from clip_peft.evaluate import batches_of_logits
-from clip_peft.features import Encoder
-from clip_peft.models import load_backbone
 from clip_peft.open_vocabulary import OpenVocabulary
-from clip_peft.prompts import checked_names
-from vision_peft.run import Prediction, Run, read_trained
+from clip_peft.text.prompts import checked_names
+from clip_peft.training.evaluate import batches_of_logits
+from clip_peft.training.features import Encoder
+from peft_core.jobs.hub.open_clip_models import load_backbone
+from peft_core.jobs.runs.use import Prediction, Run, read_trained
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from clip_peft.learner import OpenVocabularyMethod
 from clip_peft.open_vocabulary import OpenVocabulary
-from clip_peft.prompts import Tokenizer
+from clip_peft.text.prompts import Tokenizer
 from peft_core import save_adapter
 from peft_core.adapter_file import check_backbone, check_tensors, load_adapter, read_card, read_weights, write_adapter
 from peft_core.errors import PeftError
-from peft_core.method import make_method
+from peft_core.registry import make_method
 
 
 def save(whole: OpenVocabulary, folder: str | os.PathLike, **card: Any) -> Path:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from clip_peft.evaluate import figures, score
-from clip_peft.features import default_cache
-from clip_peft.few_shot import of_classes
+from clip_peft.training.evaluate import figures, score
+from clip_peft.training.features import default_cache
+from clip_peft.training.few_shot import of_classes
 from peft_core import PeftError, load_run
-from peft_core.command import command
-from vision_peft.data import Data
-from vision_peft.use import print_classes, print_predictions
+from peft_core.jobs.cli.command import command
+from peft_core.jobs.data import Data
+from peft_core.jobs.runs.use import print_classes, print_predictions
 
 
 @command("clip")

@@ -7,10 +7,10 @@ from peft_core.adaptation import adapt, disabled, merge, remove, set_scale
 from peft_core.adapter_file import load_adapter, save_adapter
 from peft_core.counting import count_parameters
 from peft_core.errors import NotMergeable, PeftError
-from peft_core.method import list_methods
+from peft_core.registry import list_methods
 
 if TYPE_CHECKING:
-    from peft_core.runs import load_run
+    from peft_core.jobs.runs.load import load_run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,5 +31,5 @@ __all__ = [
 
 def __getattr__(name: str):
     if name == "load_run":  # needs Lightning, which importing this package must not
-        return importlib.import_module("peft_core.runs").load_run
+        return importlib.import_module("peft_core.jobs.runs.folder").load_run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

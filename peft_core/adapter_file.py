@@ -18,7 +18,8 @@ from peft_core.adaptation import adapt, take_out
 from peft_core.attach import Record, inserted_by, is_inserted, pick, record_of
 from peft_core.errors import PeftError
 from peft_core.files import write_files
-from peft_core.method import Method, make_method
+from peft_core.method import Method
+from peft_core.registry import make_method
 
 WEIGHTS, CARD, FORMAT = "adapter.safetensors", "adapter.json", 1
 _BUCKETS, _TOLERANCE = 8, 0.02

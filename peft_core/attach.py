@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_core import rebuild
-from peft_core.attention import check_supported
-from peft_core.calls import Call, calling
 from peft_core.errors import PeftError
-from peft_core.grafts import Branch, Delta, Graft, after, before
+from peft_core.grafts.attention import check_supported
+from peft_core.grafts.branch import Branch
+from peft_core.grafts.calls import Call, calling
+from peft_core.grafts.graft import Delta, Graft, after, before
+from peft_core.grafts.weight_changes import restore_class, swap_class
+from peft_core.kernels import rebuild
 from peft_core.method import Method
 from peft_core.plan import Plan
-from peft_core.weight_changes import restore_class, swap_class
 
 
 @dataclass

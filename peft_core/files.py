@@ -70,3 +70,8 @@ def is_used(folder: Path, own: Collection[str] = ()) -> bool:
     return folder.is_dir() and any(
         path.name not in own and not _TEMPORARY.fullmatch(path.name) for path in folder.iterdir()
     )
+
+
+def cache_root() -> Path:
+    """Where what can be made again is kept: $XDG_CACHE_HOME/visual-peft, else ~/.cache/visual-peft."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visual-peft"

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from peft_core.anatomies import Anatomy, Place, SubLayer, TokenLayout
 from peft_core.errors import PeftError, nearest
-from peft_core.grafts import Branch, Delta, Graft, Insert, Strip
+from peft_core.grafts.branch import Branch
+from peft_core.grafts.graft import Delta, Graft
+from peft_core.grafts.tokens import Insert, Strip
 from peft_core.method import Method
 
 Width = int | Sequence[int]

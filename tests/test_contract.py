@@ -24,7 +24,7 @@ from peft_core import (
     set_scale,
 )
 from peft_core.attach import is_inserted
-from peft_core.method import make_method
+from peft_core.registry import make_method
 from tests.tiny import MODELS, words
 
 

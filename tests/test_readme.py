@@ -13,7 +13,7 @@ from peft_data import open_data
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from diffusion_peft.control import watcher
+from diffusion_peft.evaluation import watcher
 from tests.readme import blocks
 
 COMMANDS = [

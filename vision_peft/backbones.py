@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import urllib.error
-import urllib.request
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from peft_core.errors import PeftError, nearest
-from vision_peft import joint  # noqa: F401  (registers VideoMAE's architectures with timm)
+from peft_core.jobs.hub.backbone import Backbone
+from peft_core.jobs.hub.reach import PICKLES, in_cache, must_reach
+from peft_core.jobs.hub.towers import TOWER
+from vision_peft.video import joint  # noqa: F401  (registers VideoMAE's architectures with timm)
 
-REFERENCE, TOWER = "reference", "open_clip:"
-WAIT = 4.0
-"""Seconds after which a hub counts as out of reach."""
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """What a checkpoint expects of its input, and where it comes from.
-
-    Args:
-        name: as it was asked for.
-        family: which training the weights come from: timm's tag (`orig_in21k`, `augreg_in21k`, …), `reference`, or the
-            file or folder.
-        architecture: timm's name of the architecture.
-        input_size: height and width in pixels.
-        mean, std: of the three channels, which go from 0 to 1.
-        crop_pct: the part of the shorter side that is kept where pictures are cropped.
-    """
-
-    name: str
-    family: str
-    architecture: str
-    input_size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: float = 0.875
-
-    def card(self) -> dict[str, Any]:
-        """For an adapter's card."""
-        return {
-            f"backbone_{key}" if key in ("name", "architecture") else key: value for key, value in asdict(self).items()
-        }
+REFERENCE = "reference"
 
 
 def list_backbones(pattern: str = "vit_*") -> dict[str, str]:
@@ -85,7 +52,7 @@ def load_backbone(spec: str, num_classes: int, drop_path: float = 0.0) -> tuple[
         model = reference.load(num_classes, drop_path_rate=drop_path)
         return model, _describe(spec, REFERENCE, model)
     if spec.startswith(TOWER):
-        from vision_peft.towers import load_tower
+        from peft_core.jobs.hub.towers import load_tower
 
         return load_tower(spec, num_classes)
     architecture, at, file = spec.partition("@")
@@ -160,50 +127,6 @@ def _pretrained(name: str, options: dict[str, Any]) -> nn.Module:
     if not overlay:
         must_reach(name, config.hf_hub_id, config.url)
     return _create(name, pretrained=True, pretrained_cfg_overlay=overlay or None, **options)
-
-
-def in_cache(repository: str, filename: str) -> str | None:
-    """The file of a repository in the hub's cache on this machine; None where it is not there."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(repository.partition("@")[0], filename)
-    except HFValidationError as error:
-        raise PeftError(f'"{repository}" is no name of a model on the Hugging Face hub: it is owner/model.') from error
-    return found if isinstance(found, str) else None
-
-
-def must_reach(name: str, repository: str | None, url: str | None = None) -> None:
-    """Asks the hub for a sign of life, because its own client retries for most of a minute."""
-    from huggingface_hub import constants
-
-    address = constants.ENDPOINT if repository else url
-    reason: list[str] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(str(address), method="HEAD"), timeout=WAIT).close()
-        except urllib.error.HTTPError:
-            pass  # it answered
-        except OSError as error:
-            reason.append(str(getattr(error, "reason", error)))
-        reason.append("")
-
-    if repository and constants.HF_HUB_OFFLINE:
-        reason.append("HF_HUB_OFFLINE is set")
-    else:
-        thread = threading.Thread(target=ask, daemon=True)  # looking up a host's name knows no time limit
-        thread.start()
-        thread.join(WAIT)
-        reason = reason or [f"no answer in {WAIT:.0f} s"]
-    if reason[0]:
-        fetch = f"`hf download {repository}`" if repository else f"download {url}"
-        raise PeftError(
-            f"the weights of {name} are not on this machine and {address} cannot be reached ({reason[0]}): fetch them "
-            f"where there is a network with {fetch} and bring the cache ({constants.HF_HUB_CACHE}) here, or give "
-            "--backbone a folder, ARCHITECTURE@FILE.safetensors, or `reference`."
-        )
 
 
 def _load_weights(model: nn.Module, path: Path, architecture: str) -> None:

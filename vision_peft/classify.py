@@ -13,9 +13,9 @@ from torchmetrics import CatMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from peft_core.adapter_file import adapter_state
-from peft_core.learning import Learning
+from peft_core.jobs.reports.scores import Scores
+from peft_core.jobs.runs.learning import Learning
 from vision_peft.prefix_cache import PrefixCache
-from vision_peft.scores import Scores
 
 
 class Classifier(Learning):

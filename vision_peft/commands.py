@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Literal
 
-from peft_core import listing
-from peft_core.cli import main as run_command_line
-from peft_core.command import Command, command
+from peft_core.jobs.cli import listing
+from peft_core.jobs.cli.command import Command, command
+from peft_core.jobs.cli.main import main as run_command_line
 
 
 @command("vision")
@@ -36,7 +36,7 @@ def commands() -> list[Command]:
     from vision_peft.compare import compare
     from vision_peft.fit import fit
     from vision_peft.noah.command import noah
-    from vision_peft.sweep import sweep
+    from vision_peft.sweep.command import sweep
     from vision_peft.use import export, merge_, predict, test
 
     return [fit, test, predict, merge_, export, compare, sweep, noah, list_]

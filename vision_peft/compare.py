@@ -8,10 +8,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from peft_core import report
-from peft_core.command import command
 from peft_core.errors import PeftError
 from peft_core.files import write_files
+from peft_core.jobs.cli.command import command
+from peft_core.jobs.reports import page as report
 
 ALIKE = ("data", "protocol", "evaluated_on", "backbone")
 

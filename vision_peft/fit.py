@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
-from peft_core.command import command
 from peft_core.errors import PeftError
-from peft_core.options import MethodChoice, TrainerFlags
-from peft_core.runs import RunFolder, run_name, run_once
-from vision_peft.data import Data
-from vision_peft.video_flags import VideoFlags
+from peft_core.jobs.cli.command import command
+from peft_core.jobs.cli.options import MethodChoice, TrainerFlags
+from peft_core.jobs.data import Data
+from peft_core.jobs.hub.reach import absolute
+from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
+from vision_peft.video.flags import VideoFlags
 
 
 def recipe_of(settings: dict[str, Any]) -> str:
@@ -107,17 +107,6 @@ def folder_of(settings: dict[str, Any]) -> RunFolder:
         )
     settings["backbone"] = absolute(settings["backbone"])
     return RunFolder(settings["out"], "vision_peft fit")
-
-
-def absolute(spec: str) -> str:
-    """A backbone with its path, where it has one, made absolute, so that the run can be used from another folder."""
-    architecture, at, file = spec.rpartition("@")
-    if spec.startswith(("hf-hub:", "hf_hub:")):
-        return spec
-    if at:
-        return f"{architecture}@{Path(file).expanduser().absolute()}"
-    is_path = spec.startswith(("./", "../", "~")) or ("/" in spec and Path(spec).is_dir())
-    return str(Path(spec).expanduser().absolute()) if is_path else spec
 
 
 def headline(results: dict[str, Any]) -> str:

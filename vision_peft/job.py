@@ -16,13 +16,14 @@ from torch import nn
 
 from peft_core import adapt, count_parameters, save_adapter
 from peft_core.errors import PeftError
-from peft_core.runs import RunFolder
-from peft_core.training import CHECKPOINT, Progress, SaveState, make_trainer, planned_steps, quiet
-from vision_peft.backbones import Backbone, load_backbone
+from peft_core.jobs.hub.backbone import Backbone
+from peft_core.jobs.runs.folder import RunFolder
+from peft_core.jobs.runs.training import CHECKPOINT, Progress, SaveState, make_trainer, planned_steps, quiet
+from vision_peft.backbones import load_backbone
 from vision_peft.classify import Classifier
 from vision_peft.prefix_cache import prefix_cache
 from vision_peft.results import write_outcome
-from vision_peft.video import about_clips, suited
+from vision_peft.video.classified import about_clips, suited
 
 NORMALISATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

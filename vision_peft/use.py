@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import sys
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +13,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from peft_core import NotMergeable, PeftError, load_run, merge
-from peft_core.command import command
 from peft_core.files import write_files
-from vision_peft.data import Data
-from vision_peft.onnx_file import needs_onnx, write_onnx
-from vision_peft.run import Run
-from vision_peft.scores import Scores
+from peft_core.jobs.cli.command import command
+from peft_core.jobs.data import Data
+from peft_core.jobs.reports.scores import Scores
+from peft_core.jobs.runs.onnx_file import needs_onnx, write_onnx
+from peft_core.jobs.runs.use import print_classes, print_predictions
 
 
 @command("vision")
@@ -72,39 +69,6 @@ def predict(pictures: list[str], *, run: str, batch_size: int = 64) -> int:
     return print_predictions(load_run(run), pictures, "vision_peft", 1, batch_size)
 
 
-def print_classes(per_class: Mapping[str, float | None]) -> None:
-    """The accuracy of each class, a dash where it has no pictures."""
-    for name, share in per_class.items():
-        print(f"  {'   –  ' if share is None else f'{share:.4f}'}  {name}")
-
-
-def print_predictions(run: Run, pictures: Sequence[str], program: str, top: int, batch_size: int) -> int:
-    """Prints the `top` likeliest classes of each picture as CSV; unreadable ones are said at the end. The exit code."""
-    found = run.found(pictures)
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("path", "class", "probability"))
-    good: list[Path] = []
-    bad: list[str] = []
-
-    def readable() -> Iterator[Tensor]:
-        for path in found:
-            try:
-                pixels = run.pixels(path)
-            except PeftError as error:
-                bad.append(str(error))
-            else:
-                good.append(path)
-                yield pixels
-
-    for row, prediction in enumerate(run.stream(readable(), batch_size)):
-        best = prediction.probabilities.topk(min(top, len(run.class_names)))
-        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            writer.writerow((good[row], run.class_names[index], f"{probability:.4f}"))
-    for sentence in bad:
-        print(f"{program}: {sentence}", file=sys.stderr)
-    return 2 if bad else 0
-
-
 @command("vision")
 def merge_(*, run: str, out: str) -> Path:
     """Write the adapter into the backbone's weights: a file that plain timm loads.
@@ -116,7 +80,7 @@ def merge_(*, run: str, out: str) -> Path:
     target = _target(out, ".safetensors")
     loaded = load_run(run)
     merge(loaded.model)
-    from vision_peft.video import timm_state  # needs timm, which other commands must not wait for
+    from vision_peft.video.classified import timm_state  # needs timm, which other commands must not wait for
 
     state = {key: value.detach().cpu().contiguous() for key, value in timm_state(loaded.model).items()}
     write_files(target.parent, {target.name: save(state)})

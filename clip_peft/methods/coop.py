@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clip_peft.learner import Clip, ContextLearner, Learner, OpenVocabularyMethod, start_context
-from clip_peft.prompts import checked_names
+from clip_peft.text.prompts import checked_names
 from peft_core.errors import PeftError
 
 

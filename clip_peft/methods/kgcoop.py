@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip_peft.learner import Clip, ContextLearner, Learner, OpenVocabularyMethod, start_context
-from clip_peft.templates import DEFAULT
+from clip_peft.text.templates import DEFAULT
 
 
 @dataclass(frozen=True, kw_only=True)

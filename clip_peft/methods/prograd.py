@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip_peft.learner import Clip, ContextLearner, Learner, OpenVocabularyMethod
-from clip_peft.templates import DEFAULT, templates
+from clip_peft.text.templates import DEFAULT, templates
 from peft_core.errors import PeftError
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, mean_features
-from clip_peft.templates import DEFAULT
+from clip_peft.text.templates import DEFAULT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, TemplateLearner, cosine
-from clip_peft.templates import DEFAULT
+from clip_peft.text.templates import DEFAULT
 from peft_core.errors import PeftError
 
 

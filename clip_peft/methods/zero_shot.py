@@ -2,7 +2,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, TemplateLearner
-from clip_peft.templates import DEFAULT
+from clip_peft.text.templates import DEFAULT
 
 
 @dataclass(frozen=True, kw_only=True)

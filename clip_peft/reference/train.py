@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import vision_peft.reference
-from peft_core.training_state import keep, put_back, values_and_moments
+from peft_core.jobs.runs.training_state import keep, put_back, values_and_moments
 
 from . import WEIGHTS, load, tokenizer
 from .contrast import batch, contrast, start_from_vit, text_features

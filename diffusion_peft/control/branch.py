@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from peft_core.calls import Call
 from peft_core.errors import PeftError
-from peft_core.grafts import Graft
+from peft_core.grafts.calls import Call
+from peft_core.grafts.graft import Graft
 
 Condition = Mapping[str, Tensor]
 _ARGUMENTS = ("sample", "timestep", "encoder_hidden_states")

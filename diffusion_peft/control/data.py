@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffusion_peft.control.conditions import check_condition
 from diffusion_peft.control.grounding import check_boxes
-from diffusion_peft.pictures import METADATA, Picture
+from diffusion_peft.data.pictures import METADATA, Picture
 from peft_core.errors import PeftError, nearest
 
 USUAL = {

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from diffusion_peft.loading import first_line, quiet_loading
+from diffusion_peft.base.loading import first_line, quiet_loading
 from peft_core.errors import PeftError
-from vision_peft.backbones import in_cache, must_reach
+from peft_core.jobs.hub.reach import in_cache, must_reach
 
 LIMBS = ((5, 7), (7, 9), (6, 8), (8, 10), (5, 6), (5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16), (0, 5),
          (0, 6))  # fmt: skip

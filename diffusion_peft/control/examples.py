@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from diffusion_peft.bases import Base
-from diffusion_peft.buckets import Crop, bucket_step, fit_to, make_buckets
-from diffusion_peft.cache import open_cache
+from diffusion_peft.base.bases import Base
+from diffusion_peft.base.texts import check_length
 from diffusion_peft.control.data import Pair, open_pairs
 from diffusion_peft.control.inputs import Inputs, inputs_for
-from diffusion_peft.examples import Example, Examples
-from diffusion_peft.latents import Captions, encode_captions, encode_pictures
-from diffusion_peft.pictures import say_if_small
-from diffusion_peft.prepare import resolution
-from diffusion_peft.texts import check_length
+from diffusion_peft.data.buckets import Crop, bucket_step, fit_to, make_buckets
+from diffusion_peft.data.cache import open_cache
+from diffusion_peft.data.examples import Example, Examples
+from diffusion_peft.data.latents import Captions, encode_captions, encode_pictures
+from diffusion_peft.data.pictures import say_if_small
+from diffusion_peft.data.prepare import resolution
 from peft_core.errors import PeftError
 from peft_core.method import Method
 

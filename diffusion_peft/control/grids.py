@@ -13,7 +13,7 @@ from diffusion_peft.control.data import Grounded, Pair
 from diffusion_peft.control.examples import Shown
 from diffusion_peft.control.inputs import Inputs, as_picture
 from diffusion_peft.control.use import Conditions
-from diffusion_peft.samples import Samples
+from diffusion_peft.training.samples import Samples
 
 
 class ControlSamples(Samples):

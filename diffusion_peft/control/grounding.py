@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_peft.methods.gligen import MOST_BOXES
 from peft_core.errors import PeftError
 
 Box = Sequence[float]
@@ -62,3 +61,6 @@ def _pooled(encoder: Any, tokenizer: Any, phrases: list[str]) -> Tensor:
     tokens = tokenizer(phrases, padding=True, truncation=True, return_tensors="pt").to(encoder.device)
     out = encoder(**tokens)
     return (out.text_embeds if hasattr(encoder, "text_projection") else out.pooler_output).float().cpu()
+
+
+MOST_BOXES = 30

@@ -12,13 +12,12 @@ from peft_data.pictures import read_picture
 from PIL import Image
 from torch import Tensor
 
-from diffusion_peft.bases import Base
-from diffusion_peft.buckets import Crop, cut
-from diffusion_peft.cache import Cache, fingerprint, key_of
+from diffusion_peft.base.bases import Base
 from diffusion_peft.control.conditions import compute
 from diffusion_peft.control.data import Grounded, Pair
-from diffusion_peft.control.grounding import encode_boxes
-from diffusion_peft.methods.gligen import MOST_BOXES
+from diffusion_peft.control.grounding import MOST_BOXES, encode_boxes
+from diffusion_peft.data.buckets import Crop, cut
+from diffusion_peft.data.cache import Cache, fingerprint, key_of
 from peft_core.errors import PeftError
 from peft_core.method import Method
 

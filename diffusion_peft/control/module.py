@@ -9,7 +9,7 @@ from peft_data.batches import generator_of
 from torch import Tensor
 
 from diffusion_peft.control.branch import controls_of, set_condition
-from diffusion_peft.denoise import Denoiser, _inputs
+from diffusion_peft.training.denoise import Denoiser, _inputs
 
 
 class Controlled(Denoiser):

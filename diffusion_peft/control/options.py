@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from diffusion_peft.concepts import Concept
 from diffusion_peft.control.conditions import check_condition
 from diffusion_peft.control.files import FORMATS
+from diffusion_peft.data.concepts import Concept
 from peft_core.errors import PeftError
-from peft_core.options import Choice
+from peft_core.jobs.cli.options import Choice
 
 
 def control(

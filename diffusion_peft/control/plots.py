@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from peft_core import report
+from peft_core.jobs.reports import page as report
 
 COLOURS = (report.ACCENT, report.SECOND, report.INK, "#3a7d5d", "#8a5fa8", "#b58a2f")
 

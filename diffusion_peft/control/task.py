@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from diffusion_peft.bases import Base
-from diffusion_peft.concepts import Concept
+from diffusion_peft.base.bases import Base
 from diffusion_peft.control.examples import prepare_pairs
 from diffusion_peft.control.grids import ControlSamples
 from diffusion_peft.control.inputs import tower_of
 from diffusion_peft.control.module import Controlled
 from diffusion_peft.control.plots import against_steps
-from diffusion_peft.denoise import Denoiser
-from diffusion_peft.samples import Samples
-from diffusion_peft.tasks import Task
-from peft_core import report
+from diffusion_peft.data.concepts import Concept
+from diffusion_peft.training.denoise import Denoiser
+from diffusion_peft.training.samples import Samples
+from diffusion_peft.training.tasks import Task
+from peft_core.jobs.reports import page as report
 from peft_core.method import Method
 
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clip_peft.models import load_backbone, picture_fit
 from peft_core.errors import PeftError
+from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
 
 
 class Tower:

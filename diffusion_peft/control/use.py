@@ -12,16 +12,16 @@ from peft_data.pictures import UNREADABLE, read_picture
 from PIL import Image
 from torch import nn
 
-from diffusion_peft.bases import Base
-from diffusion_peft.buckets import Size, fit_to
-from diffusion_peft.cache import Cache
+from diffusion_peft.base.bases import Base
 from diffusion_peft.control.branch import controls_of, set_condition
 from diffusion_peft.control.conditions import compute
 from diffusion_peft.control.data import Grounded, Pair, read_boxes
 from diffusion_peft.control.inputs import Inputs, inputs_for, tower_of
 from diffusion_peft.control.options import ControlOptions, is_control
-from diffusion_peft.draw import Chunk
-from diffusion_peft.pictures import Picture
+from diffusion_peft.data.buckets import Size, fit_to
+from diffusion_peft.data.cache import Cache
+from diffusion_peft.data.pictures import Picture
+from diffusion_peft.drawing.draw import Chunk
 from peft_core.attach import pick
 from peft_core.errors import PeftError
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from diffusion_peft.cache import fingerprint, key_of
-from diffusion_peft.draw import Drawing, png_of
-from diffusion_peft.run import Run, combine
-from diffusion_peft.scaling import can_be_scaled
-from diffusion_peft.texts import check_length
+from diffusion_peft.base.texts import check_length
+from diffusion_peft.data.cache import fingerprint, key_of
+from diffusion_peft.drawing.draw import Drawing, png_of
+from diffusion_peft.drawing.scaling import can_be_scaled
+from diffusion_peft.use.run import Run, combine
 from peft_core.files import write_files
 
 Asked = tuple[str, int]

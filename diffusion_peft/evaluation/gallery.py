@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from diffusion_peft.draw import grid, png_of
+from diffusion_peft.drawing.draw import grid, png_of
 from diffusion_peft.evaluation.subjects import Subject, real_pictures
-from peft_core import report
+from peft_core.jobs.reports import page as report
 
 LARGEST = 24
 """Runs whose pictures are shown one by one."""

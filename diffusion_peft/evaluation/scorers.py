@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from peft_core.errors import PeftError
-from peft_core.runs import tell
+from peft_core.jobs.runs.process import tell
 
 REFERENCE = "reference"
 DINO, CLIP = "vit_small_patch16_224.dino", "ViT-B-32/openai"
@@ -71,7 +71,7 @@ def image_scorer(name: str) -> ImageScorer:
 
 def clip_scorer(name: str) -> ClipScorer:
     """By `clip_peft`'s names of backbones."""
-    from clip_peft.models import load_backbone, picture_fit
+    from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
 
     model, tokenizer, about = load_backbone(name)
     return ClipScorer(name, _ready(model), picture_fit(model, about), about.mean, about.std, tokenizer)

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from diffusion_peft.concepts import Concept, read_concepts
-from diffusion_peft.pictures import open_pictures
+from diffusion_peft.data.concepts import Concept, read_concepts
+from diffusion_peft.data.pictures import open_pictures
 from peft_core.errors import PeftError
 
 DRAWN_PROMPTS = (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusion_peft.protocols import Evaluation
-from peft_core import report
-from peft_core.outcome import write_outcome
-from peft_core.runs import RunFolder, versions
+from diffusion_peft.evaluation.asked import Evaluation
+from peft_core.jobs.reports import page as report
+from peft_core.jobs.runs.folder import RunFolder
+from peft_core.jobs.runs.machine import versions
+from peft_core.jobs.runs.outcome import write_outcome
 
 WHOLE = ("runs", "parameters")
 """Columns of whole numbers."""

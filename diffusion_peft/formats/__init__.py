@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from diffusion_peft.layers import Layer, check_fits, layers_of
+from diffusion_peft.files.layers import Layer, check_fits, layers_of
+from diffusion_peft.files.source import Parts, Source, open_source
 from diffusion_peft.methods.lora_file import LoRAFile
-from diffusion_peft.source import Parts, Source, open_source
 from peft_core.adaptation import adapt, set_scale
 from peft_core.attach import grafts_named
 from peft_core.errors import PeftError, nearest

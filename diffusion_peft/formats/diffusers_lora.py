@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusion_peft.layers import Layer
-from diffusion_peft.source import Parts, Source, adapter_metadata
+from diffusion_peft.files.layers import Layer
+from diffusion_peft.files.source import Parts, Source, adapter_metadata
 from peft_core.errors import PeftError
 
 FILE_NAME = "pytorch_lora_weights.safetensors"

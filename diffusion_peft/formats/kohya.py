@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_peft.layers import Layer
-from diffusion_peft.sgm import sgm_name
-from diffusion_peft.source import Parts, Source, is_sdxl
+from diffusion_peft.files.layers import Layer
+from diffusion_peft.files.sgm import sgm_name
+from diffusion_peft.files.source import Parts, Source, is_sdxl
 from peft_core.errors import PeftError
 
 FILE_NAME = "lora.safetensors"

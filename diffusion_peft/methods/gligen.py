@@ -5,11 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control
-from peft_core.grafts import Graft, match
+from peft_core.grafts.graft import Graft, match
 from peft_core.method import Method
 from peft_core.plan import Plan
-
-MOST_BOXES = 30
 
 
 class Grounding(Control):

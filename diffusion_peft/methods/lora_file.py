@@ -2,7 +2,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffusion_peft.layers import build
+from diffusion_peft.files.layers import build
 from peft_core.anatomies import Place
 from peft_core.errors import PeftError
 from peft_core.method import Method

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.grafts import Delta
+from peft_core.grafts.graft import Delta
 from peft_core.method import Method
 from peft_core.plan import Plan
 

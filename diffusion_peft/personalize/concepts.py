@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from diffusion_peft.layers import Layer
+from diffusion_peft.files.layers import Layer
 from peft_core.errors import PeftError
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from diffusion_peft.denoise import Denoiser
-from diffusion_peft.noise import denoising_loss
-from diffusion_peft.scaling import set_scales
+from diffusion_peft.drawing.scaling import set_scales
+from diffusion_peft.training.denoise import Denoiser
+from diffusion_peft.training.noise import denoising_loss
 
 SIGNS = (1.0, -1.0)
 

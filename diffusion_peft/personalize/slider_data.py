@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_peft.bases import Base
-from diffusion_peft.buckets import fit_to
-from diffusion_peft.cache import open_cache
-from diffusion_peft.examples import Example, Examples
-from diffusion_peft.latents import Captions, encode_captions, encode_pictures
-from diffusion_peft.pictures import open_pictures, say_if_small
-from diffusion_peft.prepare import SHOWN, resolution
-from diffusion_peft.texts import check_length
+from diffusion_peft.base.bases import Base
+from diffusion_peft.base.texts import check_length
+from diffusion_peft.data.buckets import fit_to
+from diffusion_peft.data.cache import open_cache
+from diffusion_peft.data.examples import Example, Examples
+from diffusion_peft.data.latents import Captions, encode_captions, encode_pictures
+from diffusion_peft.data.pictures import open_pictures, say_if_small
+from diffusion_peft.data.prepare import SHOWN, resolution
 from peft_core.errors import PeftError
 
 ROLES = ("target", "positive", "negative")

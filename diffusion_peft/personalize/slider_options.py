@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from peft_core.options import Choice
+from peft_core.jobs.cli.options import Choice
 
 
 def slider(

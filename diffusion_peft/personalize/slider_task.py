@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from diffusion_peft.bases import Base
-from diffusion_peft.concepts import Concept
+from diffusion_peft.base.bases import Base
+from diffusion_peft.data.concepts import Concept
 from diffusion_peft.personalize.slider import Slider
 from diffusion_peft.personalize.slider_data import prepare_slider
-from diffusion_peft.samples import Samples
-from diffusion_peft.tasks import Task
+from diffusion_peft.training.samples import Samples
+from diffusion_peft.training.tasks import Task
 
 SLIDES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 

@@ -19,18 +19,18 @@ import torch
 from PIL import Image
 
 from diffusion_peft.control.data import Grounded, Pair, open_pairs
-from diffusion_peft.control.drawer import ConditionDrawer
 from diffusion_peft.control.grids import as_shown
 from diffusion_peft.control.inputs import as_picture
-from diffusion_peft.control.obedience import edge_f1, rmse, ssim, world_figures
 from diffusion_peft.control.options import ControlOptions, is_control
 from diffusion_peft.evaluation import figures, gallery
+from diffusion_peft.evaluation.asked import Evaluation, How
+from diffusion_peft.evaluation.conditioned import ConditionDrawer
 from diffusion_peft.evaluation.drawn import Asked, Drawer
+from diffusion_peft.evaluation.obedience import edge_f1, rmse, ssim, world_figures
 from diffusion_peft.evaluation.scorers import open_scorers
-from diffusion_peft.protocols import Evaluation, How
-from peft_core import report
 from peft_core.errors import PeftError
-from peft_core.runs import RESULTS, RunFolder, read_run_config
+from peft_core.jobs.reports import page as report
+from peft_core.jobs.runs.folder import RESULTS, RunFolder, read_run_config
 
 ABOUT = "held-out conditions: edges, masks, depth, boxes, similarity, beside the base without control and real pictures"
 CONDITIONS = 24
@@ -212,7 +212,7 @@ def of_world(held: Held, count: int) -> Callable[[Sequence[Image.Image]], dict[s
     from peft_data.pictures import Fit
     from peft_data.world.captioned import SHAPES
 
-    from diffusion_peft.control.watcher import load_watcher
+    from diffusion_peft.evaluation.watcher import load_watcher
 
     watcher, truth = load_watcher(), held.truth
     layers = [t.repeat_interleave(count, 0) for t in (truth.classes, truth.nearness, truth.outlines)]
@@ -251,7 +251,7 @@ def of_files(held: Held, count: int) -> Callable[[Sequence[Image.Image]], dict[s
 
 
 def _alone(picture: Image.Image) -> Pair:
-    from diffusion_peft.pictures import Picture
+    from diffusion_peft.data.pictures import Picture
 
     return Pair(Picture(picture, None, "drawn", picture.height, picture.width), None)
 

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from diffusion_peft.control.options import is_control
 from diffusion_peft.evaluation import figures, gallery
+from diffusion_peft.evaluation.asked import Evaluation, How
 from diffusion_peft.evaluation.drawn import Asked, Drawer
 from diffusion_peft.evaluation.scorers import ClipScorer, ImageScorer, open_scorers
 from diffusion_peft.evaluation.subjects import Subject, open_prompts, others, real_pictures, subjects_of
-from diffusion_peft.protocols import Evaluation, How
 from peft_core.errors import PeftError
-from peft_core.runs import RESULTS, RunFolder, read_run_config
+from peft_core.jobs.runs.folder import RESULTS, RunFolder, read_run_config
 
 ABOUT = "subjects × prompts: subject fidelity, prompt fidelity, diversity, prior drift"
 OF_CLASS = 8

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from peft_core.training_state import keep
+from peft_core.jobs.runs.training_state import keep
 
 from .autoencoder import settle, signed
 from .progress import Meter, Progress

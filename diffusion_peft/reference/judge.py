@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from peft_core.training_state import keep
+from peft_core.jobs.runs.training_state import keep
 
 from . import PIPELINE, load
 from .autoencoder import signed

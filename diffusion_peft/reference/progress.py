@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from peft_core.training_state import keep, put_back, values_and_moments
+from peft_core.jobs.runs.training_state import keep, put_back, values_and_moments
 
 
 class Progress:

@@ -14,7 +14,7 @@ import torch
 from peft_data.world.cache import folder
 from safetensors.torch import load_file
 
-from peft_core.training_state import keep
+from peft_core.jobs.runs.training_state import keep
 
 from . import PIPELINE, autoencoder, denoiser
 from .build import FULL, TINY, new_scheduler, new_text_encoder, new_tokenizer, new_unet, new_vae, write_pipeline

@@ -7,7 +7,7 @@ from peft_core.anatomies import describe as describe_any
 
 
 def describe(model: nn.Module, at: str) -> Anatomy | None:
-    if "vision_peft.video.Classified" not in class_names(model):
+    if "vision_peft.video.classified.Classified" not in class_names(model):
         return None
     anatomy = describe_any(model.image, join(at, "image"))  # type: ignore[arg-type]
     if anatomy is not None:

@@ -8,8 +8,8 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from clip_peft.prompts import Prompts, make_prompts
-from clip_peft.tower import TextTower
+from clip_peft.text.prompts import Prompts, make_prompts
+from clip_peft.text.tower import TextTower
 
 LENGTH = 24
 NAMES = (

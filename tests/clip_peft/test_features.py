@@ -8,13 +8,13 @@ from peft_data.augment import augmentation
 from peft_data.batches import generator_of
 
 from clip_peft import OpenVocabulary
-from clip_peft.contrast import Contrast
-from clip_peft.evaluate import reliability
-from clip_peft.features import Encoder, Views, frozen_image_tower
 from clip_peft.learner import cosine
+from clip_peft.training.contrast import Contrast
+from clip_peft.training.evaluate import reliability
+from clip_peft.training.features import Encoder, Views, frozen_image_tower
 from peft_core import PeftError
+from peft_core.jobs.reports.scores import Scores
 from tests.clip_peft.models import NAMES, clip, tokenizer
-from vision_peft.scores import Scores
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 PIXELS = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

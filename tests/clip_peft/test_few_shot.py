@@ -11,7 +11,7 @@ import torch
 from peft_data import ClassificationData, DataError, Pictures
 from peft_data.base import no_pictures
 
-from clip_peft.few_shot import chosen, draw, few_shot, of_classes
+from clip_peft.training.few_shot import chosen, draw, few_shot, of_classes
 
 TRAIN = [80] * 7 + [77] + [80] * 3 + [74, 77] + [80] * 9 + [77] + [80] * 9 + [79] + [80] * 4
 VAL = [20] * 7 + [19] + [20] * 3 + [19, 19] + [20] * 9 + [19] + [20] * 14

@@ -12,7 +12,7 @@ from torch import Tensor
 from clip_peft import OpenVocabulary
 from clip_peft.methods.prograd import projected
 from clip_peft.methods.promptsrc import epoch_weights
-from clip_peft.templates import templates
+from clip_peft.text.templates import templates
 from tests.clip_peft.models import NAMES, clip, close, pictures, plain, siglip, tokenizer
 
 LABELS = torch.tensor([0, 3, 2, 6])

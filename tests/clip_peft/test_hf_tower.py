@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from clip_peft import OpenVocabulary
-from clip_peft.text_pass import TextPass
-from clip_peft.tower import TextTower
+from clip_peft.text.run import TextPass
+from clip_peft.text.tower import TextTower
 from peft_core import PeftError
 from tests.clip_peft.models import LENGTH, NAMES, VISION, agree, close, pictures, prompts_of, random, tokenizer
 

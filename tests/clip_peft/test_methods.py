@@ -9,7 +9,7 @@ import torch
 
 from clip_peft import OpenVocabulary
 from peft_core import PeftError, adapt, count_parameters, list_methods
-from peft_core.method import find_method
+from peft_core.registry import find_method
 from tests.clip_peft.models import NAMES, clip, close, coca, custom_clip, pictures, siglip, tokenizer
 
 SETTINGS: dict[str, dict[str, Any]] = {

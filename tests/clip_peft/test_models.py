@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clip_peft import OpenVocabulary, models, saved
+from clip_peft import OpenVocabulary, saved
 from clip_peft.commands import main
-from clip_peft.models import load_backbone, picture_fit
 from peft_core import PeftError
+from peft_core.jobs.hub import open_clip_models as models
+from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
 from tests.clip_peft.conftest import SHORT
 from tests.clip_peft.models import NAMES, TEXT, VISION, clip, pictures, tokenizer
 

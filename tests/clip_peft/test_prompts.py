@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from clip_peft.packing import bins_of, choose_bins, pack, shared_tokens
-from clip_peft.text_pass import TextPass
-from clip_peft.tower import TextTower
+from clip_peft.text.packing import bins_of, choose_bins, pack, shared_tokens
+from clip_peft.text.run import TextPass
+from clip_peft.text.tower import TextTower
 from peft_core import PeftError
 from tests.clip_peft.models import clip, prompts_of, random, tokenizer
 

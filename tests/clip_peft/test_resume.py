@@ -21,7 +21,7 @@ def train(settings: dict, die_at: int | None) -> None:
     import torch
 
     from clip_peft.fit import fit
-    from peft_core.training import SaveState
+    from peft_core.jobs.runs.training import SaveState
 
     torch.set_num_threads(1)
     if die_at is not None:

@@ -8,8 +8,8 @@ import pytest
 
 from clip_peft.commands import main
 from clip_peft.fit import fit
-from clip_peft.protocols import Trial, averages, cell, harmonic, table, trials
-from clip_peft.sweep import own_settings, settings_of, with_preset
+from clip_peft.sweep.command import own_settings, settings_of, with_preset
+from clip_peft.sweep.protocols import Trial, averages, cell, harmonic, table, trials
 from peft_core import PeftError, list_methods
 
 SET = [

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clip_peft.text_pass import TextPass
-from clip_peft.tower import TextTower
+from clip_peft.text.run import TextPass
+from clip_peft.text.tower import TextTower
 from peft_core import adapt
 from tests.clip_peft.models import (
     NAMES,

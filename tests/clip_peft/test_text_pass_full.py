@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from clip_peft.text_pass import TextPass
-from clip_peft.tower import TextTower
+from clip_peft.text.run import TextPass
+from clip_peft.text.tower import TextTower
 from tests.clip_peft.models import LENGTH, close, coca, custom_clip, gradients, prompts_of, random, siglip
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_peft.loading import quiet_loading
+from diffusion_peft.base.loading import quiet_loading
 from tests.diffusion_peft.pipelines import stable_diffusion
 
 SHORT = {"steps": 4, "sample_count": 1, "sample_steps": 1, "trainer": {"accelerator": "cpu"}}
@@ -65,7 +65,7 @@ def balls(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def lora_run(sd15: str, toys: str, balls: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run: LoRA of UNet and text encoder, and a new token of two vectors."""
-    from diffusion_peft.fit import fit
+    from diffusion_peft.commands.fit import fit
 
     out = tmp_path_factory.mktemp("runs") / "lora"
     fit(

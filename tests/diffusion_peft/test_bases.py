@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_peft.bases import load_base
-from diffusion_peft.draw import embed
+from diffusion_peft.base.bases import load_base
+from diffusion_peft.drawing.draw import embed
 from peft_core.errors import PeftError
 from tests.diffusion_peft.pipelines import stable_diffusion
 

@@ -3,9 +3,9 @@
 import torch
 from peft_data.batches import generator_of
 
-from diffusion_peft.buckets import bucket_step, fit_to, make_buckets
-from diffusion_peft.examples import BucketBatches, Example, Examples
-from diffusion_peft.latents import Captions, Latent
+from diffusion_peft.data.buckets import bucket_step, fit_to, make_buckets
+from diffusion_peft.data.examples import BucketBatches, Example, Examples
+from diffusion_peft.data.latents import Captions, Latent
 
 
 def test_buckets_of_512() -> None:

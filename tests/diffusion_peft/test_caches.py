@@ -6,15 +6,15 @@ import pytest
 import torch
 from peft_data.batches import generator_of
 
-from diffusion_peft.bases import load_base
-from diffusion_peft.buckets import cut, fit_to
-from diffusion_peft.cache import Cache, fingerprint, key_of
-from diffusion_peft.denoise import Denoiser
-from diffusion_peft.examples import Example, Examples
-from diffusion_peft.latents import Captions, encode_captions, encode_pictures
-from diffusion_peft.noise import alphas_of
-from diffusion_peft.pictures import open_pictures
-from diffusion_peft.texts import encode, ids_of
+from diffusion_peft.base.bases import load_base
+from diffusion_peft.base.texts import encode, ids_of
+from diffusion_peft.data.buckets import cut, fit_to
+from diffusion_peft.data.cache import Cache, fingerprint, key_of
+from diffusion_peft.data.examples import Example, Examples
+from diffusion_peft.data.latents import Captions, encode_captions, encode_pictures
+from diffusion_peft.data.pictures import open_pictures
+from diffusion_peft.training.denoise import Denoiser
+from diffusion_peft.training.noise import alphas_of
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])

@@ -11,11 +11,11 @@ from peft_data import DataError
 from PIL import Image
 
 import datasets
-from diffusion_peft.buckets import Crop
 from diffusion_peft.control.conditions import CONDITIONS, compute
 from diffusion_peft.control.data import Grounded, Pair, open_pairs
 from diffusion_peft.control.inputs import through
 from diffusion_peft.control.options import ControlOptions
+from diffusion_peft.data.buckets import Crop
 from peft_core.errors import PeftError
 from tests.diffusion_peft.conftest import draw_pictures
 

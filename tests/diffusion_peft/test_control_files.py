@@ -21,9 +21,9 @@ from diffusers import (
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diffusion_peft.base.loading import quiet_loading
 from diffusion_peft.control import set_condition
 from diffusion_peft.control.files import read_gligen, write_control
-from diffusion_peft.loading import quiet_loading
 from peft_core import PeftError, set_scale
 from tests.diffusion_peft import control
 from tests.diffusion_peft.files import differs, same

@@ -12,11 +12,11 @@ from diffusers import ControlNetModel
 from PIL import Image
 
 import peft_core
+from diffusion_peft.base.loading import quiet_loading
 from diffusion_peft.commands import main
-from diffusion_peft.draw import Drawing
-from diffusion_peft.fit import fit
-from diffusion_peft.loading import quiet_loading
-from diffusion_peft.run import combine
+from diffusion_peft.commands.fit import fit
+from diffusion_peft.drawing.draw import Drawing
+from diffusion_peft.use.run import combine
 from peft_core.errors import PeftError
 from tests.diffusion_peft import test_fit
 from tests.diffusion_peft.conftest import draw_pictures
@@ -186,7 +186,7 @@ def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few pairs of the drawn world, few that are asked about, and a detector that has hardly learnt."""
     from peft_data.world import control
 
-    from diffusion_peft.control import watcher
+    from diffusion_peft.evaluation import watcher
     from diffusion_peft.protocols import control as protocol
 
     monkeypatch.setattr(control, "COUNTS", {"train": 4, "test": 4})

@@ -17,7 +17,7 @@ def test_two_processes(sd15: str, toys: str, balls: str, tmp_path: Path) -> None
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-m", "diffusion_peft.commands", *line.split()],
+        [sys.executable, "-m", "diffusion_peft.commands.main", *line.split()],
         env=environment,
         capture_output=True,
         text=True,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion_peft.commands import main
-from diffusion_peft.run import combine
+from diffusion_peft.use.run import combine
 from peft_core.errors import PeftError
 from tests.diffusion_peft.conftest import draw_pictures
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusion_peft.concepts import Concept
+from diffusion_peft.data.concepts import Concept
 from diffusion_peft.evaluation import figures
 from diffusion_peft.evaluation.scorers import clip_scorer, image_scorer, open_scorers
 from diffusion_peft.evaluation.subjects import DRAWN_PROMPTS, Subject, naming, open_prompts, others, real_pictures
@@ -91,8 +91,8 @@ def test_reference_features_tell_subjects_and_captions_apart() -> None:
 
 
 def test_models_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("vision_peft.backbones.must_reach", _unreachable)
-    monkeypatch.setattr("clip_peft.models.must_reach", _unreachable)
+    monkeypatch.setattr("peft_core.jobs.hub.reach.must_reach", _unreachable)
+    monkeypatch.setattr("peft_core.jobs.hub.open_clip_models.must_reach", _unreachable)
     image, clip = open_scorers(None, None, drawn=False)
     assert (image.name, clip.name) == ("reference", "reference")
     assert capsys.readouterr().err.count("cannot be reached") == 2

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from diffusion_peft.commands import main
-from diffusion_peft.fit import fit
-from diffusion_peft.job import load_base
-from diffusion_peft.sample import sample
+from diffusion_peft.commands.fit import fit
+from diffusion_peft.commands.sample import sample
+from diffusion_peft.training.job import load_base
 from peft_core.errors import PeftError
 from tests.diffusion_peft.conftest import SHORT
 
 SERVER = multiprocessing.get_context("forkserver")  # children start with everything imported, and are real processes
-SERVER.set_forkserver_preload(["diffusion_peft.job", "diffusers", "transformers.models.clip.modeling_clip"])
+SERVER.set_forkserver_preload(["diffusion_peft.training.job", "diffusers", "transformers.models.clip.modeling_clip"])
 
 
 def weights(run: Path, part: str = "unet") -> dict[str, torch.Tensor]:
@@ -68,8 +68,8 @@ def test_recipes() -> None:
 
 
 def train(settings: dict, die_at: int | None) -> None:
-    from diffusion_peft import job
-    from peft_core.training import SaveState
+    from diffusion_peft.training import job
+    from peft_core.jobs.runs.training import SaveState
 
     torch.set_num_threads(1)
     job.FEWEST_STEPS = 6

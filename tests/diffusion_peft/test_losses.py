@@ -7,8 +7,8 @@ import torch
 from peft_data.batches import generator_of
 from torch import nn
 
-from diffusion_peft.denoise import Denoiser
-from diffusion_peft.noise import add_noise, alphas_of, offset_noise, snr_weight, target_of
+from diffusion_peft.training.denoise import Denoiser
+from diffusion_peft.training.noise import add_noise, alphas_of, offset_noise, snr_weight, target_of
 
 
 class Doubles(nn.Module):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffusion_peft.control.obedience import average_precision, detect, edge_f1, iou, mean_iou, rmse, ssim
-from diffusion_peft.control.watcher import CLASSES, Seen, Watcher, train_watcher
+from diffusion_peft.evaluation.obedience import average_precision, detect, edge_f1, iou, mean_iou, rmse, ssim
+from diffusion_peft.evaluation.watcher import CLASSES, Seen, Watcher, train_watcher
 
 
 def test_edges() -> None:
@@ -55,7 +55,7 @@ def test_watcher_learns_the_same_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     from peft_data.world import control
 
     monkeypatch.setattr(control, "BLOCK", 8)
-    monkeypatch.setattr("diffusion_peft.control.watcher.SCENES", 8)
+    monkeypatch.setattr("diffusion_peft.evaluation.watcher.SCENES", 8)
     one, other = train_watcher(2), train_watcher(2)
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
     seen = Watcher().eval().see(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))

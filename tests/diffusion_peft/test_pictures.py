@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from peft_data import DataError
 
-from diffusion_peft.buckets import cut, fit_to
-from diffusion_peft.pictures import open_pictures
+from diffusion_peft.data.buckets import cut, fit_to
+from diffusion_peft.data.pictures import open_pictures
 from tests.diffusion_peft.conftest import draw_pictures
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from diffusion_peft import reference
 from diffusion_peft.reference import autoencoder, denoiser, judge, train
 from diffusion_peft.reference.build import FULL, TINY, new_scheduler, new_text_encoder, new_tokenizer, new_unet, new_vae
-from peft_core.training_state import keep
+from peft_core.jobs.runs.training_state import keep
 
 
 def options(folder: Path, *more: str) -> list[str]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from diffusion_peft.bases import load_base
-from diffusion_peft.sgm import sgm_name
+from diffusion_peft.base.bases import load_base
+from diffusion_peft.files.sgm import sgm_name
 from tests.diffusion_peft.pipelines import stable_diffusion
 
 _VAE = [

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 import peft_core
 from diffusion_peft.commands import main
-from diffusion_peft.draw import Drawing
-from diffusion_peft.fit import fit
-from diffusion_peft.noise import alphas_of
+from diffusion_peft.commands.fit import fit
+from diffusion_peft.drawing.draw import Drawing
 from diffusion_peft.personalize.slider import Slider, ddim_step
+from diffusion_peft.training.noise import alphas_of
 from tests.diffusion_peft.conftest import SHORT, draw_pictures
 from tests.diffusion_peft.test_losses import ALPHAS, Doubles, by_hand, group
 

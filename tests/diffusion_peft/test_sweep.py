@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_peft import sweep as module
 from diffusion_peft.commands import main
-from diffusion_peft.sweep import PLANNED, label_of, trainings
-from diffusion_peft.sweep_worker import carry_out
+from diffusion_peft.commands import sweep as module
+from diffusion_peft.commands.sweep import PLANNED, label_of, trainings
+from diffusion_peft.commands.sweep_worker import carry_out
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
-from peft_core.line import read_yaml
-from peft_core.sweep.pool import Pool
+from peft_core.jobs.cli.line import read_yaml
+from peft_core.jobs.sweep.pool import Pool
 
 
 class Here(Pool):
@@ -35,7 +35,7 @@ class Here(Pool):
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> type[Here]:
-    monkeypatch.setattr("peft_core.sweep.pool.Pool", Here)
+    monkeypatch.setattr("peft_core.jobs.sweep.pool.Pool", Here)
     Here.done, Here.lost = [], ()
     return Here
 

@@ -8,11 +8,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import peft_core
+from diffusion_peft.base.loading import quiet_loading
 from diffusion_peft.commands import main
-from diffusion_peft.draw import Drawing
-from diffusion_peft.fit import fit
-from diffusion_peft.loading import quiet_loading
-from diffusion_peft.run import Run, combine
+from diffusion_peft.commands.fit import fit
+from diffusion_peft.drawing.draw import Drawing
+from diffusion_peft.use.run import Run, combine
 from tests.diffusion_peft.conftest import SHORT
 from tests.diffusion_peft.files import differs, same
 

@@ -8,15 +8,15 @@ from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, injec
 from torch import Tensor, nn
 
 from peft_core import adapt
-from peft_core.decomposed import Decomposed
-from peft_core.factors import split_dimension
-from peft_core.grafts import Delta
-from peft_core.lowrank import LowRank
-from peft_core.methods.loha import Hadamard
-from peft_core.methods.lokr import LoKr
-from peft_core.methods.oft import Rotation, nearest_divisor
-from peft_core.scaling import InputScale, OutputScale
-from peft_core.weight_changes import linear
+from peft_core.grafts.graft import Delta
+from peft_core.grafts.weight_changes import linear
+from peft_core.methods.reparameterized.loha import Hadamard
+from peft_core.methods.reparameterized.lokr import LoKr
+from peft_core.methods.reparameterized.oft import Rotation, nearest_divisor
+from peft_core.parts.decomposed import Decomposed
+from peft_core.parts.factors import split_dimension
+from peft_core.parts.lowrank import LowRank
+from peft_core.parts.scaling import InputScale, OutputScale
 from tests.tiny import MODELS
 
 OUT, IN, RANK, ALPHA = 24, 16, 2, 3.0

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from peft_core import NotMergeable, PeftError, adapt, count_parameters, disabled, list_methods, merge, remove, set_scale
-from peft_core.attention import AdaptedAttention
-from peft_core.methods.lora import LoRA
+from peft_core.grafts.attention import AdaptedAttention
+from peft_core.methods.reparameterized.lora import LoRA
 from peft_core.prefix import Prefix
 from tests.tiny import MODELS, clip, pictures, vit
 

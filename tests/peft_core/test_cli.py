@@ -6,10 +6,10 @@ from typing import Literal
 
 import pytest
 
-from peft_core.cli import main
-from peft_core.command import Command, command
 from peft_core.errors import PeftError
-from peft_core.options import Choice, MethodChoice, describe
+from peft_core.jobs.cli.command import Command, command
+from peft_core.jobs.cli.main import main
+from peft_core.jobs.cli.options import Choice, MethodChoice, describe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ from torch.utils.checkpoint import checkpoint
 
 from peft_core import adapt
 from peft_core.counting import kept_bytes
-from peft_core.lowrank import LowRank
-from peft_core.lowrank_linear import lowrank_linear, merging_pays
-from peft_core.rebuild import Recipe, kept_for, tag
-from peft_core.scale_shift import SMALL, ScaleShift, scale_shift_linear
-from peft_core.weight_changes import swap_class
+from peft_core.grafts.weight_changes import swap_class
+from peft_core.kernels.lowrank_linear import lowrank_linear, merging_pays
+from peft_core.kernels.rebuild import Recipe, kept_for, tag
+from peft_core.parts.lowrank import LowRank
+from peft_core.parts.scale_shift import SMALL, ScaleShift, scale_shift_linear
 from tests.tiny import MODELS, pictures, vit
 
 
@@ -118,7 +118,7 @@ ALL = dict(rank=4, targets=("qkv", "proj", "fc1", "fc2"))
 def test_rebuilt_inputs_give_the_same_bits(monkeypatch):
     model, x = big_lora(**ALL), pictures()()["x"]
     rebuilt = gradients(model, x)
-    monkeypatch.setattr("peft_core.lowrank_linear.kept_for", lambda x: (None, (x,)))
+    monkeypatch.setattr("peft_core.kernels.lowrank_linear.kept_for", lambda x: (None, (x,)))
     kept = gradients(model, x)
     assert rebuilt.keys() == kept.keys() and all(torch.equal(rebuilt[key], kept[key]) for key in kept)
 
@@ -129,7 +129,7 @@ def test_lora_on_every_linear_keeps_no_more_than_the_frozen_model(monkeypatch):
     frozen.patch_embed.register_forward_hook(lambda module, args, y: y.requires_grad_())
     floor = kept_bytes(lambda: frozen(x), frozen)
     assert kept_bytes(lambda: model(x), model) <= 1.05 * floor
-    monkeypatch.setattr("peft_core.lowrank_linear.kept_for", lambda x: (None, (x,)))
+    monkeypatch.setattr("peft_core.kernels.lowrank_linear.kept_for", lambda x: (None, (x,)))
     assert kept_bytes(lambda: model(x), model) > 1.4 * floor
 
 
@@ -231,7 +231,7 @@ def test_a_norm_made_again_for_three_readers_and_a_product_give_the_same_bits(mo
     monkeypatch.setattr(Recipe, "again", lambda self, kept, stock=Recipe.again: made.append(1) or stock(self, kept))
     all_gradients(model, x)
     assert len(made) == 2, "one norm for three readers, one product"
-    monkeypatch.setattr("peft_core.lowrank_linear.kept_for", lambda x: (None, (x,)))
+    monkeypatch.setattr("peft_core.kernels.lowrank_linear.kept_for", lambda x: (None, (x,)))
     kept = all_gradients(model, x)
     assert all(torch.equal(one, other) for one, other in zip(rebuilt, kept, strict=True))
 

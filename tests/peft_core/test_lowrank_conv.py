@@ -7,9 +7,9 @@ from torch import nn
 
 from peft_core.counting import kept_bytes
 from peft_core.errors import PeftError
-from peft_core.lowrank import LowRank
-from peft_core.rebuild import tag
-from peft_core.weight_changes import conv2d
+from peft_core.grafts.weight_changes import conv2d
+from peft_core.kernels.rebuild import tag
+from peft_core.parts.lowrank import LowRank
 
 CONVOLUTIONS = {
     "3 x 3": dict(kernel_size=3, padding=1),

@@ -9,8 +9,9 @@ import yaml
 
 import peft_core
 from peft_core import PeftError
-from peft_core.report import confusion, csv_bytes, curves, page, table
-from peft_core.runs import RunFolder, read_run_config
+from peft_core.jobs.reports.page import csv_bytes, page, table
+from peft_core.jobs.reports.plots import confusion, curves
+from peft_core.jobs.runs.folder import RunFolder, read_run_config
 
 CONFIG = {"lr": 1e-6, "method": {"name": "lora", "targets": ("q", "v")}, "out": "x", "overwrite": False}
 

@@ -3,14 +3,14 @@
 import pytest
 
 from peft_core import PeftError
-from peft_core.options import TrainerFlags
-from peft_core.training import make_trainer, planned_steps, quiet
+from peft_core.jobs.cli.options import TrainerFlags
+from peft_core.jobs.runs.training import make_trainer, planned_steps, quiet
 
 CPU = {"accelerator": "cpu"}
 
 
 def test_flags_are_lightnings_own() -> None:
-    from peft_core.options import hints
+    from peft_core.jobs.cli.options import hints
 
     flags = set(hints(TrainerFlags.accepts(""))) - TrainerFlags.hidden
     assert {"max_epochs", "devices", "strategy", "precision", "accumulate_grad_batches", "gradient_clip_val"} <= flags

@@ -14,7 +14,7 @@ SERVER.set_forkserver_preload(["vision_peft.job", "vision_peft.fit"])
 def train(data: str, out: str, die_at: int | None, save_every: float, extra: dict) -> None:
     import torch
 
-    from peft_core.training import SaveState
+    from peft_core.jobs.runs.training import SaveState
     from vision_peft.fit import fit
 
     torch.set_num_threads(1)

@@ -18,22 +18,22 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from peft_core import load_run
-from peft_core.cli import main
 from peft_core.errors import PeftError
-from peft_core.sweep.folder import SweepFolder
-from peft_core.sweep.jobs import Job
-from peft_core.sweep.outcome import Outcome
-from peft_core.sweep.pool import Pool
-from peft_core.training import CHECKPOINT
+from peft_core.jobs.cli.main import main
+from peft_core.jobs.runs.training import CHECKPOINT
+from peft_core.jobs.sweep.folder import SweepFolder
+from peft_core.jobs.sweep.jobs import Job
+from peft_core.jobs.sweep.outcome import Outcome
+from peft_core.jobs.sweep.pool import Pool
 from vision_peft.commands import commands
 from vision_peft.fit import fit
-from vision_peft.sweep import sweep, with_preset
-from vision_peft.sweep_plan import make_plan
-from vision_peft.sweep_stamp import stamp_of_recipe
-from vision_peft.sweep_worker import carry_out, parcel_of
+from vision_peft.sweep.command import sweep, with_preset
+from vision_peft.sweep.plan import make_plan
+from vision_peft.sweep.stamp import stamp_of_recipe
+from vision_peft.sweep.worker import carry_out, parcel_of
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["vision_peft.sweep_run", "vision_peft.sweep_worker"])
+SERVER.set_forkserver_preload(["vision_peft.sweep.run", "vision_peft.sweep.worker"])
 COMMON = ["trainer.max_epochs=1", "batch_size=4", "recipe=digits", "drop_path=0.1"]
 
 

@@ -6,8 +6,8 @@ import pytest
 from peft_data import world
 
 from peft_core.errors import PeftError
-from peft_core.sweep.jobs import expand_methods
-from vision_peft.sweep_plan import expand_data, make_plan, suits_vision
+from peft_core.jobs.sweep.jobs import expand_methods
+from vision_peft.sweep.plan import expand_data, make_plan, suits_vision
 
 
 def plan(grid: tuple = (), common: tuple = (), methods: tuple = ("linear", "lora", "vpt"), protocol: str = "honest"):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vision_peft import sweep_report
-from vision_peft.sweep_plan import make_plan
-from vision_peft.sweep_table import best_methods, group_of, make_rows, mean_ranks
+from vision_peft.sweep import report as sweep_report
+from vision_peft.sweep.plan import make_plan
+from vision_peft.sweep.table import best_methods, group_of, make_rows, mean_ranks
 
 TASKS = ("world/objects", "world/scenes", "world/cells", "world/count")
 

@@ -16,16 +16,16 @@ from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
 from peft_core import PeftError, adapt, count_parameters, load_run, merge
-from peft_core.method import make_method
+from peft_core.jobs.hub.towers import load_tower
+from peft_core.registry import make_method
 from tests.tiny import MODELS, clip
 from vision_peft import reference
 from vision_peft.backbones import _load_weights
 from vision_peft.commands import main
 from vision_peft.fit import fit
-from vision_peft.joint import JointViT, _videomae, make_joint, sinusoid
-from vision_peft.towers import load_tower
-from vision_peft.video import Classified, as_video, timm_state
-from vision_peft.views import over_views
+from vision_peft.video.classified import Classified, as_video, timm_state
+from vision_peft.video.joint import JointViT, _videomae, make_joint, sinusoid
+from vision_peft.video.views import over_views
 
 SIZE = (32, 32)
 

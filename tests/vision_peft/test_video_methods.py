@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from peft_core import NotMergeable, PeftError, adapt, count_parameters, merge
 from tests.tiny import MODELS
-from vision_peft.over_time import DepthwiseOverTime
+from vision_peft.video.over_time import DepthwiseOverTime
 
 ST, AIM_BLOCKS, EMBEDDING, NORM = 592_512, 295_872, 8 * 768, 1_536
 COUNTS = [

@@ -5,13 +5,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from peft_core.attention import self_attend
-from peft_core.bottleneck import Bottleneck
 from peft_core.errors import PeftError
-from peft_core.grafts import Branch, Graft, match
+from peft_core.grafts.attention import self_attend
+from peft_core.grafts.branch import Branch
+from peft_core.grafts.graft import Graft, match
 from peft_core.method import Method
+from peft_core.parts.bottleneck import Bottleneck
 from peft_core.plan import Plan
-from vision_peft.over_time import add_weighed, check_frames, clips_of, share_of_stream
+from vision_peft.video.over_time import add_weighed, check_frames, clips_of, share_of_stream
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 from peft_data.video.clips import Clips
 
-from peft_core.command import command
 from peft_core.config_files import find_config, list_configs
 from peft_core.errors import PeftError
-from peft_core.line import read_yaml
-from peft_core.options import Choice, TrainerFlags, is_choice
-from peft_core.runs import RunFolder, plain_config, run_name
-from vision_peft.data import Data
-from vision_peft.fit import absolute, fit
+from peft_core.jobs.cli.command import command
+from peft_core.jobs.cli.line import read_yaml
+from peft_core.jobs.cli.options import Choice, TrainerFlags, is_choice
+from peft_core.jobs.data import Data
+from peft_core.jobs.hub.reach import absolute
+from peft_core.jobs.runs.folder import RunFolder, plain_config, run_name
+from vision_peft.fit import fit
 from vision_peft.noah.search import Evolution
 from vision_peft.noah.space import Space
 

@@ -9,7 +9,7 @@ from typing import Any
 from peft_core.adapter_file import write_adapter
 from peft_core.errors import PeftError
 from peft_core.files import write_files
-from peft_core.method import make_method
+from peft_core.registry import make_method
 from vision_peft.methods.noah import NOAH
 from vision_peft.noah.forms import NAME
 from vision_peft.noah.space import Subnet

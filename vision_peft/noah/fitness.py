@@ -14,10 +14,10 @@ from peft_data.augment import normalise
 from torch import Tensor
 
 from peft_core.errors import PeftError
-from peft_core.runs import load_run
-from peft_core.sweep.outcome import Outcome
-from peft_core.sweep.pool import Pool, default_workers
-from vision_peft.data import Data
+from peft_core.jobs.data import Data
+from peft_core.jobs.runs.load import load_run
+from peft_core.jobs.sweep.outcome import Outcome
+from peft_core.jobs.sweep.pool import Pool, default_workers
 from vision_peft.noah.forms import Forms
 from vision_peft.noah.search import Score
 from vision_peft.noah.space import Space, Subnet
@@ -128,7 +128,7 @@ def in_processes(pool: Pool, subnets: list[Subnet]) -> Iterator[tuple[Subnet, Sc
 
 
 def on_ray(run: Path, space: Space, count: int, address: str) -> Iterator[Scorer]:
-    from peft_core.sweep.ray_pool import connect
+    from peft_core.jobs.sweep.ray_pool import connect
 
     started = connect(address)
     import ray

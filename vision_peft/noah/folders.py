@@ -7,8 +7,8 @@ import hashlib
 from pathlib import Path
 
 from peft_core.adapter_file import WEIGHTS
-from peft_core.report import csv_bytes
-from peft_core.runs import RESULTS, RunFolder, State
+from peft_core.jobs.reports.page import csv_bytes
+from peft_core.jobs.runs.folder import RESULTS, RunFolder, State
 from vision_peft.noah.search import Candidate, Score
 from vision_peft.noah.space import Space, Subnet
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft_core import report
-from peft_core.outcome import measured, write_outcome
-from peft_core.runs import RESULTS, RunFolder
+from peft_core.jobs.reports import page as report
+from peft_core.jobs.runs.folder import RESULTS, RunFolder
+from peft_core.jobs.runs.outcome import measured, write_outcome
 from vision_peft.methods.noah import NOAH
 from vision_peft.noah.picture import subnet_picture
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from peft_core.report import INK, SECOND, axes, png
+from peft_core.jobs.reports.plots import INK, SECOND, axes, png
 from vision_peft.noah.search import Candidate, front
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from peft_core.runs import RESULTS, RunFolder
+from peft_core.jobs.runs.folder import RESULTS, RunFolder
 from vision_peft.backbones import load_backbone
 from vision_peft.noah import outcome
 from vision_peft.noah.baselines import baselines

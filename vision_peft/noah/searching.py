@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from peft_core.report import csv_bytes
-from peft_core.runs import load_run, tell
-from peft_core.sweep.progress import duration
+from peft_core.jobs.reports.page import csv_bytes
+from peft_core.jobs.runs.load import load_run
+from peft_core.jobs.runs.process import tell
+from peft_core.jobs.sweep.progress import duration
 from vision_peft.noah.export import preset_text, write_weights
 from vision_peft.noah.fitness import Scorer, scoring
 from vision_peft.noah.folders import CANDIDATES, CHOSEN, SCORES, SearchFolder, candidate_rows

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from peft_core.errors import PeftError
-from peft_core.runs import RESULTS, plain_config, tell
+from peft_core.jobs.runs.folder import RESULTS, plain_config
+from peft_core.jobs.runs.process import tell
 from vision_peft import job
 from vision_peft.fit import fit, folder_of
 from vision_peft.methods.noah import NOAH

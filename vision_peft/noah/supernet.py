@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from peft_core.adapter_file import adapter_state
 from peft_core.attach import is_inserted
-from peft_core.grafts import Graft
+from peft_core.grafts.graft import Graft
 from vision_peft.classify import Classifier
 from vision_peft.noah.forms import Forms
 from vision_peft.noah.space import Space, Subnet

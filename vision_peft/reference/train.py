@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from peft_core.training_state import keep, put_back, values_and_moments
+from peft_core.jobs.runs.training_state import keep, put_back, values_and_moments
 
 from . import CARD, WEIGHTS, load
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from peft_core import PeftError, adapt, count_parameters, load_adapter, load_run
-from peft_core.cli import main
-from peft_core.method import make_method
+from peft_core.jobs.cli.main import main
+from peft_core.registry import make_method
 from tests.vision_peft.noah.conftest import BUDGET, SMALL
 from vision_peft.backbones import load_backbone
 from vision_peft.noah.command import SpaceChoice, noah

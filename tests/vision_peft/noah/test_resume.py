@@ -15,7 +15,7 @@ def work(data: str, backbone: str, out: str, training: int | None, scored: int |
     """Runs all stages, and dies at that training step or at that scored subnet of this process."""
     import torch
 
-    from peft_core.training import SaveState
+    from peft_core.jobs.runs.training import SaveState
     from vision_peft.noah import searching
     from vision_peft.noah.command import noah
     from vision_peft.noah.fitness import Fitness

@@ -1,0 +1,125 @@
+"""`clip_peft sweep`: a protocol over data sets, methods and seeds, and its table. The same command goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from clip_peft.fit import fit
+from clip_peft.sweep.protocols import Row, Trial, trials, unscored
+from peft_core.config_files import find_config
+from peft_core.errors import PeftError
+from peft_core.jobs.cli.command import command
+from peft_core.jobs.cli.line import read_yaml
+from peft_core.jobs.runs.process import tell
+from peft_core.jobs.sweep.jobs import assignments, check_option, nested, slug
+
+DECIDED = ("data", "method", "backbone", "out", "shots", "classes", "seed", "overwrite")
+PLANNED: dict[str, Any] = {
+    "protocol": None, "data": [], "methods": [], "seeds": [1, 2, 3], "shots": [], "targets": [], "set": [],
+    "backbone": "reference",
+}  # fmt: skip
+"""What a sweep consists of, and what it is where nothing is said."""
+
+
+@command("clip")
+def sweep(
+    *,
+    out: str,
+    protocol: Literal["base_to_new", "all_classes", "few_shot", "cross_dataset", "domain_generalisation"] | None = None,
+    data: list[str] | None = None,
+    methods: list[str] | None = None,
+    seeds: list[int] | None = None,
+    shots: list[int] | None = None,
+    targets: list[str] | None = None,
+    set: list[str] | None = None,
+    backbone: str | None = None,
+    sweep: str | None = None,
+    workers: int = 0,
+    threads: int = 0,
+    overwrite: bool = False,
+) -> int:
+    """Run a protocol (`list protocols`) over data sets, methods and seeds, and make one table. The same command goes on.
+
+    Args:
+        out: The folder: runs, results.csv, table.md, report.html and its figures.
+        protocol: What is trained and what is scored.
+        data: Data sets or folders to train on.
+        methods: Methods and presets (`list methods`).
+        seeds: By default 1 2 3.
+        shots: By default 16; few_shot: 1 2 4 8 16.
+        targets: What cross_dataset and domain_generalisation score; from coop/imagenet, by default CoOp's.
+        set: OPTION=VALUE of fit for all runs, e.g. epochs=50 data.root=~/data; METHOD:OPTION=VALUE for one method.
+        backbone: As for fit.
+        sweep: A sweep's name (`configs/clip/sweep`) or YAML; options given besides go over it.
+        workers: Processes; by default one a GPU, or one a processor.
+        threads: Of each process; by default the processors are shared out.
+        overwrite: Run again what was run with other settings.
+    """
+    given = {key: value for key, value in locals().items() if key in PLANNED and value is not None}
+    plan = PLANNED | (with_preset(sweep, given | {"out": out}) if sweep else given)
+    for name in ("protocol", "data", "methods"):
+        if not plan[name]:
+            raise PeftError(f"a sweep needs --{name}, or a preset that says it (--sweep NAME).")
+    folder, methods = Path(out).expanduser().absolute(), plan["methods"]
+    own = own_settings(plan)
+    planned = list(trials(plan["protocol"], plan["data"], plan["targets"], methods, plan["seeds"], plan["shots"]))
+    jobs = {trial: settings_of(trial, folder, own[trial.method], plan["backbone"]) for trial in planned}
+    for settings in {trial.method: settings for trial, settings in jobs.items()}.values():
+        fit.resolve([("", settings)])  # a mistake is told before anything runs
+    from clip_peft.sweep.report import write_tables
+    from clip_peft.sweep.worker import carry_out
+    from peft_core.jobs.sweep.outcome import Outcome
+    from peft_core.jobs.sweep.pool import Pool, default_workers
+
+    rows: dict[Trial, list[Row]] = {}
+    failed: list[str] = []
+    began = time.monotonic()
+
+    def done(trial: Trial, outcome: Outcome) -> None:
+        rows[trial] = (outcome.results or {}).get("rows") or unscored(trial)
+        failed.extend([f"{trial}: {outcome.error}"] if outcome.error else [])
+        words = ", ".join(
+            f"{r['column']} {'–' if r['accuracy'] is None else format(r['accuracy'], '.4f')}" for r in rows[trial]
+        )
+        tell(f"[{len(rows)}/{len(jobs)}, {time.monotonic() - began:.0f} s] {trial}: {outcome.error or words}")
+        if len(rows) % 8 == 0 or len(rows) == len(jobs):
+            inorder = [row for one in planned for row in rows.get(one, ())]
+            write_tables(folder, plan["protocol"], inorder, failed, f"{len(rows)} of {len(jobs)} runs")
+
+    def parcel(trial: Trial, out: Path) -> tuple[Any, ...]:
+        return trial, jobs[trial], overwrite
+
+    with Pool(*default_workers(workers, threads), folder, carry_out, parcel) as pool:
+        pool.run(jobs, done)
+    print(f"{folder / 'table.md'}\n\n{(folder / 'table.md').read_text()}")
+    return 1 if failed else 0
+
+
+def with_preset(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """A sweep's YAML with the given options over it."""
+    path = find_config("sweep", name, "clip")
+    found = sweep.resolve([(str(path), read_yaml(path)), ("", given)])
+    return {key: value for key, value in found.items() if key in PLANNED and value is not None}
+
+
+def own_settings(plan: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Method -> the options that --set gives it."""
+    named = {method: method for method in plan["methods"]}
+    chosen = {"data": plan["data"][0]}
+    return assignments("--set", plan["set"], named, lambda *option: check_option(*option, fit, DECIDED, chosen))
+
+
+def settings_of(trial: Trial, folder: Path, own: Iterable[tuple[str, str]], backbone: str) -> dict[str, Any]:
+    """`fit`'s settings of a run."""
+    place = f"{slug(trial.data)}/{slug(trial.method)}/{trial.shots}shots-{trial.classes}-seed{trial.seed}"
+    settings = {"data": {"name": trial.data}, "method": {"name": trial.method}, "backbone": backbone}
+    settings |= {
+        "shots": trial.shots,
+        "classes": trial.classes,
+        "seed": trial.seed,
+        "out": str(folder / "runs" / place),
+    }
+    return nested(settings, own)

@@ -1,0 +1,80 @@
+"""Scoring a split: accuracy, accuracy of each class, and how far the probabilities can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from peft_data.cache import DecodedPictures
+from torch import Tensor
+
+from clip_peft.training.features import CHUNK, Encoder
+from peft_core.jobs.reports.scores import Scores
+
+BINS = 15
+
+
+@torch.no_grad()
+def score(encoder: Encoder, pictures: DecodedPictures, classes: int, columns: Sequence[int] | None = None) -> Scores:
+    """Scores of pictures whose labels are of `classes`; `columns` are these classes' places among the model's, where it
+    names more than these."""
+    predicted, probability = [], []
+    for logits in batches_of_logits(encoder, pictures.images):
+        logits = logits if columns is None else logits[:, list(columns)]
+        best = logits.float().softmax(-1).max(-1)
+        predicted.append(best.indices.cpu())
+        probability.append(best.values.cpu())
+    named, sure = torch.cat(predicted), torch.cat(probability)
+    cells = torch.bincount(pictures.labels * classes + named, minlength=classes * classes)
+    return Scores(cells.view(classes, classes), named, sure)
+
+
+def batches_of_logits(encoder: Encoder, images: Tensor) -> Iterator[Tensor]:
+    """Logits B C of uint8 N 3 H W, batch by batch; features come from the cache where the image tower is frozen."""
+    whole = encoder.whole.eval()
+    views = test_views(whole.method)
+    if not encoder.frozen and not views:
+        for start in range(0, len(images), CHUNK):
+            yield whole(encoder.images(images[start : start + CHUNK]))
+        return
+    features = encoder.views(images, [None, *range(1, views)], "crop_flip")
+    size = CHUNK if not views else 4
+    for start in range(0, len(images), size):
+        part = [view[start : start + size].to(encoder.device) for view in features]
+        yield whole.logits(torch.stack(part, dim=1) if views else part[0])
+
+
+def test_views(method: Any) -> int:
+    """Views of a picture that the method wants at test time; 0 where it takes the picture itself."""
+    return getattr(method, "views", 0)
+
+
+def reliability(scores: Scores, labels: Tensor, bins: int = BINS) -> dict[str, Any]:
+    """The expected calibration error Σ_b n_b/N |accuracy_b − confidence_b| over equal bins of confidence, and the bins.
+
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; 15 bins as there.
+    """
+    right = (scores.predicted == labels).double()
+    sure = scores.probability.double()
+    place = (sure * bins).ceil().long().clamp(1, bins) - 1
+    count, accuracy, confidence = (
+        torch.zeros(bins, dtype=torch.float64).index_add_(0, place, values)
+        for values in (torch.ones_like(sure), right, sure)
+    )
+    ece = ((accuracy - confidence).abs().sum() / max(1, len(labels))).item()
+    rows = [
+        {"count": int(n), "accuracy": (a / n).item() if n else None, "confidence": (c / n).item() if n else None}
+        for n, a, c in zip(count, accuracy, confidence, strict=True)
+    ]
+    return {"ece": ece, "bins": rows}
+
+
+def figures(scores: Scores, pictures: DecodedPictures, class_names: Sequence[str]) -> dict[str, Any]:
+    """What stands in results.json of one pass over a split."""
+    return {
+        "accuracy": scores.accuracy,
+        **reliability(scores, pictures.labels),
+        "pictures": len(pictures),
+        "per_class": dict(zip(class_names, scores.per_class, strict=True)),
+    }

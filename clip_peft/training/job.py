@@ -1,0 +1,198 @@
+"""One run, top to bottom: data, model, cached features, Lightning, figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch
+import torch
+from peft_data import ClassificationData
+from peft_data.batches import Batches
+from peft_data.cache import DecodedPictures
+
+from clip_peft import saved
+from clip_peft.learner import OpenVocabularyMethod
+from clip_peft.open_vocabulary import OpenVocabulary
+from clip_peft.text.templates import DEFAULT, TEMPLATES
+from clip_peft.training.cache_search import search
+from clip_peft.training.contrast import Contrast
+from clip_peft.training.evaluate import figures, score
+from clip_peft.training.features import Encoder, Views, default_cache, frozen_image_tower
+from clip_peft.training.results import write_outcome
+from peft_core import count_parameters
+from peft_core.errors import PeftError
+from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
+from peft_core.jobs.runs.folder import RunFolder
+from peft_core.jobs.runs.training import CHECKPOINT, Progress, SaveState, make_trainer, planned_steps, quiet
+from peft_core.method import Method
+from peft_core.registry import make_method
+
+OF_CONTRAST = (
+    "augment",
+    "optimizer",
+    "lr",
+    "weight_decay",
+    "warmup_epochs",
+    "warmup_lr",
+    "final_lr",
+    "stepwise",
+    "seed",
+)
+
+
+def run(
+    folder: RunFolder,
+    data: ClassificationData,
+    settings: dict[str, Any],
+    config: dict[str, Any],
+    load: Callable[..., Any] = load_backbone,
+) -> dict[str, Any]:
+    """Trains (or goes on training) as `settings` say and writes everything into the folder.
+
+    Args:
+        data: what is trained and scored on, drawn already.
+        load: gives the backbone.
+
+    Returns: the results; {} on processes other than the first.
+    """
+    card: dict[str, Any] = {"command": folder.program}
+    saver = SaveState(folder.path, settings["save_every"], lambda: saved.save(whole, folder.path / "adapter", **card))
+    count = settings["batch_size"] if settings["batch_size"] <= len(data.train) else len(data.train)
+    lightning.pytorch.seed_everything(settings["seed"], verbose=False)
+    model, tokenizer, about = load(settings["backbone"])
+    method, options = resolved(settings["method"].build(), settings["template"], data.name)
+    whole = OpenVocabulary(model, method, data.class_names, tokenizer, memory=settings["text_memory"], **options)
+    bf16 = wants_bf16(settings["precision"], whole)
+    flags = {"max_epochs": planned_epochs(settings, len(data.train), len(data.class_names))}
+    flags |= {"precision": "bf16-mixed"} if bf16 else {}
+    trainer = make_trainer(flags | settings["trainer"].options, [saver, Progress()], folder.path)
+    each, rest = divmod(count, trainer.world_size)
+    if rest:
+        raise PeftError(f"a batch of {count} does not divide among {trainer.world_size} devices.")
+
+    whole.to(trainer.strategy.root_device)
+    fit = picture_fit(model, about)
+    card |= about.card() | {"resize": fit.mode, "interpolation": fit.interpolation}
+    how = {"mode": fit.mode, "crop_pct": fit.crop_pct, "interpolation": fit.interpolation}
+    train, val, scored = (
+        settings["data"].decode(part, fit.size, **how) if len(part) else None
+        for part in (data.train, data.val, data.val if settings["eval_on"] == "val" else data.test)
+    )
+    cache = Path(settings["data"].options.get("cache_dir") or default_cache()) if settings["cache_views"] else None
+    encoder = Encoder(whole, about.mean, about.std, cache)
+    began = time.monotonic()
+    views = training_views(encoder, train, settings)
+    if hasattr(whole.learner, "remember"):  # a cache of the training pictures
+        kept = torch.stack(views or encoder.views(train.images, [None]))
+        whole.learner.remember(kept.to(encoder.device), train.labels)
+    caching = time.monotonic() - began
+    folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
+    contrast, epochs = None, 0
+    if whole.trainable():
+        share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        source = (
+            train if views is None else dataclasses.replace(train, images=torch.empty(len(train), 0, dtype=torch.uint8))
+        )
+        batches = Batches(source, each, seed=settings["seed"], drop_last=True, **share)
+        chosen = {key: settings[key] for key in OF_CONTRAST}
+        steps = planned_steps(trainer, len(batches))
+        an_epoch = math.ceil(len(batches) / trainer.accumulate_grad_batches)
+        contrast = Contrast(encoder, steps, an_epoch, Views(views) if views else None, **chosen)
+        checkpoint = folder.path / CHECKPOINT
+        with quiet():
+            trainer.fit(contrast, batches, ckpt_path=checkpoint if checkpoint.is_file() else None)
+        epochs = trainer.current_epoch
+        whole.to(trainer.strategy.root_device)
+    if not trainer.is_global_zero:
+        return {}
+    found = search(encoder, val) if hasattr(whole.learner, "remember") else {}
+    began = time.monotonic()
+    scores = score(encoder, scored, len(data.class_names)) if scored else None
+    results = {
+        "accuracy": None,
+        "ece": None,
+        **(figures(scores, scored, data.class_names) if scores and scored else {"per_class": {}, "bins": []}),
+        "evaluated_on": settings["eval_on"] if scored else None,
+        "classes": settings["classes"],
+        "shots": settings["shots"],
+        "epoch": epochs,
+        "seed": settings["seed"],
+        "data": data.name,
+        "notes": data.notes,
+        "pictures": {"train": len(train), "scored": len(scored or ())},
+        "method": {"name": whole.method.name, **dataclasses.asdict(whole.method)} | options,
+        "chosen_on_val": found,
+        "backbone": about.name,
+        "checkpoint_family": about.family,
+        "normalisation": {"mean": about.mean, "std": about.std},
+        "precision": "bf16 autocast in training, float32 parameters" if bf16 else "float32",
+        "cached_views": len(views or ()),
+        "parameters": parameters(whole),
+        "seconds": {"features": caching, "train": contrast.seconds if contrast else 0.0,
+                    "evaluate": time.monotonic() - began},
+    }  # fmt: skip
+    card |= {key: results[key] for key in ("accuracy", "ece", "evaluated_on", "classes", "shots")}
+    saver.after_epoch()
+    return write_outcome(folder, data, results, contrast.history if contrast else [], scores, scored)
+
+
+def training_views(encoder: Encoder, train: DecodedPictures, settings: dict[str, Any]) -> list[torch.Tensor] | None:
+    """Features of the training pictures, None where each step encodes them."""
+    if not settings["cache_views"] or not encoder.frozen or not (
+        encoder.whole.trainable() or hasattr(encoder.whole.learner, "remember")
+    ):  # fmt: skip
+        return None
+    count = 1 if settings["augment"] == "none" else settings["cache_views"]
+    return encoder.views(train.images, range(count), settings["augment"], settings["seed"])
+
+
+def resolved(method: Method, template: str | None, data: str) -> tuple[Method, dict[str, Any]]:
+    """The method with its texts' template, or the template apart for a method that grafts: what was asked for, else the
+    data set's customary one where the method has the plain one."""
+    customary = TEMPLATES.get(data.rpartition("/")[2]) if data.startswith("coop/") else None
+    if not isinstance(method, OpenVocabularyMethod):
+        return method, {"template": template or DEFAULT}
+    has = getattr(method, "template", None)
+    if has is None:
+        if template:
+            raise PeftError(f"{method.name} learns the words around a class name: leave --template out.")
+        return method, {}
+    if template or (has == DEFAULT and customary):
+        method = make_method(method, template=template or customary)
+    return method, {}
+
+
+def planned_epochs(settings: dict[str, Any], pictures: int, classes: int) -> int:
+    if settings["steps_per_shot"]:
+        an_epoch = max(1, pictures // settings["batch_size"])
+        shots = settings["shots"] or math.ceil(pictures / classes)
+        return max(1, round(settings["steps_per_shot"] * shots / an_epoch))
+    if settings["epochs"]:
+        return settings["epochs"]
+    shots = settings["shots"] or 16
+    return 50 if shots == 1 or classes > 500 else 100 if shots <= 4 else 200
+
+
+def wants_bf16(precision: str, whole: OpenVocabulary) -> bool:
+    """Whether training autocasts to bfloat16. On a CPU with bf16 units that pays where text towers of 384 or more channels
+    train alone (1.3 × at 384, 1.4 × at 512, slower below); elsewhere on a CPU it does not."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    wide = frozen_image_tower(whole) and whole.learner.clip.tower.width >= 384
+    return wide and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def parameters(whole: OpenVocabulary) -> dict[str, int]:
+    trained = sum(p.numel() for p in whole.trainable())
+    if isinstance(whole.method, OpenVocabularyMethod):
+        inserted = sum(p.numel() for p in whole.learner.parameters())
+    else:
+        inserted = count_parameters(whole.model).inserted
+    return {"inserted": inserted, "trainable": trained, "total": sum(p.numel() for p in whole.parameters())}

@@ -1,0 +1,75 @@
+"""What a finished run leaves: results.json, metrics.csv, predictions.csv, plots and report.html."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft_data import ClassificationData
+from peft_data.cache import DecodedPictures
+
+from clip_peft.plots import reliability_diagram
+from peft_core.jobs.reports import page as report
+from peft_core.jobs.reports.pictures import picture_section, prediction_rows
+from peft_core.jobs.reports.scores import Scores
+from peft_core.jobs.runs import outcome
+from peft_core.jobs.runs.folder import RunFolder
+
+
+def write_outcome(
+    folder: RunFolder,
+    data: ClassificationData,
+    results: dict[str, Any],
+    history: list[dict[str, float]],
+    scores: Scores | None,
+    pictures: DecodedPictures | None,
+) -> dict[str, Any]:
+    """Writes all of it and returns the results, completed."""
+    results = outcome.measured(results)
+    files: dict[str, bytes] = {}
+    sections = [("Result", report.table(summary_rows(results)))]
+    if history:
+        files = {"metrics.csv": report.csv_bytes(history), "curves.png": report.curves(history)}
+        sections.append(("Training", report.figure(files["curves.png"], "training loss")))
+    if scores and pictures:
+        files["predictions.csv"] = report.csv_bytes(prediction_rows(data, scores, pictures))
+        files["confusion.png"] = report.confusion(scores.confusion, data.class_names)
+        diagram = reliability_diagram({results["method"]["name"]: results["bins"]})
+        per_class = [(name, "" if share is None else share) for name, share in results["per_class"].items()]
+        sections += [
+            ("Pictures, wrong ones first", picture_section(data, scores, pictures)),
+            ("Can the probabilities be trusted?", report.figure(diagram, "reliability diagram")),
+            ("Confusion", report.figure(files["confusion.png"], "confusion matrix")),
+            ("Accuracy of each class", report.table(per_class)),
+        ]
+    lead = "not scored"
+    if results["accuracy"] is not None:
+        of = "" if results["classes"] == "all" else f"{results['classes']} classes of "
+        lead = f"accuracy {100 * results['accuracy']:.2f} % on {of}{results['evaluated_on']}, last epoch"
+    title = f"{data.name}, {results['method']['name']} on {results['backbone']}, {results['shots'] or 'all'} shots"
+    return outcome.write_outcome(folder, results, files, title, lead, sections)
+
+
+def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
+    count, seconds = results["parameters"], results["seconds"]
+    found = results["chosen_on_val"]
+    rows = [
+        ("data", f"{results['data']}: {results['pictures']['train']:,} training pictures, {results['pictures']['scored']:,} "
+                 f"scored ({results['evaluated_on'] or 'nothing'})"),
+        ("classes", f"{results['classes']}, {len(results['per_class'])}"),
+        ("expected calibration error", "" if results["ece"] is None else f"{results['ece']:.4f}"),
+        ("method", outcome.method_words(results["method"])),
+        ("backbone", f"{results['backbone']}, weights {results['checkpoint_family']}"),
+        ("precision", results["precision"]),
+        ("cached views of each picture", results["cached_views"]),
+        ("trained parameters", f"{count['trainable']:,} ({100 * count['trainable'] / count['total']:.3f} %)"),
+        ("all parameters", f"{count['total']:,}"),
+        ("seconds", f"{seconds['features']:.1f} image features, {seconds['train']:.1f} training ({results['epoch']} epochs), "
+                    f"{seconds['evaluate']:.1f} scoring"),
+        *outcome.closing_rows(results),
+    ]  # fmt: skip
+    if found:
+        words = (
+            f"alpha {found['alpha']:g}, beta {found['beta']:g}: {found['val_accuracy']:.4f} of {found['val_pictures']}"
+        )
+        rows.insert(4, ("chosen on val", words))
+    return rows

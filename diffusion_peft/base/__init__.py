@@ -1,0 +1,1 @@
+"""The frozen base: what it is, how it is loaded, its texts and its tokens."""

@@ -1,0 +1,118 @@
+"""Prompts: tokens of a base, new ones among them, and their embeddings as the stock pipelines make them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_peft.base.bases import Base
+from peft_core.errors import PeftError
+
+
+def count_tokens(tokenizer: Any, text: str) -> int:
+    """How many tokens a text has, its start and end included."""
+    return len(tokenizer(text, truncation=False, verbose=False).input_ids)
+
+
+def check_length(base: Base, text: str, what: str) -> None:
+    """Raises PeftError: the text has more tokens than the text encoder takes."""
+    for tokenizer in base.tokenizers:
+        count = count_tokens(tokenizer, expand(tokenizer, text))
+        if count > tokenizer.model_max_length:
+            raise PeftError(
+                f"{what} has {count} tokens, start and end included, but the text encoder takes "
+                f"{tokenizer.model_max_length}: shorten it."
+            )
+
+
+def expand(tokenizer: Any, text: str) -> str:
+    """Each token of several vectors in full: `<toy>` → `<toy> <toy>_1`, as diffusers writes it."""
+    added = tokenizer.get_added_vocab()
+    for token in sorted((t for t in added if f"{t}_1" in added and t in text), key=len, reverse=True):
+        number, full = 1, [token]
+        while f"{token}_{number}" in added:
+            full.append(f"{token}_{number}")
+            number += 1
+        text = text.replace(token, " ".join(full))
+    return text
+
+
+def ids_of(base: Base, texts: Sequence[str]) -> list[Tensor]:
+    """Token ids N 77 of each of the base's tokenizers, cut off at the end."""
+    found = []
+    for tokenizer in base.tokenizers:
+        whole = [expand(tokenizer, text) for text in texts]
+        length = tokenizer.model_max_length
+        ids = tokenizer(whole, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        found.append(ids)
+    return found
+
+
+def encode(
+    encoders: Sequence[Any], ids: Sequence[Tensor], sdxl: bool, clip_skip: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """Embeddings B 77 D, and SDXL's pooled ones B P: what the stock pipelines give the UNet.
+
+    Args:
+        clip_skip: layers left out at the end (of those that the stock pipeline uses).
+    """
+    hidden, pooled = [], None
+    for encoder, own in zip(encoders, ids, strict=True):
+        if not sdxl and not clip_skip:
+            return encoder(own).last_hidden_state, None
+        out = encoder(own, output_hidden_states=True)
+        if not sdxl:
+            inner = getattr(encoder, "text_model", encoder)
+            return inner.final_layer_norm(out.hidden_states[-1 - clip_skip]), None
+        hidden.append(out.hidden_states[-2 - clip_skip])
+        pooled = getattr(out, "text_embeds", None)
+    return torch.cat(hidden, -1), pooled
+
+
+# ---- new tokens ----------------------------------------------------------------------------------------------------
+
+
+def add_token(base: Base, token: str, vectors: int) -> list[int]:
+    """Adds a token, and `token_1` … for more vectors, to the tokenizers; the first one's id in each.
+
+    Raises:
+        PeftError: it exists already, or no ids are left where the table ends.
+    """
+    names = [token, *(f"{token}_{n}" for n in range(1, vectors))]
+    firsts = []
+    for tokenizer in base.tokenizers:
+        known = tokenizer.get_vocab()
+        for name in names:
+            if name in known or f"{name}</w>" in known:
+                raise PeftError(f'the placeholder "{name}" is a word of the vocabulary already: choose another one.')
+        if not token.strip() or " " in token:
+            raise PeftError(f'the placeholder "{token}" must be one word without spaces, e.g. "<toy>".')
+        tokenizer.add_tokens(names)
+        firsts.append(tokenizer.convert_tokens_to_ids(token))
+    return firsts
+
+
+def initial_ids(tokenizer: Any, word: str, vectors: int) -> list[int]:
+    """The tokens that the vectors start as: the word's own, repeated to as many.
+
+    Raises:
+        PeftError: the word has more tokens than there are vectors.
+    """
+    ids = tokenizer(word, add_special_tokens=False).input_ids
+    if not ids or len(ids) > vectors:
+        raise PeftError(
+            f'the initializer "{word}" has {len(ids)} tokens but the placeholder has {vectors} vectors: choose a word of '
+            f"one token, or --vectors {max(1, len(ids))}."
+        )
+    return [ids[number % len(ids)] for number in range(vectors)]
+
+
+def fix_pooling(encoder: Any, tokenizer: Any) -> None:
+    """Old configurations name 2 as the end of a text, and the model then takes the highest id for it: a new token."""
+    inner = getattr(encoder, "text_model", encoder)
+    if getattr(inner, "eos_token_id", None) == 2:
+        inner.eos_token_id = tokenizer.eos_token_id
+        encoder.config.eos_token_id = tokenizer.eos_token_id

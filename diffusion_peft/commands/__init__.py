@@ -1,0 +1,1 @@
+"""The commands of `diffusion_peft`, a file each."""

@@ -1,0 +1,122 @@
+"""`diffusion_peft export`: a run's adapter as files of other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from diffusion_peft.files.custom_diffusion import write_concept
+from diffusion_peft.files.embeddings import write_embedding
+from diffusion_peft.formats import export_adapter, export_layers, list_formats
+from diffusion_peft.personalize.concepts import compress as compressed
+from diffusion_peft.use.run import Run, combine
+from peft_core.attach import Adaptation, pick
+from peft_core.errors import PeftError, nearest
+from peft_core.jobs.cli.command import command
+from peft_core.jobs.runs.process import tell
+
+FORMATS = {
+    "diffusers_lora": "pytorch_lora_weights.safetensors for load_lora_weights (lora, dora)",
+    "kohya": "for A1111, ComfyUI, sd-scripts and LyCORIS (lora, dora, loha, lokr)",
+    "embeddings": "new tokens for load_textual_inversion, a file each",
+    "a1111_embeddings": "new tokens for A1111 and ComfyUI, a file each",
+    "custom_diffusion": "pytorch_custom_diffusion_weights.safetensors for unet.load_attn_procs",
+    "control": "a control as diffusers loads it: a ControlNetModel or T2IAdapter folder, an IP-Adapter file, a GLIGEN UNet …",
+}
+
+
+@command("diffusion")
+def export(
+    *,
+    run: str,
+    format: str,
+    out: str | None = None,
+    compress: float | None = None,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+) -> Path:
+    """Write a run's adapter as a file that other tools load.
+
+    Args:
+        run: The run folder.
+        format: diffusers_lora, kohya, embeddings, a1111_embeddings, custom_diffusion or control (`list formats`).
+        out: A .safetensors file or a folder; by default RUN/export.
+        compress: Write a custom_diffusion run as LoRA layers that keep this share of the singular values, e.g. 0.6.
+        dtype: Of the tensors of a LoRA file.
+    """
+    if format not in FORMATS:
+        raise PeftError(f'unknown format "{format}"{nearest(format, FORMATS)} (known: {", ".join(FORMATS)}).')
+    if compress is not None and format not in list_formats():
+        raise PeftError(f"--compress makes LoRA layers: it goes with --format {' or '.join(list_formats())}.")
+    loaded = combine([(run, 1.0)])
+    target = Path(out or Path(run) / "export").expanduser()
+    if format in list_formats():
+        if compress is None:
+            models = loaded.unet, loaded.base.text_encoders
+            file = export_adapter(*models, target, format, name=_weights_name(loaded), dtype=getattr(torch, dtype))
+        else:
+            adaptation = _custom_diffusion(loaded, run)
+            after = _trained(loaded)
+            layers = compressed(adaptation.originals, after, compress)
+            file = export_layers({"unet": loaded.unet}, {"unet": layers}, target, format, getattr(torch, dtype))
+        if loaded.tokens:
+            tell(f"note: the new tokens {', '.join(loaded.tokens)} are not in it: --format embeddings writes them.")
+    elif format == "control":
+        file = _write_control(loaded, run, target, dtype)
+    elif format == "custom_diffusion":
+        _custom_diffusion(loaded, run)
+        file = write_concept(loaded.unet, target, _trained(loaded))
+    else:
+        file = _write_tokens(loaded, target, format == "a1111_embeddings")
+    print(f"{file}: {FORMATS[format]}")
+    return file
+
+
+def _write_control(loaded: Run, run: str, target: Path, dtype: str) -> Path:
+    from diffusion_peft.control.files import FORMATS as as_files
+    from diffusion_peft.control.files import write_control
+
+    if not loaded.controls:
+        raise PeftError(f"{run} was trained with {_weights_name(loaded).partition('__')[2]}, which is no control.")
+    (use,) = loaded.controls
+    print(f"{use.name.partition('__')[2]}: {as_files[use.name.partition('__')[2]]}")
+    return write_control(loaded.unet, target, use.name, getattr(torch, dtype))
+
+
+def _custom_diffusion(loaded: Run, run: str) -> Adaptation:
+    adaptation = pick(loaded.unet, _weights_name(loaded))[0]
+    if adaptation.method.name != "custom_diffusion":
+        raise PeftError(f"{run} was trained with {adaptation.method.name}, not with custom_diffusion.")
+    return adaptation
+
+
+def _trained(loaded: Run) -> dict[str, torch.Tensor]:
+    parameters = dict(loaded.unet.named_parameters())
+    return {key: parameters[key].detach() for key in pick(loaded.unet, _weights_name(loaded))[0].trained}
+
+
+def _weights_name(run: Run) -> str:
+    """The adaptation that changes weights.
+
+    Raises:
+        PeftError: the run has new tokens alone.
+    """
+    found = [name for model in run.models.values() if "_peft_record" in model.__dict__
+             for name in model.__dict__["_peft_record"].adaptations if not name.endswith("__tokens")]  # fmt: skip
+    if not found:
+        raise PeftError("this run trained new tokens alone: use --format embeddings or a1111_embeddings.")
+    return found[0]
+
+
+def _write_tokens(run: Run, target: Path, a1111: bool) -> Path:
+    vectors = run.vectors()
+    if not vectors:
+        raise PeftError("this run has no new tokens: they come with --placeholder.")
+    if target.suffix == ".safetensors" and len(vectors) > 1:
+        raise PeftError(f"this run has {len(vectors)} new tokens, a file each: give --out a folder.")
+    for token, values in vectors.items():
+        name = "".join(c for c in token if c.isalnum() or c in "-_") or "token"
+        file = target if target.suffix == ".safetensors" else target / f"{name}.safetensors"
+        write_embedding(file, token, values, a1111)
+    return target

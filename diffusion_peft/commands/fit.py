@@ -1,0 +1,216 @@
+"""`diffusion_peft fit`: from a few pictures to a trained adapter, its samples and its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusion_peft.control.options import ControlOptions, check_control, is_control
+from diffusion_peft.data.concepts import Concept, read_concepts
+from diffusion_peft.personalize.slider_options import SliderOptions
+from peft_core.config_files import list_configs
+from peft_core.errors import PeftError
+from peft_core.jobs.cli.command import command
+from peft_core.jobs.cli.options import MethodChoice, TrainerFlags
+from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
+
+
+def recipe_of(settings: dict[str, Any]) -> str:
+    """The recipe that suits the options."""
+    if settings["slider"].options:
+        return "concept_slider"
+    if is_control(settings):
+        return settings["method"].name if settings["method"].name in list_configs("recipe", "diffusion") else "control"
+    if settings["method"].name in ("textual_inversion", "custom_diffusion"):
+        return settings["method"].name
+    return "dreambooth" if settings["prompt"] else "text_to_image"
+
+
+@command("diffusion", default_recipe=recipe_of)
+def fit(
+    *,
+    data: str | None = None,
+    base: str = "reference",
+    method: MethodChoice = "lora",  # type: ignore[assignment]
+    text_method: MethodChoice | None = None,
+    recipe: str | None = None,
+    prompt: str | None = None,
+    class_prompt: str | None = None,
+    prior: str | None = None,
+    prior_count: int = 100,
+    prior_weight: float = 1.0,
+    placeholder: str | None = None,
+    initializer: str | None = None,
+    vectors: int = 1,
+    slider: SliderOptions = None,  # type: ignore[assignment]
+    control: ControlOptions = None,  # type: ignore[assignment]
+    caption_prefix: str = "",
+    caption_dropout: float = 0.0,
+    out: str | None = None,
+    seed: int = 0,
+    steps: int = 500,
+    batch_size: int = 1,
+    optimizer: Literal["adamw", "sgd", "adamw8bit"] = "adamw",
+    lr: float = 1e-4,
+    text_lr: float | None = None,
+    weight_decay: float = 1e-2,
+    warmup: float = 0.0,
+    final_lr: float = 1.0,
+    snr_gamma: float = 0.0,
+    noise_offset: float = 0.0,
+    ema: float = 0.0,
+    clip_skip: int = 0,
+    resolution: int | None = None,
+    buckets: bool = True,
+    flip: bool = False,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    gradient_checkpointing: bool = False,
+    compile: bool = False,
+    cache: str = "auto",
+    sample_prompts: list[str] | None = None,
+    sample_count: int = 4,
+    sample_every: int = 0,
+    sample_steps: int = 30,
+    guidance: float = 7.5,
+    save_every: float = 60.0,
+    keep_every: int = 0,
+    overwrite: bool = False,
+    trainer: TrainerFlags = None,  # type: ignore[assignment]
+) -> dict[str, Any]:
+    """Teach a Stable Diffusion model a subject, a style or a word, and write a run folder.
+
+    Args:
+        data: A folder of pictures (captions as .txt beside them or metadata.jsonl), a drawn subject world/subjects/0, or a
+            list of concepts in a .json file. For a control a folder of images/, conditions/ and captions/, one with
+            metadata.jsonl, hf/<repo>, or world/control/canny.
+        base: `reference`, a diffusers folder, a hub id, FILE.safetensors or CONFIG_FOLDER@FILE.safetensors.
+        method: A method or preset for the UNet (`list methods`); textual_inversion trains new tokens alone.
+        text_method: A method for the text encoders, which stay frozen without one.
+        recipe: A name (`list recipes`) or a YAML's path; by default dreambooth with a prompt, else text_to_image.
+        prompt: What every picture is called, in place of captions.
+        class_prompt: What the class is called; pictures of it are drawn from the base and trained on besides.
+        prior: A folder with such pictures.
+        prior_count: How many of them.
+        prior_weight: Weight of their loss.
+        placeholder: A new token for the concept, e.g. "<toy>".
+        initializer: The word that the new token starts as.
+        vectors: Vectors a new token.
+        slider: Prompts of a concept slider, e.g. --slider.positive "a large toy"; or --data with folders low and high.
+        control: What a control method (controlnet, t2i_adapter, …) trains on, e.g. --control.condition canny.
+        caption_prefix: Put before every caption.
+        caption_dropout: Share of captions that are left empty.
+        out: The run folder; by default runs/DATA-BASE-METHOD-SEED.
+        seed: Of the adapter, the order of the pictures, noise, and all chance in training.
+        steps: Optimiser steps.
+        batch_size: Pictures a step, over all devices; as many prior pictures come on top.
+        optimizer: AdamW, SGD with momentum 0.9, or 8-bit AdamW of bitsandbytes.
+        lr: Highest learning rate.
+        text_lr: That of text encoders and new tokens; lr where not given.
+        weight_decay: Not for biases and other 1-D tensors.
+        warmup: Share of the steps over which the learning rate rises to lr.
+        final_lr: Where the cosine ends, as a share of lr; 1 keeps it constant.
+        snr_gamma: min-SNR weighting with this γ, usually 5; 0 weighs all times alike.
+        noise_offset: Offset noise, usually 0.05.
+        ema: Decay of a running mean of the adapter, which is then what is saved; 0 saves the last values.
+        clip_skip: Layers of the text encoder left out at its end.
+        resolution: Side in pixels; the base's own by default.
+        buckets: Keep each picture's shape, in buckets of about resolution²; else cut the central square.
+        flip: Train on mirrored pictures too.
+        dtype: Of the frozen weights; what trains is float32.
+        gradient_checkpointing: Compute activations again in the backward pass, for less memory.
+        compile: Compile the UNet with torch.compile.
+        cache: Where latents, embeddings and prior pictures are kept: auto (the user's cache folder), a folder, or off (in
+            memory, but for prior pictures).
+        sample_prompts: Prompts of the sample grids; by default the training prompt.
+        sample_count: Pictures a prompt, with seeds 0, 1, …; 0 draws none.
+        sample_every: Steps between sample grids during training, at the end of an epoch; 0 draws at the end only.
+        sample_steps: Denoising steps of a sample.
+        guidance: Guidance of samples and of prior pictures.
+        save_every: Seconds between checkpoints within an epoch.
+        keep_every: Steps between adapters that are kept as runs of their own, snapshots/step500 …, which sample, evaluate
+            and export take; 0 keeps the last adapter alone.
+        overwrite: Replace another run in the same folder.
+        trainer: Lightning's own flags, e.g. --trainer.precision bf16-mixed.
+    """
+    settings = dict(locals())
+    concepts = check(settings)
+    what = data or str(settings["slider"].options.get("positive")).replace(" ", "_")
+    name = run_name(what, base.rpartition("/")[2], method.name, f"seed{seed}")
+    folder = RunFolder(out or name, "diffusion_peft fit")
+
+    def work(config: dict[str, Any]) -> dict[str, Any]:
+        from diffusion_peft.training.job import run
+
+        return run(folder, concepts, settings, config)
+
+    return run_once(folder, settings, work, headline)
+
+
+def check(settings: dict[str, Any]) -> list[Concept]:
+    """The concepts of a run; its paths in `settings` become absolute.
+
+    Raises:
+        PeftError: a value out of its range, options that do not go together.
+    """
+    shares = ("warmup", "caption_dropout", "ema")
+    for key in shares:
+        if not 0 <= settings[key] < 1:
+            raise PeftError(f"--{key} must be in [0, 1), not {settings[key]}.")
+    for key in ("steps", "batch_size", "vectors", "prior_count", "sample_steps"):
+        if settings[key] < 1:
+            raise PeftError(f"--{key} must be at least 1, not {settings[key]}.")
+    for key in ("lr", "text_lr"):
+        if settings[key] is not None and settings[key] <= 0:
+            raise PeftError(f"--{key} must be above 0, not {settings[key]:g}.")
+    for key in ("prior_weight", "snr_gamma", "noise_offset", "clip_skip", "sample_count", "sample_every", "keep_every"):
+        if settings[key] < 0:
+            raise PeftError(f"--{key} must not be negative, not {settings[key]}.")
+    for key in ("data", "prior", "base"):
+        settings[key] = absolute(settings[key])
+    if is_control(settings):
+        return check_control(settings)
+    if settings["slider"].options:
+        return check_slider(settings)
+    if settings["data"] is None:
+        raise PeftError(
+            "fit needs --data: a folder of pictures, world/subjects/0, or a list of concepts in a .json file."
+        )
+    concepts = read_concepts(settings)
+    if settings["method"].name == "textual_inversion" and any(c.placeholder is None for c in concepts):
+        raise PeftError(
+            'textual_inversion needs --placeholder "<toy>" and --initializer toy: what trains is a new token.'
+        )
+    for concept in concepts:
+        if concept.prior is not None and concept.class_prompt is None:
+            raise PeftError("--prior needs --class_prompt: what its pictures are called.")
+    return concepts
+
+
+def check_slider(settings: dict[str, Any]) -> list[Concept]:
+    """Raises PeftError: options that a slider has no use for."""
+    for key in ("text_method", "placeholder", "class_prompt"):
+        if settings[key] is not None:
+            raise PeftError(f"a slider changes the UNet from prompts or picture pairs: it has no use for --{key}.")
+    steps = settings["slider"].options.get("steps", 50)
+    if steps < 2:
+        raise PeftError(f"--slider.steps must be at least 2, not {steps}.")
+    return []
+
+
+def absolute(spec: str | None) -> str | None:
+    """A path made absolute, so that the run can be used from another folder; names stay."""
+    if spec is None or spec == "reference" or spec.startswith("world/"):
+        return spec
+    config, at, name = spec.rpartition("@")
+    path = Path(name).expanduser()
+    if not path.exists():
+        return spec
+    return f"{absolute(config) if at else ''}{at}{path.absolute()}"
+
+
+def headline(results: dict[str, Any]) -> str:
+    count = results["parameters"]["inserted"]
+    return (
+        f"loss {results['loss']:.4f} after {results['steps']:,} steps, {count:,} trained parameters in "
+        f"{results['adapter_bytes'] / 2**20:.2f} MiB"
+    )

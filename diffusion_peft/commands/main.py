@@ -1,0 +1,56 @@
+"""`diffusion_peft`: the command line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+from diffusion_peft.commands.suited import unet_methods
+from peft_core.jobs.cli import listing
+from peft_core.jobs.cli.command import Command, command
+from peft_core.jobs.cli.main import main as run_command_line
+
+
+@command("diffusion")
+def list_(what: Literal["methods", "recipes", "sweeps", "formats", "protocols"]) -> None:
+    """List methods, recipes, sweeps, file formats or protocols.
+
+    Args:
+        what: Which list.
+    """
+    if what == "methods":
+        rows = unet_methods()
+    elif what in ("recipes", "sweeps"):
+        rows = listing.configs(what.removesuffix("s"), "diffusion")
+    elif what == "protocols":
+        from diffusion_peft.protocols import list_protocols
+
+        rows = list_protocols()
+    else:
+        from diffusion_peft.commands.export import FORMATS
+
+        rows = dict(FORMATS)
+    listing.show(rows)
+
+
+def commands() -> list[Command]:
+    from diffusion_peft.commands.evaluate import evaluate
+    from diffusion_peft.commands.export import export
+    from diffusion_peft.commands.fit import fit
+    from diffusion_peft.commands.join import join_
+    from diffusion_peft.commands.merge import merge_
+    from diffusion_peft.commands.sample import sample
+    from diffusion_peft.commands.sweep import sweep
+
+    return [fit, sample, evaluate, sweep, export, merge_, join_, list_]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The console script `diffusion_peft`; the exit code."""
+    from peft_data import DataError
+
+    return run_command_line("diffusion_peft", commands(), argv, errors=(DataError,))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""`diffusion_peft sample`: pictures drawn with a run, or with several adapters on one base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from diffusion_peft.control.use import read_conditions
+from diffusion_peft.drawing.draw import Drawing, grid, png_of
+from diffusion_peft.use.run import combine, split_scale
+from peft_core.errors import PeftError
+from peft_core.files import write_files
+from peft_core.jobs.cli.command import command
+from peft_core.jobs.runs.process import tell
+
+
+@command("diffusion")
+def sample(
+    *,
+    prompt: list[str],
+    run: str | None = None,
+    adapter: list[str] | None = None,
+    control: list[str] | None = None,
+    condition: list[str] | None = None,
+    compute: bool = False,
+    until: float | None = None,
+    base: str | None = None,
+    out: str | None = None,
+    count: int = 4,
+    seed: int = 0,
+    scale: float = 1.0,
+    negative: str = "",
+    steps: int = 30,
+    guidance: float = 7.5,
+    height: int | None = None,
+    width: int | None = None,
+    at_once: int = 8,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    allow_pickle: bool = False,
+) -> Path:
+    """Draw pictures with a run, or with several adapters on one base.
+
+    Args:
+        prompt: One prompt or several.
+        run: A run folder.
+        adapter: PATH:SCALE, repeated: run folders, LoRA files, embedding files.
+        control: PATH:SCALE, repeated: run folders of controls, which add up.
+        condition: A file for each control, of --run first: a picture, or boxes as .json.
+        compute: The files are pictures, from which edges, depth … are computed first.
+        until: Share of the denoising steps in which controls act; as the run says by default.
+        base: Another base than the run's; needed where the adapters are files alone.
+        out: Folder for the pictures; by default RUN/drawn, else drawn.
+        count: Pictures a prompt, with seeds seed, seed + 1, …
+        seed: Of the first picture.
+        scale: Weight of the run's adapter: 0 the base, 1 as trained, any number for a slider.
+        negative: Negative prompt.
+        steps: Denoising steps.
+        guidance: Weight of the prompt.
+        height: In pixels; the base's by default.
+        width: In pixels.
+        at_once: Pictures in one batch.
+        dtype: Of the weights.
+        allow_pickle: Read .pt and .bin files, tensors and plain values only.
+    """
+    adapters = ([(run, scale)] if run else []) + [split_scale(text) for text in (control or []) + (adapter or [])]
+    if not adapters and base is None:
+        raise PeftError("sample needs --run, --adapter or --base: see `sample --help`.")
+    if count < 1 or steps < 1:
+        raise PeftError(f"--count and --steps must be at least 1, not {count} and {steps}.")
+    if until is not None and not 0 <= until <= 1:
+        raise PeftError(f"--until is a share of the steps, from 0 to 1, not {until:g}.")
+    loaded = combine(adapters, base, dtype, allow_pickle)
+    if control and len(loaded.controls) < len(control):
+        raise PeftError(
+            "--control takes runs of control methods (controlnet, t2i_adapter, …): give the others with --adapter."
+        )
+    if condition and not loaded.controls:
+        raise PeftError("--condition is for runs of control methods, and there is none here.")
+    given = read_conditions(condition or [], loaded.controls, compute) if loaded.controls else []
+    silent = [token for token in loaded.tokens if not any(token in text for text in prompt)]
+    if silent:
+        tell(f"note: no prompt has {', '.join(silent)} in it, which these adapters taught")
+    drawing = Drawing(steps, guidance, height, width, at_once)
+    rows = loaded.sample(prompt, count, seed, negative, drawing, given, until)
+    folder = Path(out or (Path(run) / "drawn" if run else "drawn")).expanduser()
+    files = {f"{r:02d}-{seed + n}.png": png_of(image) for r, row in enumerate(rows) for n, image in enumerate(row)}
+    write_files(folder, files | {"grid.png": png_of(grid(rows))})
+    print(f"{len(files)} pictures in {folder}; all of them in {folder / 'grid.png'}, a row a prompt")
+    return folder

@@ -1,0 +1,90 @@
+"""From folders and words to what training takes: pictures as latents, captions as embeddings, prior pictures besides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_peft.base.bases import Base
+from diffusion_peft.base.texts import check_length, ids_of
+from diffusion_peft.data.buckets import bucket_step, fit_to, make_buckets
+from diffusion_peft.data.cache import open_cache
+from diffusion_peft.data.concepts import Concept, captioned
+from diffusion_peft.data.examples import Example, Examples
+from diffusion_peft.data.latents import Captions, encode_captions, encode_pictures
+from diffusion_peft.data.pictures import Picture, say_if_small
+from diffusion_peft.data.prior import prior_pictures
+from diffusion_peft.drawing.draw import Drawing
+from peft_core.errors import PeftError
+
+SHOWN = 8
+
+
+def prepare(
+    base: Base, concepts: list[Concept], settings: dict[str, Any], device: torch.device, trains_text: bool
+) -> tuple[Examples, dict[str, Any]]:
+    """The examples of a run; and its `prompts` and some of its pictures, `shown`, to be looked at.
+
+    Raises:
+        PeftError: what is wrong with the pictures or the words, before anything is computed.
+    """
+    side, least = resolution(base, settings["resolution"])
+    buckets = make_buckets(side, bucket_step(side, least)) if settings["buckets"] else [(side, side)]
+    found = [captioned(base, concept, settings["caption_prefix"]) for concept in concepts]
+    say_if_small([picture for pictures, _ in found for picture in pictures], side)
+    captions, latents = Captions(), open_cache("latents", settings["cache"])
+    prior: list[list[Picture]] = []
+    for concept in concepts:
+        if concept.class_prompt is not None:
+            check_length(base, concept.class_prompt, "the class prompt")
+            prior.append(_prior(base, concept, settings, side, device))
+    if prior and len(prior) < len(concepts):
+        raise PeftError("some concepts have a class_prompt and others have none: give it to all of them, or to none.")
+
+    items: list[Example] = []
+    for number, (pictures, texts) in enumerate(found):
+        flips = (False, True) if settings["flip"] else (False,)
+        wanted = [(p, fit_to(p.height, p.width, buckets), flip) for p in pictures for flip in flips]
+        encoded = encode_pictures(base, wanted, latents, device)
+        words = [tuple(map(captions.number, each)) for each in texts for _ in flips]
+        items += [Example(latent, each, number) for latent, each in zip(encoded, words, strict=True)]
+    examples = Examples(items, captions, dropout=settings["caption_dropout"])
+    for number, pictures in enumerate(prior):
+        square = [(p, fit_to(p.height, p.width, [(side, side)]), False) for p in pictures]
+        word = (captions.number(str(concepts[number].class_prompt)),)
+        examples.prior.append(
+            [Example(latent, word, number) for latent in encode_pictures(base, square, latents, device)]
+        )
+
+    if trains_text:
+        captions.ids = ids_of(base, captions.texts)
+    else:
+        encode_captions(base, captions, open_cache("texts", settings["cache"]), settings["clip_skip"], device)
+    prompts = list(dict.fromkeys(captions.texts[item.captions[0]] for item in items))[:4]
+    shown = [picture.read() for pictures, _ in found for picture in pictures[:SHOWN]][:SHOWN]
+    return examples, {"prompts": prompts, "shown": shown}
+
+
+def resolution(base: Base, wanted: int | None) -> tuple[int, int]:
+    """The side of the square bucket, and what sides must be multiples of.
+
+    Raises:
+        PeftError: a resolution that is no such multiple.
+    """
+    least = base.shrinks * 2 ** (len(base.config("unet")["block_out_channels"]) - 1)
+    side = base.resolution if wanted is None else wanted
+    if side < least or side % least:
+        near = max(1, round(side / least)) * least
+        raise PeftError(
+            f"--resolution {side} does not fit {base.name}, whose sides are multiples of {least}: try {near}."
+        )
+    return side, least
+
+
+def _prior(base: Base, concept: Concept, settings: dict[str, Any], side: int, device: torch.device) -> list[Picture]:
+    how = Drawing(settings["sample_steps"], settings["guidance"], side, side)
+    where = None if settings["cache"] in ("auto", "off") else Path(settings["cache"])
+    prompt, count = str(concept.class_prompt), settings["prior_count"]
+    return prior_pictures(base, prompt, concept.prior, count, how, settings["seed"], device, where)

@@ -1,0 +1,148 @@
+"""Drawing pictures from a pipeline: each picture has its own seed, so it does not depend on how many are drawn at once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from diffusion_peft.base.bases import Base
+from diffusion_peft.base.texts import encode, ids_of
+
+Chunk = range
+"""Numbers of the pictures that are drawn at once."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn.
+
+    Args:
+        steps: denoising steps.
+        guidance: weight of the prompt against the negative one.
+        height, width: in pixels; the base's where None.
+        at_once: pictures in one batch.
+    """
+
+    steps: int = 30
+    guidance: float = 7.5
+    height: int | None = None
+    width: int | None = None
+    at_once: int = 8
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Embeddings 1 77 D of a prompt, or of the negative one; `pooled` for SDXL."""
+
+    hidden: Tensor
+    pooled: Tensor | None
+
+
+@torch.no_grad()
+def embed(base: Base, text: str, clip_skip: int = 0, encoders: Sequence[nn.Module] | None = None) -> Prompt:
+    """A prompt as the base's text encoders (or these in their place) give it."""
+    models = list(encoders) if encoders is not None else base.text_encoders
+    device = next(models[0].parameters()).device
+    ids = [each.to(device) for each in ids_of(base, [text])]
+    return Prompt(*encode(models, ids, base.kind == "sdxl", clip_skip))
+
+
+def embed_negative(
+    base: Base, text: str = "", clip_skip: int = 0, encoders: Sequence[nn.Module] | None = None
+) -> Prompt:
+    """The negative prompt; SDXL takes zeros for an empty one where its pipeline says so."""
+    prompt = embed(base, text, clip_skip, encoders)
+    if base.kind == "sdxl" and not text and base.index.get("force_zeros_for_empty_prompt", True):
+        assert prompt.pooled is not None
+        return Prompt(torch.zeros_like(prompt.hidden), torch.zeros_like(prompt.pooled))
+    return prompt
+
+
+@torch.no_grad()
+def draw(
+    base: Base,
+    unet: nn.Module,
+    prompts: Sequence[tuple[Prompt, int]],
+    negative: Prompt,
+    how: Drawing,
+    vae: nn.Module | None = None,
+    done: Callable[[int, Image.Image], object] = lambda number, image: None,
+    before: Callable[[Chunk], object] = lambda chunk: None,
+) -> list[Image.Image]:
+    """A picture for each (prompt, seed); `done(number, picture)` is called after each, `before(numbers)` before a batch."""
+    vae = base.part("vae") if vae is None else vae
+    none = {name: None for name in base.index if name.startswith(("text_encoder", "tokenizer"))}
+    pipeline = base.pipeline(unet=unet, vae=vae, **none)
+    device = next(unet.parameters()).device
+    pipeline.vae.to(device)
+    pictures: list[Image.Image] = []
+    with _eval_mode(unet):
+        for start in range(0, len(prompts), how.at_once):
+            chunk = prompts[start : start + how.at_once]
+            before(range(start, start + len(chunk)))
+            for image in _draw_chunk(pipeline, [p for p, _ in chunk], [s for _, s in chunk], negative, how, device):
+                done(len(pictures), image)
+                pictures.append(image)
+    return pictures
+
+
+def _draw_chunk(
+    pipeline: Any, prompts: list[Prompt], seeds: list[int], negative: Prompt, how: Drawing, device: torch.device
+) -> list[Image.Image]:
+    dtype = pipeline.unet.dtype
+
+    def stacked(tensors: list[Any]) -> Tensor:
+        return torch.cat(tensors).to(device, dtype)
+
+    given: dict[str, Any] = {
+        "prompt_embeds": stacked([p.hidden for p in prompts]),
+        "negative_prompt_embeds": stacked([negative.hidden] * len(prompts)),
+    }
+    if negative.pooled is not None:
+        given["pooled_prompt_embeds"] = stacked([p.pooled for p in prompts])
+        given["negative_pooled_prompt_embeds"] = stacked([negative.pooled] * len(prompts))
+    latents = pipeline(
+        **given, num_inference_steps=how.steps, guidance_scale=how.guidance, height=how.height, width=how.width,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds], output_type="latent",
+    ).images  # fmt: skip
+    decoded = [decode(pipeline.vae, latent[None]) for latent in latents]
+    return pipeline.image_processor.postprocess(torch.cat(decoded), output_type="pil")
+
+
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    """Pictures B 3 H W, about −1 to 1, in the VAE's own precision (SDXL's gives NaN in float16)."""
+    return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample.float()
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:
+    """Pictures side by side, a row below the other."""
+    width, height = max(p.width for row in rows for p in row), max(p.height for row in rows for p in row)
+    columns = max(len(row) for row in rows)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(picture, (x * (width + gap), y * (height + gap)))
+    return sheet
+
+
+def png_of(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Adapter files of other programs: layer names, embeddings, where a file came from."""

@@ -1,0 +1,179 @@
+"""The one LightningModule that trains diffusion models with few parameters, whatever the method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft_data.batches import generator_of
+from torch import Tensor, nn
+
+from diffusion_peft.base.texts import encode
+from diffusion_peft.training.noise import add_noise, denoising_loss, offset_noise, snr_weight, target_of
+from peft_core.jobs.runs.learning import Learning
+
+
+class Denoiser(Learning):
+    """L = w(t) ‖target − f(x_t, t, text)‖² + λ · the same on prior pictures; optimiser and schedule are `Learning`'s.
+
+    x is drawn from the cached posterior, t uniformly, the target is ε or v as the base predicts (`noise.py`). All chance
+    in a step is a function of (seed, process, step), so a run that goes on from a checkpoint equals one that was never
+    stopped.
+
+    Args:
+        unet: predicts from latents B C h w.
+        texts: text encoders by part name; empty where embeddings come with the batch.
+        alphas: ᾱ_t, T values.
+        steps: optimiser steps of the whole run.
+        prediction_type: epsilon or v_prediction.
+        latent_scale: the VAE's scaling factor.
+        text_lr: learning rate of the text encoders; `lr` where None.
+        prior_weight: λ.
+        snr_gamma: γ of min-SNR weighting; none where 0.
+        noise_offset: size of the offset noise.
+        ema: decay of the running mean of what trains, (1 + n) / (10 + n) at most at step n; no mean where 0.
+        clip_skip: layers of the text encoder left out at its end.
+        learning: `Learning`'s settings.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        texts: Mapping[str, nn.Module],
+        alphas: Tensor,
+        steps: int,
+        *,
+        prediction_type: str = "epsilon",
+        latent_scale: float = 0.18215,
+        text_lr: float | None = None,
+        prior_weight: float = 1.0,
+        snr_gamma: float = 0.0,
+        noise_offset: float = 0.0,
+        ema: float = 0.0,
+        clip_skip: int = 0,
+        **learning: Any,
+    ) -> None:
+        super().__init__(steps, **learning)
+        self.unet, self.texts = unet, nn.ModuleDict(texts)
+        self.register_buffer("alphas", alphas, persistent=False)
+        self.prediction_type, self.latent_scale, self.text_lr = prediction_type, latent_scale, text_lr
+        self.prior_weight, self.snr_gamma, self.noise_offset = prior_weight, snr_gamma, noise_offset
+        self.decay, self.clip_skip = ema, clip_skip
+        self.is_sdxl = getattr(unet.config, "addition_embed_type", None) == "text_time"  # type: ignore[union-attr]
+        self.mean: dict[str, Tensor] = {}
+
+    def adapted(self) -> dict[str, nn.Module]:
+        models = {"unet": self.unet} | {f"texts.{name}": model for name, model in self.texts.items()}
+        return {path: model for path, model in models.items() if "_peft_record" in model.__dict__}
+
+    def rates(self) -> list[tuple[nn.Module, float]]:
+        text = self.lr if self.text_lr is None else self.text_lr
+        return [(model, self.lr if path == "unet" else text) for path, model in self.adapted().items()]
+
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
+        step = self.trainer.current_epoch * int(self.trainer.num_training_batches) + index
+        self.chance = generator_of(self.seed, self.global_rank, step)
+        torch.manual_seed(self.chance.initial_seed())
+
+    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        loss = self.loss(batch, self.chance)
+        self.count(loss)
+        return loss
+
+    def loss(self, batch: dict[str, Any], chance: torch.Generator) -> Tensor:
+        """L of a batch as `Examples.batch` makes it: pictures, and under `prior` as many prior pictures."""
+        groups = [(batch, 1.0)] + ([(batch["prior"], self.prior_weight)] if "prior" in batch else [])
+        noised = [self.noised(group, chance) for group, _ in groups]
+        if len(groups) == 2 and noised[0]["x"].shape == noised[1]["x"].shape:  # one pass is faster than two
+            both = {key: torch.cat([one[key] for one in noised]) for key in noised[0]}
+            predictions = self.predict(**_inputs(both)).chunk(2)
+        else:
+            predictions = tuple(self.predict(**_inputs(one)) for one in noised)
+        losses = [
+            weight * denoising_loss(prediction, one["target"], self.weight(one["alpha"]))
+            for prediction, one, (_, weight) in zip(predictions, noised, groups, strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+    def weight(self, alpha: Tensor) -> Tensor | None:
+        return snr_weight(alpha, self.snr_gamma, self.prediction_type) if self.snr_gamma else None
+
+    def noised(self, group: dict[str, Tensor], chance: torch.Generator) -> dict[str, Tensor]:
+        """Latents drawn from the posterior, their noised form, the target, and what else the UNet is told."""
+        mean, device = group["mean"], group["mean"].device
+        drawn = torch.randn(mean.shape, generator=chance).to(device)
+        x = (mean + torch.exp(0.5 * group["logvar"]) * drawn) * self.latent_scale
+        noise = offset_noise(torch.randn(mean.shape, generator=chance), self.noise_offset, chance).to(device)
+        time = self.times(len(mean), chance).to(device)
+        alpha = self.alphas[time]  # type: ignore[index]
+        noised = {"x": add_noise(x, noise, alpha), "time": time, "alpha": alpha}
+        noised["target"] = target_of(x, noise, alpha, self.prediction_type)
+        return noised | {key: value for key, value in group.items() if key not in ("mean", "logvar", "prior")}
+
+    def times(self, count: int, chance: torch.Generator) -> Tensor:
+        """t, uniform."""
+        return torch.randint(len(self.alphas), (count,), generator=chance)  # type: ignore[arg-type]
+
+    def predict(self, x: Tensor, time: Tensor, sizes: Tensor, **text: Tensor) -> Tensor:
+        """The UNet on noised latents, under embeddings `hidden` (and SDXL's `pooled`) or token ids `ids_0` …"""
+        hidden, pooled = text.get("hidden"), text.get("pooled")
+        if hidden is None:
+            ids = [text[f"ids_{number}"] for number in range(len(self.texts))]
+            hidden, pooled = encode(list(self.texts.values()), ids, self.is_sdxl, self.clip_skip)
+        dtype = self.unet.dtype
+        added = {"text_embeds": pooled.to(dtype), "time_ids": sizes.to(dtype)} if pooled is not None else None
+        return self.unet(x.to(dtype), time, hidden.to(dtype), added_cond_kwargs=added).sample
+
+    # ---- the running mean ------------------------------------------------------------------------------------------
+
+    def note(self, index: int) -> None:
+        last = index + 1 == self.trainer.num_training_batches
+        if self.decay and ((index + 1) % self.trainer.accumulate_grad_batches == 0 or last):
+            self.average(self.trainer.global_step)
+        super().note(index)
+
+    def trained(self) -> dict[str, Tensor]:
+        return {
+            f"{path}.{key}": parameter
+            for path, model in self.adapted().items()
+            for key, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @torch.no_grad()
+    def average(self, step: int) -> None:
+        """m ← d m + (1 − d) p of everything that trains, after optimiser step number `step`."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for key, parameter in self.trained().items():
+            if key not in self.mean:
+                self.mean[key] = parameter.detach().clone()
+            self.mean[key] = self.mean[key].to(parameter.device).lerp_(parameter, 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the models hold the running mean, where there is one."""
+        trained = self.trained() if self.mean else {}
+        kept = {key: parameter.detach().clone() for key, parameter in trained.items()}
+        with torch.no_grad():
+            for key, parameter in trained.items():
+                parameter.copy_(self.mean[key])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for key, parameter in trained.items():
+                    parameter.copy_(kept[key])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["mean"] = self.mean
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.mean = checkpoint["mean"]
+
+
+def _inputs(noised: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in noised.items() if key not in ("alpha", "target")}

@@ -1,0 +1,1 @@
+"""A finished run and what is done with it."""

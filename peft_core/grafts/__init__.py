@@ -1,0 +1,1 @@
+"""The six ways to join something to a frozen model."""

@@ -1,0 +1,1 @@
+"""The upper floor: what the three programs share."""

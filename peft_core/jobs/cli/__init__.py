@@ -1,0 +1,1 @@
+"""The command line: a line read, typed and handed to a function."""

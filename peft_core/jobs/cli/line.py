@@ -1,0 +1,82 @@
+"""Words of a command line and YAML files as settings."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from peft_core.errors import PeftError
+from peft_core.jobs.cli.options import describe, takes_many
+
+
+def split_line(argv: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
+    """(option, the words after it) in order, and the words before the first option."""
+    flags: list[tuple[str, list[str]]] = []
+    loose: list[str] = []
+    for word in argv:
+        if word.startswith("--") and len(word) > 2:
+            key, equals, value = word[2:].partition("=")
+            flags.append((key, [value] if equals else []))
+        elif flags:
+            flags[-1][1].append(word)
+        else:
+            loose.append(word)
+    return flags, loose
+
+
+def take(key: str, words: list[str], hint: Any) -> tuple[Any, list[str]]:
+    """How many of the words after an option are its value: (value, the others)."""
+    if hint is bool:
+        is_value = bool(words) and words[0].lower() in ("true", "false")
+        return (words[0].lower() == "true", words[1:]) if is_value else (True, words)
+    if not words:
+        raise PeftError(f"--{key} needs a value ({describe(hint)}).")
+    if takes_many(hint):
+        whole = len(words) == 1 and (words[0].startswith("[") or words[0] == "null")
+        return (words[0] if whole else words), []
+    several = len(words) > 1 and takes_many(hint, also=True)
+    return (words, []) if several else (words[0], words[1:])
+
+
+def as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=lambda other: list(other) if isinstance(other, range) else str(other))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping; {} where it is empty."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise PeftError(f"{path} is no readable YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content or {}, dict):
+        raise PeftError(f"{path} must hold `option: value` lines.")
+    return content or {}
+
+
+def read_config(value: str, command_name: str) -> dict[str, Any]:
+    path = Path(value).expanduser()
+    path = path / "config.yaml" if path.is_dir() else path
+    if not path.is_file():
+        raise PeftError(f"config file {path} does not exist: give a YAML file or a run folder.")
+    content = read_yaml(path)
+    made_by = str(content.pop("command", command_name)).split()[-1]
+    if made_by != command_name:
+        raise PeftError(f"{path} is a config of `{made_by}`, not of `{command_name}`.")
+    return content
+
+
+def summary(function: Callable) -> str:
+    return inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+
+
+def argument_docs(function: Callable) -> dict[str, str]:
+    from docstring_parser import parse
+
+    return {each.arg_name: each.description or "" for each in parse(function.__doc__ or "").params}

@@ -1,0 +1,32 @@
+"""What `list` prints: names, each with one line about it."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+
+from peft_core.config_files import list_configs
+from peft_core.registry import find_method, list_methods, read_preset
+
+
+def configs(kind: str, domain: str) -> dict[str, str]:
+    """Name -> first line, a comment, of every recipe or sweep of a domain."""
+    files = list_configs(kind, domain)
+    return {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, path in files.items()}
+
+
+def methods(domain: str, but: Container[str] = ()) -> dict[str, str]:
+    """Name -> about, of the core's and the domain's methods, all `but` those, then of its presets with what they set."""
+    packages = ("peft_core", f"{domain}_peft")
+    about = {name: line for name, line in list_methods(None).items() if name not in but}
+    rows = {name: line for name, line in about.items() if find_method(name).__module__.partition(".")[0] in packages}
+    for name in list_configs("method", domain):
+        settings = dict(read_preset(name) or {})
+        method = settings.pop("method")
+        rows[name] = f"{method}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
+    return rows
+
+
+def show(rows: Mapping[str, str]) -> None:
+    width = min(48, max(map(len, rows)))
+    for name, about in rows.items():
+        print(f"{name:<{width}}  {about}")

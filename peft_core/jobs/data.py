@@ -1,0 +1,121 @@
+"""`--data NAME`: a data set with its own options, opened once, and its splits as decoded pictures."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from peft_data import ClassificationData, open_data
+from peft_data.base import Pictures
+from peft_data.cache import DecodedPictures, decode
+from peft_data.names import formats, named
+from peft_data.video.clips import Clips
+from peft_data.video.clips import decode as decode_clips
+
+from peft_core.jobs.cli.options import Choice
+from peft_core.jobs.runs.process import tell
+
+
+def common(
+    root: str | None = None,
+    *,
+    seed: int = 0,
+    on_bad_image: Literal["raise", "skip"] = "raise",
+    cache_dir: str | None = None,
+    workers: int = 0,
+) -> None:
+    """Options of every data set.
+
+    Args:
+        root: The folder that a named data set lies in.
+        seed: Of splits that the data set does not fix itself.
+        on_bad_image: Stop and list unreadable pictures, or go on without them.
+        cache_dir: Folder that keeps decoded pictures for the next run.
+        workers: Threads that decode; 0 is one a processor.
+    """
+
+
+DECODING = ("on_bad_image", "cache_dir", "workers")
+
+
+class Data(Choice):
+    """`--data vtab/cifar100 --data.root ~/vtab-1k`: the options are those of the format's `load`, and `common`."""
+
+    @classmethod
+    def accepts(cls, name: str) -> Callable:
+        loads = [module.load for module in formats() if _is_of(name, module)]
+        loads = loads or [module.load for module in formats() if hasattr(module, "claims")]
+        return _joined([common, *loads])
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Data:
+        """The data set of a run."""
+        return cls(config["data"]["name"], {key: value for key, value in config["data"].items() if key != "name"})
+
+    def absolute(self) -> Data:
+        """The same with its paths made absolute, so that it can be opened from another folder later."""
+        options, name, root = dict(self.options), self.name, self.options.get("root")
+        if root:
+            options["root"] = str(Path(root).expanduser().absolute())
+        elif Path(name).expanduser().exists() and not any(named(name, module) for module in formats()):
+            name = str(Path(name).expanduser().absolute())
+        return Data(name, options)
+
+    def open(self) -> ClassificationData:
+        """The data set; the same object each time it is asked for with the same options."""
+        options = {k: v for k, v in self.options.items() if k not in DECODING and (v is not None or k == "root")}
+        return _opened(self.name, json.dumps(options, sort_keys=True))
+
+    def decode(self, pictures: Pictures, size: tuple[int, int], **how: Any) -> DecodedPictures:
+        """The pictures at the model's size, unreadable ones dealt with as `on_bad_image` says."""
+        options = {key: self.options[key] for key in DECODING if self.options.get(key) is not None}
+        if isinstance(pictures, Clips):
+            decoded: Any = decode_clips(pictures, size, **options, **how)
+            if decoded.short:
+                tell(
+                    f"note: frames repeat in {decoded.short} of {len(decoded)} clips, which are shorter than the sampling"
+                )
+        else:
+            decoded = decode(pictures, size, **options, **how)
+        if decoded.skipped:
+            total, what = len(decoded) + len(decoded.skipped), "clips" if isinstance(pictures, Clips) else "pictures"
+            tell(f"{len(decoded.skipped)} of {total} {what} cannot be read and are left out")
+        return decoded
+
+
+def _is_of(name: str, module: ModuleType) -> bool:
+    path = Path(name).expanduser()
+    return bool(named(name, module)) or (hasattr(module, "claims") and path.exists() and module.claims(path))
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(name: str, options: str) -> ClassificationData:
+    return open_data(name, **json.loads(options))
+
+
+def _joined(functions: list[Callable]) -> Callable:
+    """A function with the options of all these, for a signature and for help."""
+    parameters: dict[str, inspect.Parameter] = {}
+    annotations: dict[str, Any] = {}
+    lines = []
+    for function in functions:
+        known = typing.get_type_hints(function)
+        docs = inspect.cleandoc(function.__doc__ or "").partition("Args:\n")[2].split("\n\n")[0]
+        lines.append(docs)
+        for key, parameter in inspect.signature(function).parameters.items():
+            if key not in ("name", "root", "seed") or function is common:
+                parameters[key] = parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=known.get(key, Any))
+                annotations[key] = known.get(key, Any)
+
+    def options(**given: Any) -> None: ...
+
+    options.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    options.__annotations__ = annotations
+    options.__doc__ = "Options of the data set.\n\nArgs:\n" + "\n".join(lines)
+    return options

@@ -1,0 +1,1 @@
+"""Backbones and references by name: one reach, one cache root."""

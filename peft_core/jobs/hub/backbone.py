@@ -1,0 +1,37 @@
+"""What is known of a backbone beside its weights: size, crop, mean and std."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vision_peft.video import joint  # noqa: F401  (registers VideoMAE's architectures with timm)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What a checkpoint expects of its input, and where it comes from.
+
+    Args:
+        name: as it was asked for.
+        family: which training the weights come from: timm's tag (`orig_in21k`, `augreg_in21k`, …), `reference`, or the
+            file or folder.
+        architecture: timm's name of the architecture.
+        input_size: height and width in pixels.
+        mean, std: of the three channels, which go from 0 to 1.
+        crop_pct: the part of the shorter side that is kept where pictures are cropped.
+    """
+
+    name: str
+    family: str
+    architecture: str
+    input_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = 0.875
+
+    def card(self) -> dict[str, Any]:
+        """For an adapter's card."""
+        return {
+            f"backbone_{key}" if key in ("name", "architecture") else key: value for key, value in asdict(self).items()
+        }

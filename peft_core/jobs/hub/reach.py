@@ -1,0 +1,71 @@
+"""Reaching a hub: what is cached already, how long to wait, and which files are pickles."""
+
+from __future__ import annotations
+
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from peft_core.errors import PeftError
+
+WAIT = 4.0
+"""Seconds after which a hub counts as out of reach."""
+
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
+
+
+def in_cache(repository: str, filename: str) -> str | None:
+    """The file of a repository in the hub's cache on this machine; None where it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repository.partition("@")[0], filename)
+    except HFValidationError as error:
+        raise PeftError(f'"{repository}" is no name of a model on the Hugging Face hub: it is owner/model.') from error
+    return found if isinstance(found, str) else None
+
+
+def must_reach(name: str, repository: str | None, url: str | None = None) -> None:
+    """Asks the hub for a sign of life, because its own client retries for most of a minute."""
+    from huggingface_hub import constants
+
+    address = constants.ENDPOINT if repository else url
+    reason: list[str] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(str(address), method="HEAD"), timeout=WAIT).close()
+        except urllib.error.HTTPError:
+            pass  # it answered
+        except OSError as error:
+            reason.append(str(getattr(error, "reason", error)))
+        reason.append("")
+
+    if repository and constants.HF_HUB_OFFLINE:
+        reason.append("HF_HUB_OFFLINE is set")
+    else:
+        thread = threading.Thread(target=ask, daemon=True)  # looking up a host's name knows no time limit
+        thread.start()
+        thread.join(WAIT)
+        reason = reason or [f"no answer in {WAIT:.0f} s"]
+    if reason[0]:
+        fetch = f"`hf download {repository}`" if repository else f"download {url}"
+        raise PeftError(
+            f"the weights of {name} are not on this machine and {address} cannot be reached ({reason[0]}): fetch them "
+            f"where there is a network with {fetch} and bring the cache ({constants.HF_HUB_CACHE}) here, or give "
+            "--backbone a folder, ARCHITECTURE@FILE.safetensors, or `reference`."
+        )
+
+
+def absolute(spec: str) -> str:
+    """A backbone with its path, where it has one, made absolute, so that the run can be used from another folder."""
+    architecture, at, file = spec.rpartition("@")
+    if spec.startswith(("hf-hub:", "hf_hub:")):
+        return spec
+    if at:
+        return f"{architecture}@{Path(file).expanduser().absolute()}"
+    is_path = spec.startswith(("./", "../", "~")) or ("/" in spec and Path(spec).is_dir())
+    return str(Path(spec).expanduser().absolute()) if is_path else spec

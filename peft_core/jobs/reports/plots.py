@@ -1,0 +1,128 @@
+"""Plots as PNG bytes: curves, confusion, scatter."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+INK, ACCENT, SECOND = "#1b1f24", "#2f6690", "#b5402f"
+
+
+def curves(history: Sequence[Mapping[str, float]], score: str = "accuracy") -> bytes:
+    """PNG: the training loss against optimiser steps with the learning rate under it, and the scores where there are
+    some."""
+    figure, (top, bottom) = axes(2, 1, figsize=(7, 4.6), sharex=True, height_ratios=[3, 1])
+    losses = [row for row in history if "loss" in row]
+    steps = [row["step"] for row in losses]
+    mark = "." if len(losses) < 20 else ""
+    top.plot(steps, [row["loss"] for row in losses], color=ACCENT, lw=1.5, marker=mark)
+    top.set_ylabel("training loss", color=ACCENT)
+    top.set_ylim(bottom=0)
+    scored = [row for row in history if score in row]
+    if scored:
+        right = top.twinx()
+        right.plot(
+            [row["step"] for row in scored], [row[score] for row in scored], color=SECOND, lw=1.5, marker="o", ms=3
+        )
+        right.set_ylabel(score, color=SECOND)
+        right.set_ylim(0, 1.02)
+    bottom.plot(steps, [row["lr"] for row in losses], color=INK, lw=1.2)
+    bottom.set_ylabel("learning rate")
+    bottom.set_ylim(bottom=0)
+    bottom.set_xlabel("optimiser step")
+    return png(figure)
+
+
+def confusion(counts: Any, class_names: Sequence[str]) -> bytes:
+    """PNG of a confusion matrix C C: each row is a true class, its colours the shares of its pictures; up to 25 classes
+    the counts are written in."""
+    import numpy as np
+
+    counts = np.asarray(counts)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = len(counts)
+    side = min(14.0, 2.5 + 0.42 * min(size, 25))
+    figure, (axis,) = axes(1, 1, figsize=(side + 0.8, side))
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axis, fraction=0.046, pad=0.03, label="share of the true class")
+    if size <= 60:
+        names = [name if len(name) <= 22 else name[:21] + "…" for name in class_names]
+        small = 9 if size <= 25 else 5
+        axis.set_xticks(range(size), names, rotation=90, fontsize=small)
+        axis.set_yticks(range(size), names, fontsize=small)
+    if size <= 25:
+        for row, column in zip(*counts.nonzero(), strict=True):
+            colour = "white" if shares[row, column] > 0.5 else INK
+            axis.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    return png(figure)
+
+
+def axes(rows: int, columns: int, **options: Any) -> tuple[Any, list[Any]]:
+    """A matplotlib figure and its axes, row by row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shared = {key: options.pop(key) for key in ("height_ratios", "sharex", "sharey") if key in options}
+    figure = Figure(layout="constrained", **options)
+    FigureCanvasAgg(figure)
+    made = figure.subplots(rows, columns, squeeze=False, **shared).ravel().tolist()
+    for axis in made:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, made
+
+
+def png(figure: Any) -> bytes:
+    """A matplotlib figure's bytes, the same each time."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def scatter(points: Sequence[tuple[str, float, float, float]], x_label: str, y_label: str) -> bytes:
+    """PNG: named points (name, x, y, spread of y), x on a logarithmic axis that has a place for 0."""
+    figure, (axis,) = axes(1, 1, figsize=(7, 4.2))
+    least = min((x for _, x, _, _ in points if x > 0), default=1)
+    for _, x, y, spread in points:
+        axis.errorbar(x, y, yerr=spread or None, fmt="o", ms=5, color=ACCENT, ecolor=INK, capsize=3)
+    axis.set_xscale("symlog", linthresh=least / 2)
+    axis.set_xlim(left=-least / 20, right=max(x for _, x, _, _ in points) * 3 + least)
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    name_points(figure, axis, [(name, x, y) for name, x, y, _ in points])
+    return png(figure)
+
+
+PLACES = ((8, 0), (-8, 0), (0, 9), (0, -9), (6, 8), (6, -8), (-6, 8), (-6, -8), (0, 18), (0, -18), (8, 18), (8, -18))
+"""Of a name beside its point, in points of print, the best first."""
+
+
+def name_points(figure: Any, axis: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    """Writes each name beside its point, at the first place where it covers no other name or point, or the least of them."""
+    figure.draw_without_rendering()  # settles the layout, which the places are measured in
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in (axis.transData.transform(point[1:]) for point in points)]
+    frame = axis.get_window_extent()
+    for name, *point in points:
+        label = axis.annotate(name, point, (0, 0), textcoords="offset points", fontsize=8, color=INK, va="center")
+
+        def put(place: tuple[int, int], label: Any = label) -> tuple[float, float, float, float]:
+            label.xyann = place
+            label.set_horizontalalignment("left" if place[0] > 0 else "right" if place[0] else "center")
+            box = label.get_window_extent()
+            return box.x0, box.y0, box.x1, box.y1
+
+        def cost(place: tuple[int, int], put: Any = put) -> float:
+            box = put(place)
+            outside = max(0.0, frame.x0 - box[0], box[2] - frame.x1, frame.y0 - box[1], box[3] - frame.y1)
+            return sum(_shared(box, other) for other in taken) + 100 * outside
+
+        taken.append(put(min(PLACES, key=cost)))
+
+
+def _shared(one: Sequence[float], other: Sequence[float]) -> float:
+    """The area that two boxes x0, y0, x1, y1 share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return width * height if width > 0 and height > 0 else 0.0

@@ -1,0 +1,1 @@
+"""Run folders: training, resuming, loading, predicting."""

@@ -1,0 +1,208 @@
+"""The run folder: who may write it, what is finished, and how to use a finished one (`load_run`)."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from peft_core.errors import PeftError
+from peft_core.files import is_used, left_by_killed_writers, write_files
+from peft_core.jobs.runs.process import is_first_process, tell
+
+CONFIG, RESULTS = "config.yaml", "results.json"
+FILES = (
+    RESULTS, "metrics.csv", "curves.png", "confusion.png", "predictions.csv", "report.html", "samples", "last.ckpt",
+    "adapter", "evaluation", "snapshots", CONFIG,
+)  # fmt: skip
+FREE = ("out", "overwrite", "save_every")
+"""Settings that may differ between a run and the command that goes on with it."""
+
+
+class OtherRun(PeftError):
+    """The folder belongs to a run with other settings."""
+
+
+State = Literal["new", "started", "finished"]
+
+
+class RunFolder:
+    """A folder that one run writes: config.yaml first, results.json last.
+
+    Args:
+        path: the folder; it is made with its first file.
+        program: what re-runs it, e.g. `vision_peft fit`; stands in config.yaml.
+    """
+
+    def __init__(self, path: str | os.PathLike, program: str) -> None:
+        self.path, self.program = Path(path).expanduser(), program
+
+    def check(self, config: dict[str, Any], overwrite: bool = False) -> State:
+        """Whether the run that `config` describes may have the folder, and how far it has come there. Changes nothing.
+
+        Raises:
+            PeftError: the folder holds another run that has trained, or files of something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise PeftError(f"{self.path} is a file: give --out another folder.")
+        if not (self.path / CONFIG).is_file():
+            if is_used(self.path):
+                raise PeftError(f"{self.path} holds files that are no run's: give --out another folder.")
+            return "new"
+        if overwrite and is_first_process():
+            return "new"
+        difference = _differences(read_run_config(self.path), self._full(config))
+        if difference and self.state() != "new":
+            raise OtherRun(
+                f"{self.path} holds another run ({difference}): give another --out, or --overwrite to replace it."
+            )
+        return self.state()
+
+    def begin(self, config: dict[str, Any], overwrite: bool = False) -> None:
+        """Writes config.yaml; `overwrite` removes another run's files first. The first process alone does so."""
+        if not is_first_process():
+            return
+        if overwrite:
+            self.clear()
+        if self.path.is_dir():
+            for path in left_by_killed_writers(self.path):
+                path.unlink()
+        import yaml
+
+        text = f"# Run this again with: {self.program} --config {self.path / CONFIG}\n"
+        text += yaml.safe_dump(self._full(config), sort_keys=False, allow_unicode=True)
+        self.write({CONFIG: text.encode()})
+
+    def _full(self, config: dict[str, Any]) -> dict[str, Any]:
+        return json.loads(json.dumps({"command": self.program} | config | {"overwrite": False}, default=_plain))
+
+    def state(self) -> State:
+        if (self.path / RESULTS).is_file():
+            return "finished"
+        return "started" if (self.path / "last.ckpt").is_file() else "new"
+
+    def clear(self) -> None:
+        """Removes a run's files and nothing else; the results first and the config last, so that it is safe to be interrupted."""
+        if not (self.path / CONFIG).is_file():
+            return
+        for name in FILES:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def write(self, files: dict[str, bytes]) -> None:
+        """Writes files so that each is whole or as it was before."""
+        write_files(self.path, files)
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        self.write({RESULTS: (json.dumps(results, indent=2, ensure_ascii=False, default=_plain) + "\n").encode()})
+
+    def results(self) -> dict[str, Any]:
+        return json.loads((self.path / RESULTS).read_text())
+
+
+def read_run_config(path: str | os.PathLike) -> dict[str, Any]:
+    """The config of a run folder.
+
+    Raises:
+        PeftError: there is no such folder, or it is no run's.
+    """
+    import yaml
+
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise PeftError(f"there is no run folder {folder}: train one with `fit --out {folder}`.")
+    if not (folder / CONFIG).is_file():
+        raise PeftError(f"{folder} is no run folder: it has no {CONFIG}.")
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text())
+    except yaml.YAMLError as error:
+        raise PeftError(f"{folder / CONFIG} is damaged: {' '.join(str(error).split())}.") from error
+    if not isinstance(config, dict) or "command" not in config:
+        raise PeftError(f"{folder / CONFIG} is damaged: it has no line `command:`.")
+    return config
+
+
+
+
+def run_name(*parts: str) -> str:
+    """runs/A-B-C, the folder of a run that was given none, from what tells it from others."""
+    return "runs/" + "-".join(part.strip("./~<>").replace("/", "_") for part in parts)
+
+
+def run_once(
+    folder: RunFolder,
+    settings: dict[str, Any],
+    work: Callable[[dict[str, Any]], dict[str, Any]],
+    headline: Callable[[dict[str, Any]], str],
+    notes: Iterable[str] = (),
+) -> dict[str, Any]:
+    """The results of a run: those in the folder if it is finished, else what `work` makes of its plain config.
+
+    Args:
+        settings: what was asked for; its `out` becomes the folder.
+        work: config -> results; {} in a process that does not write.
+        headline: results -> what is printed of them.
+        notes: said before the work begins.
+
+    Raises:
+        PeftError: the folder is another run's.
+    """
+    config = plain_config(folder, settings)
+    if folder.check(config, settings["overwrite"]) == "finished":
+        print(f"{folder.path} is finished already: {headline(folder.results())}")
+        return folder.results()
+    for note in notes:
+        tell(f"note: {note}")
+    results = work(config)
+    if results:
+        print(f"{folder.path}: {headline(results)}; see {folder.path / 'report.html'}")
+    return results
+
+
+def plain_config(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as YAML has them, with the folder as `out`."""
+    settings["out"] = str(folder.path)
+    return {key: value.plain() if hasattr(value, "plain") else value for key, value in settings.items()}
+
+
+
+
+
+
+
+
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    old, new = _flat(old), _flat(new)
+    keys = [key for key in (old | new) if key not in FREE and old.get(key) != new.get(key)]
+    shown = [f"{key} is {old.get(key)} there, {new.get(key)} here" for key in keys[:3]]
+    return ", ".join(shown) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    return (
+        value.plain()
+        if hasattr(value, "plain")
+        else list(value)
+        if isinstance(value, (tuple, range, set))
+        else str(value)
+    )

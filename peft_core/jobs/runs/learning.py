@@ -1,0 +1,151 @@
+"""What the programs' LightningModules share: optimiser, schedule, chance, the loss's history, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from peft_core.errors import PeftError
+from peft_core.jobs.runs.training import keep_trainables
+
+Optimizer = Literal["adamw", "sgd", "adamw8bit"]
+
+
+class Learning(LightningModule):
+    """AdamW (8-bit too, by bitsandbytes) or SGD, the learning rate warmed up and then lowered along a cosine:
+
+    lr(t) = lr · (t + 1) / w for the first w = warmup · T of T steps, then
+    lr · (f + (1 − f) · (1 + cos(π (t − w) / (T − w))) / 2) with f = final_lr.
+
+    Weight decay spares biases and other 1-D tensors, as timm's. A subclass adds each step's loss by `count(loss)` and
+    names its adapted models in `adapted`.
+
+    Args:
+        steps: optimiser steps of the whole run, T.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        *,
+        optimizer: Optimizer = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        warmup: float = 0.1,
+        final_lr: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False  # a checkpoint holds the trainable part only
+        self.steps = steps
+        self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
+        self.warmup, self.final_lr, self.seed = warmup, final_lr, seed
+        self.history: list[dict[str, float]] = []
+        self.loss_sum, self.loss_count = torch.zeros(()), 0
+        self.seconds, self.started = 0.0, 0.0  # of training, over all the times it was started
+
+    def adapted(self) -> dict[str, nn.Module]:
+        """Attribute path -> adapted model, of all models that train."""
+        raise NotImplementedError(f"{type(self).__name__} must define adapted()")
+
+    def rates(self) -> list[tuple[nn.Module, float]]:
+        """Every model that trains and its highest learning rate."""
+        return [(model, self.lr) for model in self.adapted().values()]
+
+    def on_train_start(self) -> None:
+        self.started = time.monotonic() - self.seconds
+
+    def count(self, loss: Tensor) -> None:
+        self.loss_sum, self.loss_count = self.loss_sum.to(loss.device) + loss.detach(), self.loss_count + 1
+
+    def note(self, index: int) -> None:
+        """Adds the mean loss since the last note to `history`, some 200 times a run and at each epoch's end."""
+        step, last = self.trainer.global_step, index + 1 == self.trainer.num_training_batches
+        stepped = (index + 1) % self.trainer.accumulate_grad_batches == 0 or last
+        if last or (stepped and (step % max(1, self.steps // 200) == 0 or step == self.steps)):
+            loss = self.check_loss()
+            rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+            self.history.append({"step": step, "epoch": self.trainer.current_epoch, "lr": rate, "loss": loss})
+            self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
+
+    def check_loss(self) -> float:
+        """The mean loss since the last note.
+
+        Raises:
+            PeftError: it is not a number.
+        """
+        loss = (self.loss_sum / max(1, self.loss_count)).item()
+        if not math.isfinite(loss):
+            raise PeftError(
+                f"the loss became {loss} near step {self.trainer.global_step}, so training stops and the adapter of the "
+                f"last whole epoch is kept: try a lower --lr than {self.lr:g}, or --trainer.gradient_clip_val 1."
+            )
+        return loss
+
+    def describe(self) -> str:
+        """The last figures, for a progress bar."""
+        loss = next((row["loss"] for row in reversed(self.history) if "loss" in row), None)
+        return f"loss {loss:.4f}" if loss is not None else ""
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = []
+        for model, rate in self.rates():
+            trained = [p for p in model.parameters() if p.requires_grad]
+            decayed, spared = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+            groups.append({"params": decayed, "lr": rate, "weight_decay": self.weight_decay})
+            groups.append({"params": spared, "lr": rate, "weight_decay": 0.0})
+        optimizer = self._optimizer([group for group in groups if group["params"]])
+        total = self.steps
+        warm = round(self.warmup * total)
+
+        def factor(step: int) -> float:
+            if step < warm:
+                return (step + 1) / warm
+            done = min(1.0, (step - warm) / max(1, total - warm))
+            return self.final_lr + (1 - self.final_lr) * (1 + math.cos(math.pi * done)) / 2
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
+        if self.optimizer == "adamw8bit":
+            return load_bitsandbytes().optim.AdamW8bit(groups, lr=self.lr)
+        # Lightning refuses to clip the gradients of a fused optimiser under float16
+        return torch.optim.AdamW(groups, lr=self.lr, fused=self.trainer.precision != "16-mixed")
+
+    def trained_for(self) -> float:
+        """Seconds of training, over all the times it was started."""
+        return time.monotonic() - self.started
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        keep_trainables(checkpoint, self.adapted())
+        checkpoint["seconds"] = self.seconds = self.trained_for()
+        checkpoint["history"] = self.history
+        checkpoint["loss"] = (self.loss_sum.cpu(), self.loss_count)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history, self.seconds = checkpoint["history"], checkpoint["seconds"]
+        self.loss_sum, self.loss_count = checkpoint["loss"]
+
+
+def load_bitsandbytes() -> Any:
+    """The module, for 8-bit optimisers.
+
+    Raises:
+        PeftError: it is not installed, or does not run on this machine.
+    """
+    try:
+        import bitsandbytes  # pyright: ignore[reportMissingImports]
+    except (ImportError, OSError, RuntimeError) as error:
+        raise PeftError(
+            f"--optimizer adamw8bit needs bitsandbytes, which does not load here ({error}): "
+            "pip install 'visual-peft[bitsandbytes]', or use --optimizer adamw."
+        ) from error
+    return bitsandbytes

@@ -1,0 +1,191 @@
+"""A finished run of a classifier: what it predicts, and how predictions are printed."""
+
+from __future__ import annotations
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+import torch
+from peft_data.augment import normalise
+from peft_data.pictures import UNREADABLE, Fit, is_picture, read_picture
+from PIL import Image
+from torch import Tensor, nn
+from peft_core import PeftError, load_adapter
+from peft_core.adapter_file import read_card
+from peft_core.jobs.runs.folder import read_run_config
+from __future__ import annotations
+import contextlib
+import csv
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+import torch
+from peft_data.augment import normalise
+from peft_data.video.batches import batches_of
+from safetensors.torch import save
+from torch import Tensor, nn
+from peft_core import NotMergeable, PeftError, load_run, merge
+from peft_core.jobs.cli.command import command
+from peft_core.files import write_files
+from peft_core.jobs.data import Data
+from peft_core.jobs.runs.onnx_file import needs_onnx, write_onnx
+from peft_core.jobs.runs.use import Run
+from peft_core.jobs.reports.scores import Scores
+
+
+
+class Prediction(NamedTuple):
+    """One picture's likeliest class, and the probability of every class, C."""
+
+    class_name: str
+    probability: float
+    probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `peft_core.load_run` gives for a classifier.
+
+    Args:
+        model: the adapted timm model in eval mode; logits `B C` of normalised pictures.
+        class_names: C names.
+        mean, std: of the channels, which go from 0 to 1.
+        fit: how a picture comes to the model's size.
+        card: the adapter's card.
+        config: the run's config.
+    """
+
+    model: nn.Module
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fit: Fit
+    card: dict[str, Any]
+    config: dict[str, Any]
+
+    def transform(self, image: str | Path | Image.Image | Tensor) -> Tensor:
+        """A picture (a path, a PIL image, or uint8 `3 H W`) as the model takes it: float `3 H W`.
+
+        Raises:
+            PeftError: the file is missing or no picture.
+        """
+        return normalise(self.pixels(image)[None], self.mean, self.std)[0]
+
+    def pixels(self, image: str | Path | Image.Image | Tensor) -> Tensor:
+        """A picture at the model's size, uint8 `3 H W`."""
+        if isinstance(image, Tensor):
+            if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+                raise PeftError(f"a picture as a tensor is uint8 3 H W, not {image.dtype} {tuple(image.shape)}.")
+            return self.fit.tensor(image[None].cpu())[0]
+        source = Path(image) if isinstance(image, str) else image
+        if isinstance(source, Path) and not source.is_file():
+            raise PeftError(f"there is no picture {source}.")
+        try:
+            return torch.from_numpy(self.fit.picture(read_picture(source)).copy())
+        except UNREADABLE as error:
+            raise PeftError(
+                f"{image} is no picture that can be read ({str(error) or type(error).__name__})."
+            ) from error
+
+    def predict(self, images: Any, batch_size: int = 64) -> list[Prediction]:
+        """The class of each picture: paths, PIL images or uint8 tensors, one, several, or a batch `B 3 H W`."""
+        one = isinstance(images, (str, Path, Image.Image)) or (isinstance(images, Tensor) and images.ndim == 3)
+        return list(self.stream([images] if one else images, batch_size))
+
+    def found(self, paths: Sequence[str]) -> list[Path]:
+        """Pictures among files and, searched through, folders, in order.
+
+        Raises:
+            PeftError: a path that does not exist, or no picture at all.
+        """
+        return search(paths, "picture", lambda folder: sorted(file for file in folder.rglob("*") if is_picture(file)))
+
+    def stream(self, images: Iterable, batch_size: int = 64) -> Iterator[Prediction]:
+        batch: list[Tensor] = []
+        for image in images:
+            batch.append(self.pixels(image))
+            if len(batch) == batch_size:
+                yield from self._predict(batch)
+                batch = []
+        if batch:
+            yield from self._predict(batch)
+
+    @torch.inference_mode()
+    def _predict(self, batch: list[Tensor]) -> Iterator[Prediction]:
+        device = next(self.model.parameters()).device
+        logits = self.model(normalise(torch.stack(batch).to(device), self.mean, self.std))
+        for row in logits.float().softmax(-1).cpu():
+            best = int(row.argmax())
+            yield Prediction(self.class_names[best], float(row[best]), row)
+
+
+def read_trained(path: Path, program: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """A run's config, its adapter's card, and of the card what every `Run` has: class_names, mean, std and fit.
+
+    Raises:
+        PeftError: no run folder, no adapter in it yet, or one of something else.
+    """
+    config = read_run_config(path)
+    if not (path / "adapter").is_dir():
+        raise PeftError(
+            f"{path} has no adapter yet: give its `{config['command']}` again, which goes on where it stopped."
+        )
+    card = read_card(path / "adapter")
+    try:
+        height, width = card["input_size"]
+        fit = Fit((height, width), card["resize"], card["crop_pct"], card.get("interpolation", Fit.interpolation))
+        common = {key: tuple(card[key]) for key in ("class_names", "mean", "std")} | {"fit": fit}
+    except KeyError as error:
+        raise PeftError(f"{path}/adapter was not written by `{program} fit`: its card has no {error}.") from error
+    return config, card, common
+
+
+def search(paths: Sequence[str], what: str, inside: Callable[[Path], list[Path]]) -> list[Path]:
+    """The files among these paths, and what is `inside` the folders among them.
+
+    Raises:
+        PeftError: a path that does not exist, or nothing found.
+    """
+    found: list[Path] = []
+    for given in paths:
+        path = Path(given).expanduser()
+        if not path.exists():
+            raise PeftError(f"there is no file or folder {path}.")
+        found += inside(path) if path.is_dir() else [path]
+    if not found:
+        raise PeftError(f"there is no {what} in {', '.join(map(str, paths))}.")
+    return found
+
+
+def print_classes(per_class: Mapping[str, float | None]) -> None:
+    """The accuracy of each class, a dash where it has no pictures."""
+    for name, share in per_class.items():
+        print(f"  {'   –  ' if share is None else f'{share:.4f}'}  {name}")
+
+
+def print_predictions(run: Run, pictures: Sequence[str], program: str, top: int, batch_size: int) -> int:
+    """Prints the `top` likeliest classes of each picture as CSV; unreadable ones are said at the end. The exit code."""
+    found = run.found(pictures)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("path", "class", "probability"))
+    good: list[Path] = []
+    bad: list[str] = []
+
+    def readable() -> Iterator[Tensor]:
+        for path in found:
+            try:
+                pixels = run.pixels(path)
+            except PeftError as error:
+                bad.append(str(error))
+            else:
+                good.append(path)
+                yield pixels
+
+    for row, prediction in enumerate(run.stream(readable(), batch_size)):
+        best = prediction.probabilities.topk(min(top, len(run.class_names)))
+        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            writer.writerow((good[row], run.class_names[index], f"{probability:.4f}"))
+    for sentence in bad:
+        print(f"{program}: {sentence}", file=sys.stderr)
+    return 2 if bad else 0

@@ -1,0 +1,1 @@
+"""Exact fast paths: autograd functions and nothing else."""

@@ -1,0 +1,1 @@
+"""Adapters: small networks beside or behind a block's parts."""

@@ -1,0 +1,34 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from peft_core.method import Method
+from peft_core.parts.bottleneck import Bottleneck
+from peft_core.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptFormer(Method):
+    """AdaptFormer: x ← x + MLP(norm2(x)) + s·Up(drop(ReLU(Down x))), beside the MLP, from the stream before the norm.
+
+    Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition", NeurIPS 2022. The branch is
+    added after layer scale and drop path. s = 0.1 fixed, bottleneck 64, dropout 0.1 for images: ShoufaChen/AdaptFormer.
+    1,189,632 parameters on ViT-B/16 at 64, 156,768 at 8.
+
+    Args:
+        bottleneck: one width h, or one a block where 0 means absent.
+        scale: s; `learn_scale` makes it a parameter a block.
+    """
+
+    bottleneck: int | Sequence[int] = 64
+    scale: float = 0.1
+    learn_scale: bool = False
+    dropout: float = 0.1
+    not_mergeable: ClassVar[str | None] = "a branch with an activation beside the MLP is no change of its weights."
+
+    def install(self, plan: Plan) -> None:
+        for sublayer, width, dim in plan.sublayers(("mlp",), self.bottleneck):
+            options = plan.options_at(sublayer.norm)
+            change = Bottleneck(dim, width, activation="relu", scale=self.scale, learn_scale=self.learn_scale,
+                                dropout=self.dropout, options=options)  # fmt: skip
+            plan.add_branch(sublayer, change)

@@ -1,0 +1,1 @@
+"""Methods of several kinds of graft."""

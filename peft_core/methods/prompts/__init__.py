@@ -1,0 +1,1 @@
+"""Prompts: tokens that join the sequence."""

@@ -1,0 +1,1 @@
+"""Weight changes that merge away."""

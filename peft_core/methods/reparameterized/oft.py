@@ -1,0 +1,102 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peft_core.errors import PeftError
+from peft_core.grafts.graft import Delta
+from peft_core.grafts.weight_changes import changed_weight
+from peft_core.method import Method
+from peft_core.parts.factors import new_parameter
+from peft_core.plan import Plan
+
+
+class Rotation(Delta):
+    """W' = W Rᵀ, R block-diagonal over the inputs with blocks (I + Q)(I − Q)⁻¹, Q skew-symmetric, zero at step 0.
+
+    vectors (blocks, b(b−1)/2) hold what stands above the diagonals of Q. A convolution's inputs are its in·kh·kw weights.
+    """
+
+    def __init__(self, weight: Tensor, rows: tuple[int, int] | None, size: int, terms: int):
+        super().__init__(rows)
+        self.size, self.terms = size, terms
+        self.vectors = new_parameter(weight, weight[0].numel() // size, size * (size - 1) // 2)
+        nn.init.zeros_(self.vectors)
+        above = torch.triu_indices(size, size, 1, device=weight.device)
+        self.register_buffer("above", above, persistent=False)
+
+    def blocks(self) -> Tensor:
+        """R, as (blocks, b, b)."""
+        upper = self.vectors.new_zeros(len(self.vectors), self.size, self.size)
+        row, column = self.above  # type: ignore[misc]
+        upper = upper.index_put((torch.arange(len(upper), device=upper.device)[:, None], row, column), self.vectors)
+        q = upper - upper.transpose(1, 2)
+        eye = torch.eye(self.size, device=q.device, dtype=q.dtype)
+        if not self.terms:
+            return torch.linalg.solve(eye - q, eye + q, left=False)
+        # 2/(1 − q) − 1 = 1 + 2q + 2q² + … with the last power once
+        r, power = eye + (2 if self.terms > 2 else 1) * q, q
+        for term in range(2, self.terms):
+            power = power @ q
+            r = r + (2 if term < self.terms - 1 else 1) * power
+        return r
+
+    def forward(self, weight: Tensor) -> Tensor:
+        split = weight.reshape(weight.shape[0], -1, self.size).to(self.vectors.dtype)
+        return torch.einsum("onj,nij->oni", split, self.blocks()).reshape(weight.shape).to(weight.dtype)
+
+    @staticmethod
+    def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["Rotation"]) -> Tensor:
+        """Rotates x in place of W: no dense gradient, N·in·b products in place of out·in·b."""
+        if any(delta.rows is not None or delta.factor != 1.0 for delta in deltas):
+            return F.linear(x, changed_weight(weight, deltas), bias)  # type: ignore[arg-type]
+        for delta in reversed(deltas):
+            split = x.unflatten(-1, (-1, delta.size))
+            x = torch.einsum("...ni,nij->...nj", split, delta.blocks().to(x.dtype)).flatten(-2)
+        return F.linear(x, weight, bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OFT(Method):
+    """OFT: W' = W Rᵀ, y = W Rᵀ x: a block-diagonal orthogonal R, by Cayley's (I + Q)(I − Q)⁻¹, rotates the input.
+
+    Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", NeurIPS 2023; on the input side and with
+    blocks of 32 as in Hugging Face PEFT. Blocks of 32 on attention: 1,541,568 parameters on the SD 1.5 UNet.
+
+    Args:
+        block_size: b; where it does not divide the inputs, the nearest size that does, the smaller of two.
+        block_count: number of blocks, in place of their size.
+        targets: roles or groups.
+        neumann_terms: so many terms of the series of (I − Q)⁻¹ in place of a solve (PEFT: 5), R then being orthogonal only
+            nearly; 0: exact.
+    """
+
+    block_size: int = 32
+    block_count: int | None = None
+    targets: Sequence[str] | None = None
+    neumann_terms: int = 0
+
+    def install(self, plan: Plan) -> None:
+        if self.neumann_terms and self.neumann_terms < 2:
+            raise PeftError(
+                f"oft got neumann_terms {self.neumann_terms}: it must be 2 or more, or 0 for the exact inverse."
+            )
+        wanted = self.block_size if self.block_count is None else self.block_count
+        if wanted < 1 or (self.block_count is None and wanted < 2):
+            raise PeftError(f"oft got blocks of {wanted}: a size of 2 or more, or 1 block or more, makes a rotation.")
+        for place, _ in plan.places(self.targets):
+            inputs = plan.shape(place)[1]
+            size = nearest_divisor(inputs, wanted)
+            size = size if self.block_count is None else inputs // size
+            if size < 2:
+                raise PeftError(f"oft got {wanted} blocks, but {place.module} has {inputs} inputs: ask for fewer.")
+            plan.change_weight(place, Rotation(plan.stock(place), place.rows, size, self.neumann_terms))
+
+
+@cache
+def nearest_divisor(size: int, wanted: int) -> int:
+    divisors = [n for n in range(1, size + 1) if size % n == 0]
+    return min(divisors, key=lambda n: (abs(n - wanted), n))

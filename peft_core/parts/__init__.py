@@ -1,0 +1,1 @@
+"""What methods fill grafts with: weight changes, bottlenecks, factors, scales."""

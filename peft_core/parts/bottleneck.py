@@ -1,0 +1,72 @@
+"""The bottleneck that adapters share: s · γ ⊙ Up(drop(act(Down x))), Down (h, D), Up (D, h)."""
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peft_core.errors import PeftError, nearest
+from peft_core.grafts.graft import match
+
+ACTIVATIONS = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "identity": lambda x: x,
+}
+
+
+def _blank(rows: int, columns: int, options: dict[str, Any]) -> nn.Linear:
+    return cast(nn.Linear, nn.utils.skip_init(nn.Linear, rows, columns, **options))
+
+
+def linear(rows: int, columns: int, options: dict[str, Any]) -> nn.Linear:
+    """A linear layer with a Kaiming-uniform weight (a = √5) and a zero bias."""
+    made = _blank(rows, columns, options)
+    nn.init.kaiming_uniform_(made.weight, a=math.sqrt(5))
+    nn.init.zeros_(made.bias)
+    return made
+
+
+class Bottleneck(nn.Module):
+    """Down is Kaiming-uniform (a = √5), Up and the biases are zero: no change at step 0, and a gradient from step 1 on.
+
+    Args:
+        dim, width: D and h.
+        scale: s, a number, or a learnt one that starts there with `learn_scale`.
+        channel_scale: whether γ (D), starting at 1, is there.
+        drop_path: probability that a sample goes without the change in training (rescaled, as in stochastic depth).
+    """
+
+    def __init__(self, dim: int, width: int, *, activation: str, scale: float = 1.0, learn_scale: bool = False,
+                 dropout: float = 0.0, channel_scale: bool = False, drop_path: float = 0.0,
+                 options: dict[str, Any]):  # fmt: skip
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise PeftError(
+                f'unknown activation "{activation}"{nearest(activation, ACTIVATIONS)} (known: {", ".join(ACTIVATIONS)}).'
+            )
+        self.down = linear(dim, width, options)
+        self.up = _blank(width, dim, options)
+        for zero in (self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+        self.activation = activation
+        self.scale = nn.Parameter(torch.full((1,), scale, **options)) if learn_scale else scale
+        self.gamma = nn.Parameter(torch.ones(dim, **options)) if channel_scale else None
+        self.dropout = dropout
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = ACTIVATIONS[self.activation](self.down(match(x, self.down.weight)))
+        x = self.up(F.dropout(x, self.dropout, self.training) if self.dropout else x)
+        if self.gamma is not None:
+            x = x * self.gamma
+        if not isinstance(self.scale, float) or self.scale != 1.0:
+            x = x * self.scale
+        if self.drop_path and self.training:
+            keep = 1 - self.drop_path
+            x = x * (x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep) / keep)
+        return x

@@ -1,0 +1,128 @@
+"""The fast linear of DoRA: y = x W'ᵀ + b with W' = c V, V = W + s·B A, c = m/‖V‖ row by row, ‖V‖ held constant in backward.
+
+Like the low-rank linear it never forms the dense gradient: with g' = g c the factors' gradients are LoRA's, and that of m
+comes from the output, dm = Σ g ⊙ (y − b) / m. Where an m is near 0 that division loses precision: then the plain path runs.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from peft_core.grafts.weight_changes import changed_bias, changed_weight
+from peft_core.kernels.lowrank_linear import Part, factor_gradients, merged, through_up
+from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces
+from peft_core.parts.lowrank import LowRank
+
+SMALL = 1e-3
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """‖·‖₂ of each output's weights, (out); never 0, so that an all-zero row stays one."""
+    return weight.flatten(1).norm(dim=1).clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+def _ratio(v: Tensor, parts: tuple[Part, ...], magnitudes: tuple[Tensor, ...]) -> Tensor:
+    """c (out): m/‖V‖ on the parts' rows, 1 elsewhere."""
+    if parts[0].rows is None:
+        return magnitudes[0] / row_norms(v)
+    c = torch.ones(v.shape[0], dtype=v.dtype, device=v.device)
+    for (_, rows), m in zip(parts, magnitudes, strict=True):
+        assert rows is not None
+        c[rows[0] : rows[1]] = m / row_norms(v[rows[0] : rows[1]])
+    return c
+
+
+class _DecomposedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe | None, kept: tuple[Tensor, ...],
+                parts: tuple[Part, ...], dtype: torch.dtype | None, *tensors: Tensor) -> Tensor:  # fmt: skip
+        factors, magnitudes = tensors[: 2 * len(parts)], tensors[2 * len(parts) :]
+        with torch.autocast(x.device.type, enabled=False):
+            inner = x if dtype is None else x.to(dtype)
+            v = merged(weight, parts, factors)
+            c = _ratio(v, parts, magnitudes)
+            new = (v * c.unsqueeze(1)).to(inner.dtype)
+            y = F.linear(inner, new, None if bias is None else bias.to(inner.dtype))
+        ctx.parts, ctx.recipe, ctx.dtype, ctx.kept = parts, recipe, inner.dtype, len(kept)
+        ctx.save_for_backward(*(kept if recipe else (inner,)), y, weight, bias, c, *tensors)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        kept, (y, weight, bias, c, *tensors) = saved[: ctx.kept], saved[ctx.kept :]
+        factors, magnitudes = tensors[: 2 * len(ctx.parts)], tensors[2 * len(ctx.parts) :]
+        g = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
+        scaled = g * c.to(g.dtype)
+        back = through_up(scaled, ctx.parts, factors[1::2])
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (scaled @ merged(weight, ctx.parts, factors).to(g.dtype)).view(*grad.shape[:-1], -1)
+        d_factors, dw = factor_gradients(
+            pieces(ctx.recipe, kept),
+            scaled,
+            back,
+            ctx.parts,
+            factors,
+            weight if ctx.needs_input_grad[1] else None,
+        )
+        db = g.sum(0, dtype=c.dtype)
+        dots = (g * y.reshape(g.shape)).sum(0, dtype=c.dtype)
+        if bias is not None:
+            dots = dots - bias * db
+        d_m = [
+            torch.where(m == 0, 0, (dots if part.rows is None else dots[slice(*part.rows)]) / m).to(m.dtype)
+            for part, m in zip(ctx.parts, magnitudes, strict=True)
+        ]
+        return dx, dw, db if ctx.needs_input_grad[2] else None, None, None, None, None, *d_factors, *d_m
+
+
+def decomposed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["Decomposed"]) -> Tensor:
+    """F.linear(x, m V/‖V‖, b): x (…, in), W (out, in), on rows of W where the deltas have some."""
+    if _overlap(deltas) or any(delta.factor != 1.0 or delta.has_small_magnitude() for delta in deltas):
+        return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight.dtype))  # type: ignore[arg-type]
+    parts = tuple(Part(delta.scale, delta.rows) for delta in deltas)
+    tensors = [factor for delta in deltas for factor in (delta.A, delta.B)] + [delta.magnitude for delta in deltas]
+    return _DecomposedLinear.apply(  # type: ignore[no-any-return]
+        x, weight, bias, *kept_for(x), parts, autocast_dtype(x.device.type), *tensors
+    )
+
+
+def _overlap(deltas: list["Decomposed"]) -> bool:
+    """Whether two changes share a row: then the second one's norm is that of the first one's result."""
+    if any(delta.rows is None for delta in deltas):
+        return len(deltas) > 1
+    spans = sorted(delta.rows for delta in deltas if delta.rows is not None)
+    return any(stop > start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False))
+
+
+class Decomposed(LowRank):
+    """W' = m ⊙ V/‖V‖, V = W + s·B A, norms over each output's weights; m (out) starts as ‖W‖: W' = W at step 0."""
+
+    additive = False
+
+    def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, scale: float, current: Tensor):
+        super().__init__(weight, rows, rank, scale)
+        self.magnitude = nn.Parameter(row_norms(current.to(self.A.dtype)))
+        self._checked: tuple[int, bool] | None = None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        v = torch.add(weight, (self.B @ self.A).view(weight.shape), alpha=self.scale)
+        ratio = self.magnitude / row_norms(v.detach())
+        return (v * ratio.view(-1, *[1] * (v.dim() - 1))).to(weight.dtype)
+
+    def has_small_magnitude(self) -> bool:
+        """Looked at once after each optimiser step: the answer costs a device synchronisation."""
+        if torch.compiler.is_compiling():
+            return False
+        if self._checked is None or self._checked[0] != self.magnitude._version:
+            small = bool((self.magnitude.detach().abs() < SMALL).any())
+            self._checked = (self.magnitude._version, small)
+        return self._checked[1]
+
+    kernel = staticmethod(decomposed_linear)
+    conv_kernel = None

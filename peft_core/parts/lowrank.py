@@ -1,0 +1,52 @@
+"""The low-rank weight change of LoRA, with the kernels that run it fast (`lowrank_linear`, `lowrank_conv`)."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peft_core.grafts.graft import Delta, match
+from peft_core.kernels.lowrank_conv import lowrank_conv
+from peft_core.kernels.lowrank_linear import lowrank_linear
+
+
+class LowRank(Delta):
+    """W' = W + s·B A on a linear (or rows of a fused one) or on a convolution flattened to (out, in·kh·kw).
+
+    A (r, in) is Kaiming-uniform with a = √5, B (out, r) is zero: W' = W at step 0. With `dropout` the change reads a
+    dropped-out input of its own, y = W x + s·B A drop(x), which no single weight can express in training.
+    """
+
+    additive = True
+    rebuilds_input = True
+
+    def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, scale: float, dropout: float = 0.0):
+        super().__init__(rows)
+        out = weight.shape[0] if rows is None else rows[1] - rows[0]
+        options: dict[str, Any] = dict(device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
+        self.A = nn.Parameter(torch.empty(rank, weight[0].numel(), **options))
+        self.B = nn.Parameter(torch.zeros(out, rank, **options))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.scale = scale
+        self.dropout = nn.Dropout(dropout) if dropout else None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        change = (self.B @ self.A).view(weight.shape)
+        return torch.add(weight, change, alpha=self.scale).to(weight.dtype)
+
+    @property
+    def reads_input(self) -> bool:
+        return self.dropout is not None and self.training
+
+    def on_input(self, x: Tensor, run) -> Tensor:
+        """s·B A drop(x) as two small layers; `run(x, A)` applies A as the stock layer would apply its weight."""
+        x = x if self.dropout is None else self.dropout(x)
+        inner = run(match(x, self.A), self.A)
+        mixed = inner.movedim(1, -1) if inner.dim() == 4 else inner
+        out = F.linear(mixed, self.B * (self.scale * self.factor))
+        return out.movedim(-1, 1) if inner.dim() == 4 else out
+
+    kernel = staticmethod(lowrank_linear)
+    conv_kernel = staticmethod(lowrank_conv)

@@ -1,0 +1,88 @@
+"""How a method's name finds its file, and a preset's name its settings."""
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+from peft_core.config_files import list_configs
+from peft_core.errors import PeftError, nearest
+from peft_core.method import Method
+
+PACKAGES = ("peft_core", "vision_peft", "clip_peft", "diffusion_peft")
+
+
+@functools.cache
+def _files() -> dict[str, str]:
+    """Method name -> module, over the packages' methods/ folders, without importing them."""
+    found = {}
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(f"{package}.methods")
+        for info in pkgutil.iter_modules(spec.submodule_search_locations if spec else None):
+            found[info.name] = f"{package}.methods.{info.name}"
+    return found
+
+
+def list_methods(grafts: bool | None = True) -> dict[str, str]:
+    """Name -> first line of the docstring, for every method file that `adapt` installs (False: the others, None: all)."""
+    methods = {name: find_method(name) for name in sorted(_files())}
+    return {
+        name: (method.__doc__ or "").strip().splitlines()[0]
+        for name, method in methods.items()
+        if grafts in (None, method.grafts)
+    }
+
+
+def find_method(name: str) -> type[Method]:
+    """The dataclass of the method whose file is called `name`."""
+    if name not in _files():
+        known = [*_files(), *list_configs("method")]
+        raise PeftError(f'unknown method "{name}"{nearest(name, known)} (known: {", ".join(sorted(_files()))}).')
+    module = importlib.import_module(_files()[name])
+    (method,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    )
+    return method
+
+
+def read_preset(name: str) -> dict[str, Any] | None:
+    """The contents of the method preset `name` (a name in configs/*/method, or a YAML's path); None if it is neither."""
+    path = list_configs("method").get(name)
+    if path is None:
+        path = Path(name).expanduser()
+        if path.suffix not in (".yaml", ".yml"):
+            return None
+        if not path.is_file():
+            raise PeftError(f"method file {name} does not exist.")
+    import yaml
+
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict) or not isinstance(content.get("method"), str):
+        raise PeftError(f"{path} is no method preset: it needs a line `method: NAME` and the method's own settings.")
+    return content
+
+
+def make_method(method: "str | Method | Path", **hyper: Any) -> Method:
+    """A method from its name, a preset's name or path, or its dataclass; `hyper` changes single settings."""
+    if isinstance(method, Method):
+        return dataclasses.replace(method, **_checked(type(method), hyper)) if hyper else method
+    name, settings = str(method), {}
+    if name not in _files() and (preset := read_preset(name)) is not None:
+        settings = {key: value for key, value in preset.items() if key != "method"}
+        name = preset["method"]
+    cls = find_method(name)
+    return cls(**_checked(cls, settings | hyper))
+
+
+def _checked(cls: type[Method], hyper: dict[str, Any]) -> dict[str, Any]:
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in hyper:
+        if key not in known:
+            name = cls.__module__.rpartition(".")[2]
+            raise PeftError(f'{name} has no setting "{key}"{nearest(key, known)} (it has: {", ".join(known)}).')
+    return hyper

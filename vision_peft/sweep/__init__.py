@@ -1,0 +1,1 @@
+"""`vision_peft sweep`: many runs, their stamps, tables and report."""

@@ -1,0 +1,70 @@
+"""`vision_peft sweep`: data sets × methods × seeds, the settings chosen on val, one table."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from peft_core.config_files import find_config
+from peft_core.errors import PeftError
+from peft_core.jobs.cli.command import command
+from peft_core.jobs.cli.line import read_yaml
+
+
+@command("vision")
+def sweep(
+    *,
+    out: str,
+    data: list[str] | None = None,
+    methods: list[str] | None = None,
+    seeds: list[int] | None = None,
+    grid: list[str] | None = None,
+    set: list[str] | None = None,
+    backbone: str | None = None,
+    protocol: Literal["honest", "legacy"] | None = None,
+    best: int | None = None,
+    best_seeds: list[int] | None = None,
+    sweep: str | None = None,
+    workers: int = 0,
+    threads: int = 0,
+    ray: str | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Run data sets × methods × seeds, and make one table. The same command goes on where it was stopped.
+
+    Args:
+        out: The sweep's folder: runs, results.csv, table.md, report.html.
+        data: Data sets or folders; `"world/*"` and `"vtab/*"` are the 19 tasks.
+        methods: Methods and presets (`list methods`); `"*"` is every method.
+        seeds: By default 0.
+        grid: OPTION=VALUE,VALUE to choose from, e.g. method.rank=4,8 lr=1e-3,3e-3; METHOD:OPTION=… for one method.
+        set: OPTION=VALUE for all runs, e.g. trainer.max_epochs=5 data.root=~/vtab-1k; METHOD:OPTION=… for one method.
+        backbone: As for fit.
+        protocol: `honest` chooses from the grid on val and retrains on train + val; `legacy` chooses on test.
+        best: After the seeds, give so many of the best methods, and linear, the seeds of best_seeds too.
+        best_seeds: See best.
+        sweep: A sweep's name (`configs/vision/sweep`) or YAML; options given besides go over it.
+        workers: Processes; by default one a GPU, or one a processor.
+        threads: Of each process; by default the processors are shared out.
+        ray: A Ray cluster's address (auto, HOST:PORT, ray://…), or `local`.
+        overwrite: Change the plan of a sweep, and run again what another version of the code made.
+    """
+    given = {key: value for key, value in locals().items() if key in PLANNED and value is not None}
+    chosen = (with_preset(sweep, given | {"out": out}) if sweep else given).items()
+    plain = PLANNED | {key: value for key, value in chosen if key in PLANNED and value is not None}
+    if (plain["best"] > 0) != bool(plain["best_seeds"]):
+        raise PeftError("best and best_seeds go together: so many of the best methods get those seeds too.")
+    from vision_peft.sweep.run import run_sweep  # needs Lightning, which other commands must not wait for
+
+    return run_sweep(plain, out, workers=workers, threads=threads, ray=ray, overwrite=overwrite)
+
+
+PLANNED: dict[str, Any] = {
+    "data": [], "methods": [], "seeds": [0], "grid": [], "set": [], "backbone": "reference", "protocol": "honest",
+    "best": 0, "best_seeds": [],
+}  # fmt: skip
+"""What a sweep's plan consists of, and what it is where nothing is said."""
+
+
+def with_preset(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    path = find_config("sweep", name, "vision")
+    return sweep.resolve([(str(path), read_yaml(path)), ("", given)])

@@ -1,0 +1,1 @@
+"""Video classifiers: clips, views, temporal heads."""

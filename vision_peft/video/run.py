@@ -1,0 +1,75 @@
+"""A finished run on clips in use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft_data.errors import DataError
+from peft_data.pictures import is_picture
+from peft_data.video.clips import ClipFit, read_clip, views_of
+from peft_data.video.decoding import is_video
+from peft_data.video.sampling import Sampling
+from torch import Tensor, nn
+
+from peft_core import PeftError
+from peft_core.jobs.hub.backbone import Backbone
+from peft_core.jobs.runs.use import Run, search
+from vision_peft.video.classified import as_video
+
+
+@dataclass(frozen=True)
+class VideoRun(Run):
+    """`Run` on clips: `predict` takes video files, folders of frames, or uint8 tensors `L 3 h w` of all frames."""
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(**self.card["clips"])
+
+    def pixels(self, image: Any) -> Tensor:
+        """A clip's views at the model's size, uint8 `V T 3 H W`; views are given back as they are.
+
+        Raises:
+            PeftError: there is no such file or it is no video that can be read.
+        """
+        sampling, fit = self.sampling, ClipFit(self.fit, self.sampling.crops)
+        if isinstance(image, Tensor):
+            if image.ndim == 5:
+                return image  # views already
+            if image.dtype != torch.uint8 or image.ndim != 4 or image.shape[1] != 3 or not len(image):
+                raise PeftError(f"a clip as a tensor is uint8 L 3 H W, not {image.dtype} {tuple(image.shape)}.")
+            chosen = sampling.test(len(image)).flatten()
+            return views_of(self.fit.tensor(image[chosen].cpu())[:, None], sampling)
+        path = Path(image)
+        try:
+            return views_of(read_clip(path, fit, lambda length: sampling.test(length).flatten()), sampling)
+        except DataError as error:
+            raise PeftError(f"{path} {error}.") from error
+
+    def predict(self, images: Any, batch_size: int = 8) -> list[Any]:
+        """The class of each clip: paths or uint8 tensors `L 3 h w`, one or several."""
+        one = isinstance(images, (str, Path)) or (isinstance(images, Tensor) and images.ndim == 4)
+        return list(self.stream([images] if one else images, batch_size))
+
+    def found(self, paths: Sequence[str]) -> list[Path]:
+        """Video files among files and, searched through, folders; a folder that holds pictures itself is a clip.
+
+        Raises:
+            PeftError: a path that does not exist, or no clip at all.
+        """
+        return search(paths, "clip", clips_in)
+
+
+def clips_in(folder: Path) -> list[Path]:
+    """Folders of frames, the folder itself among them, then video files."""
+    folders = [folder, *sorted(each for each in folder.rglob("*") if each.is_dir())]
+    of_frames = [each for each in folders if any(map(is_picture, each.iterdir()))]
+    return of_frames + sorted(each for each in folder.rglob("*") if is_video(each) and each.is_file())
+
+
+def on_clips(model: nn.Module, about: Backbone, card: dict[str, Any]) -> nn.Module:
+    """The classifier of a run on clips before its adapter is loaded."""
+    return as_video(model, card["clips"]["frames"], about.input_size, card["video"])
