@@ -10,9 +10,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from benchmarks.diffusion_step import _ATTENTION
 from peft_core import adapt
 
+_ATTENTION = r"to_q|to_k|to_v|to_out\.0"
 TARGETS = {
     "attention": ("attn", "cross_attn"),
     "attention + feed-forward": ("attn", "cross_attn", "mlp"),

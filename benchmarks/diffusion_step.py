@@ -19,7 +19,6 @@ from benchmarks.variants import interleaved, machine, ratios
 from diffusion_peft.training.noise import denoising_loss
 from peft_core.counting import kept_bytes
 
-_ATTENTION = r"to_q|to_k|to_v|to_out\.0"
 MODULES = {
     "attention": ["Attention"],
     "attention + feed-forward": ["Attention", "FeedForward"],

@@ -65,7 +65,7 @@ class Clip:
         return TextPass(self.model, prompts, self.memory)
 
     def text_passes(self, names: Sequence[str], template: str | Sequence[str]) -> list[TextPass]:
-        """One a template (see clip_peft.templates)."""
+        """One a template (see clip_peft.text.templates)."""
         return [self.text_pass(self.prompts(names, one)) for one in templates(template)]
 
     def image_features(self, images: Tensor) -> Tensor:

@@ -31,5 +31,5 @@ __all__ = [
 
 def __getattr__(name: str):
     if name == "load_run":  # needs Lightning, which importing this package must not
-        return importlib.import_module("peft_core.jobs.runs.folder").load_run
+        return importlib.import_module("peft_core.jobs.runs.load").load_run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

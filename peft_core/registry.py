@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,11 @@ def _files() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
         spec = importlib.util.find_spec(f"{package}.methods")
-        for info in pkgutil.iter_modules(spec.submodule_search_locations if spec else None):
-            found[info.name] = f"{package}.methods.{info.name}"
+        for folder in spec.submodule_search_locations or () if spec else ():
+            for file in sorted(Path(folder).rglob("*.py")):
+                if not file.stem.startswith("_"):
+                    inner = file.relative_to(folder).with_suffix("").parts
+                    found[file.stem] = ".".join((package, "methods", *inner))
     return found
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -69,8 +70,11 @@ def test_names_win_over_paths_and_mistakes_offer_the_nearest(tmp_path, monkeypat
 @pytest.mark.parametrize("program", ["vision_peft", "clip_peft", "diffusion_peft"])
 def test_listing_waits_for_no_large_library(program: str) -> None:
     large = ("timm", "torchvision", "lightning", "diffusers", "transformers", "open_clip", "matplotlib")
+    module = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"][program][
+        : -len(":main")
+    ]
     code = (
-        f"import sys; from {program}.commands import main; main(['list', 'methods']); "
+        f"import sys; from {module} import main; main(['list', 'methods']); "
         f"print([name for name in {large} if name in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -11,7 +11,7 @@ from typing import Any
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
-from peft_core.jobs.reports import page as report
+from peft_core.jobs.reports import plots
 
 ALIKE = ("data", "protocol", "evaluated_on", "backbone")
 
@@ -100,4 +100,4 @@ def table(rows: list[dict[str, Any]], one: dict[str, Any]) -> str:
 def picture(rows: list[dict[str, Any]], one: dict[str, Any]) -> bytes:
     """PNG: accuracy against inserted parameters, with the spread over seeds."""
     points = [(row["method"].split(" (")[0], row["inserted"], row["accuracy"], row["spread"] or 0.0) for row in rows]
-    return report.scatter(points, "inserted parameters", f"accuracy on {one['data']}")
+    return plots.scatter(points, "inserted parameters", f"accuracy on {one['data']}")

@@ -8,6 +8,7 @@ from peft_data import ClassificationData
 from peft_data.cache import DecodedPictures
 
 from peft_core.jobs.reports import page as report
+from peft_core.jobs.reports import plots
 from peft_core.jobs.reports.pictures import picture_section, prediction_rows
 from peft_core.jobs.reports.scores import Scores
 from peft_core.jobs.runs import outcome
@@ -25,12 +26,12 @@ def write_outcome(
     """Writes all of it and returns the results, completed."""
     results["per_class"] = dict(zip(data.class_names, scores.per_class, strict=True)) if scores else {}
     results = outcome.measured(results)
-    curves = report.curves(history)
+    curves = plots.curves(history)
     files = {"metrics.csv": report.csv_bytes(history), "curves.png": curves}
     sections = [("Result", report.table(summary_rows(results))), ("Training", report.figure(curves, "training loss"))]
     if scores and pictures:
         files["predictions.csv"] = report.csv_bytes(prediction_rows(data, scores, pictures))
-        files["confusion.png"] = confusion = report.confusion(scores.confusion, data.class_names)
+        files["confusion.png"] = confusion = plots.confusion(scores.confusion, data.class_names)
         per_class = [(name, "" if share is None else share) for name, share in results["per_class"].items()]
         sections += [
             ("Pictures, wrong ones first", picture_section(data, scores, pictures)),

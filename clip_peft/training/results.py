@@ -9,6 +9,7 @@ from peft_data.cache import DecodedPictures
 
 from clip_peft.plots import reliability_diagram
 from peft_core.jobs.reports import page as report
+from peft_core.jobs.reports import plots
 from peft_core.jobs.reports.pictures import picture_section, prediction_rows
 from peft_core.jobs.reports.scores import Scores
 from peft_core.jobs.runs import outcome
@@ -28,11 +29,11 @@ def write_outcome(
     files: dict[str, bytes] = {}
     sections = [("Result", report.table(summary_rows(results)))]
     if history:
-        files = {"metrics.csv": report.csv_bytes(history), "curves.png": report.curves(history)}
+        files = {"metrics.csv": report.csv_bytes(history), "curves.png": plots.curves(history)}
         sections.append(("Training", report.figure(files["curves.png"], "training loss")))
     if scores and pictures:
         files["predictions.csv"] = report.csv_bytes(prediction_rows(data, scores, pictures))
-        files["confusion.png"] = report.confusion(scores.confusion, data.class_names)
+        files["confusion.png"] = plots.confusion(scores.confusion, data.class_names)
         diagram = reliability_diagram({results["method"]["name"]: results["bins"]})
         per_class = [(name, "" if share is None else share) for name, share in results["per_class"].items()]
         sections += [

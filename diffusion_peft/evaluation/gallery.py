@@ -14,6 +14,7 @@ from PIL import Image
 from diffusion_peft.drawing.draw import grid, png_of
 from diffusion_peft.evaluation.subjects import Subject, real_pictures
 from peft_core.jobs.reports import page as report
+from peft_core.jobs.reports import plots
 
 LARGEST = 24
 """Runs whose pictures are shown one by one."""
@@ -97,7 +98,7 @@ def of_run(each: Shown, prompts: Sequence[str], how: Any) -> str:
 
 def loss_plot(runs: Sequence[str]) -> bytes | None:
     """PNG: the smoothed loss of every run that has a metrics.csv."""
-    figure, (axis,) = report.axes(1, 1, figsize=(7, 3.6))
+    figure, (axis,) = plots.axes(1, 1, figsize=(7, 3.6))
     drawn = 0
     for run in dict.fromkeys(runs):
         path = Path(run) / "metrics.csv"
@@ -114,7 +115,7 @@ def loss_plot(runs: Sequence[str]) -> bytes | None:
     axis.set_ylabel("training loss")
     if drawn <= 12:
         axis.legend(fontsize=7)
-    return report.png(figure) if drawn else None
+    return plots.png(figure) if drawn else None
 
 
 def small(pictures: Sequence[Image.Image]) -> list[Image.Image]:

@@ -1,7 +1,7 @@
 """Held-out conditions: does what is drawn obey them, and the caption still?
 
 As ControlNet++ (Li et al., ECCV 2024) asks: the condition is found again in the drawn picture and compared with the one
-that was given. On the drawn world by its own detector (`diffusion_peft.control.watcher`): F1 and SSIM of outlines, mean
+that was given. On the drawn world by its own detector (`diffusion_peft.evaluation.watcher`): F1 and SSIM of outlines, mean
 IoU of shapes and of things against the ground, RMSE of nearness, AP at IoU 0.5 of boxes with their shape. On other data by
 computing the condition of the drawn picture. Similarity to the condition's own picture is the cosine of image features.
 Captions by CLIP. The base without control, from the same noise, is chance; the real pictures are the ceiling. Pictures as

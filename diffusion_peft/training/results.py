@@ -12,6 +12,7 @@ from diffusion_peft.training.denoise import Denoiser
 from diffusion_peft.training.samples import Samples
 from diffusion_peft.training.tasks import Task
 from peft_core.jobs.reports import page as report
+from peft_core.jobs.reports import plots
 from peft_core.jobs.runs import outcome
 from peft_core.jobs.runs.folder import RunFolder
 
@@ -25,7 +26,7 @@ def write_outcome(
     task: Task,
 ) -> dict[str, Any]:
     """Writes all of it and returns the results, completed."""
-    curves = report.curves(denoiser.history)
+    curves = plots.curves(denoiser.history)
     files = {"metrics.csv": report.csv_bytes(denoiser.history), "curves.png": curves}
     sections = [("Pictures it was taught with", report.picture_grid([(picture, "", False) for picture in shown]))]
     if samples.count:

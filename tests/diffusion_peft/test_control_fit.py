@@ -13,8 +13,8 @@ from PIL import Image
 
 import peft_core
 from diffusion_peft.base.loading import quiet_loading
-from diffusion_peft.commands import main
 from diffusion_peft.commands.fit import fit
+from diffusion_peft.commands.main import main
 from diffusion_peft.drawing.draw import Drawing
 from diffusion_peft.use.run import combine
 from peft_core.errors import PeftError

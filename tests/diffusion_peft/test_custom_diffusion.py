@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import peft_core
-from diffusion_peft.commands import main
 from diffusion_peft.commands.fit import fit
+from diffusion_peft.commands.main import main
 from diffusion_peft.personalize.concepts import compress, join
 from peft_core.errors import PeftError
 from tests.diffusion_peft.conftest import SHORT, draw_pictures

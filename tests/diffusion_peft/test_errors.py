@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_peft.commands import main
+from diffusion_peft.commands.main import main
 from diffusion_peft.use.run import combine
 from peft_core.errors import PeftError
 from tests.diffusion_peft.conftest import draw_pictures

@@ -8,9 +8,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from diffusion_peft import protocols
-from diffusion_peft.commands import main
 from diffusion_peft.commands.evaluate import evaluate
 from diffusion_peft.commands.fit import fit
+from diffusion_peft.commands.main import main
 from peft_core.errors import PeftError
 from tests.diffusion_peft.conftest import SHORT
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusion_peft.commands import main
 from diffusion_peft.commands.fit import fit
+from diffusion_peft.commands.main import main
 from diffusion_peft.commands.sample import sample
 from diffusion_peft.training.job import load_base
 from peft_core.errors import PeftError

@@ -10,8 +10,8 @@ from peft_data.batches import generator_of
 from safetensors.torch import load_file
 
 import peft_core
-from diffusion_peft.commands import main
 from diffusion_peft.commands.fit import fit
+from diffusion_peft.commands.main import main
 from diffusion_peft.drawing.draw import Drawing
 from diffusion_peft.personalize.slider import Slider, ddim_step
 from diffusion_peft.training.noise import alphas_of

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_peft.commands import main
 from diffusion_peft.commands import sweep as module
+from diffusion_peft.commands.main import main
 from diffusion_peft.commands.sweep import PLANNED, label_of, trainings
 from diffusion_peft.commands.sweep_worker import carry_out
 from peft_core.config_files import list_configs

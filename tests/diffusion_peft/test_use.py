@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 import peft_core
 from diffusion_peft.base.loading import quiet_loading
-from diffusion_peft.commands import main
 from diffusion_peft.commands.fit import fit
+from diffusion_peft.commands.main import main
 from diffusion_peft.drawing.draw import Drawing
 from diffusion_peft.use.run import Run, combine
 from tests.diffusion_peft.conftest import SHORT

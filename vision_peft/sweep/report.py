@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peft_core.jobs.reports import page as report
+from peft_core.jobs.reports import plots
 from vision_peft.sweep.plan import Plan
 from vision_peft.sweep.table import Row, group_of, mean_ranks
 
@@ -105,7 +106,7 @@ def page(
     finished = [row for row in rows if row.of_tasks is not None]
     if finished:
         points = [(row.method, float(row.inserted), row.of_tasks or 0.0, row.spread or 0.0) for row in finished]
-        picture = report.scatter(points, "inserted parameters (head apart)", f"accuracy, mean of {len(plan.tasks)}, %")
+        picture = plots.scatter(points, "inserted parameters (head apart)", f"accuracy, mean of {len(plan.tasks)}, %")
         note = "<p>Bars: standard deviation over seeds, where there are several.</p>"
         sections.append(("Accuracy against parameters", report.figure(picture, "accuracy against parameters") + note))
     if ranks := mean_ranks(records, plan.tasks):
@@ -141,12 +142,12 @@ def _html(cells: Cells, words: int) -> str:
 
 def rank_plot(ranks: Sequence[tuple[str, float, float, float]]) -> bytes:
     """PNG: a method a line, best on top, its mean rank and the interval around it."""
-    figure, (axis,) = report.axes(1, 1, figsize=(7, 1.2 + 0.3 * len(ranks)))
+    figure, (axis,) = plots.axes(1, 1, figsize=(7, 1.2 + 0.3 * len(ranks)))
     places = range(len(ranks))
-    axis.hlines(places, [low for _, _, low, _ in ranks], [high for *_, high in ranks], color=report.INK, lw=1.2)
-    axis.plot([centre for _, centre, _, _ in ranks], places, "o", color=report.ACCENT)
+    axis.hlines(places, [low for _, _, low, _ in ranks], [high for *_, high in ranks], color=plots.INK, lw=1.2)
+    axis.plot([centre for _, centre, _, _ in ranks], places, "o", color=plots.ACCENT)
     axis.set_yticks(places, [name for name, *_ in ranks])
     axis.invert_yaxis()
     axis.set_xlabel("mean rank (1 is best)")
     axis.grid(axis="x", color="#e3e6ea")
-    return report.png(figure)
+    return plots.png(figure)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vision_peft.video import joint  # noqa: F401  (registers VideoMAE's architectures with timm)
-
 
 @dataclass(frozen=True)
 class Backbone:

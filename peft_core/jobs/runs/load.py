@@ -15,6 +15,9 @@ from peft_core.jobs.runs.process import is_first_process, tell
 from peft_core.jobs.runs.folder import read_run_config
 
 
+_RUNS = {"vision_peft": "vision_peft.run", "clip_peft": "clip_peft.run", "diffusion_peft": "diffusion_peft.use.run"}
+
+
 def load_run(path: str | os.PathLike) -> Any:
     """A trained run, ready for use: `.model`, `.transform`, `.class_names`, `.predict(images)`.
 
@@ -22,6 +25,6 @@ def load_run(path: str | os.PathLike) -> Any:
         PeftError: no run folder, or a run whose adapter was not written yet.
     """
     program = str(read_run_config(path)["command"]).split()[0]
-    if program not in ("vision_peft", "clip_peft", "diffusion_peft"):
+    if program not in _RUNS:
         raise PeftError(f"{path} was made by {program}, which this suite does not know.")
-    return importlib.import_module(f"{program}.run").open_run(Path(path).expanduser())
+    return importlib.import_module(_RUNS[program]).open_run(Path(path).expanduser())

@@ -1,38 +1,23 @@
 """A finished run of a classifier: what it predicts, and how predictions are printed."""
 
 from __future__ import annotations
-from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import csv
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
 import torch
 from peft_data.augment import normalise
 from peft_data.pictures import UNREADABLE, Fit, is_picture, read_picture
 from PIL import Image
 from torch import Tensor, nn
-from peft_core import PeftError, load_adapter
-from peft_core.adapter_file import read_card
-from peft_core.jobs.runs.folder import read_run_config
-from __future__ import annotations
-import contextlib
-import csv
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
-import torch
-from peft_data.augment import normalise
-from peft_data.video.batches import batches_of
-from safetensors.torch import save
-from torch import Tensor, nn
-from peft_core import NotMergeable, PeftError, load_run, merge
-from peft_core.jobs.cli.command import command
-from peft_core.files import write_files
-from peft_core.jobs.data import Data
-from peft_core.jobs.runs.onnx_file import needs_onnx, write_onnx
-from peft_core.jobs.runs.use import Run
-from peft_core.jobs.reports.scores import Scores
 
+from peft_core.adapter_file import read_card
+from peft_core.errors import PeftError
+from peft_core.jobs.runs.folder import read_run_config
 
 
 class Prediction(NamedTuple):
