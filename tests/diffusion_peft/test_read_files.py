@@ -4,22 +4,29 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 
 from diffusion_peft.formats import import_adapter
-from peft_core import PeftError, adapt, set_scale
+from peft_core import PeftError, adapt, merge, set_scale
 from tests.diffusion_peft.files import TEXT, adapted, differs, export, lora, same, short
 from tests.diffusion_peft.pipelines import picture, stable_diffusion, texts, train
 
 
 def peft_pipeline(base: str, **settings: Any) -> Any:
-    """A stock pipeline trained by PEFT, alpha ≠ rank."""
+    """A stock pipeline trained by PEFT, alpha ≠ rank.
+
+    PEFT itself puts the adapters in: transformers' `add_adapter`, which does the same, refuses PEFT releases older than it
+    knows, at times all that there are.
+    """
     pipeline = stable_diffusion(base)
     config = LoraConfig(r=3, lora_alpha=7, target_modules=["to_q", "to_k", "to_out.0", "ff.net.2"], **settings)
-    pipeline.unet.add_adapter(config)
-    pipeline.text_encoder.add_adapter(LoraConfig(r=2, lora_alpha=5, target_modules=["q_proj", "out_proj", "fc1"]))
+    inject_adapter_in_model(config, pipeline.unet)
+    of_text = LoraConfig(r=2, lora_alpha=5, target_modules=["q_proj", "out_proj", "fc1"])
+    inject_adapter_in_model(of_text, pipeline.text_encoder)
     for model in (pipeline.unet, pipeline.text_encoder):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
         train(model)
     return pipeline
 
@@ -92,6 +99,20 @@ def test_files_of_lycoris_draw_the_same_picture(tmp_path):
         result = import_adapter(fresh.unet, None, tmp_path / "l.safetensors", strict=False)
         assert all("norm" in key for key in result.unmatched), result.unmatched
         same(picture(fresh), expected)
+
+
+@pytest.mark.parametrize("alpha, scale", [(None, 1.0), (0.0, 1.0), (5.0, 5.0 / 2)])
+def test_alpha_of_a_kohya_file(alpha, scale, tmp_path):
+    """W' = W + (alpha / rank) up down; an alpha of 0, which LyCORIS and sd-scripts read as none at all, is the rank."""
+    path = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    fresh = stable_diffusion("sd15").unet
+    stock = fresh.get_submodule(path).weight.detach().clone()
+    down, up = torch.randn(2, stock.shape[1]), torch.randn(stock.shape[0], 2)
+    name = f"lora_unet_{path.replace('.', '_')}"
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    save_file(tensors | ({} if alpha is None else {f"{name}.alpha": torch.tensor(alpha)}), tmp_path / "a.safetensors")
+    import_adapter(fresh, None, tmp_path / "a.safetensors")
+    torch.testing.assert_close(merge(fresh).get_submodule(path).weight, stock + scale * up @ down)
 
 
 def refused(message: str):
