@@ -3,9 +3,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from peft_core.grafts.graft import Delta
+from peft_core.method import Plan
 from peft_core.parts.factors import add_scaled, is_spatial, new_parameter, rows_of, tucker
 from peft_core.parts.ranked import Ranked
-from peft_core.plan import Plan
 
 
 class Hadamard(Delta):

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Delta
+from peft_core.method import Plan
 from peft_core.parts.factors import add_scaled, is_spatial, new_parameter, rows_of, split_dimension, tucker
 from peft_core.parts.ranked import Ranked
-from peft_core.plan import Plan
 
 Split = tuple[tuple[int, int], tuple[int, int]]
 """out = l·k and in = m·n, as ((l, k), (m, n))."""
