@@ -27,8 +27,8 @@ class NOAH(Method):
     Zhang, Zhou, Liu, "Neural Prompt Search", TPAMI 2024. In block i: p_i prompts, x = [cls, P_i, patches];
     x ← x + attn(norm1 x) with B_i A_i of rank r_i on the fused qkv; x ← x + m + Up(g(Down m)), g(z) = z σ(1.702 z), with h_i
     hidden units, m what the MLP adds to the stream, behind drop path. Prompts start at ±√(6 / (D (p + 1))) for the largest p of
-    all blocks (Xavier over 1 p D). The 19 published subnets are presets (`noah/cifar100` … `noah/smallnorb_ele`: 360,134 parameters on
-    average on ViT-B/16); `vision_peft noah` searches. Drop path and dropout of the frozen model stay on, as in the paper.
+    all blocks (Xavier over 1 p D). The 19 published subnets are presets (`noah/cifar100` … `noah/smallnorb_ele`: 360,134
+    parameters on average on ViT-B/16); `vision_peft noah` searches. Drop path and dropout of the frozen model stay on, as there.
 
     docs/noah.md lists what differs from ZhangYuanhan-AI/NOAH.
 

@@ -23,7 +23,7 @@ class STAdapter(Method):
     T H W, there is no activation, and the class token passes by. Convolution and biases start at zero: identity at
     step 0. Width 384 at D = 768: linziyi96/st-adapter. ViT-B/16: 7,110,144 parameters before the MLP (K400's 12 × 384),
     14,220,288 at both positions (SSv2's 24 × 384). In a classifier of clips the mean over frames stands before the last norm,
-    head(norm(Σₜ xₜ / T)), so there step 0 is the frozen model with its mean so placed; the frozen model itself averages behind it.
+    head(norm(Σₜ xₜ / T)), so there step 0 is the frozen model with its mean so placed; by itself it averages behind.
 
     Args:
         width: one width h, or one a block where 0 means absent; half the stream's width D where None.
