@@ -25,8 +25,7 @@ from peft_core.attach import (
 from peft_core.errors import NotMergeable, PeftError
 from peft_core.grafts.graft import Delta
 from peft_core.grafts.weight_changes import changed_bias, changed_weight
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 from peft_core.registry import make_method
 
 

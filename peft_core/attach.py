@@ -14,8 +14,7 @@ from peft_core.grafts.calls import Call, calling
 from peft_core.grafts.graft import Delta, Graft, after, before
 from peft_core.grafts.weight_changes import restore_class, swap_class
 from peft_core.kernels import rebuild
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 
 
 @dataclass

@@ -5,8 +5,7 @@ from functools import cache
 from typing import Any, ClassVar, get_type_hints
 
 from peft_core.errors import PeftError
-from peft_core.method import Method
-from peft_core.plan import Plan, Width
+from peft_core.method import Method, Plan, Width
 from peft_core.registry import make_method
 
 PAPER: dict[str, dict[str, Any]] = {

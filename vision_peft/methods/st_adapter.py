@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from peft_core.errors import PeftError
 from peft_core.grafts.branch import Branch
 from peft_core.grafts.graft import Graft, match
-from peft_core.method import Method
+from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import linear
-from peft_core.plan import Plan
 from vision_peft.video.over_time import DepthwiseOverTime, add_weighed, check_frames, clips_of, share_of_stream
 
 

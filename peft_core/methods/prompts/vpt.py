@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from peft_core.errors import PeftError
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
