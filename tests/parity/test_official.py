@@ -3,12 +3,12 @@
 Each golden file's metadata names repository, commit and file. What of them was mapped onto timm's names:
 ZhangYuanhan-AI/NOAH e9c55f3: LoRA on the fused qkv, adapter, prompts, the supernet's step; drop path and dropout on;
 JamesQFreeman/LoRA-ViT 45be249: `_LoRA_qkv_timm` on a ViT with layer scale;
-visinf/adapter_plus 191c4ab: post with channel scale, houlsby, intermediate (`pfeiffer` here), parallel, all with layer scale and drop path;
-ShoufaChen/AdaptFormer 6967d67: unfused q, k, v, mean pooling, a learnt scale; the video model with main_video.py's head and fc_norm;
+visinf/adapter_plus 191c4ab: post with channel scale, houlsby, intermediate (`pfeiffer` here), parallel; layer scale, drop path;
+ShoufaChen/AdaptFormer 6967d67: unfused q, k, v, mean pooling, learnt scale; the video model, its BatchNorm head and fc_norm;
 dongzelian/SSF e94e0e7: layer scale and drop path;
 KMnP/vpt 4410440: shallow, deep, MAE's two ways to pool, `tinytl-bias`;
-linziyi96/st-adapter b914b38, taoyang1122/adapt-image-models b3580d2: CLIP's ViT with QuickGELU and a norm before the blocks, frames folded
-into the batch, heads with dropout.
+linziyi96/st-adapter b914b38, taoyang1122/adapt-image-models b3580d2: CLIP's ViT (QuickGELU, a norm before the
+blocks), frames folded into the batch, heads with dropout.
 """
 
 import re
