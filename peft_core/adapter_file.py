@@ -18,6 +18,7 @@ from peft_core.adaptation import adapt, take_out
 from peft_core.attach import Record, inserted_by, is_inserted, pick, record_of
 from peft_core.errors import PeftError
 from peft_core.files import write_files
+from peft_core.grafts.graft import Graft
 from peft_core.method import Method
 from peft_core.registry import make_method
 
@@ -194,6 +195,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
         for entry in card["adaptations"]:
             method = make_method(entry["method"], **entry["settings"])
             adapt(model, method, name=prefix + entry["name"], train_head=card["train_head"])
+        weights = _moved(model, weights)
         others = {key for key in adapter_state(model) if is_inserted(key) and inserted_by(key) in before}
         check_tensors({k: v for k, v in adapter_state(model).items() if k not in others}, weights, Path(folder))
         if not force:
@@ -215,6 +217,17 @@ def _prefixed(key: str, prefix: str) -> str:
     parts = key.split(".")
     parts[parts.index("peft") + 1] = prefix + inserted_by(key)
     return ".".join(parts)
+
+
+def _moved(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an older file under the places where their grafts stand now (`Graft.formerly`)."""
+    places = {}
+    for path, module in model.named_modules():
+        if isinstance(module, Graft) and module.formerly is not None:
+            places[f"{module.formerly}.peft.{path.partition('.peft.')[2]}."] = path + "."
+    for old, new in places.items():
+        weights = {new + key.removeprefix(old) if key.startswith(old) else key: w for key, w in weights.items()}
+    return weights
 
 
 def check_tensors(tensors: dict[str, Tensor], weights: dict[str, Tensor], folder: Path) -> None:

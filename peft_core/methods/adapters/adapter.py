@@ -8,8 +8,9 @@ from peft_core.parts.bottleneck import Bottleneck
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter(Method):
-    """Bottleneck adapters: y ← y + s·Up(act(Down y)) inside the residual branch, or beside it.
+    """Bottleneck adapters: y ← y + s·Up(act(Down y)) for what a residual step adds, or beside the step.
 
+    In series they stand behind layer scale and drop path, where visinf/adapter_plus has them ("Adapters Strike Back").
     `houlsby`: after attention and after the MLP (Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019).
     `pfeiffer`: after the MLP (Pfeiffer et al., "AdapterFusion", EACL 2021).
     `parallel`: beside the MLP, x ← x + MLP(norm2(x)) + s·Up(act(Down x)) (He et al., "Towards a Unified View of
@@ -38,4 +39,4 @@ class Adapter(Method):
             if self.position == "parallel":
                 plan.add_branch(sublayer, change)
             else:
-                plan.add_to_output(sublayer.body, change)
+                plan.add_serial(sublayer, change)

@@ -46,9 +46,8 @@ class VPT(Method):
                 self._add(plan, tower, here[0][0], here[-1][0], here[0][1])
 
     def _add(self, plan: Plan, tower: str | None, first: str, last: str, count: int) -> None:
-        layout = plan.token_layout(tower)
-        sublayer = next(s for s in plan.anatomy.sublayers if s.tower == tower)
-        dim = plan.stream_width(sublayer)
-        bound = math.sqrt(6 / (layout.fan_in + dim))
+        stream = plan.token_stream(tower)
+        dim = stream.width
+        bound = math.sqrt(6 / (3 * stream.patch**2 + dim))
         tokens = nn.Parameter(torch.empty(count, dim, **plan.options_at(first)).uniform_(-bound, bound))
-        plan.add_tokens(first, last, tokens, layout, self.dropout)
+        plan.add_tokens(first, last, tokens, stream, self.dropout)
