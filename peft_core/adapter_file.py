@@ -18,11 +18,11 @@ from peft_core.adaptation import adapt, take_out
 from peft_core.attach import Record, inserted_by, is_inserted, pick, record_of
 from peft_core.errors import PeftError
 from peft_core.files import write_files
-from peft_core.grafts.graft import Graft
+from peft_core.former import tensors_of
 from peft_core.method import Method
 from peft_core.registry import make_method
 
-WEIGHTS, CARD, FORMAT = "adapter.safetensors", "adapter.json", 1
+WEIGHTS, CARD, FORMAT = "adapter.safetensors", "adapter.json", 2
 _BUCKETS, _TOLERANCE = 8, 0.02
 _LIBRARIES = ("torch", "timm", "open_clip_torch", "diffusers", "transformers", "safetensors")
 
@@ -193,11 +193,13 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
     weights = {_prefixed(key, prefix): value for key, value in weights.items()}
     try:
         for entry in card["adaptations"]:
-            method = make_method(entry["method"], **entry["settings"])
+            settings = type(make_method(entry["method"])).of_card(entry["settings"], card.get("format", 1))
+            method = make_method(entry["method"], **settings)
             adapt(model, method, name=prefix + entry["name"], train_head=card["train_head"])
-        weights = _moved(model, weights)
         others = {key for key in adapter_state(model) if is_inserted(key) and inserted_by(key) in before}
-        check_tensors({k: v for k, v in adapter_state(model).items() if k not in others}, weights, Path(folder))
+        expected = {key: value for key, value in adapter_state(model).items() if key not in others}
+        weights = tensors_of(weights, expected, model)
+        check_tensors(expected, weights, Path(folder))
         if not force:
             check_backbone(model, card["backbone"], Path(folder))
     except PeftError:
@@ -217,17 +219,6 @@ def _prefixed(key: str, prefix: str) -> str:
     parts = key.split(".")
     parts[parts.index("peft") + 1] = prefix + inserted_by(key)
     return ".".join(parts)
-
-
-def _moved(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of an older file under the places where their grafts stand now (`Graft.formerly`)."""
-    places = {}
-    for path, module in model.named_modules():
-        if isinstance(module, Graft) and module.formerly is not None:
-            places[f"{module.formerly}.peft.{path.partition('.peft.')[2]}."] = path + "."
-    for old, new in places.items():
-        weights = {new + key.removeprefix(old) if key.startswith(old) else key: w for key, w in weights.items()}
-    return weights
 
 
 def check_tensors(tensors: dict[str, Tensor], weights: dict[str, Tensor], folder: Path) -> None:

@@ -53,6 +53,11 @@ class Method:
     def name(self) -> str:
         return type(self).__module__.rpartition(".")[2]
 
+    @classmethod
+    def of_card(cls, settings: dict[str, Any], format: int) -> dict[str, Any]:
+        """Settings as a card of an older format means them, so that an adapter does what it did when it was saved."""
+        return settings
+
     def install(self, plan: "Plan") -> None:
         raise NotImplementedError(f"{type(self).__name__} must define install(plan)")
 
@@ -264,10 +269,9 @@ class Plan:
         branch.output = output
         self.grafts.append((module, "output", branch))
 
-    def add_serial(self, sublayer: SubLayer, change: nn.Module) -> None:
+    def add_behind(self, sublayer: SubLayer, change: nn.Module) -> None:
         """x ← x + y + change(y), where y is what the residual step adds: behind layer scale, gate and drop path."""
         self.add_to_output(self._gate(sublayer), change, sublayer.output)
-        self.grafts[-1][2].formerly = sublayer.out
 
     def add_branch(self, sublayer: SubLayer, change: nn.Module | Branch, read: str | None = None) -> None:
         """x ← x + y + change(x), where y is what the residual step adds; with `read`, a module's path, change reads what
@@ -290,12 +294,17 @@ class Plan:
         """A graft that acts on what the module receives (`before`) or gives (`after`)."""
         self.grafts.append((module, slot, graft))
 
-    def add_tokens(self, first: str, last: str, tokens: nn.Parameter, stream: Stream, dropout: float) -> None:
-        """Tokens P D stand in the sequence from block `first` to block `last`."""
+    def add_tokens(
+        self, first: str, last: str, tokens: nn.Parameter, stream: Stream, dropout: float, strip: bool = True
+    ) -> None:
+        """Tokens P D stand in the sequence from block `first` to block `last`; without `strip`, to the model's end."""
         insert = Insert(tokens, stream.prefix, dropout, carried=first != last)
-        strip = Strip(tokens.shape[0], stream.prefix)
-        insert.arg, strip.output = stream.arg, stream.output
-        self.grafts += [(first, "tokens", insert), (last, "strip", strip)]
+        insert.arg = stream.arg
+        self.grafts.append((first, "tokens", insert))
+        if strip:
+            out = Strip(tokens.shape[0], stream.prefix)
+            out.output = stream.output
+            self.grafts.append((last, "strip", out))
 
     def train(self, module: str, *names: str) -> None:
         """Train these stock parameters of a module."""

@@ -57,6 +57,8 @@ class Stream:
     causal: bool = False
     rotary: bool = False
     """Its attention turns the tokens behind the prefix by their positions."""
+    averaged: bool = False
+    """The output is a mean over the tokens behind the prefix."""
     arg: int | str = 0
     output: int = 0
     """Which argument of a block it is, and which of the block's outputs, where it gives several."""

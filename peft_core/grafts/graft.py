@@ -20,8 +20,6 @@ class Graft(nn.Module):
     order: ClassVar[int] = 0
     enabled: bool
     factor: float
-    formerly: str | None = None
-    """Where older adapter files have it, if elsewhere."""
 
     def __init__(self) -> None:
         super().__init__()

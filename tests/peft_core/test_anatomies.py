@@ -72,8 +72,8 @@ def test_blocks_with_norms_behind_keep_their_own_structure(name: str):
         adapt(timm_model(name, depth=1), "aim")
 
 
-def test_serial_adapters_stand_behind_layer_scale(tmp_path):
-    """x ← x + γ F(x) + s·Up(act(Down(γ F(x)))): γ does not shrink what the adapter adds; older files still open."""
+def test_serial_adapters_stand_behind_layer_scale():
+    """x ← x + γ F(x) + s·Up(act(Down(γ F(x)))): γ does not shrink what the adapter adds."""
     model = moved(
         adapt(timm_model("vit_tiny_patch16_224", init_values=0.01), "adapter", bottleneck=4, position="houlsby")
     )
@@ -84,17 +84,6 @@ def test_serial_adapters_stand_behind_layer_scale(tmp_path):
     x1 = x + y + block.drop_path1.peft.adapter.output.change(y)
     y = stock.ls2(stock.mlp(stock.norm2(x1)))
     torch.testing.assert_close(block(x), x1 + y + block.drop_path2.peft.adapter.output.change(y))
-    save_adapter(model, tmp_path)
-    from safetensors.torch import load_file, save_file
-
-    old = {
-        k.replace("drop_path1", "attn").replace("drop_path2", "mlp"): v
-        for k, v in load_file(tmp_path / "adapter.safetensors").items()
-    }
-    assert any(".attn.peft" in key for key in old)
-    save_file(old, tmp_path / "adapter.safetensors")
-    again = load_adapter(timm_model("vit_tiny_patch16_224", init_values=0.01).eval(), tmp_path)
-    assert torch.equal(again(PICTURES), model(PICTURES))
 
 
 @pytest.mark.parametrize("method", ["bitfit", "full", "layer_norm", "diff_fit"])
