@@ -184,7 +184,7 @@ AUGMENTATIONS: dict[str, Augment] = {
     "flip": Augment("mirrored", change=flip),
     "crop": Augment("a part of 8 to 100 % of the area", parts=random_part),
     "crop_flip": Augment("a part of 8 to 100 % of the area, mirrored", parts=random_part, mirror=True),
-    "half_crop_flip": Augment("a part of 50 to 100 %, mirrored: Tip-Adapter's views", parts=_HALF, mirror=True),
+    "crop_half_flip": Augment("a part of 50 to 100 %, mirrored: Tip-Adapter's views", parts=_HALF, mirror=True),
     "multi_scale": Augment("TSN's parts: AdaptFormer on clips", parts=multi_scale_part),
     "multi_scale_flip": Augment("TSN's parts, mirrored", parts=multi_scale_part, mirror=True),
     "jitter": Augment("squares of 87 to 100 % of the side: ST-Adapter on Kinetics", parts=jitter_part),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,9 @@ import torch
 from PIL import Image
 
 from peft_data import cache_file
+from peft_data.augment import augmentation
 from peft_data.base import Pictures
+from peft_data.chance import generator_of
 from peft_data.errors import DataError, listing
 from peft_data.pictures import UNREADABLE, Fit, read_picture
 
@@ -46,9 +49,29 @@ class DecodedPictures:
         """The augmentation that is left to be done to batches of these pictures: all of it."""
         return augment
 
+    def whole(self, rows: Sequence[int]) -> torch.Tensor:
+        """Pictures as the model is tested on them, uint8 `B 3 H W`."""
+        return self.images[list(rows)]
+
+    def augmented(self, rows: Sequence[int], augment: str, *numbers: int) -> torch.Tensor:
+        """Pictures after an augmentation, uint8 `B 3 H W`, drawn from (numbers, first row)."""
+        return augmentation(augment)(self.whole(rows), generator_of(*numbers, rows[0]))
+
+    def digest(self) -> str:
+        """A hash of the pictures' bytes."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        for start in range(0, len(self.images), 256):
+            digest.update(self.images[start : start + 256].cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
     def preview(self, row: int) -> Image.Image:
         """A picture as the model sees it, to be looked at."""
         return Image.fromarray(self.images[row].permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def decoded(images: torch.Tensor) -> DecodedPictures:
+    """Pictures that have no labels and no names, uint8 `N 3 H W`."""
+    return DecodedPictures(images, torch.zeros(len(images), dtype=torch.int64), ())
 
 
 def decode(

@@ -56,6 +56,15 @@ def cache_key(pictures: Pictures, fit: Fit | str) -> str | None:
     return digest.hexdigest()[:32]
 
 
+def fingerprint(pictures: Pictures) -> str | None:
+    """A name for what a split holds, labels included; None where it cannot be known."""
+    if isinstance(pictures.items, torch.Tensor):
+        key = hashlib.sha256(pictures.items.cpu().contiguous().numpy().data).hexdigest()
+    else:
+        key = cache_key(pictures, "")
+    return key and hashlib.sha256(key.encode() + pictures.labels.numpy().tobytes()).hexdigest()[:32]
+
+
 def read(path: Path) -> tuple[torch.Tensor, dict[str, Any]] | None:
     """The bytes, uint8 `M`, mapped from the file, and the notes; None where there is no whole file."""
     try:

@@ -21,10 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from peft_data import cache_file
-from peft_data.augment import Augment, augment_of, changed
+from peft_data.augment import Augment, augment_of, augmentation, changed
 from peft_data.base import Pictures
-from peft_data.batches import generator_of
 from peft_data.cache import DecodedPictures, Progress, check_decoding, decode, each_decoded, good_rows, pool
+from peft_data.chance import generator_of
 from peft_data.crops import cut
 from peft_data.pictures import UNREADABLE, Fit, own_size, read_picture
 
@@ -86,10 +86,25 @@ class FramedPictures:
         least = (round(height * share), round(width * share)) if share < 1 else None
         return np.array(read_picture(self.items[row], least))
 
-    def batch(self, rows: Sequence[int], *numbers: int) -> Tensor:
-        """Parts of the pictures `rows`, uint8 `B 3 H W`, each drawn from (numbers, row)."""
+    def whole(self, rows: Sequence[int]) -> Tensor:
+        """Pictures as the model is tested on them, uint8 `B 3 H W`."""
+
+        def one(row: int) -> np.ndarray:
+            kept = self.kept is not None and self.kept[row].shape[:2] == self.own[row]
+            return self.fit.picture(Image.fromarray(self.kept[row]) if kept else read_picture(self.items[row]))
+
         with pool(self.workers) as threads:
-            return torch.stack(list(threads.map(lambda row: self.cut(row, generator_of(*numbers, row)), rows)))
+            return torch.from_numpy(np.stack(list(threads.map(one, rows))))
+
+    def preview(self, row: int) -> Image.Image:
+        """A picture as the model is tested on it, to be looked at."""
+        return Image.fromarray(self.whole([row])[0].permute(1, 2, 0).contiguous().numpy())
+
+    def augmented(self, rows: Sequence[int], augment: str, *numbers: int) -> Tensor:
+        """Parts of the pictures `rows` after the whole augmentation, uint8 `B 3 H W`: each part is drawn from (numbers, row)."""
+        with pool(self.workers) as threads:
+            parts = torch.stack(list(threads.map(lambda row: self.cut(row, generator_of(*numbers, row)), rows)))
+        return augmentation(self.augment.then)(parts, generator_of(*numbers, rows[0]))
 
     def digest(self) -> str:
         """A hash that changes with the pictures and the model's size; empty where it cannot be known what they are."""

@@ -58,7 +58,8 @@ def _brighter_below(add: int, threshold: int = 128) -> Change:
 
 
 def _posterised(bits: int) -> Change:
-    return lambda image: image if bits >= 8 else ImageOps.posterize(image, bits)
+    mask = 256 - (1 << (8 - bits))  # Pillow's own refuses 0 bits, which a level of 10 gives
+    return lambda image: image.point([value & mask for value in range(256)] * 3)
 
 
 def _enhanced(kind: Callable, factor: float) -> Change:
