@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import warnings
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from diffusion_peft.files.layers import Layer
 from diffusion_peft.files.sgm import stock_names
 from peft_core.errors import PeftError
+from peft_core.files import parse_json, read_json
+from peft_core.jobs.hub.reach import PICKLES
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _USUAL = ("pytorch_lora_weights", "adapter_model", "lora")
 _WHOLE = ("alpha", "on_input", "position_ids")
 """Ends of keys whose tensors may hold whole numbers."""
@@ -179,19 +179,12 @@ def open_source(content: Content, models: dict[str, nn.Module]) -> Source:
     """
     config, beside = {}, content.file.parent / "adapter_config.json"
     if content.file.stem == "adapter_model" and beside.is_file():
-        config = _json(beside.read_text(encoding="utf-8-sig"), beside)
+        config = read_json(beside, "get it again")
     names = stock_names(models["unet"]) if "unet" in models else {}
     return Source(content.file, content.tensors, content.header, config, models, names)
-
-
-def _json(text: str, where: Path) -> dict[str, Any]:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise PeftError(f"{where} is damaged ({error}): get it again.") from error
 
 
 def adapter_metadata(source: Source) -> dict[str, Any]:
     """What diffusers writes in the header of its LoRA files: `unet.r`, `unet.lora_alpha` …; {} where it is missing."""
     text = source.header.get("lora_adapter_metadata")
-    return {} if text is None else _json(text, source.file)
+    return {} if text is None else parse_json(text, f"the header of {source.file}", "get it again")

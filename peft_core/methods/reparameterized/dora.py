@@ -1,8 +1,8 @@
 from dataclasses import dataclass
 
+from peft_core.method import Plan
 from peft_core.parts.decomposed import Decomposed
 from peft_core.parts.ranked import Ranked
-from peft_core.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,6 @@ class DoRA(Ranked):
     """
 
     def install(self, plan: Plan) -> None:
-        for place, rank in plan.places(self.targets, self.rank):
+        for place, rank in plan.places(self.targets, self.rank, Decomposed):
             change = Decomposed(plan.stock(place), place.rows, rank, self.scale(rank), plan.current(place))
             plan.change_weight(place, change)

@@ -1,8 +1,8 @@
 from dataclasses import dataclass
 
+from peft_core.method import Plan
 from peft_core.parts.hadamard import Hadamard
 from peft_core.parts.ranked import Ranked
-from peft_core.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,5 +24,5 @@ class LoHa(Ranked):
     tucker: bool = False
 
     def install(self, plan: Plan) -> None:
-        for place, rank in plan.places(self.targets, self.rank):
+        for place, rank in plan.places(self.targets, self.rank, Hadamard):
             plan.change_weight(place, Hadamard(plan.stock(place), place.rows, rank, self.scale(rank), self.tucker))

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Delta
 from peft_core.grafts.weight_changes import changed_weight
-from peft_core.method import Method
+from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter
-from peft_core.plan import Plan
 
 
 class Rotation(Delta):
@@ -19,6 +18,8 @@ class Rotation(Delta):
 
     vectors (blocks, b(b−1)/2) hold what stands above the diagonals of Q. A convolution's inputs are its in·kh·kw weights.
     """
+
+    needs_matrix = True
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, size: int, terms: int):
         super().__init__(rows)
@@ -87,7 +88,7 @@ class OFT(Method):
         wanted = self.block_size if self.block_count is None else self.block_count
         if wanted < 1 or (self.block_count is None and wanted < 2):
             raise PeftError(f"oft got blocks of {wanted}: a size of 2 or more, or 1 block or more, makes a rotation.")
-        for place, _ in plan.places(self.targets):
+        for place, _ in plan.places(self.targets, change=Rotation):
             inputs = plan.shape(place)[1]
             size = nearest_divisor(inputs, wanted)
             size = size if self.block_count is None else inputs // size

@@ -1,7 +1,6 @@
 from dataclasses import dataclass
 
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +12,6 @@ class BitFit(Method):
     """
 
     def install(self, plan: Plan) -> None:
-        for path, module in plan.stock_modules():
-            biases = [name for name, p in module._parameters.items() if p is not None and name.endswith("bias")]
-            plan.train(path, *biases)
+        for module, name in plan.stock_parameters():
+            if name.endswith("bias"):
+                plan.train(module, name)

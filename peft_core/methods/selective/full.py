@@ -1,8 +1,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,5 +15,5 @@ class Full(Method):
     keeps_originals: ClassVar[bool] = False
 
     def install(self, plan: Plan) -> None:
-        for path, module in plan.stock_modules():
-            plan.train(path, *(name for name, p in module._parameters.items() if p is not None))
+        for module, name in plan.stock_parameters():
+            plan.train(module, name)
