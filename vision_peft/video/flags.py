@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Literal
 
 from peft_core.jobs.cli.options import Choice
+from peft_core.values import Count, Rate
 
 
-def options(attention: Literal["frames", "joint"] = "frames", tubelet: int = 2, dropout: float = 0.0) -> None:
+def options(attention: Literal["frames", "joint"] = "frames", tubelet: Count = 2, dropout: Rate = 0.0) -> None:
     """How a model runs on clips.
 
     Args:
