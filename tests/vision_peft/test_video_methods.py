@@ -57,7 +57,7 @@ def test_aim_block_as_its_formula_says() -> None:
     model = moved(adapt(MODELS["vit"].model(), "aim", width=8, frames=4, per_block=4, scale=0.5))
     block, x = model.blocks[1], torch.randn(8, 17, 48)
     step = block.peft["aim"]["over_time"]
-    spatial, joint = block.attn.peft["aim"]["output"].change, block.drop_path2.peft["aim"]["mlp_branch"].change
+    spatial, joint = block.drop_path1.peft["aim"]["output"].change, block.drop_path2.peft["aim"]["mlp_branch"].change
     y = x.clone()
     for clip in range(2):
         for place in range(17):
@@ -115,7 +115,7 @@ def test_refusals(method: str) -> None:
         model(torch.randn(3, 3, 32, 32))
     with pytest.raises(NotMergeable, match=f"{method} cannot be merged: .*(one frame|attention over time)"):
         merge(model)
-    with pytest.raises(PeftError, match="cannot run this timm ViT over time: .* rotary"):
+    with pytest.raises(PeftError, match="cannot run this timm ViT over time: .*rotary"):
         adapt(MODELS["eva"].model(), method, frames=2)
     with pytest.raises(PeftError, match="frames 0: it must be 1 or more"):
         adapt(MODELS["vit"].model(), method, frames=0)
