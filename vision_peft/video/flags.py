@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Literal
 
 from peft_core.jobs.cli.options import Choice
+from peft_core.values import Count, Rate
 
 
 def options(
     attention: Literal["frames", "joint"] = "frames",
-    tubelet: int = 2,
-    dropout: float = 0.0,
+    tubelet: Count = 2,
+    dropout: Rate = 0.0,
     head: Literal["linear", "batch_norm"] = "linear",
     norm: Literal["fresh", "file"] = "fresh",
 ) -> None:
