@@ -48,6 +48,11 @@ def batches_of_logits(encoder: Encoder, pictures: Any) -> Iterator[Tensor]:
         yield whole.logits(torch.stack(part, dim=1) if views else part[0])
 
 
+def test_augment(method: Any) -> str:
+    """What the pictures to be scored are decoded for: views at test are parts of the file's own frame, too."""
+    return "crop_flip" if test_views(method) else "none"
+
+
 def test_views(method: Any) -> int:
     """Views of a picture that the method wants at test time; 0 where it takes the picture itself."""
     return getattr(method, "views", 0)

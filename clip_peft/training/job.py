@@ -22,7 +22,7 @@ from clip_peft.open_vocabulary import OpenVocabulary
 from clip_peft.text.templates import DEFAULT, TEMPLATES
 from clip_peft.training.cache_search import search
 from clip_peft.training.contrast import Contrast
-from clip_peft.training.evaluate import figures, score, test_views
+from clip_peft.training.evaluate import figures, score, test_augment
 from clip_peft.training.features import Encoder, Views, default_cache, frozen_image_tower
 from clip_peft.training.results import write_outcome
 from peft_core import count_parameters
@@ -81,7 +81,7 @@ def run(
     card |= about.card() | {"resize": fit.mode, "interpolation": fit.interpolation}
     how = {"mode": fit.mode, "crop_pct": fit.crop_pct, "interpolation": fit.interpolation}
     train = settings["data"].decode(data.train, fit.size, settings["augment"], **how)
-    tested = "crop_flip" if test_views(method) else "none"  # views at test are parts of the file's own frame, too
+    tested = test_augment(method)
     val, scored = (
         settings["data"].decode(part, fit.size, augment, **how) if len(part) else None
         for part, augment in ((data.val, "none"), (data.val if settings["eval_on"] == "val" else data.test, tested))
