@@ -29,6 +29,8 @@ class Method:
     """Whether stock weights that the method trains are remembered, for `disabled` and `remove`."""
     grafts: ClassVar[bool] = True
     """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those)."""
+    moves_statistics: ClassVar[bool] = False
+    """Whether running statistics of the stock model's norms move while it trains, and are saved."""
     silences_dropout: ClassVar[bool] = False
     """Whether dropout and drop path of the frozen model are off while it trains."""
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from peft_core.anatomies import Anatomy, Place, SubLayer, TokenLayout
 from peft_core.errors import PeftError, nearest
 from peft_core.grafts.branch import Branch
-from peft_core.grafts.graft import Delta, Graft
-from peft_core.grafts.tokens import Insert, Strip
+from peft_core.grafts.graft import Delta, Graft, grafts
+from peft_core.grafts.tokens import Tokens
+from peft_core.grafts.weight_changes import changed_weight
 from peft_core.method import Method
 
 Width = int | Sequence[int]
@@ -126,7 +127,8 @@ class Plan:
 
     def current(self, place: Place) -> Tensor:
         """The place's own rows of the weight as the adaptations already installed make it."""
-        weight = getattr(self.model.get_submodule(place.module), place.weight).detach()
+        module = self.model.get_submodule(place.module)
+        weight = changed_weight(getattr(module, place.weight).detach(), list(grafts(module, Delta))).detach()
         return weight if place.rows is None else weight[slice(*place.rows)]
 
     def shape(self, place: Place) -> tuple[int, int]:
@@ -159,6 +161,11 @@ class Plan:
     def change_weight(self, place: Place, delta: Delta) -> None:
         if not place.called and getattr(delta, "dropout", None) is not None:
             raise PeftError(f"dropout cannot act at {place.module}, whose weight is read without calling it.")
+        module = self.model.get_submodule(place.module)
+        reason = delta.accepts(module, getattr(module, place.weight, None), place.rows)
+        if reason is not None:
+            raise PeftError(f"{self.method.name} cannot change {place.module} (role {place.role}): {reason}.")
+        delta.called = place.called
         self.grafts.append((place.module, place.role, delta))
 
     def add_to_output(self, module: str, change: nn.Module) -> None:
@@ -175,10 +182,12 @@ class Plan:
         """A graft that acts on what the module receives (`before`) or gives (`after`)."""
         self.grafts.append((module, slot, graft))
 
-    def add_tokens(self, first: str, last: str, tokens: nn.Parameter, layout: TokenLayout, dropout: float) -> None:
-        """Tokens P D stand in the sequence from block `first` to block `last`."""
-        self.grafts.append((first, "tokens", Insert(tokens, layout.prefix, dropout, carried=first != last)))
-        self.grafts.append((last, "strip", Strip(tokens.shape[0], layout.prefix)))
+    def add_tokens(self, blocks: Sequence[str], tokens: nn.Parameter, layout: TokenLayout, dropout: float) -> None:
+        """Tokens P D stand in the sequence from the first of these consecutive blocks to the last."""
+        for path, following in zip(blocks, [*blocks[1:], None], strict=True):
+            comes, goes = None if path == blocks[0] else path, following
+            own = tokens if comes is None else None
+            self.grafts.append((path, "tokens", Tokens(own, len(tokens), layout.prefix, dropout, comes, goes)))
 
     def train(self, module: str, *names: str) -> None:
         """Train these stock parameters of a module."""

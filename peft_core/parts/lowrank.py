@@ -20,6 +20,7 @@ class LowRank(Delta):
     """
 
     additive = True
+    commutes = True
     rebuilds_input = True
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, scale: float, dropout: float = 0.0):

@@ -12,6 +12,8 @@ from peft_core.parts.factors import new_parameter, rows_of
 class OutputScale(Delta):
     """W' = l W and b' = l b, row by row, with l (out) starting at 1."""
 
+    least_dim = 1
+
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None):
         super().__init__(rows)
         self.scale = new_parameter(weight, rows_of(weight, rows))

@@ -42,14 +42,16 @@ class VPT(Method):
             here = [(path, count) for place, _, path, count in blocks if place == tower]
             if self.deep:
                 for path, count in here:
-                    self._add(plan, tower, path, path, count)
+                    self._add(plan, tower, [path], count)
             else:
-                self._add(plan, tower, here[0][0], here[-1][0], here[0][1])
+                paths = plan.anatomy.blocks[tower]
+                first, last = paths.index(here[0][0]), paths.index(here[-1][0])
+                self._add(plan, tower, paths[first : last + 1], here[0][1])
 
-    def _add(self, plan: Plan, tower: str | None, first: str, last: str, count: int) -> None:
+    def _add(self, plan: Plan, tower: str | None, blocks: Sequence[str], count: int) -> None:
         layout = plan.token_layout(tower)
         sublayer = next(s for s in plan.anatomy.sublayers if s.tower == tower)
         dim = plan.stream_width(sublayer)
         bound = math.sqrt(6 / (layout.fan_in + dim))
-        tokens = nn.Parameter(torch.empty(count, dim, **plan.options_at(first)).uniform_(-bound, bound))
-        plan.add_tokens(first, last, tokens, layout, self.dropout)
+        tokens = nn.Parameter(torch.empty(count, dim, **plan.options_at(blocks[0])).uniform_(-bound, bound))
+        plan.add_tokens(blocks, tokens, layout, self.dropout)

@@ -14,6 +14,7 @@ class Full(Method):
     """
 
     keeps_originals: ClassVar[bool] = False
+    moves_statistics: ClassVar[bool] = True
 
     def install(self, plan: Plan) -> None:
         for path, module in plan.stock_modules():
