@@ -14,8 +14,7 @@ from clip_peft.text.run import TextPass
 from clip_peft.text.templates import templates
 from clip_peft.text.tower import TextTower
 from peft_core.errors import PeftError
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,7 @@ from peft_core.grafts.calls import closing, opening
 from peft_core.grafts.graft import Delta, Graft
 from peft_core.grafts.head import OwnHead
 from peft_core.grafts.weight_changes import changed_bias, changed_weight, is_plain
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 from peft_core.registry import make_method
 from peft_core.stock import find_heads, freeze, head_of, settle_statistics, silence, write_trained
 

@@ -19,12 +19,13 @@ from peft_core.adaptation import adapt, take_out
 from peft_core.attach import Record, grafts_named, hook, inserted_by, is_inserted, record_of, unwrapped
 from peft_core.errors import PeftError
 from peft_core.files import write_files
+from peft_core.former import tensors_of
 from peft_core.grafts.head import OwnHead, copied_head
 from peft_core.method import Method
 from peft_core.registry import make_method
 from peft_core.stock import head_of, trained_head
 
-WEIGHTS, CARD, FORMAT = "adapter.safetensors", "adapter.json", 1
+WEIGHTS, CARD, FORMAT = "adapter.safetensors", "adapter.json", 2
 _BUCKETS, _TOLERANCE = 8, 0.02
 _LIBRARIES = ("torch", "timm", "open_clip_torch", "diffusers", "transformers", "safetensors")
 
@@ -285,11 +286,14 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
     also = card.get("also_trained", [])
     try:
         for entry in card["adaptations"]:
-            method = make_method(entry["method"], **entry["settings"])
+            settings = type(make_method(entry["method"])).of_card(entry["settings"], card.get("format", 1))
+            method = make_method(entry["method"], **settings)
             adapt(model, method, name=prefix + entry["name"], train_head=card["train_head"])
             if before or entry.get("own_head"):
                 weights = _give_head(model, prefix + entry["name"], weights)
-        _check_fits(model, before, also, weights, Path(folder))
+        expected = _expected(model, before, also)
+        weights = tensors_of(weights, expected, model)
+        check_tensors(expected, weights, Path(folder))
         if not force:
             check_backbone(model, card["backbone"], Path(folder), also)
     except BaseException:
@@ -306,14 +310,14 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
     return model
 
 
-def _check_fits(model: nn.Module, before: set[str], also: list[str], weights: dict[str, Tensor], folder: Path) -> None:
+def _expected(model: nn.Module, before: set[str], also: list[str]) -> dict[str, Tensor]:
+    """The tensors that the file of the adaptations just installed must have."""
     state, head = model.state_dict(), head_of(model)
     wanted = {k: v for k, v in adapter_state(model).items() if not (is_inserted(k) and inserted_by(k) in before)}
     if before:  # the model's own head, and what else trains in it, belong to those that were there
         others = {key for name in before for key in record_of(model).adaptations[name].trained}
         wanted = {k: v for k, v in wanted.items() if k not in head and k not in others and k not in also_trained(model)}
-    wanted |= {key: state[key] for key in also if key in state}
-    check_tensors(wanted, weights, folder)
+    return wanted | {key: state[key] for key in also if key in state}
 
 
 def _give_head(model: nn.Module, name: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,8 +11,7 @@ from peft_core.grafts.attention import check_supported
 from peft_core.grafts.classes import Changes, Reader, ReadWithin, restore_class, swap_class
 from peft_core.grafts.graft import Delta, Graft, entering, leaving
 from peft_core.kernels import rebuild
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 
 
 @dataclass

@@ -1,12 +1,21 @@
-"""What a method is, and how a method's name finds its file."""
+"""All that a method's author reads: what a method is (`Method`), and what it asks a model for (`Plan`)."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    from peft_core.plan import Plan
+import torch
+from torch import Tensor, nn
+
+from peft_core.anatomies import Anatomy, Place, SubLayer, TokenLayout
+from peft_core.errors import PeftError, nearest
+from peft_core.grafts.branch import Branch
+from peft_core.grafts.graft import Delta, Graft, grafts
+from peft_core.grafts.tokens import Tokens
+from peft_core.grafts.weight_changes import changed_weight
+
+Width = int | Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +44,205 @@ class Method:
     """Whether dropout and drop path of the frozen model are off while it trains."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
             if isinstance(value, list | range):
-                object.__setattr__(self, field.name, tuple(value))
+                object.__setattr__(self, each.name, tuple(value))
 
     @property
     def name(self) -> str:
         return type(self).__module__.rpartition(".")[2]
 
+    @classmethod
+    def of_card(cls, settings: dict[str, Any], format: int) -> dict[str, Any]:
+        """Settings as a card of an older format means them, so that an adapter does what it did when it was saved."""
+        return settings
+
     def install(self, plan: "Plan") -> None:
         raise NotImplementedError(f"{type(self).__name__} must define install(plan)")
+
+
+@dataclass
+class Plan:
+    """Handed to `Method.install`: iterates over places, and takes grafts and names of stock weights to train."""
+
+    model: nn.Module
+    anatomy: Anatomy
+    method: Method
+    grafts: list[tuple[str, str, Graft]] = field(default_factory=list)  # module, slot, graft
+    taps: list[tuple[str, Branch]] = field(default_factory=list)  # module that is read, branch
+    trained: list[str] = field(default_factory=list)  # stock parameters
+
+    def __post_init__(self) -> None:
+        method, towers = self.method, self.anatomy.blocks
+        if method.tower is not None and method.tower not in towers:
+            offered = [tower for tower in towers if tower]
+            raise PeftError(
+                f'this {self.anatomy.family} has no tower "{method.tower}"{nearest(str(method.tower), offered)} '
+                f"(it has: {', '.join(offered) or 'a single one, without a name'})."
+            )
+        for block in method.blocks or ():
+            if not isinstance(block, int) or not 0 <= block < max(self.depth(tower) for tower in self._towers()):
+                raise PeftError(f"blocks names block {block}, but the model's blocks are 0 to {self._deepest() - 1}.")
+
+    # ---- where -----------------------------------------------------------------------------------------------------
+
+    def _towers(self) -> list[str | None]:
+        return [tower for tower in self.anatomy.blocks if self.method.tower in (None, tower)]
+
+    def depth(self, tower: str | None) -> int:
+        return len(self.anatomy.blocks[tower])
+
+    def _deepest(self) -> int:
+        return max(self.depth(tower) for tower in self._towers())
+
+    def _chosen(self, block: int | None, tower: str | None) -> bool:
+        if self.method.tower not in (None, tower):
+            return False
+        return self.method.blocks is None or block in self.method.blocks
+
+    def places(self, targets: Sequence[str] | None, width: Width | None = None) -> Iterator[tuple[Place, int]]:
+        """The chosen places of these roles (None: the family's default) with their width; 0 where none was asked."""
+        found = [place for place in self.anatomy.find(targets) if self._chosen(place.block, place.tower)]
+        if not found:
+            raise PeftError(f"{self.method.name} finds no place to work on: its targets and blocks exclude each other.")
+        for place in found:
+            size = 0 if width is None else self.width(width, place.block, place.tower, min(self.shape(place)))
+            if width is None or size:
+                yield place, size
+
+    def sublayers(self, kinds: Iterable[str], width: Width) -> Iterator[tuple[SubLayer, int, int]]:
+        """The chosen residual steps of these kinds, the method's width there, and the stream's width D."""
+        for sublayer in self.anatomy.sublayers:
+            if sublayer.kind in kinds and self._chosen(sublayer.block, sublayer.tower):
+                dim = self.stream_width(sublayer)
+                size = self.width(width, sublayer.block, sublayer.tower, dim)
+                if size:
+                    yield sublayer, size, dim
+
+    def chosen_blocks(self, width: Width, limit: int) -> Iterator[tuple[str | None, int, str, int]]:
+        """Tower, index, path and width of every chosen block."""
+        for tower in self._towers():
+            for index, path in enumerate(self.anatomy.blocks[tower]):
+                if self._chosen(index, tower) and (size := self.width(width, index, tower, limit)):
+                    yield tower, index, path, size
+
+    def stock_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Path and module of every stock module that stands in a chosen block or, without `blocks`, outside all of them."""
+        block_of = {path: (tower, i) for tower, paths in self.anatomy.blocks.items() for i, path in enumerate(paths)}
+        for path, module in self.model.named_modules():
+            if "peft" in path.split("."):
+                continue
+            parts = path.split(".")
+            prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+            tower, block = next(
+                (block_of[prefix] for prefix in prefixes if prefix in block_of), (self._tower_at(path), None)
+            )
+            if self._chosen(block, tower):
+                yield path, module
+
+    def _tower_at(self, path: str) -> str | None:
+        """The tower that a module outside blocks belongs to: the one whose blocks stand under the same child of the root."""
+        root = path.partition(".")[0]
+        owners = [tower for tower, paths in self.anatomy.blocks.items() if paths[0].partition(".")[0] == root]
+        return owners[0] if owners else None
+
+    def width(self, width: Width, block: int | None, tower: str | None, limit: int) -> int:
+        """A width at a block: the same everywhere, or one a block where 0 means absent."""
+        if isinstance(width, int):
+            value, listed = width, False
+        else:
+            if len(width) != self.depth(tower):
+                raise PeftError(
+                    f"{self.method.name} got {len(width)} widths, but the model has {self.depth(tower)} blocks."
+                )
+            if block is None:
+                return 0
+            value, listed = width[block], True
+        if value < (0 if listed else 1):
+            least = "0 (absent) or more" if listed else "1 or more"
+            raise PeftError(f"{self.method.name} got the width {value}: it must be {least}.")
+        if value > limit:
+            raise PeftError(f"{self.method.name} got the width {value}, above the layer's width {limit}.")
+        return value
+
+    def stock(self, place: Place) -> Tensor:
+        return self.model.get_submodule(place.module)._parameters[place.weight]  # type: ignore[return-value]
+
+    def current(self, place: Place) -> Tensor:
+        """The place's own rows of the weight as the adaptations already installed make it."""
+        module = self.model.get_submodule(place.module)
+        weight = changed_weight(getattr(module, place.weight).detach(), list(grafts(module, Delta))).detach()
+        return weight if place.rows is None else weight[slice(*place.rows)]
+
+    def shape(self, place: Place) -> tuple[int, int]:
+        """(out, in) of the place; a convolution counts in · kh · kw."""
+        weight = self.stock(place)
+        out = weight.shape[0] if place.rows is None else place.rows[1] - place.rows[0]
+        return out, weight[0].numel()
+
+    def stream_width(self, sublayer: SubLayer) -> int:
+        norm = self.model.get_submodule(sublayer.norm)
+        shape = getattr(norm, "normalized_shape", None)
+        return shape[-1] if shape else norm.weight.shape[0]  # type: ignore[union-attr,return-value]
+
+    def options_at(self, module: str) -> dict[str, Any]:
+        """device and dtype (at least float32) of new parameters at a module."""
+        first = next(self.model.get_submodule(module).parameters(), None)
+        first = next(self.model.parameters()) if first is None else first
+        return dict(device=first.device, dtype=torch.promote_types(first.dtype, torch.float32))
+
+    def token_layout(self, tower: str | None) -> TokenLayout:
+        if tower not in self.anatomy.tokens:
+            part = f"the {tower} tower of this" if tower else "this"
+            raise PeftError(
+                f"{part} {self.anatomy.family} cannot take extra tokens: a causal mask or rotary positions fix its length."
+            )
+        return self.anatomy.tokens[tower]
+
+    # ---- what ------------------------------------------------------------------------------------------------------
+
+    def change_weight(self, place: Place, delta: Delta) -> None:
+        if not place.called and getattr(delta, "dropout", None) is not None:
+            raise PeftError(f"dropout cannot act at {place.module}, whose weight is read without calling it.")
+        module = self.model.get_submodule(place.module)
+        reason = delta.accepts(module, getattr(module, place.weight, None), place.rows)
+        if reason is not None:
+            raise PeftError(f"{self.method.name} cannot change {place.module} (role {place.role}): {reason}.")
+        delta.called = place.called
+        self.grafts.append((place.module, place.role, delta))
+
+    def add_to_output(self, module: str, change: nn.Module) -> None:
+        """y ← y + change(y) at the module's output."""
+        self.grafts.append((module, "output", Branch(change, read=False)))
+
+    def add_behind(self, sublayer: SubLayer, change: nn.Module) -> None:
+        """x ← x + y + change(y) for y = out(body(norm(x))): what a residual step adds, behind layer scale and drop path."""
+        self.grafts.append((sublayer.out, "output", Branch(change, read=False)))
+
+    def add_branch(self, sublayer: SubLayer, change: nn.Module | Branch, read: str | None = None) -> None:
+        """x ← x + out(body(norm(x))) + change(x); with `read`, a module's path, change reads what that module receives."""
+        branch = change if isinstance(change, Branch) else Branch(change, read=True)
+        self.grafts.append((sublayer.out, f"{sublayer.kind}_branch", branch))
+        self.taps.append((read or sublayer.norm, branch))
+
+    def join(self, module: str, slot: str, graft: Graft) -> None:
+        """A graft that acts on what the module receives (`before`) or gives (`after`)."""
+        self.grafts.append((module, slot, graft))
+
+    def add_tokens(
+        self, blocks: Sequence[str], tokens: nn.Parameter, layout: TokenLayout, dropout: float, strip: bool = True
+    ) -> None:
+        """Tokens P D stand in the sequence from the first of these consecutive blocks to the last; without `strip`, to
+        the model's end."""
+        for path, following in zip(blocks, [*blocks[1:], None], strict=True):
+            first = path == blocks[0]
+            graft = Tokens(
+                tokens if first else None, len(tokens), layout.prefix, dropout, None if first else path, following
+            )
+            graft.stays = following is None and not strip
+            self.grafts.append((path, "tokens", graft))
+
+    def train(self, module: str, *names: str) -> None:
+        """Train these stock parameters of a module."""
+        self.trained += [f"{module}.{name}" if module else name for name in names]

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from peft_core.attach import Record, grafts_named
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Delta
-from peft_core.methods.reparameterized.loha import Hadamard
-from peft_core.methods.reparameterized.lokr import Kronecker
 from peft_core.parts.decomposed import Decomposed
+from peft_core.parts.hadamard import Hadamard
+from peft_core.parts.kronecker import Kronecker
 from peft_core.parts.lowrank import LowRank
 
 KINDS = {LowRank: "lora", Decomposed: "dora", Hadamard: "loha", Kronecker: "lokr"}

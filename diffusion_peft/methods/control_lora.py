@@ -8,9 +8,8 @@ from diffusion_peft.control.encoders import SHRINK, empty_copy, new_parts, share
 from diffusion_peft.methods.controlnet import Encoder
 from peft_core.errors import PeftError
 from peft_core.grafts.classes import swap_class
-from peft_core.method import Method
+from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
-from peft_core.plan import Plan
 
 ENCODER = ("down_blocks.", "mid_block.", "time_embedding.", "add_embedding.")
 

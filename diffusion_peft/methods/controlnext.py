@@ -11,8 +11,7 @@ from diffusion_peft.control.encoders import SHRINK
 from diffusion_peft.methods.controlnet import cross_normalise
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Graft
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 
 
 class LightNet(nn.Module):

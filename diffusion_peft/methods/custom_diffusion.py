@@ -1,8 +1,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 
 
 @dataclass(frozen=True, kw_only=True)

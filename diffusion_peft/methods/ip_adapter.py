@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from diffusion_peft.control.branch import Control
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Graft, match
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 
 DIM_HEAD = 64
 """Of the resampler's attention; loaders tell its number of heads by it."""

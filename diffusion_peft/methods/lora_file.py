@@ -5,8 +5,7 @@ from typing import Any
 from diffusion_peft.files.layers import build
 from peft_core.anatomies import Place
 from peft_core.errors import PeftError
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 
 
 @dataclass(frozen=True, kw_only=True)

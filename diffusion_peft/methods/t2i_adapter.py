@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control, add_residuals
 from diffusion_peft.control.encoders import SHRINK
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 
 
 class Maps(Control):

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Delta
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 
 
 class Rows(Delta):

@@ -31,6 +31,8 @@ class Tokens(Graft):
         self.tokens = tokens
         self.count, self.prefix, self.comes, self.goes = count, prefix, comes, goes
         self.dropout = nn.Dropout(dropout)
+        self.stays = False
+        """Whether they stand in what this block gives, too."""
         # carried tokens go in first, so that those of one block stand before them
         self.order = 0 if comes is None and goes is None else -1
 
@@ -45,6 +47,8 @@ class Tokens(Graft):
         return torch.cat((x[:, : self.prefix], tokens, x[:, self.prefix :]), dim=1)
 
     def after(self, y: Tensor) -> Tensor:
+        if self.stays:
+            return y
         end = self.prefix + self.count
         left = torch.cat((y[:, : self.prefix], y[:, end:]), dim=1)
         if self.goes is not None:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from peft_core import adapt
 from peft_core.grafts.graft import Delta
 from peft_core.grafts.weight_changes import linear
-from peft_core.methods.reparameterized.loha import Hadamard
 from peft_core.methods.reparameterized.lokr import LoKr
 from peft_core.methods.reparameterized.oft import Rotation, nearest_divisor
 from peft_core.parts.decomposed import Decomposed
 from peft_core.parts.factors import split_dimension
+from peft_core.parts.hadamard import Hadamard
 from peft_core.parts.lowrank import LowRank
 from peft_core.parts.scaling import InputScale, OutputScale
 from tests.tiny import MODELS

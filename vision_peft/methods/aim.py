@@ -9,9 +9,8 @@ from peft_core.errors import PeftError
 from peft_core.grafts.attention import self_attend
 from peft_core.grafts.branch import Branch
 from peft_core.grafts.graft import Graft, match
-from peft_core.method import Method
+from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import Bottleneck
-from peft_core.plan import Plan
 from vision_peft.video.over_time import add_weighed, check_frames, clips_of, share_of_stream
 
 
@@ -68,7 +67,7 @@ class AIM(Method):
             before = adapter() if self.per_block == 4 else None
             step = AttendOverTime(norm, attention, self.frames, before, adapter(drop=rate))
             plan.join(plan.anatomy.blocks[sublayer.tower][sublayer.block], "over_time", step)
-            plan.add_to_output(sublayer.body, adapter())
+            plan.add_behind(sublayer, adapter())
         for tower in plan.anatomy.tokens:
             if self.tower in (None, tower):
                 self._outside_blocks(plan, tower)

@@ -10,8 +10,7 @@ from torch import nn
 
 from peft_core.anatomies import anatomy_of
 from peft_core.errors import PeftError
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 from vision_peft.methods.noah import part
 from vision_peft.noah.space import Space, Subnet
 

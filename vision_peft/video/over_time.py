@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.plan import Plan
+from peft_core.method import Plan
 
 
 def clips_of(x: Tensor, frames: int) -> Tensor:

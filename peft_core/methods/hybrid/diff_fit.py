@@ -1,9 +1,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peft_core.method import Method
+from peft_core.method import Method, Plan
 from peft_core.parts.scaling import OutputScale
-from peft_core.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

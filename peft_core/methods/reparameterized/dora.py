@@ -1,8 +1,8 @@
 from dataclasses import dataclass
 
+from peft_core.method import Plan
 from peft_core.parts.decomposed import Decomposed
 from peft_core.parts.ranked import Ranked
-from peft_core.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

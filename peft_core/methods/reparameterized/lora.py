@@ -1,9 +1,9 @@
 from dataclasses import dataclass
 
 from peft_core.errors import PeftError
+from peft_core.method import Plan
 from peft_core.parts.lowrank import LowRank
 from peft_core.parts.ranked import Ranked
-from peft_core.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

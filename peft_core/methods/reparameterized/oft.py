@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Delta
 from peft_core.grafts.weight_changes import changed_weight
-from peft_core.method import Method
+from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter
-from peft_core.plan import Plan
 
 
 class Rotation(Delta):

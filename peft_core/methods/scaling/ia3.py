@@ -2,9 +2,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft_core.errors import PeftError
-from peft_core.method import Method
+from peft_core.method import Method, Plan
 from peft_core.parts.scaling import InputScale, OutputScale
-from peft_core.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)

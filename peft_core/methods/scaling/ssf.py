@@ -3,9 +3,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from peft_core.errors import PeftError
-from peft_core.method import Method
+from peft_core.method import Method, Plan
 from peft_core.parts.scale_shift import ScaleShift
-from peft_core.plan import Plan
 
 ROLES = ("patch_embed", "norm1", "qkv", "proj", "norm2", "fc1", "fc2", "norm")
 

@@ -1,8 +1,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 
 
 @dataclass(frozen=True, kw_only=True)

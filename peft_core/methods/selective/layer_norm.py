@@ -1,7 +1,6 @@
 from dataclasses import dataclass
 
-from peft_core.method import Method
-from peft_core.plan import Plan
+from peft_core.method import Method, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
