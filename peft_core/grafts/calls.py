@@ -8,14 +8,19 @@ is called instead (`forward_features`, a block again under checkpointing), its g
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import nn
 
 _OUTER, _ROOT = object(), object()
 _STATE: ContextVar[dict[Any, Any] | None] = ContextVar("peft_core.forward", default=None)
+_TRACED: dict[Any, Any] = {}
+"""While a compiler traces a forward, which follows no context variable: the graph that it makes holds no state."""
 
 
 def state() -> dict[Any, Any]:
     """The running forward's values, by keys that their grafts choose."""
+    if torch.compiler.is_compiling():
+        return _TRACED
     found = _STATE.get()
     if found is None:
         found = {}
@@ -25,17 +30,18 @@ def state() -> dict[Any, Any]:
 
 def root() -> nn.Module | None:
     """The adapted model whose forward runs (a replica of it under DataParallel); None outside of one."""
-    found = _STATE.get()
+    found = None if torch.compiler.is_compiling() else _STATE.get()
     return None if found is None else found.get(_ROOT)
 
 
 def opening(model: nn.Module, args: tuple) -> None:
     """The adapted model's forward pre-hook."""
-    _STATE.set({_OUTER: _STATE.get(), _ROOT: model})
+    if not torch.compiler.is_compiling():
+        _STATE.set({_OUTER: _STATE.get(), _ROOT: model})
 
 
 def closing(model: nn.Module, args: tuple, output: Any) -> None:
     """The adapted model's forward hook, called whether or not the forward raised."""
-    found = _STATE.get()
+    found = None if torch.compiler.is_compiling() else _STATE.get()
     if found is not None and found.get(_ROOT) is model:
         _STATE.set(found[_OUTER])

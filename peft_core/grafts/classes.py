@@ -7,16 +7,17 @@ forward and in its thread alone; whoever else reads it gets the stock tensor.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Delta, grafts
 from peft_core.grafts.weight_changes import add_rows, changed_bias, changed_weight, convolution, is_plain, linear
 
-_READING: ContextVar[tuple[nn.Module, ...]] = ContextVar("peft_core.reading", default=())
+_READING = "peft_core.reading"
+"""Where the state of a forward has the modules whose weights read as changed."""
 
 
 class Adapted:
@@ -98,12 +99,13 @@ class Reader(Changes):
 
 @contextmanager
 def reading(*modules: nn.Module) -> Iterator[None]:
-    before = _READING.get()
-    _READING.set((*before, *modules))
+    here = state()
+    before = here.get(_READING, ())
+    here[_READING] = (*before, *modules)
     try:
         yield
     finally:
-        _READING.set(before)
+        here[_READING] = before
 
 
 def channels_first(norm: nn.Module) -> bool:
@@ -125,7 +127,7 @@ def _effective(name: str) -> property:
 
     def read(self: nn.Module) -> Tensor | None:
         stock = stock_of(self)
-        if not any(module is self for module in _READING.get()):
+        if not any(module is self for module in state().get(_READING, ())):
             return stock
         deltas = list(grafts(self, Delta))
         if not deltas or (stock is None and name == "bias"):
