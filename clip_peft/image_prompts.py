@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +19,15 @@ class ImageTower:
 
     def __init__(self, visual: nn.Module, who: str):
         anatomy = describe(visual)
-        if anatomy is None or not anatomy.tokens:
+        stream = None if anatomy is None else anatomy.streams.get(None)
+        if anatomy is None or stream is None or not stream.takes_tokens or stream.rotary:
             raise PeftError(
                 f"{who} needs an image tower whose transformer blocks take further tokens, which {type(visual).__name__} "
                 "does not offer: choose a ViT."
             )
         (paths,) = anatomy.blocks.values()
         self.blocks = [visual.get_submodule(path) for path in paths]
-        norm: Any = visual.get_submodule(anatomy.sublayers[0].norm)
-        self.width: int = norm.normalized_shape[-1]
+        self.width = stream.width
 
     @contextmanager
     def prompted(self, prompts: Sequence[Tensor]) -> Iterator[None]:

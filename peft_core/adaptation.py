@@ -27,9 +27,9 @@ from peft_core.attach import (
 )
 from peft_core.errors import NotMergeable, PeftError
 from peft_core.grafts.calls import closing, opening
-from peft_core.grafts.graft import Delta, Graft
+from peft_core.grafts.graft import Delta, Graft, is_plain
 from peft_core.grafts.head import OwnHead
-from peft_core.grafts.weight_changes import changed_bias, changed_weight, is_plain
+from peft_core.grafts.weight_changes import changed_bias, changed_weight
 from peft_core.method import Method, Plan
 from peft_core.registry import make_method
 from peft_core.stock import find_heads, freeze, head_of, settle_statistics, silence, write_trained
@@ -218,7 +218,7 @@ def _check_mergeable(module: nn.Module, slot: str, graft: Graft, name: str, chos
     if isinstance(graft, OwnHead):
         return
     if not isinstance(graft, Delta):
-        raise NotMergeable(f"{name} cannot be merged: what it joins to role {slot} is no change of a weight.")
+        raise NotMergeable(f"a {type(module).__name__} at role {slot} has no weight that could take what follows it.")
     weight_name, bias_name = _names(module)
     weight, bias = module._parameters.get(weight_name), module._parameters.get(bias_name)
     if weight is None or not is_plain(weight):

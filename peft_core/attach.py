@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from peft_core.anatomies import refuse_wrapped
 from peft_core.errors import PeftError
 from peft_core.grafts.attention import check_supported
 from peft_core.grafts.classes import Changes, Reader, ReadWithin, restore_class, swap_class
@@ -51,6 +52,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def record_of(model: nn.Module) -> Record:
     record = model.__dict__.get("_peft_record")
     if record is None:
+        refuse_wrapped(model)
         raise PeftError("this model has no adaptation: call adapt(model, method) first.")
     return record
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.grafts.calls import state
-from peft_core.grafts.graft import Delta, grafts
-from peft_core.grafts.weight_changes import add_rows, changed_bias, changed_weight, convolution, is_plain, linear
+from peft_core.grafts.graft import Delta, grafts, is_plain
+from peft_core.grafts.weight_changes import add_rows, changed_bias, changed_weight, convolution, linear
 
 _READING = "peft_core.reading"
 """Where the state of a forward has the modules whose weights read as changed."""

@@ -93,39 +93,34 @@ class Delta(Graft):
     """W' = W + C, and `on_input(x, run)` computes C x without forming C."""
     commutes: ClassVar[bool] = False
     """W' = W + C with a C that does not depend on W: such changes may be written into W in any order."""
+    needs_matrix: ClassVar[bool] = False
+    """It factors a matrix or acts on inputs: the vectors of norms are refused."""
     rebuilds_input: ClassVar[bool] = False
     """Its kernel keeps an input's source where the input carries a tag (see `rebuild`)."""
     reads_input: bool = False
     called: bool = True
     """False where the module's owner reads its weight and does not call it."""
-    least_dim: ClassVar[int] = 2
-    """Of the weights that it can change: 1 where it works on vectors too, such as those of norms."""
 
     def __init__(self, rows: tuple[int, int] | None = None):
         super().__init__()
         self.rows = rows
+
+    @classmethod
+    def accepts(cls, module: nn.Module, weight: Tensor, rows: tuple[int, int] | None) -> str | None:
+        """Why changes of this class cannot act on rows of this module's weight; None where they can."""
+        if isinstance(module, nn.Embedding) and cls.look_up is Delta.look_up:
+            return "an embedding looks its rows up and multiplies nothing"
+        if cls.needs_matrix and weight.dim() < 2:
+            return f"a {type(module).__name__} has a vector for a weight, no matrix"
+        if not is_plain(weight) and not cls.additive:
+            return "its weight is quantised, and beside that only changes that add can run"
+        return None
 
     def forward(self, weight: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define forward(W) -> W'")
 
     def bias(self, bias: Tensor | None) -> Tensor | None:
         return bias
-
-    def accepts(self, module: nn.Module, weight: Tensor | None, rows: tuple[int, int] | None) -> str | None:
-        """Why it cannot change these rows of the module's weight; None where it can."""
-        if weight is None:
-            return "there is no weight"
-        if isinstance(module, nn.Embedding):
-            return None if type(self).look_up is not Delta.look_up else "an embedding is looked up, never multiplied"
-        if (
-            not weight.is_floating_point()
-            or weight.element_size() < 2
-            or not type(weight).__module__.startswith("torch")
-        ):
-            return None if self.additive else "the weight is quantised, and beside it only changes that add can run"
-        if weight.dim() < self.least_dim:
-            return "the weight is a vector, not a matrix"
-        return None
 
     def on_input(self, x: Tensor, run) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define on_input(x, run)")
@@ -197,6 +192,11 @@ def put_output(output: Any, at: int | str, y: Tensor) -> Any:
     parts = list(output)
     parts[at] = y  # type: ignore[call-overload]
     return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is one that arithmetic works on, not a quantised one."""
+    return weight.is_floating_point() and weight.element_size() > 1 and type(weight).__module__.startswith("torch")
 
 
 def match(x: Tensor, parameter: Tensor) -> Tensor:

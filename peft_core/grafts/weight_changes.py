@@ -45,11 +45,6 @@ def changed_bias(bias: Tensor | None, deltas: Sequence[Delta], dtype: torch.dtyp
     return None if bias is None else bias.to(dtype)
 
 
-def is_plain(weight: Tensor) -> bool:
-    """Whether a weight is one that arithmetic works on, not a quantised one."""
-    return weight.is_floating_point() and weight.element_size() > 1 and type(weight).__module__.startswith("torch")
-
-
 def transforms_are_active() -> bool:
     """Whether vmap, grad or jvp of torch.func run: kernels with a backward of their own give way to plain operations."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()

@@ -11,6 +11,7 @@ class Hadamard(Delta):
     w_a (r, out), w_b (r, in). w2_a is zero: W' = W at step 0."""
 
     commutes = True
+    needs_matrix = True
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, scale: float, cores: bool):
         super().__init__(rows)

@@ -17,6 +17,7 @@ class Kronecker(Delta):
     w_a (…, r) and w_b (r, …); w2 also by a Tucker core t2 (r, r, kh, kw). The last factor of w2 is zero: W' = W at step 0."""
 
     commutes = True
+    needs_matrix = True
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, scale: float, split: Split,
                  whole1: bool, whole2: bool, cores: bool):  # fmt: skip

@@ -81,8 +81,6 @@ def scale_shift_linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: l
 class ScaleShift(Delta):
     """W' = γ W, b' = γ b + β, row by row: y' = γ ⊙ y + β for any module that ends in its weight and bias."""
 
-    least_dim = 1
-
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, init_std: float):
         super().__init__(rows)
         out = weight.shape[0] if rows is None else rows[1] - rows[0]

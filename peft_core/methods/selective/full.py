@@ -16,5 +16,5 @@ class Full(Method):
     moves_statistics: ClassVar[bool] = True
 
     def install(self, plan: Plan) -> None:
-        for path, module in plan.stock_modules():
-            plan.train(path, *(name for name, p in module._parameters.items() if p is not None))
+        for module, name in plan.stock_parameters():
+            plan.train(module, name)
