@@ -40,10 +40,10 @@ class Source:
     qualname: str | None = None
 
 
-@functools.cache
-def method_files() -> dict[str, Path]:
-    """Method name -> file, over the packages' methods/ folders; imports nothing."""
-    return {name: source.file for name, source in _sources().items() if source.qualname is None and source.file}
+def method_files() -> dict[str, str]:
+    """Method name -> module that holds its class, of all that are known; imports nothing."""
+    registered = {name: cls.__module__ for name, cls in _registered.items()}
+    return {name: source.module for name, source in _sources().items()} | registered
 
 
 @functools.cache
@@ -75,10 +75,6 @@ def _file_of(module: str) -> Path | None:
     return file if file.is_file() else None
 
 
-def known_methods() -> list[str]:
-    return sorted({*_sources(), *_registered})
-
-
 def register(method: _M) -> _M:
     """Make a method's class known by its name in this process, as a decorator; what loads its adapters must do so too."""
     name = snake_case(method.__name__)
@@ -101,7 +97,7 @@ def find_method(name: str, known: Iterable[str] | None = None) -> type[Method]:
         return _registered[name]
     source = _sources().get(name)
     if source is None:
-        offered = known_methods() if known is None else sorted(known)
+        offered = sorted(method_files() if known is None else known)
         likely = nearest(name, [*offered, *list_configs("method")])
         raise PeftError(f'unknown method "{name}"{likely} (known: {", ".join(offered)}).')
     from peft_core.method import Method
@@ -142,7 +138,7 @@ def _is_the_one(method: type[Method], name: str) -> bool:
 
 def check_known(method: Method) -> None:
     """Raises PeftError unless an adapter file that names this method can find its class again."""
-    known = method.name in {*_sources(), *_registered} and find_method(method.name) is type(method)
+    known = method.name in method_files() and find_method(method.name) is type(method)
     if not known:
         cls = type(method)
         raise PeftError(
@@ -170,8 +166,13 @@ def _is_called(cls: str, file: str) -> bool:
 
 def list_methods(grafts: bool | None = True) -> dict[str, str]:
     """Name -> first line of the docstring, for every method that `adapt` installs (False: the others, None: all)."""
-    found = {name: facts_of(name) for name in known_methods()}
+    found = {name: facts_of(name) for name in sorted(method_files())}
     return {name: facts["about"] for name, facts in found.items() if grafts in (None, facts.get("grafts", True))}
+
+
+def describe_method(name: str) -> str:
+    """The first line of a method's docstring, read from its file's text."""
+    return facts_of(name)["about"]
 
 
 @functools.cache
@@ -243,7 +244,7 @@ def read_preset(name: str) -> dict[str, Any] | None:
             raise PeftError(f"method file {name} does not exist.")
     from peft_core.files import read_yaml
 
-    content = read_yaml(path)
+    content = read_yaml(path, "give another preset")
     if not isinstance(content.get("method"), str):
         raise PeftError(f"{path} is no method preset: it needs a line `method: NAME` and the method's own settings.")
     return content
@@ -256,7 +257,7 @@ def make_method(method: str | Method | Path, **hyper: Any) -> Method:
     if isinstance(method, Method):
         return dataclasses.replace(method, **_checked(type(method), hyper)) if hyper else method
     name, settings = str(method), {}
-    if name not in known_methods() and (preset := read_preset(name)) is not None:
+    if name not in method_files() and (preset := read_preset(name)) is not None:
         settings = {key: value for key, value in preset.items() if key != "method"}
         name = preset["method"]
     cls = find_method(name)

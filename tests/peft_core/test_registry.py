@@ -36,7 +36,7 @@ def test_names_come_from_files_without_an_import():
         "sys.exit(any(m == 'torch' or '.methods' in m for m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
-    assert method_files()["lora"].name == "lora.py" and "__init__" not in method_files()
+    assert method_files()["lora"] == "peft_core.methods.reparameterized.lora" and "__init__" not in method_files()
     assert not set(list_methods()) & set(list_methods(grafts=False))
     for name, about in list_methods(None).items():
         cls = find_method(name)
