@@ -22,7 +22,7 @@ from peft_core.files import write_files
 from peft_core.former import tensors_of
 from peft_core.grafts.head import OwnHead, copied_head
 from peft_core.method import Method
-from peft_core.registry import make_method
+from peft_core.registry import check_known, make_method
 from peft_core.stock import head_of, trained_head
 
 WEIGHTS, CARD, FORMAT = "adapter.safetensors", "adapter.json", 2
@@ -75,6 +75,8 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, **card: Any) -> Pa
             raise PeftError(
                 f"{adaptation.name} is scaled to {adaptation.scale}: set_scale(model, 1.0) before saving it."
             )
+    for adaptation in record.adaptations.values():
+        check_known(adaptation.method)
     methods = {adaptation.name: adaptation.method for adaptation in record.adaptations.values()}
     if also := also_trained(model):
         card = {"also_trained": also} | card
