@@ -8,6 +8,7 @@ from torch import nn
 
 from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
+from peft_core.values import Rate, Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,9 @@ class VPT(Method):
             MAE ("original"); off is its `img_pool`, the mean of the patches.
     """
 
-    tokens: int | Sequence[int] = 10
+    tokens: Widths = 10
     deep: bool = False
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     pool_prompts: bool = False
     identity: ClassVar[bool] = False
     silences_dropout: ClassVar[bool] = True
@@ -46,14 +47,16 @@ class VPT(Method):
                 raise PeftError("vpt: pool_prompts is for models that average their tokens, and this one does not.")
             if self.deep:
                 for path, count in here:
-                    self._add(plan, tower, path, path, count)
+                    self._add(plan, tower, [path], count)
             else:
-                self._add(plan, tower, here[0][0], here[-1][0], here[0][1])
+                paths = plan.anatomy.blocks[tower]
+                first, last = paths.index(here[0][0]), paths.index(here[-1][0])
+                self._add(plan, tower, paths[first : last + 1], here[0][1])
 
-    def _add(self, plan: Plan, tower: str | None, first: str, last: str, count: int) -> None:
+    def _add(self, plan: Plan, tower: str | None, blocks: Sequence[str], count: int) -> None:
         stream = plan.token_stream(tower)
         dim = stream.width
         bound = math.sqrt(6 / (3 * stream.patch**2 + dim))
-        tokens = nn.Parameter(torch.empty(count, dim, **plan.options_at(first)).uniform_(-bound, bound))
-        strip = not self.pool_prompts or last != plan.anatomy.blocks[tower][-1]
-        plan.add_tokens(first, last, tokens, stream, self.dropout, strip)
+        tokens = nn.Parameter(torch.empty(count, dim, **plan.options_at(blocks[0])).uniform_(-bound, bound))
+        strip = not self.pool_prompts or blocks[-1] != plan.anatomy.blocks[tower][-1]
+        plan.add_tokens(blocks, tokens, stream, self.dropout, strip)
