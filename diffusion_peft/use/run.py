@@ -24,6 +24,7 @@ from peft_core.adapter_file import read_card, read_weights
 from peft_core.attach import is_inserted, record_of
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import read_run_config
+from peft_core.jobs.runs.load import program_of
 from peft_core.jobs.runs.process import tell
 
 if TYPE_CHECKING:
@@ -165,6 +166,9 @@ def combine(
     """
     folders = [Path(path).expanduser() for path, _ in adapters]
     configs = [read_run_config(folder) if folder.is_dir() and _is_run(folder) else None for folder in folders]
+    for folder, config in zip(folders, configs, strict=True):
+        if config is not None:
+            program_of(folder, ("diffusion_peft",))
     named = base or next((config["base"] for config in configs if config), None)
     if named is None:
         raise PeftError("which base? Name it with --base, as none of these adapters is a run folder.")
