@@ -212,6 +212,8 @@ def _chosen(value: Any, words: tuple[Any, ...]) -> Any:
 def _list(value: Any, hint: Any, text: bool) -> list[Any]:
     if text and isinstance(value, str):
         value = _bracketed(value) if value.startswith("[") else [value]
+    elif isinstance(value, str) and typing.get_args(hint)[:1] == (str,):
+        value = [value]  # one word of a list of words
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, (str, bytes)) or not isinstance(value, collections.abc.Sequence):
         raise Unfit
