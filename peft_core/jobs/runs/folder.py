@@ -29,6 +29,10 @@ class OtherRun(PeftError):
     """The folder belongs to a run with other settings."""
 
 
+class Diverged(PeftError):
+    """A run whose loss, weights or outputs became no numbers: it cannot go on from its checkpoint."""
+
+
 State = Literal["new", "started", "finished"]
 
 
@@ -194,6 +198,9 @@ def run_once(
         tell(line)
     try:
         results = work(config)
+    except Diverged:
+        (folder.path / "last.ckpt").unlink(missing_ok=True)  # so that the same command with a mended setting may have the folder
+        raise
     except KeyboardInterrupt as stop:
         goes_on = "the same command goes on from the last checkpoint"
         stop.args = (*(stop.args or (130,)), goes_on if folder.state() == "started" else "no checkpoint was written yet")

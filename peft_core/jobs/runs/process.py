@@ -24,3 +24,11 @@ def tell(text: str) -> None:
     """A line for the user beside the results, said once."""
     if is_first_process():
         print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, in words."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"

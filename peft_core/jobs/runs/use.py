@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from peft_core.adapter_file import CARD, read_card
 from peft_core.errors import PeftError
 from peft_core.files import write_files
+from peft_core.jobs.reports.scores import sure
 from peft_core.jobs.runs.folder import FILES, read_run_config
 from peft_core.values import Positive, Range, typed
 
@@ -113,9 +114,19 @@ class Run:
     def _predict(self, batch: list[Tensor]) -> Iterator[Prediction]:
         device = next(self.model.parameters()).device
         logits = self.model(normalise(torch.stack(batch).to(device), self.mean, self.std))
-        for row in logits.float().softmax(-1).cpu():
-            best = int(row.argmax())
-            yield Prediction(self.class_names[best], float(row[best]), row)
+        yield from predictions(logits, self.class_names)
+
+
+def predictions(logits: Tensor, class_names: Sequence[str]) -> Iterator[Prediction]:
+    """A prediction for each row of logits `B C`.
+
+    Raises:
+        Diverged: an output is not a number.
+    """
+    sure(logits)
+    for row in logits.float().softmax(-1).cpu():
+        best = int(row.argmax())
+        yield Prediction(class_names[best], float(row[best]), row)
 
 
 def read_trained(path: Path, program: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
