@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from clip_peft.training.evaluate import figures, score
+from clip_peft.training.evaluate import figures, score, test_augment
 from clip_peft.training.features import default_cache
 from clip_peft.training.few_shot import of_classes
 from peft_core import PeftError
@@ -51,7 +51,7 @@ def report(run: str, data: Data | None, split: str, classes: str, cache: bool, q
     at = loaded.with_classes(opened.class_names)
     fit = at.fit
     how = {"mode": fit.mode, "crop_pct": fit.crop_pct, "interpolation": fit.interpolation}
-    decoded = chosen.decode(pictures, fit.size, **how)
+    decoded = chosen.decode(pictures, fit.size, test_augment(at.encoder.whole.method), **how)
     if cache:
         at.encoder.folder = Path(chosen.options.get("cache_dir") or default_cache())
     found = figures(score(at.encoder, decoded, len(opened.class_names), at.columns), decoded, opened.class_names)

@@ -71,13 +71,13 @@ def run(
     model, about = prepare(data, settings, load)
     card |= about.card() | about_clips(data.train, settings)
     fit = {"mode": settings["resize"], "crop_pct": about.crop_pct}
-    pictures = settings["data"].decode(train, about.input_size, **fit)
+    pictures = settings["data"].decode(train, about.input_size, settings["augment"], **fit)
     held_out = settings["data"].decode(scored, about.input_size, **fit) if len(scored) else None
     share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     batches = batches_of(pictures, each, seed=settings["seed"], **share)
     scoring = InOrder(batches_of(held_out, 2 * each, shuffle=False, **share)) if held_out is not None else None
 
-    chosen = {key: settings[key] for key in OF_CLASSIFIER}
+    chosen = {key: settings[key] for key in OF_CLASSIFIER} | {"augment": pictures.remaining(settings["augment"])}
     classifier = learner(
         model, len(data.class_names), planned_steps(trainer, len(batches)), about.mean, about.std,
         keep_best=protocol == "legacy", **chosen,

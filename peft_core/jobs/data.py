@@ -15,10 +15,10 @@ from typing import Any, Literal
 import torch
 from peft_data import ClassificationData, open_data
 from peft_data.base import Pictures
-from peft_data.cache import DecodedPictures, decode
+from peft_data.frames import decode_for_training
 from peft_data.names import formats, named
 from peft_data.video.clips import Clips
-from peft_data.video.clips import decode as decode_clips
+from peft_data.video.frames import decode_clips_for_training
 
 from peft_core.files import must_encode
 from peft_core.jobs.cli.options import Choice
@@ -78,17 +78,23 @@ class Data(Choice):
         must_encode(opened.class_names, "the class")
         return opened
 
-    def decode(self, pictures: Pictures, size: tuple[int, int], **how: Any) -> DecodedPictures:
-        """The pictures at the model's size, unreadable ones dealt with as `on_bad_image` says."""
+    def decode(self, pictures: Pictures, size: tuple[int, int], augment: str = "none", **how: Any) -> Any:
+        """The pictures at the model's size, unreadable ones dealt with as `on_bad_image` says; to train on with an `augment`
+        that cuts parts, in their own frames."""
         options = {key: self.options[key] for key in DECODING if self.options.get(key) is not None}
         if isinstance(pictures, Clips):
-            decoded: Any = decode_clips(pictures, size, **options, **how)
+            decoded: Any = decode_clips_for_training(pictures, size, augment, **options, **how)
             if decoded.short:
                 tell(
                     f"note: frames repeat in {decoded.short} of {len(decoded)} clips, which are shorter than the sampling"
                 )
         else:
-            decoded = decode(pictures, size, **options, **how)
+            decoded = decode_for_training(pictures, size, augment, **options, **how)
+        if getattr(decoded, "repaired", None):
+            tell(
+                f"note: {decoded.repaired.total()} frames of {len(decoded.repaired)} clips cannot be decoded: the one before "
+                "takes their place"
+            )
         if decoded.skipped:
             total, what = len(decoded) + len(decoded.skipped), "clips" if isinstance(pictures, Clips) else "pictures"
             tell(f"{len(decoded.skipped)} of {total} {what} cannot be read and are left out")
