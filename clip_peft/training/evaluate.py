@@ -10,7 +10,7 @@ from peft_data.cache import DecodedPictures, decoded
 from torch import Tensor
 
 from clip_peft.training.features import CHUNK, Encoder
-from peft_core.jobs.reports.scores import Scores
+from peft_core.jobs.reports.scores import Scores, sure
 
 BINS = 15
 
@@ -22,12 +22,11 @@ def score(encoder: Encoder, pictures: DecodedPictures, classes: int, columns: Se
     predicted, probability = [], []
     for logits in batches_of_logits(encoder, pictures):
         logits = logits if columns is None else logits[:, list(columns)]
-        best = logits.float().softmax(-1).max(-1)
-        predicted.append(best.indices.cpu())
-        probability.append(best.values.cpu())
-    named, sure = torch.cat(predicted), torch.cat(probability)
+        for kept, values in zip((predicted, probability), sure(logits), strict=True):
+            kept.append(values.cpu())
+    named = torch.cat(predicted)
     cells = torch.bincount(pictures.labels * classes + named, minlength=classes * classes)
-    return Scores(cells.view(classes, classes), named, sure)
+    return Scores(cells.view(classes, classes), named, torch.cat(probability))
 
 
 def batches_of_logits(encoder: Encoder, pictures: Any) -> Iterator[Tensor]:

@@ -52,7 +52,9 @@ def carry_out(settings: dict[str, Any], out: Path, folder: str, stamp: dict[str,
             run.clear()
             finished = False
         outcome.results = (
-            run.results() if finished else job.run(run, data, ready, config, load=kept_backbone, finish=finish)
+            run.results()
+            if finished
+            else job.run(run, data, ready, config, load=kept_backbone, finish=finish, watch=False)
         )
     return outcome
 
