@@ -116,7 +116,9 @@ def check_fields(instance: Any) -> None:
     """
     of = getattr(instance, "name", type(instance).__name__)
     for name, hint in hints_of(type(instance)).items():
-        value = getattr(instance, name)
+        value, parts = getattr(instance, name), parts_of(hint)
+        if isinstance(value, str) and str not in parts and any(is_list(part) for part in parts):
+            value = [value]
         try:
             found = _typed(value, hint, text=False)
         except Unfit:

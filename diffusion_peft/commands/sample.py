@@ -8,7 +8,8 @@ from typing import Literal
 from diffusion_peft.commands.ranges import Denoising, Side
 from diffusion_peft.control.use import read_conditions
 from diffusion_peft.drawing.draw import Drawing, grid, png_of
-from diffusion_peft.use.run import combine, split_scale
+from diffusion_peft.use.adapters import split_scale
+from diffusion_peft.use.run import combine
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
