@@ -29,6 +29,8 @@ class Adaptation:
     kept: dict[str, Tensor] = field(default_factory=dict)
     """Trained values, while the model holds others for a moment (scale ≠ 1)."""
     scale: float = 1.0
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What the method keeps between steps (see `lifecycle`)."""
 
 
 @dataclass
