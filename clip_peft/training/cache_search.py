@@ -27,7 +27,7 @@ def search(encoder: Encoder, val: DecodedPictures | None) -> dict[str, Any]:
     defaults = {field.name: field.default for field in dataclasses.fields(method)}
     if not val or (method.alpha, method.beta) != (defaults["alpha"], defaults["beta"]):
         return {}
-    features = encoder.views(val.images, [None])[0].to(encoder.device)
+    features = encoder.views(val, [None])[0].to(encoder.device)
     labels = val.labels.to(encoder.device)
     texts = encoder.whole.learner.clip.scale * F.normalize(features, dim=-1) @ learner.weights().t()
     near = F.normalize(features, dim=-1) @ learner.keys.t()

@@ -106,6 +106,7 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
     preparing = time.monotonic() - began
     with quiet():
         trainer.fit(denoiser, batches, ckpt_path=checkpoint if checkpoint.is_file() else None)
+        denoiser.finish()
     if not trainer.is_global_zero:
         return {}
     saver.after_epoch()
