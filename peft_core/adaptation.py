@@ -29,6 +29,7 @@ from peft_core.errors import NotMergeable, PeftError
 from peft_core.grafts.calls import closing, opening
 from peft_core.grafts.graft import Delta, Graft, is_plain
 from peft_core.grafts.head import OwnHead
+from peft_core.grafts.shared import Shared
 from peft_core.grafts.weight_changes import changed_bias, changed_weight
 from peft_core.method import Method, Plan
 from peft_core.registry import make_method
@@ -215,7 +216,7 @@ def merge(model: nn.Module, name: str | None = None) -> nn.Module:
 
 
 def _check_mergeable(module: nn.Module, slot: str, graft: Graft, name: str, chosen: list[str]) -> None:
-    if isinstance(graft, OwnHead):
+    if isinstance(graft, OwnHead | Shared):
         return
     if not isinstance(graft, Delta):
         raise NotMergeable(f"a {type(module).__name__} at role {slot} has no weight that could take what follows it.")
