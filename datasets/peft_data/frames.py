@@ -75,9 +75,11 @@ class FramedPictures:
         Raises:
             UNREADABLE: it is decoded here and was damaged meanwhile.
         """
+        if self.kept is not None:  # drawn on the kept frame's own pixels, so that its part is exact
+            size = self.kept[row].shape[0], self.kept[row].shape[1]
+            return draw(self.augment, size, chance).cut([self.kept[row]], size, self.fit)[0]
         drawn = draw(self.augment, self.own[row], chance)
-        frame = self.kept[row] if self.kept is not None else self._decoded(row, drawn)
-        return drawn.cut([frame], self.own[row], self.fit)[0]
+        return drawn.cut([self._decoded(row, drawn)], self.own[row], self.fit)[0]
 
     def _decoded(self, row: int, drawn: Drawn) -> np.ndarray:
         # whole at twice the size that the part is wanted at, where the file can be decoded so
