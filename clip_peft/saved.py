@@ -14,8 +14,10 @@ from clip_peft.learner import OpenVocabularyMethod
 from clip_peft.open_vocabulary import OpenVocabulary
 from clip_peft.text.prompts import Tokenizer
 from peft_core import save_adapter
-from peft_core.adapter_file import check_backbone, check_tensors, load_adapter, read_card, read_weights, write_adapter
+from peft_core.adapter_file import load_adapter, write_adapter
+from peft_core.card import check_tensors, read_card, read_weights
 from peft_core.errors import PeftError
+from peft_core.fingerprint import check_backbone
 from peft_core.registry import make_method
 
 

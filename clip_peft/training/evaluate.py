@@ -10,7 +10,7 @@ from peft_data.cache import DecodedPictures, decoded
 from torch import Tensor
 
 from clip_peft.training.features import CHUNK, Encoder
-from peft_core.jobs.reports.scores import Scores, sure
+from peft_core.jobs.reports.scores import Scores, by_class, sure
 
 BINS = 15
 
@@ -83,5 +83,5 @@ def figures(scores: Scores, pictures: DecodedPictures, class_names: Sequence[str
         "accuracy": scores.accuracy,
         **reliability(scores, pictures.labels),
         "pictures": len(pictures),
-        "per_class": dict(zip(class_names, scores.per_class, strict=True)),
+        "per_class": by_class(class_names, scores),
     }
