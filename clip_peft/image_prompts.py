@@ -1,12 +1,13 @@
 """Learnt tokens behind the patches of an image tower, new ones block by block: what MaPLe and PromptSRC put there."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clip_peft.inside import Change, changed, open_to_change
 from peft_core.anatomies import describe
 from peft_core.errors import PeftError
 
@@ -29,27 +30,29 @@ class ImageTower:
         self.blocks = [visual.get_submodule(path) for path in paths]
         norm: Any = visual.get_submodule(anatomy.sublayers[0].norm)
         self.width: int = norm.normalized_shape[-1]
+        self.entry = _entry(visual, self.blocks[0])
+        open_to_change([self.entry, *self.blocks])
 
-    @contextmanager
-    def prompted(self, prompts: Sequence[Tensor]) -> Iterator[None]:
-        """Within the block images are encoded with prompts[0] (M D) behind their tokens, and, before block i, with
-        prompts[i] in place of what became of them; behind the last block they are taken out."""
+    def prompted(self, prompts: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Within the block images are encoded with prompts[0] (M D) behind their tokens, before the norm that stands in front
+        of the blocks (`ln_pre`), and, before block i, with prompts[i] in place of what became of them; behind the last block
+        they are taken out."""
         count = prompts[0].shape[0]
 
-        def put(i: int, x: Tensor) -> Tensor:
-            kept = x if i == 0 else x[:, :-count]
-            return torch.cat((kept, prompts[i].to(x.dtype).expand(x.shape[0], -1, -1)), dim=1)
+        def put(x: Tensor, prompt: Tensor, kept: int | None) -> Tensor:
+            return torch.cat((x[:, :kept], prompt.to(x.dtype).expand(x.shape[0], -1, -1)), dim=1)
 
-        handles = [
-            block.register_forward_pre_hook(lambda _, args, i=i: (put(i, args[0]), *args[1:]), prepend=True)
-            for i, block in enumerate(self.blocks[: len(prompts)])
-        ]
-        handles.append(self.blocks[-1].register_forward_hook(lambda _, __, y: y[:, :-count]))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        receives: dict[nn.Module, Change] = {self.entry: lambda x: put(x, prompts[0], None)}
+        for block, prompt in zip(self.blocks[1:], prompts[1:], strict=False):
+            receives[block] = lambda x, prompt=prompt: put(x, prompt, -count)
+        return changed(receives, {self.blocks[-1]: lambda y: y[:, :-count]})
+
+
+def _entry(visual: nn.Module, first: nn.Module) -> nn.Module:
+    """The module through which all tokens come to the blocks: the norm in front of them, else the first block."""
+    tower = getattr(visual, "trunk", visual)
+    norm = getattr(tower, "ln_pre", getattr(tower, "norm_pre", None))
+    return first if norm is None else norm
 
 
 def checked_depth(who: str, depth: int, text: int, image: int) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_peft.inside import give, receive
 from peft_core.errors import PeftError
 from peft_core.grafts.branch import Branch
 from peft_core.grafts.graft import Delta, after, before, grafts
@@ -92,6 +93,12 @@ class TextTower:
         return next((f"its text block {type(block).__name__} does more than a stock one" for block in self.blocks
                      if not _stock_block(block)), None)  # fmt: skip
 
+    def draws_tokens(self) -> bool:
+        """Whether dropout is active, the model's or a graft's: then equal tokens of two classes are no longer equal."""
+        return any(
+            _draws(module) == "token" for part in (self.embedding, self.root.transformer) for module in part.modules()
+        )
+
     # ---- parts -----------------------------------------------------------------------------------------------------
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -128,6 +135,22 @@ class TextTower:
         return [p for p in found if p.requires_grad]  # type: ignore[misc]
 
 
+def _draws(module: nn.Module) -> str | None:
+    """What a module in training draws chance for, if it does: each "token" (dropout), or a whole "sequence" (drop path, dropout
+    of channels or of attention weights)."""
+    if not module.training:
+        return None
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return None if not module.p else "token" if isinstance(module, nn.Dropout | nn.AlphaDropout) else "sequence"
+    rates = {name for name in ("dropout", "drop_path", "drop_prob") if _is_rate(module.__dict__.get(name))}
+    of_tokens = rates == {"dropout"} and not hasattr(module, "in_proj_weight")
+    return None if not rates else "token" if of_tokens else "sequence"
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
 def _stock_block(block: Any) -> bool:
     """x + ls_1(attn(ln_1(x))), then x + ls_2(mlp(ln_2(x))), with attention by in_proj_weight and out_proj alone."""
     attention = getattr(block, "attn", None)
@@ -140,8 +163,9 @@ def _stock_block(block: Any) -> bool:
     norms = [getattr(owner, name, None) for owner in (attention, block) for name in _PLAIN_NORMS]
     if any(norm is not None and not isinstance(norm, nn.Identity) for norm in norms):
         return False
-    # drop path draws once a sequence, and packed classes are none
-    if block.training and any(getattr(module, "drop_path", 0.0) for module in block.modules()):
+    if any(_draws(module) == "sequence" for module in block.modules()):  # and packed classes are none
+        return False
+    if (drop := getattr(attention, "attn_drop", None)) is not None and _draws(drop):
         return False
     # grafts that do not work token by token, and hooks of others, need the modules' own forward
     kinds = [graft for module in (attention, block) for graft in grafts(module)]
@@ -152,5 +176,5 @@ def _stock_block(block: Any) -> bool:
     return (
         not tapped
         and all(isinstance(graft, Delta | Branch) for graft in kinds)
-        and all(hook in (before, after) for hook in hooks)
+        and all(hook in (before, after, receive, give) for hook in hooks)
     )
