@@ -20,7 +20,7 @@ from peft_data.world.captions_pool import BLOCK, pool
 from safetensors.torch import load_file
 from torch import nn
 
-import vision_peft.reference
+from peft_core.jobs.hub.references import reference_of
 from peft_core.jobs.runs.training_state import keep, put_back, values_and_moments
 
 from . import WEIGHTS, load, tokenizer
@@ -90,9 +90,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=100, help="steps between two writings of the state")
     parser.add_argument("--state", type=Path, default=folder() / "reference-clip.safetensors")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument(
-        "--vit", type=Path, default=vision_peft.reference.WEIGHTS, help="what the image tower starts from"
-    )
+    vit = reference_of("vision_peft").WEIGHTS
+    parser.add_argument("--vit", type=Path, default=vit, help="what the image tower starts from")
     parser.add_argument("--coop-seeds", type=int, default=3, help="seeds of CoOp in the card")
     parser.add_argument("--export", action="store_true", help="write weights and card from the state as it is, and end")
     return parser.parse_args()
@@ -103,7 +102,7 @@ def main() -> None:
     args = parsed()
     torch.manual_seed(args.seed)
     model = load(pretrained=False)
-    body = vision_peft.reference.load(pretrained=False)
+    body = reference_of("vision_peft").load(pretrained=False)
     body.load_state_dict({name: value.float() for name, value in load_file(args.vit).items()}, strict=False)
     start_from_vit(model.visual, body)
     optimiser, parameters = optimiser_of(model, args.lr, args.weight_decay)

@@ -11,8 +11,8 @@ from clip_peft.fit import fit
 from clip_peft.sweep.protocols import Row, Trial, trials, unscored
 from peft_core.config_files import find_config
 from peft_core.errors import PeftError
+from peft_core.files import read_yaml
 from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.line import read_yaml
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.sweep.jobs import assignments, check_option, nested, slug
 

@@ -1,7 +1,7 @@
 """Class names as token ids, with places for learnt context: any tokenizer of open_clip, any template."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from clip_peft.text.tower import TextTower
 from peft_core.errors import PeftError
+from peft_core.jobs.hub.backbone import Tokenizer
 
-Tokenizer = Callable[..., Tensor]
 POSITIONS = ("end", "middle", "front")
 _ROOM = 1024  # tokens asked of the tokenizer, so that a text which is too long shows by how much
 

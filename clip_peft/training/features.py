@@ -18,12 +18,12 @@ import torch
 from filelock import FileLock
 from peft_data.augment import augmentation, normalise
 from peft_data.batches import generator_of
-from peft_data.cache_file import default_folder
 from torch import Tensor, nn
 
 from clip_peft.learner import Learner, OpenVocabularyMethod
 from clip_peft.open_vocabulary import OpenVocabulary
 from peft_core.errors import PeftError
+from peft_core.files import cache_root
 
 VERSION = 1
 CHUNK = 64
@@ -127,8 +127,8 @@ class Views:
 
 
 def default_cache() -> Path:
-    """The user's cache folder, beside that of decoded pictures."""
-    return default_folder().parent / "features"
+    """Where features are kept, beside decoded pictures."""
+    return cache_root() / "features"
 
 
 def _of_weights(module: nn.Module) -> str:

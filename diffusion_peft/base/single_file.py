@@ -12,13 +12,12 @@ from filelock import FileLock
 from diffusion_peft.base.loading import first_line, quiet_loading
 from peft_core.errors import PeftError
 from peft_core.files import cache_root
+from peft_core.jobs.hub.reach import PICKLES
 from peft_core.jobs.runs.process import tell
-
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
 def is_single_file(spec: str) -> bool:
-    return spec.rpartition("@")[2].endswith((".safetensors", *_PICKLES))
+    return spec.rpartition("@")[2].endswith((".safetensors", *PICKLES))
 
 
 def as_folder(spec: str) -> Path:
@@ -30,7 +29,7 @@ def as_folder(spec: str) -> Path:
     """
     config, _, name = spec.rpartition("@")
     file = Path(name).expanduser()
-    if file.suffix in _PICKLES:
+    if file.suffix in PICKLES:
         raise PeftError(f"{file} is a pickle, which can run code when it is loaded: get the base as .safetensors.")
     if not file.is_file():
         raise PeftError(f"there is no base file {file}.")

@@ -16,8 +16,8 @@ from diffusion_peft.evaluation.tables import show, write_evaluation
 from diffusion_peft.protocols import find_protocol
 from peft_core.config_files import find_config
 from peft_core.errors import PeftError
+from peft_core.files import read_yaml
 from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.line import read_yaml
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.sweep.jobs import Job, assignments, check_option, expand_methods, grid_points, nested
 

@@ -62,7 +62,7 @@ class ClipScorer(ImageScorer):
 
 def image_scorer(name: str) -> ImageScorer:
     """A timm model's pooled features (DINO's are its class token), by `vision_peft`'s names of backbones."""
-    from vision_peft.backbones import load_backbone
+    from peft_core.jobs.hub.timm_models import load_backbone
 
     model, about = load_backbone(name, 0)
     fit = Fit(about.input_size, "crop", about.crop_pct)

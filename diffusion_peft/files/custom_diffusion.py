@@ -16,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from diffusion_peft.files.embeddings import PICKLES, read_pickle
+from diffusion_peft.files.embeddings import read_pickle
 from peft_core.errors import PeftError
 from peft_core.files import write_files
+from peft_core.jobs.hub.reach import PICKLES
 
 FILE_NAME = "pytorch_custom_diffusion_weights.safetensors"
 _NAMES = {"to_k.weight": "to_k_custom_diffusion.weight", "to_v.weight": "to_v_custom_diffusion.weight",

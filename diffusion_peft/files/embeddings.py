@@ -13,8 +13,8 @@ from torch import Tensor
 
 from peft_core.errors import PeftError
 from peft_core.files import write_files
+from peft_core.jobs.hub.reach import PICKLES
 
-PICKLES = (".bin", ".pt", ".pth")
 SDXL = ("clip_l", "clip_g")
 
 

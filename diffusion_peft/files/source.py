@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from diffusion_peft.files.embeddings import read_pickle
 from diffusion_peft.files.layers import Layer
 from peft_core.errors import PeftError
+from peft_core.jobs.hub.reach import PICKLES
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _USUAL = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "lora.safetensors")
 
 
@@ -64,13 +64,13 @@ def open_source(path: str | os.PathLike, models: dict[str, nn.Module], allow_pic
     if file.is_dir():
         found = [file / name for name in _USUAL if (file / name).is_file()] or sorted(file.glob("*.safetensors"))
         if not found:
-            pickles = [entry.name for entry in sorted(file.iterdir()) if entry.suffix in _PICKLES]
+            pickles = [entry.name for entry in sorted(file.iterdir()) if entry.suffix in PICKLES]
             what = f"{pickles[0]}, but pickles are never loaded" if pickles else "no .safetensors file"
             raise PeftError(f"{file} has {what}: a LoRA file is a .safetensors file.")
         file = found[0]
-    if not file.is_file() and file.suffix not in _PICKLES:
+    if not file.is_file() and file.suffix not in PICKLES:
         raise PeftError(f"there is no LoRA file {file}.")
-    if file.suffix in _PICKLES:
+    if file.suffix in PICKLES:
         tensors = {key: value for key, value in read_pickle(file, allow_pickle).items() if isinstance(value, Tensor)}
         return Source(file, tensors, {}, {}, models)
     try:

@@ -91,7 +91,7 @@ def test_reference_features_tell_subjects_and_captions_apart() -> None:
 
 
 def test_models_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("peft_core.jobs.hub.reach.must_reach", _unreachable)
+    monkeypatch.setattr("peft_core.jobs.hub.timm_models.must_reach", _unreachable)
     monkeypatch.setattr("peft_core.jobs.hub.open_clip_models.must_reach", _unreachable)
     image, clip = open_scorers(None, None, drawn=False)
     assert (image.name, clip.name) == ("reference", "reference")

@@ -11,7 +11,7 @@ from diffusion_peft.commands.sweep import PLANNED, label_of, trainings
 from diffusion_peft.commands.sweep_worker import carry_out
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
-from peft_core.jobs.cli.line import read_yaml
+from peft_core.files import read_yaml
 from peft_core.jobs.sweep.pool import Pool
 
 

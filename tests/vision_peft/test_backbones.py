@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 from peft_core.errors import PeftError
-from vision_peft import backbones
+from peft_core.jobs.hub import reach
 from vision_peft.backbones import list_backbones, load_backbone
 
 
@@ -117,9 +117,9 @@ def test_weights_out_of_reach(name: str, offline_hub: Path) -> None:
 
 def test_hub_that_does_not_answer(offline_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     never = threading.Event()
-    monkeypatch.setattr(backbones, "WAIT", 0.2)
-    monkeypatch.setattr(backbones.urllib.request, "urlopen", lambda *_, **__: never.wait())
-    with pytest.raises(PeftError, match="no answer in 0 s"):
+    monkeypatch.setenv("VISUAL_PEFT_WAIT", "0.2")
+    monkeypatch.setattr(reach.urllib.request, "urlopen", lambda *_, **__: never.wait())
+    with pytest.raises(PeftError, match="no answer in 0.2 s"):
         load_backbone("vit_base_patch16_224.orig_in21k", 3)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(PeftError, match="HF_HUB_OFFLINE is set"):

@@ -16,11 +16,11 @@ from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
 from peft_core import PeftError, adapt, count_parameters, load_run, merge
-from peft_core.jobs.hub.towers import load_tower
+from peft_core.jobs.hub.timm_models import _load_weights
 from peft_core.registry import make_method
 from tests.tiny import MODELS, clip
 from vision_peft import reference
-from vision_peft.backbones import _load_weights
+from vision_peft.backbones import load_backbone
 from vision_peft.commands import main
 from vision_peft.fit import fit
 from vision_peft.video.classified import Classified, as_video, timm_state
@@ -67,7 +67,7 @@ def test_open_clip_towers() -> None:
 
 
 def test_reference_tower_by_its_name() -> None:
-    model, about = load_tower("open_clip:reference", 4)
+    model, about = load_backbone("open_clip:reference", 4)
     assert about.name == "open_clip:reference" and model(torch.zeros(1, 3, *about.input_size)).shape == (1, 4)
     assert count_parameters(adapt(model, "st_adapter", width=8)).inserted > 0
 

@@ -9,8 +9,8 @@ from peft_data.video.clips import Clips
 
 from peft_core.config_files import find_config, list_configs
 from peft_core.errors import PeftError
+from peft_core.files import read_yaml
 from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.line import read_yaml
 from peft_core.jobs.cli.options import Choice, TrainerFlags, is_choice
 from peft_core.jobs.data import Data
 from peft_core.jobs.hub.reach import absolute

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from peft_core.config_files import find_config
 from peft_core.errors import PeftError
+from peft_core.files import read_yaml
 from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.line import read_yaml
 
 
 @command("vision")

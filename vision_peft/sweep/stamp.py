@@ -14,7 +14,7 @@ import peft_data.cache_file
 
 import peft_core
 from peft_core.config_files import find_config
-from peft_core.jobs.cli.line import read_yaml
+from peft_core.files import read_yaml
 from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RESULTS

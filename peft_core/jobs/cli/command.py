@@ -16,7 +16,8 @@ from typing import Any
 
 from peft_core.config_files import find_config
 from peft_core.errors import PeftError, nearest
-from peft_core.jobs.cli.line import argument_docs, as_text, read_config, read_yaml, split_line, summary, take
+from peft_core.files import read_yaml
+from peft_core.jobs.cli.line import argument_docs, as_text, read_config, split_line, summary, take
 from peft_core.jobs.cli.options import as_choices, check_key, describe, flatten, hints, is_choice, takes_many
 
 OURS = ("help", "debug", "config")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_core.errors import PeftError
+from peft_core.files import read_yaml
 from peft_core.jobs.cli.options import describe, takes_many
 
 
@@ -45,19 +46,6 @@ def as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value, default=lambda other: list(other) if isinstance(other, range) else str(other))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping; {} where it is empty."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise PeftError(f"{path} is no readable YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content or {}, dict):
-        raise PeftError(f"{path} must hold `option: value` lines.")
-    return content or {}
 
 
 def read_config(value: str, command_name: str) -> dict[str, Any]:

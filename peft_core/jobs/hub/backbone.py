@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from torch import Tensor
+
+Tokenizer = Callable[..., Tensor]
+"""Texts to token ids, as open_clip's tokenizers do it."""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,11 @@ from peft_data.pictures import Fit
 from safetensors import SafetensorError
 from torch import nn
 
-from clip_peft.text.prompts import Tokenizer
 from peft_core.errors import PeftError, nearest
-from peft_core.jobs.hub.backbone import Backbone
+from peft_core.jobs.hub.backbone import Backbone, Tokenizer
 from peft_core.jobs.hub.reach import PICKLES, in_cache, must_reach
+from peft_core.jobs.hub.references import REFERENCE, reference_of
 from peft_core.jobs.runs.process import tell
-
-REFERENCE = "reference"
 
 
 def list_backbones() -> dict[str, str]:
@@ -44,8 +42,7 @@ def load_backbone(spec: str) -> tuple[nn.Module, Tokenizer, Backbone]:
             not fit the architecture.
     """
     if spec == REFERENCE:
-        from clip_peft import reference
-
+        reference = reference_of("clip_peft")
         model = reference.load()
         return model, reference.tokenizer(), describe(spec, REFERENCE, "", model)
     architecture, at, file = spec.partition("@")

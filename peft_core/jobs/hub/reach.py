@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from peft_core.errors import PeftError
+from peft_core.values import Positive, typed
 
-WAIT = 4.0
-"""Seconds after which a hub counts as out of reach."""
-
-
+WAIT = "VISUAL_PEFT_WAIT"
+"""The environment variable with the seconds after which a hub counts as out of reach; `--wait` sets it."""
+SECONDS = 10.0
+INSTEAD = "--backbone a folder, ARCHITECTURE@FILE.safetensors, or `reference`"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
+"""Endings of files that can run code when they are loaded."""
+
+
+def deadline() -> float:
+    """Seconds that a hub has to answer.
+
+    Raises:
+        PeftError: the environment variable is no number above 0.
+    """
+    return typed(os.environ.get(WAIT) or SECONDS, Positive, WAIT)
 
 
 def in_cache(repository: str, filename: str) -> str | None:
@@ -28,16 +40,23 @@ def in_cache(repository: str, filename: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def must_reach(name: str, repository: str | None, url: str | None = None) -> None:
-    """Asks the hub for a sign of life, because its own client retries for most of a minute."""
+def must_reach(name: str, repository: str | None, url: str | None = None, instead: str = INSTEAD) -> None:
+    """Asks the hub for a sign of life, because its own client retries for most of a minute.
+
+    Args:
+        instead: what the user can give in place of a hub's name.
+
+    Raises:
+        PeftError: no answer within `deadline()` seconds.
+    """
     from huggingface_hub import constants
 
-    address = constants.ENDPOINT if repository else url
+    address, seconds = constants.ENDPOINT if repository else url, deadline()
     reason: list[str] = []
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(str(address), method="HEAD"), timeout=WAIT).close()
+            urllib.request.urlopen(urllib.request.Request(str(address), method="HEAD"), timeout=seconds).close()
         except urllib.error.HTTPError:
             pass  # it answered
         except OSError as error:
@@ -49,14 +68,14 @@ def must_reach(name: str, repository: str | None, url: str | None = None) -> Non
     else:
         thread = threading.Thread(target=ask, daemon=True)  # looking up a host's name knows no time limit
         thread.start()
-        thread.join(WAIT)
-        reason = reason or [f"no answer in {WAIT:.0f} s"]
+        thread.join(seconds)
+        reason = reason or [f"no answer in {seconds:g} s; --wait SECONDS or {WAIT} gives it longer"]
     if reason[0]:
         fetch = f"`hf download {repository}`" if repository else f"download {url}"
         raise PeftError(
             f"the weights of {name} are not on this machine and {address} cannot be reached ({reason[0]}): fetch them "
             f"where there is a network with {fetch} and bring the cache ({constants.HF_HUB_CACHE}) here, or give "
-            "--backbone a folder, ARCHITECTURE@FILE.safetensors, or `reference`."
+            f"{instead}."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peft_core.errors import PeftError
-from peft_core.files import is_used, left_by_killed_writers, write_files
+from peft_core.files import is_used, left_by_killed_writers, read_json, read_yaml, write_files
 from peft_core.jobs.runs.process import is_first_process, tell
 
 CONFIG, RESULTS = "config.yaml", "results.json"
@@ -105,7 +106,20 @@ class RunFolder:
         self.write({RESULTS: (json.dumps(results, indent=2, ensure_ascii=False, default=_plain) + "\n").encode()})
 
     def results(self) -> dict[str, Any]:
-        return json.loads((self.path / RESULTS).read_text())
+        return read_results(self.path)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """results.json of a run folder.
+
+    Raises:
+        PeftError: it is missing or damaged.
+    """
+    remedy = f"delete it and give the run's `fit --config {shlex.quote(str(folder))}` again"
+    results = read_json(folder / RESULTS, remedy)
+    if not isinstance(results, dict):
+        raise PeftError(f"{folder / RESULTS} is damaged, it holds no figures: {remedy}.")
+    return results
 
 
 def read_run_config(path: str | os.PathLike) -> dict[str, Any]:
@@ -114,18 +128,13 @@ def read_run_config(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         PeftError: there is no such folder, or it is no run's.
     """
-    import yaml
-
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise PeftError(f"there is no run folder {folder}: train one with `fit --out {folder}`.")
     if not (folder / CONFIG).is_file():
         raise PeftError(f"{folder} is no run folder: it has no {CONFIG}.")
-    try:
-        config = yaml.safe_load((folder / CONFIG).read_text())
-    except yaml.YAMLError as error:
-        raise PeftError(f"{folder / CONFIG} is damaged: {' '.join(str(error).split())}.") from error
-    if not isinstance(config, dict) or "command" not in config:
+    config = read_yaml(folder / CONFIG, "train the run again in another folder")
+    if not isinstance(config.get("command"), str):
         raise PeftError(f"{folder / CONFIG} is damaged: it has no line `command:`.")
     return config
 

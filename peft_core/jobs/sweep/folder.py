@@ -7,7 +7,6 @@ errors/       tracebacks of failing runs
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from peft_core.errors import PeftError
-from peft_core.files import is_used, write_files
-from peft_core.jobs.cli.line import read_yaml
-from peft_core.jobs.runs.folder import CONFIG, RESULTS
+from peft_core.files import is_used, read_yaml, write_files
+from peft_core.jobs.runs.folder import CONFIG, RESULTS, read_results
 from peft_core.jobs.sweep.jobs import Job
 
 LOCK = ".lock"
@@ -80,7 +78,7 @@ class SweepFolder:
     def results(self, job: Job) -> dict[str, Any] | None:
         """The results of a finished run, whatever version made them."""
         path = self.path / job.folder / RESULTS
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_results(path.parent) if path.is_file() else None
 
     def is_finished(self, job: Job) -> bool:
         return (self.path / job.folder / RESULTS).is_file()
