@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_peft.learner import Clip, Learner, OpenVocabularyMethod
+from clip_peft.frozen import Clip
+from clip_peft.learner import Learner, OpenVocabularyMethod
 from clip_peft.text.prompts import Tokenizer
 from clip_peft.text.tower import TextTower
 from peft_core.adaptation import adapt

@@ -137,8 +137,7 @@ class TextPass:
 
         gives: dict[nn.Module, Change] = {self.tower.embedding: lambda x: put(x, vectors[0])} if vectors else {}
         receives: dict[nn.Module, Change] = {
-            block: lambda x, v=v: put_deep(v, x)
-            for block, v in zip(self.tower.blocks[1:], vectors[1:], strict=False)
+            block: lambda x, v=v: put_deep(v, x) for block, v in zip(self.tower.blocks[1:], vectors[1:], strict=False)
         }
         with changed(receives, gives):
             features = self.tower.model.encode_text(ids.repeat(images, 1), normalize=False)  # type: ignore[operator]

@@ -95,9 +95,14 @@ class TextTower:
 
     def draws_tokens(self) -> bool:
         """Whether dropout is active, the model's or a graft's: then equal tokens of two classes are no longer equal."""
-        return any(
-            _draws(module) == "token" for part in (self.embedding, self.root.transformer) for module in part.modules()
-        )
+        return "token" in self._chances()
+
+    def draws(self) -> bool:
+        """Whether two passes over the same texts differ by chance."""
+        return self._chances() != {None}
+
+    def _chances(self) -> set[str | None]:
+        return {_draws(module) for part in self.parts()[0] for module in part.modules()}
 
     # ---- parts -----------------------------------------------------------------------------------------------------
 
@@ -119,20 +124,20 @@ class TextTower:
             return x
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
-    def trainable(self) -> list[nn.Parameter]:
+    def parts(self) -> tuple[list[nn.Module], list[Tensor]]:
+        """The modules of the text tower, and its parameters and buffers that stand beside them: on `CLIP` the image tower is
+        none of it."""
+        if self.root is not self.model:
+            return [self.root], []
+        names = ("transformer", "token_embedding", "ln_final", "text_projection")
+        modules = [part for name in names if isinstance(part := getattr(self.root, name, None), nn.Module)]
+        names = ("positional_embedding", "text_projection", "attn_mask")
+        return modules, [part for name in names if isinstance(part := getattr(self.root, name, None), Tensor)]
+
+    def trainable(self) -> list[Tensor]:
         """The text tower's parameters that require grad."""
-        names = (
-            "transformer",
-            "token_embedding",
-            "positional_embedding",
-            "ln_final",
-            "text_projection",
-            "proj",
-            "cls_emb",
-        )
-        parts = [part for name in names if (part := getattr(self.root, name, None)) is not None]
-        found = [p for part in parts for p in ((part,) if isinstance(part, Tensor) else part.parameters())]
-        return [p for p in found if p.requires_grad]  # type: ignore[misc]
+        modules, tensors = self.parts()
+        return [p for p in (*(p for part in modules for p in part.parameters()), *tensors) if p.requires_grad]
 
 
 def _draws(module: nn.Module) -> str | None:
