@@ -18,10 +18,11 @@ from peft_core.adaptation import adapt, take_out
 from peft_core.attach import Record, inserted_by, is_inserted, pick, record_of
 from peft_core.errors import PeftError
 from peft_core.files import write_files
+from peft_core.former import tensors_of
 from peft_core.method import Method
 from peft_core.registry import make_method
 
-WEIGHTS, CARD, FORMAT = "adapter.safetensors", "adapter.json", 1
+WEIGHTS, CARD, FORMAT = "adapter.safetensors", "adapter.json", 2
 _BUCKETS, _TOLERANCE = 8, 0.02
 _LIBRARIES = ("torch", "timm", "open_clip_torch", "diffusers", "transformers", "safetensors")
 
@@ -192,10 +193,13 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
     weights = {_prefixed(key, prefix): value for key, value in weights.items()}
     try:
         for entry in card["adaptations"]:
-            method = make_method(entry["method"], **entry["settings"])
+            settings = type(make_method(entry["method"])).of_card(entry["settings"], card.get("format", 1))
+            method = make_method(entry["method"], **settings)
             adapt(model, method, name=prefix + entry["name"], train_head=card["train_head"])
         others = {key for key in adapter_state(model) if is_inserted(key) and inserted_by(key) in before}
-        check_tensors({k: v for k, v in adapter_state(model).items() if k not in others}, weights, Path(folder))
+        expected = {key: value for key, value in adapter_state(model).items() if key not in others}
+        weights = tensors_of(weights, expected, model)
+        check_tensors(expected, weights, Path(folder))
         if not force:
             check_backbone(model, card["backbone"], Path(folder))
     except PeftError:

@@ -50,6 +50,11 @@ class Method:
     def name(self) -> str:
         return type(self).__module__.rpartition(".")[2]
 
+    @classmethod
+    def of_card(cls, settings: dict[str, Any], format: int) -> dict[str, Any]:
+        """Settings as a card of an older format means them, so that an adapter does what it did when it was saved."""
+        return settings
+
     def install(self, plan: "Plan") -> None:
         raise NotImplementedError(f"{type(self).__name__} must define install(plan)")
 
@@ -202,6 +207,10 @@ class Plan:
         """y ← y + change(y) at the module's output."""
         self.grafts.append((module, "output", Branch(change, read=False)))
 
+    def add_behind(self, sublayer: SubLayer, change: nn.Module) -> None:
+        """x ← x + y + change(y) for y = out(body(norm(x))): what a residual step adds, behind layer scale and drop path."""
+        self.grafts.append((sublayer.out, "output", Branch(change, read=False)))
+
     def add_branch(self, sublayer: SubLayer, change: nn.Module | Branch, read: str | None = None) -> None:
         """x ← x + out(body(norm(x))) + change(x); with `read`, a module's path, change reads what that module receives."""
         branch = change if isinstance(change, Branch) else Branch(change, read=True)
@@ -212,10 +221,13 @@ class Plan:
         """A graft that acts on what the module receives (`before`) or gives (`after`)."""
         self.grafts.append((module, slot, graft))
 
-    def add_tokens(self, first: str, last: str, tokens: nn.Parameter, layout: TokenLayout, dropout: float) -> None:
-        """Tokens P D stand in the sequence from block `first` to block `last`."""
+    def add_tokens(
+        self, first: str, last: str, tokens: nn.Parameter, layout: TokenLayout, dropout: float, strip: bool = True
+    ) -> None:
+        """Tokens P D stand in the sequence from block `first` to block `last`; without `strip`, to the model's end."""
         self.grafts.append((first, "tokens", Insert(tokens, layout.prefix, dropout, carried=first != last)))
-        self.grafts.append((last, "strip", Strip(tokens.shape[0], layout.prefix)))
+        if strip:
+            self.grafts.append((last, "strip", Strip(tokens.shape[0], layout.prefix)))
 
     def train(self, module: str, *names: str) -> None:
         """Train these stock parameters of a module."""

@@ -22,6 +22,8 @@ from types import ModuleType
 from peft_data.base import ClassificationData, Pictures
 from peft_data.errors import DataError, nearest
 from peft_data.names import formats, is_path, named
+from peft_data.splits import check_seed
+from peft_data.texts import is_utf8, shown
 
 __all__ = ["ClassificationData", "DataError", "Pictures", "list_data", "open_data"]
 
@@ -43,11 +45,16 @@ def open_data(data: str, *, root: str | None = None, seed: int = 0, **options: o
             whatever is wrong with the data.
     """
     data = os.fspath(data)
+    check_seed(seed)
     where = None if root is None else str(Path(root).expanduser())
     for module in formats(first=data.split("/")[0]):
         if name := named(data, module):
             return _load(module, name, where, seed, options)
     path = Path(where or ".", Path(data).expanduser())
+    if not is_utf8(str(path)):
+        raise DataError(f"the name {shown(str(path))} is no UTF-8, so that no result could name it: rename it")
+    if path.suffix.lower() in _ARCHIVES and path.is_file():
+        raise DataError(f"{path} is an archive: unpack it and give the folder")
     if path.exists():
         for module in formats():
             if hasattr(module, "claims") and module.claims(path):
@@ -60,6 +67,12 @@ def open_data(data: str, *, root: str | None = None, seed: int = 0, **options: o
         raise DataError(f"there is no file or folder {path}: check the path")
     near = nearest(data, list_data())
     raise DataError(f"there is no data set and no folder {data!r}{near}: `list data` shows the names")
+
+
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+_OPTIONS = {"val": (0, 1), "test": (0, 1), "shots": (1, None), "list_seed": (0, None), "size": (1, 4096),
+            "frames": (1, 4096), "stride": (1, 4096), "views": (1, 1024)}  # fmt: skip
+"""Numbers that an option may have, wherever a format has it: the least and the most."""
 
 
 def list_data() -> dict[str, str]:
@@ -78,6 +91,11 @@ def _load(module: ModuleType, name: str, root: str | None, seed: int, options: d
         if not _fits(value, hints[option]):
             wanted = getattr(hints[option], "__name__", None) or str(hints[option]).replace("typing.", "")
             raise DataError(f"the option {option!r} of {name} must be {wanted}, not {value!r}")
+        least, most = _OPTIONS.get(option, (None, None))
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and least is not None:
+            if not (value >= least and (most is None or value <= most)):
+                upto = f"{least} to {most:g}" if most is not None else f"{least} or more"
+                raise DataError(f"the option {option!r} of {name} must be {upto}, not {value:g}")
     if "root" in parameters:
         return module.load(name, root, seed, **options)
     if root is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from peft_data.base import ClassificationData
 from peft_data.errors import DataError
-from peft_data.lists import readable
+from peft_data.lists import is_number, readable
 from peft_data.splits import tenth_as_val
+from peft_data.texts import read_json, read_lines
 from peft_data.video.options import first_of, listed_clips, with_sampling
 
 NAMES = {
@@ -55,10 +55,8 @@ def _hmdb51(folder: Path, split: int) -> tuple[tuple[str, ...], Path, dict[str, 
     rows: dict[str, Rows] = {"train": [], "test": []}
     names = [file.name.removesuffix(ending) for file in files]
     for label, (file, name) in enumerate(zip(files, names, strict=True)):
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in read_lines(file, "a list of clips"):
             words = line.split()
-            if not words:
-                continue
             if len(words) != 2 or words[1] not in ("0", "1", "2"):
                 raise DataError(f"line {number} of {file} must be `video.avi 0|1|2`, not {line!r}")
             if words[1] != "0":
@@ -76,12 +74,16 @@ def _ucf101(folder: Path, split: int) -> tuple[tuple[str, ...], Path, dict[str, 
         raise DataError(
             f"{folder} needs classInd.txt, trainlist0{split}.txt and testlist0{split}.txt of UCF101's lists"
         )
-    pairs = [line.split() for line in index.read_text(encoding="utf-8").splitlines() if line.strip()]
-    number = {name: int(place) - 1 for place, name in pairs}
+    number: dict[str, int] = {}
+    for place, line in read_lines(index, "a list of classes"):
+        words = line.split()
+        if len(words) != 2 or not is_number(words[0]):
+            raise DataError(f"line {place} of {index} must be `1 Class`, not {line!r}")
+        number[words[1]] = int(words[0]) - 1
     rows: dict[str, Rows] = {}
     for part, file in lists.items():
         assert file is not None
-        names = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.split()[0] for _, line in read_lines(file, "a list of clips")]
         unknown = [name for name in names if name.partition("/")[0] not in number]
         if unknown:
             raise DataError(f"{file} lists {unknown[0]}, whose folder is no class of {index}")
@@ -97,13 +99,14 @@ def _diving48(folder: Path, split: int) -> tuple[tuple[str, ...], Path, dict[str
         if file is None:
             raise DataError(f"{folder} has no Diving48_V2_{part}.json: put the published lists there")
         try:
-            rows[part] = [(entry["vid_name"], int(entry["label"])) for entry in json.loads(file.read_text())]
-        except (ValueError, KeyError, TypeError) as error:
+            rows[part] = [(str(entry["vid_name"]), int(entry["label"])) for entry in read_json(file)]
+        except (KeyError, TypeError) as error:
             raise DataError(f"{file} is damaged ({error}): fetch it again") from error
     vocabulary = folder / "Diving48_vocab.json"
     count = max(label for part in rows.values() for _, label in part) + 1
-    words = json.loads(vocabulary.read_text()) if vocabulary.is_file() else []
-    classes = (
-        [" ".join(each) for each in words] if len(words) >= count else [f"class {label}" for label in range(count)]
-    )
+    words = read_json(vocabulary, '[["word", "word"], …]') if vocabulary.is_file() else []
+    if not isinstance(words, list) or not all(isinstance(each, list) for each in words):
+        raise DataError(f"{vocabulary} is damaged (it holds no lists of words): fetch it again")
+    named = [" ".join(map(str, each)) for each in words]
+    classes = named if len(named) >= count else [f"class {label}" for label in range(count)]
     return tuple(classes), folder / "Diving48_V2_train.json", rows

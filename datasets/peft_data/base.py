@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -32,6 +33,8 @@ class Pictures:
     root: Path | None = None
     split: str = ""
     names: tuple[str, ...] = ()
+    kind: ClassVar[str] = "pictures"
+    """What the items are called."""
 
     def __post_init__(self) -> None:
         if len(self.items) != len(self.labels) or (self.names and len(self.names) != len(self.labels)):
@@ -138,6 +141,7 @@ class ClassificationData:
         train, val, test: the splits; val and test may be empty. A final honest run trains on `train + val`.
         recipe: the training recipe that suits it: `vtab`, `fgvc`, `digits`, `world`, or none.
         notes: what to warn the user about once, e.g. sizes that differ from the published ones.
+        left_out: files in the data's folder that are no pictures (or clips) and do not count.
 
     Raises:
         DataError: fewer than two classes, no training picture, or a label that is not a class.
@@ -150,6 +154,19 @@ class ClassificationData:
     test: Pictures
     recipe: str | None = None
     notes: tuple[str, ...] = ()
+    left_out: int = 0
+
+    @property
+    def summary(self) -> str:
+        """What was found, in a line: `240 pictures of 10 classes: 154 to train, 38 to choose on, 48 to test; 4 files left
+        out`."""
+        sizes = len(self.train), len(self.val), len(self.test)
+        uses = [
+            f"{size:,} {use}" for size, use in zip(sizes, ("to train", "to choose on", "to test"), strict=True) if size
+        ]
+        files = f"; {self.left_out:,} file{'' if self.left_out == 1 else 's'} left out" if self.left_out else ""
+        kind = self.train.kind if len(self.train) else self.test.kind
+        return f"{sum(sizes):,} {kind} of {len(self.class_names):,} classes: {', '.join(uses)}{files}"
 
     def __post_init__(self) -> None:
         classes = len(self.class_names)

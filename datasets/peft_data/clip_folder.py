@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from peft_data import clip_lists
 from peft_data.base import ClassificationData
 from peft_data.folder import holds_videos, read_folder
 from peft_data.pictures import is_picture
 from peft_data.video.decoding import is_video
 from peft_data.video.options import with_sampling
+from peft_data.walk import LeftOut, files_in, walk
 
 NAMES = {"clips": "class folders of videos or of folders of frames: set data.root"}
 
 
 def claims(path: Path) -> bool:
     """Whether class folders of it hold video files. Folders of frames look like pictures: they are opened as `clips`."""
-    from peft_data import clip_lists
-
     return holds_videos(path) and not clip_lists.claims(path)
 
 
@@ -43,10 +43,20 @@ def load(
     Raises:
         DataError: fewer than two classes, or a class folder without clips.
     """
-    return read_folder(name, root, seed, val, test, _clips_in), directional
+    return read_folder(name, root, seed, val, test, _of_class, "clips"), directional
 
 
-def _clips_in(folder: Path) -> list[Path]:
-    found = [path for path in folder.rglob("*") if is_video(path) and path.is_file()]
-    inner = [path for path in folder.rglob("*") if path.is_dir() and any(map(is_picture, path.iterdir()))]
-    return found + inner
+def clips_in(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
+    """The clips of a folder, at any depth, in order: video files, and folders that hold pictures and no video (`folder`
+    itself, too)."""
+
+    def holds_frames(inside: Path, names: list[str]) -> bool:
+        return any(is_picture(inside / name) for name in names) and not any(is_video(inside / name) for name in names)
+
+    frames = {inside for inside, names in walk(folder) if holds_frames(inside, names)}
+    videos = files_in(folder, lambda path: is_video(path) or path.parent in frames and is_picture(path), left_out)
+    return sorted([*frames, *(path for path in videos if is_video(path))])
+
+
+def _of_class(folder: Path, left_out: LeftOut) -> list[Path]:
+    return [path for path in clips_in(folder, left_out) if path != folder]

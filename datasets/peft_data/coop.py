@@ -12,7 +12,6 @@ as the file system lists them, so that few-shot sets differ from machine to mach
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -21,6 +20,8 @@ from peft_data.base import ClassificationData, Pictures, no_pictures
 from peft_data.errors import DataError
 from peft_data.lists import listed
 from peft_data.pictures import is_picture
+from peft_data.texts import read_json, read_lines
+from peft_data.walk import files_in
 
 # Set: its folder, the folder of its pictures, its split file, classes, pictures in train, val, test.
 SETS = {
@@ -109,8 +110,10 @@ def read_split(path: Path, folders: list[Path]) -> tuple[tuple[str, ...], list[P
     """
     form = 'it must be {"train": [["picture.jpg", 0, "class"], …], "val": …, "test": …}'
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, form.removeprefix("it must be "))
         entries = {split: [(str(p), int(label), str(word)) for p, label, word in content[split]] for split in SPLITS}
+    except DataError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({type(error).__name__}: {error}): {form}") from error
     named: dict[int, str] = {}
@@ -147,7 +150,7 @@ def _aircraft(folder: Path) -> tuple[tuple[str, ...], list[Pictures]]:
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise DataError(f"{path} is missing: make the folder {SOURCE}")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line for _, line in read_lines(path, "a list")]
 
 
 def class_table(*places: Path) -> dict[str, str]:
@@ -173,7 +176,7 @@ def class_folders(folder: Path, labels: dict[str, int]) -> Pictures:
     items: list[Path] = []
     numbers: list[int] = []
     for inside, label in labels.items():
-        own = sorted(path for path in (folder / inside).iterdir() if is_picture(path))
+        own = files_in(folder / inside, is_picture)
         items += own
         numbers += [label] * len(own)
     return Pictures(items, torch.tensor(numbers, dtype=torch.int64), root=folder)

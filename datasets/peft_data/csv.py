@@ -6,21 +6,19 @@ img/1.jpg,cat,train
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
+from peft_data import clip_table
 from peft_data.base import ClassificationData
-from peft_data.errors import DataError, nearest
 from peft_data.lists import listed
-from peft_data.splits import tenth_as_val, three_parts
+from peft_data.tables import from_table, numbered, read_table
 
 NAMES: dict[str, str] = {}
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def claims(path: Path) -> bool:
-    """Whether it is a .csv file."""
-    return path.is_file() and path.suffix.lower() == ".csv"
+    """Whether it is a .csv file, and not of clips."""
+    return path.is_file() and path.suffix.lower() == ".csv" and not clip_table.claims(path)
 
 
 def load(
@@ -42,50 +40,13 @@ def load(
         val, test: their parts, where the table has no splits.
 
     Raises:
-        DataError: names the line or column that is missing or wrong, or all pictures that are not there.
+        DataError: names the line or column that is missing or wrong, a class that is tested and not trained, or all
+            pictures that are not there.
     """
     file = Path(root or name).resolve()
-    rows = _rows(file, path_column, label_column)
-    words = [row[label_column] for row in rows]
-    classes = sorted(set(words), key=lambda word: (0, int(word), word) if word.isdecimal() else (1, 0, word))
+    rows = read_table(file, path_column, label_column)
+    classes = numbered([row[label_column] for row in rows])
     number = {word: label for label, word in enumerate(classes)}
-    names = [row[path_column] for row in rows]
-    whole = listed(names, [number[word] for word in words], [file.parent], file.parent, file)
-    if split_column not in rows[0]:
-        parts = three_parts(whole, val, test, seed)
-        return ClassificationData(Path(name).stem, tuple(classes), *parts)
-    given: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-    for index, row in enumerate(rows):
-        word = (row[split_column] or "").strip().lower()
-        if word not in _SPLITS:
-            raise DataError(
-                f"line {index + 2} of {file} has the split {word!r}{nearest(word, _SPLITS)}: train, val or test"
-            )
-        given[_SPLITS[word]].append(index)
-    train, val_part, test_part = (whole.subset(indices) for indices in given.values())
-    if not len(val_part):
-        train, val_part = tenth_as_val(train, seed)
-    return ClassificationData(Path(name).stem, tuple(classes), train, val_part, test_part)
-
-
-def _rows(file: Path, path_column: str, label_column: str) -> list[dict[str, str]]:
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as text:
-            table = csv.DictReader(text, skipinitialspace=True)
-            header = list(table.fieldnames or [])
-            rows = list(table)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file} cannot be read as a table ({error}): give a UTF-8 .csv file") from error
-    for column in (path_column, label_column):
-        if column not in header:
-            raise DataError(
-                f"{file} has no column {column!r}{nearest(column, header)}: its first line must be path,label"
-            )
-    if not rows:
-        raise DataError(f"{file} lists no picture: add a line `path,label` for each")
-    for number, row in enumerate(rows, 2):
-        for column in (path_column, label_column):
-            row[column] = (row[column] or "").strip()
-            if not row[column]:
-                raise DataError(f"line {number} of {file} has no {column}: each line must have a path and a label")
-    return rows
+    names, labels = [row[path_column] for row in rows], [number[row[label_column]] for row in rows]
+    whole = listed(names, labels, [file.parent], file.parent, file)
+    return from_table(name, file, rows, whole, classes, split_column, val, test, seed)

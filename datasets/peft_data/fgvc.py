@@ -8,7 +8,6 @@ Jia et al., Visual Prompt Tuning, 2022; github.com/KMnP/vpt, src/data/datasets/j
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from peft_data.base import ClassificationData, Pictures, no_pictures
@@ -16,6 +15,7 @@ from peft_data.errors import DataError
 from peft_data.fgvc_published import MARKS, Splits, published
 from peft_data.lists import known_names, listed, names_from_paths, readable
 from peft_data.splits import tenth_as_val
+from peft_data.texts import read_json, read_lines
 
 # Set: folders it is found in, classes, pictures in train, val, test.
 SETS = {
@@ -98,10 +98,7 @@ def _lists(folder: Path) -> Splits:
 def _read(path: Path) -> dict[str, int | str]:
     if not path.is_file():
         return {}
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f'{path} is no json file ({error}): it must be {{"picture": class id, …}}') from error
+    entries = read_json(path, '{"picture": class id, …}')
     if not isinstance(entries, dict):
         raise DataError(f'{path} is a list: it must be {{"picture": class id, …}}')
     for picture, word in entries.items():
@@ -126,7 +123,7 @@ def _names(folder: Path, key: str, ids: list[int | str], train: Pictures) -> tup
         return known_names()["oxford_flowers102"]
     table = folder / "classes.txt"  # CUB and NABirds: `id name` in each line
     if table.is_file():
-        pairs = (line.split(maxsplit=1) for line in table.read_text(encoding="utf-8").splitlines())
+        pairs = (line.split(maxsplit=1) for _, line in read_lines(table, "a list of classes"))
         named = {pair[0]: readable(pair[1]) for pair in pairs if len(pair) == 2}
         if all(str(word) in named for word in ids):
             return tuple(named[str(word)] for word in ids)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_data.errors import DataError
+from peft_data.texts import read_lines
 
 Splits = dict[str, dict[str, int | str]]
 MARKS = (
@@ -61,8 +62,8 @@ def _mat(path: Path) -> dict[str, Any]:
 def _birds(folder: Path) -> Splits:
     tables = []
     for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt"):
-        lines = (folder / name).read_text(encoding="utf-8").splitlines()
-        tables.append(dict(line.split(maxsplit=1) for line in lines if line.strip()))
+        lines = read_lines(folder / name, "a list of pictures")
+        tables.append(dict(line.split(maxsplit=1) for _, line in lines))
     paths, classes, in_train = tables
     splits: Splits = {"train": {}, "val": {}, "test": {}}
     for key, path in paths.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -13,6 +14,7 @@ import torch
 
 from peft_data.base import Pictures
 from peft_data.errors import DataError, listing
+from peft_data.texts import read_lines
 
 
 @cache
@@ -32,28 +34,31 @@ def read_list(path: Path, classes: int | None = None) -> tuple[list[str], list[i
         DataError: names the line that has no label, or a label that is no whole number from 0 to classes − 1.
     """
     names, labels = [], []
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        name, _, word = line.strip().rpartition(" ")
-        if not name.strip():
+    for number, line in read_lines(path, "a list of pictures"):
+        name, word = line.rsplit(None, 1) if len(line.split(None, 1)) == 2 else ("", line)
+        if not name:
             raise DataError(f"line {number} of {path} has no label: each line must be `picture label`, not {line!r}")
-        if not word.isdecimal():
+        if not is_number(word):
             raise DataError(f"line {number} of {path} has the label {word!r}: labels must be whole numbers from 0")
         if classes is not None and int(word) >= classes:
             raise DataError(f"line {number} of {path} has the label {word}: labels must be 0 to {classes - 1}")
-        names.append(name.strip())
+        names.append(name)
         labels.append(int(word))
     if not names:
         raise DataError(f"{path} lists no picture: each line must be `picture label`")
     return names, labels
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a list of pictures ({error}): give a text file") from error
+def is_number(word: str) -> bool:
+    """Whether a word is a label: a whole number from 0, of at most nine digits."""
+    return word.isascii() and word.isdigit() and len(word) < 10
+
+
+def spellings(name: str) -> list[str]:
+    """How a listed file may be called on this disk: as it stands, with `/` for Windows' `\\`, in the other form of Unicode."""
+    forms = [name, name.replace("\\", "/")]
+    forms += [unicodedata.normalize(form, each) for form in ("NFC", "NFD") for each in forms]
+    return list(dict.fromkeys(forms))
 
 
 def listed(names: Sequence[str], labels: Sequence[int], folders: Sequence[Path], root: Path, source: Path) -> Pictures:
@@ -67,7 +72,8 @@ def listed(names: Sequence[str], labels: Sequence[int], folders: Sequence[Path],
     """
     paths, missing = [], []
     for name in names:
-        found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        places = (folder / each for each in spellings(name) for folder in folders)
+        found = next((place for place in places if is_there(place)), None)
         paths.append(found)
         if found is None:
             missing.append(str(folders[0] / name))
@@ -75,6 +81,14 @@ def listed(names: Sequence[str], labels: Sequence[int], folders: Sequence[Path],
         count = "one picture is" if len(missing) == 1 else f"{len(missing)} pictures are"
         raise DataError(f"{count} listed in {source} but not there: put them in place{listing(missing)}")
     return Pictures([path for path in paths if path], torch.tensor(labels, dtype=torch.int64), root=root)
+
+
+def is_there(path: Path, folders_too: bool = False) -> bool:
+    """Whether there is such a file; a name that no file can have (too long, with a null) is none."""
+    try:
+        return path.exists() if folders_too and not path.is_file() else path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def names_from_paths(parts: Sequence[Pictures], classes: int) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from peft_data.errors import DataError, nearest
 
@@ -19,7 +19,11 @@ UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
     zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-SUFFIXES = frozenset(".jpg .jpeg .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .jp2 .avif".split())
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .dib .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .tga .jp2 .j2k .avif .heic "
+    ".heif .hif".split()
+)
+_HEIF = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 
 
 def is_picture(path: Path) -> bool:
@@ -34,13 +38,34 @@ def read_picture(source: Path | Image.Image) -> Image.Image:
     scaled by the smallest of 1, 255, 65535 and 2³²−1 that holds them.
 
     Raises:
-        UNREADABLE: the file is missing, truncated, or no picture.
+        UNREADABLE: the file is missing, truncated, or no picture; or HEIC, as iPhones write it, where pillow-heif is missing.
     """
     if isinstance(source, Image.Image):
         return _rgb(source)
-    with Image.open(source) as image:
+    with open_picture(source) as image:
         image.load()
         return _rgb(image)
+
+
+def open_picture(source: Path) -> Image.Image:
+    """As `Image.open`, HEIC included where pillow-heif is installed.
+
+    Raises:
+        UNREADABLE: as `read_picture`, as far as the file's beginning shows.
+    """
+    try:
+        return Image.open(source)
+    except UnidentifiedImageError:
+        with open(source, "rb") as file:
+            start = file.read(12)
+        if start[4:8] != b"ftyp" or start[8:12] not in _HEIF:
+            raise
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ValueError("is HEIC, which needs pillow-heif: pip install pillow-heif, or save it as JPEG") from error
+    pillow_heif.register_heif_opener()
+    return Image.open(source)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

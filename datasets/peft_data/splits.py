@@ -1,14 +1,26 @@
-"""Splits that a seed draws."""
+"""Splits that a seed draws, and the words that name splits."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 from peft_data.base import Pictures, no_pictures
 from peft_data.errors import DataError
+
+WORDS = {
+    "train": ("train", "training", "trainset", "trainingset", "traindata", "trainingdata"),
+    "val": ("val", "valid", "validation", "dev", "valset", "validset", "validationset", "valdata", "validationdata"),
+    "test": ("test", "testing", "testset", "testingset", "testdata", "testingdata"),
+}
+"""Split → how folders, tables and lists call it, in small letters and without blanks, `_` and `-`."""
+_SPLIT_OF = {word: split for split, words in WORDS.items() for word in words}
+
+
+def split_of(word: str) -> str | None:
+    """The split that a word names, whatever its letters' case: `Training_Set` → `train`; None for any other word."""
+    return _SPLIT_OF.get("".join(letter for letter in word.casefold() if letter not in " _-"))
 
 
 def stratified(labels: torch.Tensor, sizes: Sequence[int], seed: int) -> list[torch.Tensor]:
@@ -30,24 +42,72 @@ def stratified(labels: torch.Tensor, sizes: Sequence[int], seed: int) -> list[to
     return [part.sort().values for part in place.argsort(stable=True).split(list(sizes))]
 
 
+def drawn(labels: torch.Tensor, shares: Sequence[float], seed: int, at_least: float = 1.0) -> list[torch.Tensor]:
+    """Indices of what stays and of len(shares) parts drawn class by class, the first of them what stays.
+
+    A class of n pictures gives n · share of them to each part, rounded so that the parts have their shares of all pictures
+    (of classes with two or more), no two classes of equal n differ by more than one in a part, and none gives its last
+    picture away.
+
+    Args:
+        labels: int64 `N`.
+        shares: parts of one.
+        at_least: a class that would give this much of a picture, or more, to a part gives one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    classes, number = labels.unique(return_inverse=True)
+    counts = number.bincount(minlength=len(classes))
+    ahead = torch.rand(len(classes), generator=generator, dtype=torch.float64) * 1e-6
+    taken: list[torch.Tensor] = []
+    several = int(counts[counts > 1].sum())
+    for part in shares:
+        size, share = round(part * several), counts.double() * part
+        given = share.floor().long()
+        given[(given == 0) & (share >= at_least)] = 1
+        room = sum((-given for given in taken), counts - 1)
+        given = given.minimum(room)
+        order = (share - given - ahead).argsort(descending=True)
+        open_for_more = order[(given < room)[order]]
+        given[open_for_more[: max(0, size - int(given.sum()))]] += 1
+        ahead = ahead + given - share  # who gave more than its share to one part comes last for the next
+        taken.append(given)
+    parts: list[list[torch.Tensor]] = [[] for _ in range(len(shares) + 1)]
+    for label in range(len(classes)):
+        rows = (number == label).nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        lengths = [int(part[label]) for part in taken]
+        for part, piece in zip(parts, rows.split([len(rows) - sum(lengths), *lengths]), strict=True):
+            part.append(piece)
+    return [torch.cat(part).sort().values for part in parts]
+
+
+def check_seed(seed: int) -> None:
+    """Raises DataError where it is no whole number from 0 to 2⁶³ − 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
+        raise DataError(f"the seed of the data must be a whole number from 0 to 2^63 - 1, not {seed!r}")
+
+
+def check_shares(val: float, test: float) -> None:
+    """Raises DataError where the parts `val` and `test` are none, or leave nothing to train on."""
+    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
+        raise DataError(f"val={val} and test={test} must be parts of one, and leave something to train on")
+
+
 def three_parts(pictures: Pictures, val: float, test: float, seed: int) -> tuple[Pictures, Pictures, Pictures]:
-    """Train, val and test drawn from one set; `val` and `test` are parts of it.
+    """Train, val and test drawn from one set, class by class; `val` and `test` are parts of it.
 
     Raises:
         DataError: the parts leave nothing to train on.
     """
-    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
-        raise DataError(f"val={val} and test={test} must be parts of one, and leave something to train on")
-    n_val, n_test = (round(part * len(pictures)) for part in (val, test))
-    parts = stratified(pictures.labels, (len(pictures) - n_val - n_test, n_val, n_test), seed)
+    check_shares(val, test)
+    parts = drawn(pictures.labels, (val, test), seed, at_least=0.5)
     train, val_part, test_part = (pictures.subset(part) for part in parts)
     return train, val_part, test_part
 
 
 def tenth_as_val(train: Pictures, seed: int) -> tuple[Pictures, Pictures]:
-    """Train and val where a set has no val: a tenth of train, drawn by the seed."""
-    n_val = math.floor(len(train) / 10)
-    if not n_val:
+    """Train and val where a set has no val: a tenth of train, drawn by the seed class by class."""
+    if len(train) < 10:
         return train, no_pictures("val")
-    rest, part = stratified(train.labels, (len(train) - n_val, n_val), seed)
+    rest, part = drawn(train.labels, (0.1,), seed)
     return train.subset(rest), train.subset(part)

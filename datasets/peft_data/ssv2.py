@@ -5,13 +5,13 @@ something-something-v2-train.json (or train.json) …-validation.json …-labels
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from peft_data.base import ClassificationData
 from peft_data.errors import DataError, nearest
 from peft_data.splits import tenth_as_val
+from peft_data.texts import read_json
 from peft_data.video.options import first_of, listed_clips, with_sampling
 
 NAMES = {"ssv2": "Something-Something v2, 174 classes: set data.root to the folder with its JSON lists"}
@@ -32,20 +32,23 @@ def load(name: str, root: str | None, seed: int) -> tuple[ClassificationData, bo
         DataError: a list that is missing or damaged, an unknown template, clips that are not there.
     """
     folder = Path(root or name).expanduser().resolve()
-    labels = _read(folder, "labels")
-    number = {template: int(label) for template, label in labels.items()}
+    labels = _read(folder, "labels", dict)
+    try:
+        number = {template: int(label) for template, label in labels.items()}
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{_list(folder, 'labels')} is damaged ({error}): fetch it again") from error
     classes = tuple(sorted(number, key=number.__getitem__))
     parts = {}
     for split, word in (("train", "train"), ("test", "validation")):
         rows = []
-        for entry in _read(folder, word):
+        source = _list(folder, word)
+        for entry in _read(folder, word, list):
+            if not isinstance(entry, dict) or "id" not in entry:
+                raise DataError(f"{source} is damaged ({entry!r:.60} has no id): fetch it again")
             template = str(entry.get("template") or entry.get("label")).replace("[", "").replace("]", "")
             if template not in number:
-                raise DataError(
-                    f"{_list(folder, word)} has the template {template!r}{nearest(template, number)}, which is no label"
-                )
+                raise DataError(f"{source} has the template {template!r}{nearest(template, number)}, which is no label")
             rows.append((str(entry["id"]), number[template]))
-        source = _list(folder, word)
         assert source is not None
         parts[split] = listed_clips(rows, [folder / inner for inner in _FOLDERS], folder, split, source)
     train, val = tenth_as_val(parts["train"], seed)
@@ -53,11 +56,11 @@ def load(name: str, root: str | None, seed: int) -> tuple[ClassificationData, bo
     return ClassificationData("ssv2", classes, train, val, parts["test"], notes=(note,)), True
 
 
-def _read(root: Path, word: str) -> Any:
+def _read(root: Path, word: str, kind: type) -> Any:
     path = _list(root, word)
     if path is None:
         raise DataError(f"{root} has no something-something-v2-{word}.json: put the published lists there")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}): fetch it again") from error
+    content = read_json(path)
+    if not isinstance(content, kind):
+        raise DataError(f"{path} is damaged (it holds no {kind.__name__}): fetch it again")
+    return content

@@ -53,10 +53,12 @@ class SubLayer:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Blocks that take B N D: extra tokens go behind the first `prefix` ones. `fan_in` = 3 · patch² scales their init."""
+    """Blocks that take B N D: extra tokens go behind the first `prefix` ones. `fan_in` = 3 · patch² scales their init;
+    `averaged` says that the output is a mean over the tokens behind the prefix."""
 
     prefix: int
     fan_in: int
+    averaged: bool = False
 
 
 @dataclass

@@ -41,7 +41,8 @@ def describe(model: nn.Module, at: str) -> Anatomy | None:
     anatomy.heads = [join(at, name) for name in ("head", "head_dist") if isinstance(submodule(model, name), nn.Linear)]
     if getattr(model, "rope", None) is None:
         fan_in = model.patch_embed.proj.weight[0].numel()  # type: ignore[union-attr]
-        anatomy.tokens[None] = TokenLayout(model.num_prefix_tokens, fan_in)  # type: ignore[arg-type]
+        averaged = getattr(model, "global_pool", "") == "avg"
+        anatomy.tokens[None] = TokenLayout(model.num_prefix_tokens, fan_in, averaged)  # type: ignore[arg-type]
     anatomy.embed, anatomy.finish = (_embed, _finish) if _VIT in names else (None, None)
     return anatomy
 

@@ -7,7 +7,7 @@ from peft_core.grafts.graft import Graft
 
 
 class Insert(Graft):
-    """Tokens P D go behind the first `prefix` tokens of x: (B N D) -> (B N+P D)."""
+    """Tokens P D go behind the first `prefix` tokens of x: (B N D) -> (B N+P D); dropout draws a mask a sample."""
 
     scalable = False
 
@@ -24,7 +24,7 @@ class Insert(Graft):
         return -1 if self.carried else 0
 
     def before(self, x: Tensor) -> Tensor:
-        tokens = self.dropout(self.tokens).to(x.dtype).expand(x.shape[0], -1, -1)
+        tokens = self.dropout(self.tokens.expand(x.shape[0], -1, -1)).to(x.dtype)
         return torch.cat((x[:, : self.prefix], tokens, x[:, self.prefix :]), dim=1)
 
 

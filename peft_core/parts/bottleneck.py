@@ -33,6 +33,7 @@ def linear(rows: int, columns: int, options: dict[str, Any]) -> nn.Linear:
 
 class Bottleneck(nn.Module):
     """Down is Kaiming-uniform (a = √5), Up and the biases are zero: no change at step 0, and a gradient from step 1 on.
+    With `std` both weights are N(0, std²) truncated at 2 std instead.
 
     Args:
         dim, width: D and h.
@@ -42,7 +43,7 @@ class Bottleneck(nn.Module):
     """
 
     def __init__(self, dim: int, width: int, *, activation: str, scale: float = 1.0, learn_scale: bool = False,
-                 dropout: float = 0.0, channel_scale: bool = False, drop_path: float = 0.0,
+                 dropout: float = 0.0, channel_scale: bool = False, drop_path: float = 0.0, std: float | None = None,
                  options: dict[str, Any]):  # fmt: skip
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -53,6 +54,9 @@ class Bottleneck(nn.Module):
         self.up = _blank(width, dim, options)
         for zero in (self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
+        if std is not None:
+            for weight in (self.down.weight, self.up.weight):
+                nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
         self.activation = activation
         self.scale = nn.Parameter(torch.full((1,), scale, **options)) if learn_scale else scale
         self.gamma = nn.Parameter(torch.ones(dim, **options)) if channel_scale else None

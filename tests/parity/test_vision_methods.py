@@ -91,12 +91,12 @@ def test_adapter_positions(position: str):
         mine = model.blocks[index]
         y = b.attn(b.norm1(x))
         if position == "houlsby":
-            y = y + 0.7 * bottleneck(mine.attn.peft.adapter.output.change, y, F.gelu)
+            y = y + 0.7 * bottleneck(mine.drop_path1.peft.adapter.output.change, y, F.gelu)
         x = x + y
         y = b.mlp(b.norm2(x))
         if position == "parallel":
             return x + y + 0.7 * bottleneck(mine.drop_path2.peft.adapter.mlp_branch.change, x, F.gelu)
-        return x + y + 0.7 * bottleneck(mine.mlp.peft.adapter.output.change, y, F.gelu)
+        return x + y + 0.7 * bottleneck(mine.drop_path2.peft.adapter.output.change, y, F.gelu)
 
     torch.testing.assert_close(model(X), run(frozen, block), rtol=1e-5, atol=1e-5)
 

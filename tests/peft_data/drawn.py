@@ -1,5 +1,6 @@
 """Tiny pictures and data sets for the tests."""
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,10 +22,10 @@ def picture(path: Path, seed: int = 0, height: int = 12, width: int = 16) -> Pat
 
 
 def class_folders(folder: Path, counts: dict[str, int]) -> Path:
-    """A folder with a folder per class."""
+    """A folder with a folder per class; no two pictures are the same."""
     for name, count in counts.items():
         for i in range(count):
-            picture(folder / name / f"{i}.jpg", seed=i)
+            picture(folder / name / f"{i}.jpg", seed=zlib.crc32(f"{folder.name}/{name}/{i}".encode()))
     return folder
 
 

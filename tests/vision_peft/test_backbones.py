@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 from timm.models import save_for_hf
+from timm.models.vision_transformer import checkpoint_filter_fn
 
 from peft_core.errors import PeftError
 from peft_core.jobs.hub import reach
@@ -76,6 +77,45 @@ def test_file_that_does_not_fit(stock: torch.nn.Module, tmp_path: Path) -> None:
     }.items():
         with pytest.raises(PeftError, match=sentence):
             load_backbone(spec, 3)
+
+
+def test_a_file_with_more_than_the_architecture_is_refused_by_its_keys(tmp_path: Path) -> None:
+    scaled = timm.create_model("test_vit", init_values=0.3)
+    save_file(scaled.state_dict(), tmp_path / "scaled.safetensors")
+    deeper = timm.create_model("test_vit", depth=8)
+    save_file(deeper.state_dict(), tmp_path / "deeper.safetensors")
+    for file, sentence in {
+        "scaled": r"test_vit, which has no blocks\.0\.ls1\.gamma, .* and 9 more: choose the architecture it is of",
+        "deeper": r"which has no blocks\.6\.attn\.proj\.bias",
+    }.items():
+        with pytest.raises(PeftError, match=sentence):
+            load_backbone(f"test_vit@{tmp_path}/{file}.safetensors", 3)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "module.", "module.model."])
+def test_a_file_as_trainers_write_it(stock: torch.nn.Module, tmp_path: Path, prefix: str) -> None:
+    save_file({prefix + key: value for key, value in stock.state_dict().items()}, tmp_path / "w.safetensors")
+    model, _ = load_backbone(f"test_vit@{tmp_path}/w.safetensors", 3)
+    assert same_but_for_the_head(model, stock)
+
+
+def test_a_file_of_another_size_and_deit3s_layer_scale(stock: torch.nn.Module, tmp_path: Path) -> None:
+    large = timm.create_model("test_vit", img_size=224)
+    save_file(large.state_dict(), tmp_path / "large.safetensors")
+    model, about = load_backbone(f"test_vit@{tmp_path}/large.safetensors", 3)
+    own = checkpoint_filter_fn(large.state_dict(), stock)  # type: ignore[arg-type]
+    assert about.input_size == (160, 160) and torch.equal(model.pos_embed, own["pos_embed"])
+    assert torch.equal(model.norm.weight, large.norm.weight)
+    third = timm.create_model("deit3_small_patch16_224", depth=2)
+    state = {
+        key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v for key, v in third.state_dict().items()
+    }
+    renamed = {key: value for key, value in state.items() if "blocks" not in key or key.split(".")[1] in "01"}
+    save_file(renamed, tmp_path / "deit3.safetensors")
+    with pytest.raises(
+        PeftError, match=r"it has no blocks\.2\."
+    ):  # the file's two blocks fit, under their former names
+        load_backbone(f"deit3_small_patch16_224@{tmp_path}/deit3.safetensors", 3)
 
 
 def test_original_npz(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
-from peft_core import PeftError, adapt, count_parameters, load_run, merge
+from peft_core import PeftError, adapt, count_parameters, disabled, load_run, merge
 from peft_core.jobs.hub.timm_models import _load_weights
 from peft_core.registry import make_method
 from tests.tiny import MODELS, clip
@@ -34,9 +34,9 @@ def clips(count: int = 2, frames: int = 4) -> torch.Tensor:
     return torch.randn(count, frames, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("method", ["linear", "st_adapter", "aim", "lora", "adaptformer", "ssf"])
+@pytest.mark.parametrize("method", ["linear", "aim", "lora", "adaptformer", "ssf"])
 def test_at_step_0_it_is_the_image_models_frame_average(method: str) -> None:
-    hyper = {"st_adapter": {"frames": 4}, "aim": {"frames": 4}, "adaptformer": {"bottleneck": 8}}
+    hyper = {"aim": {"frames": 4}, "adaptformer": {"bottleneck": 8}}
     settings = make_method(method, **hyper.get(method, {}))
     stock, x = MODELS["vit"].model().eval(), clips()
     average = stock(x.flatten(0, 1)).unflatten(0, (2, 4)).mean(1)
@@ -44,6 +44,22 @@ def test_at_step_0_it_is_the_image_models_frame_average(method: str) -> None:
     assert isinstance(model, Classified)
     torch.testing.assert_close(model(x), average, rtol=1e-5, atol=0.3 if method == "ssf" else 1e-5)
     assert count_parameters(model).head == 5 * 49
+
+
+def test_st_adapter_averages_before_the_last_norm() -> None:
+    stock, x = MODELS["vit"].model().eval(), clips()
+    seen = stock.forward_intermediates(x.flatten(0, 1), norm=False, intermediates_only=True, return_prefix_tokens=True)
+    class_tokens = seen[-1][1][:, 0].unflatten(0, (2, 4))
+    first, behind = stock.head(stock.norm(class_tokens.mean(1))), stock.head(stock.norm(class_tokens)).mean(1)
+    model = adapt(as_video(MODELS["vit"].model(), 4, SIZE, {}), "st_adapter", frames=4).eval()
+    torch.testing.assert_close(model(x), first, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(first, behind, atol=1e-5)
+    with disabled(model):
+        torch.testing.assert_close(model(x), behind, rtol=1e-5, atol=1e-5)
+    old = adapt(as_video(MODELS["vit"].model(), 4, SIZE, {}), "st_adapter", frames=4, mean_first=False).eval()
+    torch.testing.assert_close(old(x), behind, rtol=1e-5, atol=1e-5)
+    frames = adapt(MODELS["vit"].model().eval(), "st_adapter", frames=4)  # frames that nobody averages
+    torch.testing.assert_close(frames(x.flatten(0, 1)), stock(x.flatten(0, 1)))
 
 
 def test_views_average_probabilities() -> None:

@@ -57,7 +57,7 @@ def test_aim_block_as_its_formula_says() -> None:
     model = moved(adapt(MODELS["vit"].model(), "aim", width=8, frames=4, per_block=4, scale=0.5))
     block, x = model.blocks[1], torch.randn(8, 17, 48)
     step = block.peft["aim"]["over_time"]
-    spatial, joint = block.attn.peft["aim"]["output"].change, block.drop_path2.peft["aim"]["mlp_branch"].change
+    spatial, joint = block.drop_path1.peft["aim"]["output"].change, block.drop_path2.peft["aim"]["mlp_branch"].change
     y = x.clone()
     for clip in range(2):
         for place in range(17):

@@ -67,7 +67,7 @@ class AIM(Method):
             before = adapter() if self.per_block == 4 else None
             step = AttendOverTime(norm, attention, self.frames, before, adapter(drop=rate))
             plan.join(plan.anatomy.blocks[sublayer.tower][sublayer.block], "over_time", step)
-            plan.add_to_output(sublayer.body, adapter())
+            plan.add_behind(sublayer, adapter())
         for tower in plan.anatomy.tokens:
             if self.tower in (None, tower):
                 self._outside_blocks(plan, tower)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class Clips(Pictures):
 
     sampling: Sampling = field(default_factory=Sampling)
     directional: bool = False
+    kind: ClassVar[str] = "clips"
 
 
 def as_clips(data: ClassificationData, sampling: Sampling, **changes: Any) -> ClassificationData:
@@ -48,7 +49,7 @@ def as_clips(data: ClassificationData, sampling: Sampling, **changes: Any) -> Cl
         return Clips(part.items, part.labels, part.root, part.split, part.names, sampling, directional)
 
     parts = {split: clips(getattr(data, split)) for split in ("train", "val", "test")}
-    others = {key: getattr(data, key) for key in ("name", "class_names", "recipe", "notes")}
+    others = {key: getattr(data, key) for key in ("name", "class_names", "recipe", "notes", "left_out")}
     return ClassificationData(**(others | parts | changes))
 
 

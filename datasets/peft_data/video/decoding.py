@@ -14,7 +14,10 @@ from PIL import Image
 from peft_data.errors import DataError, nearest
 from peft_data.pictures import UNREADABLE, is_picture, read_picture
 
-SUFFIXES = frozenset(".mp4 .avi .mkv .webm .mov .m4v .mpg .mpeg .wmv .flv .3gp .ts .ogv".split())
+SUFFIXES = frozenset(
+    ".mp4 .avi .divx .mkv .webm .mov .qt .m4v .mpg .mpeg .mpe .m2v .vob .wmv .asf .flv .f4v .3gp .3g2 .ts .mts .m2ts .m2t "
+    ".mxf .ogv .ogm".split()
+)
 
 
 def is_video(path: Path) -> bool:

@@ -13,9 +13,11 @@ import torch
 
 from peft_data.base import ClassificationData, Pictures, no_pictures
 from peft_data.errors import DataError, listing
+from peft_data.lists import is_there, spellings
 from peft_data.video.clips import as_clips
 from peft_data.video.decoding import SUFFIXES, decoder_of
 from peft_data.video.sampling import Sampling
+from peft_data.walk import is_hidden
 
 
 def sampling_options(
@@ -74,12 +76,13 @@ def with_sampling(**defaults: Any) -> Callable[[Callable[..., tuple[Classificati
 def find_clip(name: str, folders: Sequence[Path]) -> Path | None:
     """The file or folder of frames of that name in the first of the folders that has it, with or without its suffix."""
     for folder in folders:
-        path = folder / name
-        if path.exists():
-            return path
-        for suffix in SUFFIXES:
-            if (found := path.with_name(path.name + suffix)).is_file():
-                return found
+        for spelt in spellings(name):
+            path = folder / spelt
+            if is_there(path, folders_too=True):
+                return path
+            for suffix in SUFFIXES:
+                if is_there(found := path.with_name(path.name + suffix) if path.name else path):
+                    return found
     return None
 
 
@@ -106,5 +109,10 @@ def listed_clips(
 
 
 def first_of(root: Path, patterns: Sequence[str]) -> Path | None:
-    """The first file, in order of patterns and names, that one of the patterns finds under root."""
-    return next((path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_file()), None)
+    """The first file, in order of patterns and names, that one of the patterns finds under root, whatever its letters' case."""
+
+    def either(letter: str) -> str:
+        return f"[{letter.lower()}{letter.upper()}]" if letter.isalpha() and letter.isascii() else letter
+
+    found = (path for pattern in patterns for path in sorted(root.glob("".join(map(either, pattern)))))
+    return next((path for path in found if path.is_file() and not is_hidden(path.name)), None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from peft_core.errors import PeftError, nearest
 from peft_core.jobs.hub.backbone import Backbone
@@ -135,16 +137,39 @@ def _load_weights(model: nn.Module, path: Path, architecture: str) -> None:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise PeftError(f"{path} is truncated or no safetensors file: copy it again.") from error
-    if hasattr(model, "map_keys"):
-        state = model.map_keys(state)  # type: ignore[operator]
+    state = _in_timms_words(state, model, path, architecture)
     heads = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    mine = {key: value for key, value in model.state_dict().items() if not key.startswith(heads)}
+    own = model.state_dict()
+    mine = {key: value for key, value in own.items() if not key.startswith(heads)}
     for key, value in mine.items():
         if key not in state:
             raise PeftError(f"{path} does not fit {architecture}: it has no {key}.")
         if state[key].shape != value.shape:
             shapes = f"{tuple(state[key].shape)} in the file and {tuple(value.shape)} in the model"
             raise PeftError(f"{path} does not fit {architecture}: {key} is {shapes}.")
+    if more := sorted(key for key in state if key not in own and not key.startswith(heads)):
+        shown = ", ".join(more[:3]) + (f" and {len(more) - 3} more" if more[3:] else "")
+        raise PeftError(f"{path} does not fit {architecture}, which has no {shown}: choose the architecture it is of.")
     with torch.no_grad():
         model.load_state_dict({key: state[key] for key in mine}, strict=False)
+
+
+def _in_timms_words(state: dict[str, Tensor], model: nn.Module, path: Path, architecture: str) -> dict[str, Tensor]:
+    """A checkpoint under timm's keys and at the model's size: wrappers' prefixes off, then the family's own filter of timm."""
+    if hasattr(model, "map_keys"):
+        return model.map_keys(state)  # type: ignore[operator]
+    while state and (prefix := next((p for p in ("module.", "model.") if all(k.startswith(p) for k in state)), "")):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    homes = (timm.model_entrypoint(architecture.partition(".")[0]).__module__, type(model).__module__)
+    clean = next((f for home in homes if (f := getattr(sys.modules[home], "checkpoint_filter_fn", None))), None)
+    if clean is None:
+        return state
+    # what timm itself hands to the filter: DeiT-III's old names of layer scale, FlexiViT's way to resize
+    options: dict[str, Any] = {"adapt_layer_scale": True} if any(".gamma_" in key for key in state) else {}
+    options |= {"interpolation": "bilinear", "antialias": False} if "flexi" in architecture else {}
+    known = inspect.signature(clean).parameters
+    try:
+        return clean(state, model, **{key: value for key, value in options.items() if key in known})
+    except (RuntimeError, KeyError, ValueError, AttributeError, AssertionError, IndexError) as error:
+        raise PeftError(f"{path} holds no weights of {architecture}: {' '.join(str(error).split())[:300]}.") from error

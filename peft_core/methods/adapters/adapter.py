@@ -8,12 +8,14 @@ from peft_core.parts.bottleneck import Bottleneck
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter(Method):
-    """Bottleneck adapters: y ← y + s·Up(act(Down y)) inside the residual branch, or beside it.
+    """Bottleneck adapters: y ← y + s·Up(act(Down y)) at what a residual step adds, or beside the MLP.
 
     `houlsby`: after attention and after the MLP (Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019).
     `pfeiffer`: after the MLP (Pfeiffer et al., "AdapterFusion", EACL 2021).
     `parallel`: beside the MLP, x ← x + MLP(norm2(x)) + s·Up(act(Down x)) (He et al., "Towards a Unified View of
     Parameter-Efficient Transfer Learning", ICLR 2022).
+    y is what reaches the stream, behind layer scale and drop path, as in visinf/adapter_plus; KMnP/vpt's, which has no layer
+    scale, stands before drop path: the same but for training with it.
     Down is Kaiming-uniform and Up zero: identity at step 0, not dead as with both zero. On ViT-B/16 at 8: 156,768
     (pfeiffer, parallel), 313,536 (houlsby).
 
@@ -38,4 +40,4 @@ class Adapter(Method):
             if self.position == "parallel":
                 plan.add_branch(sublayer, change)
             else:
-                plan.add_to_output(sublayer.body, change)
+                plan.add_behind(sublayer, change)

@@ -16,11 +16,11 @@ class AdaptFormer(Method):
 
     Args:
         bottleneck: one width h, or one a block where 0 means absent.
-        scale: s; `learn_scale` makes it a parameter a block.
+        scale: s, 0.1 where None; `learn_scale` makes it a parameter a block, which then starts at 1 where None, as there.
     """
 
     bottleneck: int | Sequence[int] = 64
-    scale: float = 0.1
+    scale: float | None = None
     learn_scale: bool = False
     dropout: float = 0.1
     not_mergeable: ClassVar[str | None] = "a branch with an activation beside the MLP is no change of its weights."
@@ -28,6 +28,7 @@ class AdaptFormer(Method):
     def install(self, plan: Plan) -> None:
         for sublayer, width, dim in plan.sublayers(("mlp",), self.bottleneck):
             options = plan.options_at(sublayer.norm)
-            change = Bottleneck(dim, width, activation="relu", scale=self.scale, learn_scale=self.learn_scale,
+            scale = (1.0 if self.learn_scale else 0.1) if self.scale is None else self.scale
+            change = Bottleneck(dim, width, activation="relu", scale=scale, learn_scale=self.learn_scale,
                                 dropout=self.dropout, options=options)  # fmt: skip
             plan.add_branch(sublayer, change)

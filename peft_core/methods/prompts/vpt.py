@@ -22,12 +22,15 @@ class VPT(Method):
     Args:
         tokens: one number, or (deep) one a block where 0 means absent.
         deep: prompts at every block.
-        dropout: on the prompts.
+        dropout: on the prompts, a mask a sample.
+        pool_prompts: where the model averages its tokens (MAE), average the last block's prompts too. KMnP/vpt does so for
+            MAE ("original"); off is its `img_pool`, the mean of the patches.
     """
 
     tokens: int | Sequence[int] = 10
     deep: bool = False
     dropout: float = 0.0
+    pool_prompts: bool = False
     identity: ClassVar[bool] = False
     silences_dropout: ClassVar[bool] = True
     not_mergeable: ClassVar[str | None] = "prompt tokens are part of the sequence, not of a weight."
@@ -39,6 +42,8 @@ class VPT(Method):
         blocks = list(plan.chosen_blocks(self.tokens, 1000))
         for tower in dict.fromkeys(tower for tower, *_ in blocks):
             here = [(path, count) for place, _, path, count in blocks if place == tower]
+            if self.pool_prompts and not plan.token_layout(tower).averaged:
+                raise PeftError("vpt: pool_prompts is for models that average their tokens, and this one does not.")
             if self.deep:
                 for path, count in here:
                     self._add(plan, tower, path, path, count)
@@ -51,4 +56,5 @@ class VPT(Method):
         dim = plan.stream_width(sublayer)
         bound = math.sqrt(6 / (layout.fan_in + dim))
         tokens = nn.Parameter(torch.empty(count, dim, **plan.options_at(first)).uniform_(-bound, bound))
-        plan.add_tokens(first, last, tokens, layout, self.dropout)
+        strip = not self.pool_prompts or last != plan.anatomy.blocks[tower][-1]
+        plan.add_tokens(first, last, tokens, layout, self.dropout, strip)

@@ -37,7 +37,7 @@ def test_it_equals_its_methods_adapted_one_by_one() -> None:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     apart = adapt(stock(), "vpt", tokens=widths["vpt"], deep=True)
     adapt(apart, "lora", rank=widths["lora"], targets=("qkv",))
-    adapt(apart, "adapter", bottleneck=widths["adapter"])
+    adapt(apart, "adapter", bottleneck=widths["adapter"], activation="quick_gelu")
     values = {key.replace(".peft.noah.", ".peft."): value for key, value in model.state_dict().items()}
     names = {key: key for key in apart.state_dict()}
     for name in ("vpt", "lora", "adapter"):

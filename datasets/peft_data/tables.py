@@ -1,0 +1,95 @@
+"""Tables with a header, `path,label[,split]`: what tables of pictures and of clips share."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from peft_data.base import ClassificationData, Pictures
+from peft_data.errors import DataError, nearest
+from peft_data.findings import same_name, with_findings
+from peft_data.splits import check_shares, split_of, tenth_as_val, three_parts
+from peft_data.texts import read_text
+
+Row = dict[str, str]
+
+
+def read_table(file: Path, path_column: str, label_column: str, what: str = "picture") -> list[Row]:
+    """The rows of a table, divided by commas, semicolons or tabs as its header is; paths and labels stripped.
+
+    Raises:
+        DataError: names the line or column that is missing or wrong.
+    """
+    text = read_text(file, "a table")
+    header_line = text.partition("\n")[0]
+    mark = max(",;\t", key=header_line.count)
+    try:
+        table = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, delimiter=mark)
+        header = [name.strip() for name in table.fieldnames or []]
+        table.fieldnames = header
+        rows = list(table)
+    except csv.Error as error:
+        raise DataError(f"{file} cannot be read as a table ({error}): give a .csv file") from error
+    for column in (path_column, label_column):
+        if column not in header:
+            raise DataError(
+                f"{file} has no column {column!r}{nearest(column, header)}: its first line must be path,label"
+            )
+    if not rows:
+        raise DataError(f"{file} lists no {what}: add a line `path,label` for each")
+    for number, row in enumerate(rows, 2):
+        for column in (path_column, label_column):
+            row[column] = (
+                same_name((row[column] or "").strip()) if column == label_column else (row[column] or "").strip()
+            )
+            if not row[column]:
+                raise DataError(f"line {number} of {file} has no {column}: each line must have a path and a label")
+    return rows
+
+
+def numbered(words: list[str]) -> tuple[str, ...]:
+    """The different words in order, numbers by their value before other words."""
+    return tuple(sorted(set(words), key=lambda word: (0, int(word), word) if _short(word) else (1, 0, word)))
+
+
+def _short(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) < 20
+
+
+def from_table(
+    name: str, file: Path, rows: list[Row], whole: Pictures, classes: tuple[str, ...], split_column: str, val: float,
+    test: float, seed: int,
+) -> ClassificationData:  # fmt: skip
+    """The data set of a table whose pictures or clips, `whole`, are found.
+
+    A table with splits but no val gives a tenth of train; one without splits is split by the seed, class by class.
+
+    Raises:
+        DataError: a split that is none, no training row, or a class that is tested and not trained.
+    """
+    check_shares(val, test)
+    stem = Path(name).stem
+    if split_column not in rows[0]:
+        return with_findings(
+            ClassificationData(stem, classes, *three_parts(whole, val, test, seed)), drawn=("val", "test")
+        )
+    given: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    for index, row in enumerate(rows):
+        split = split_of(word := (row[split_column] or "").strip())
+        if split is None:
+            near = nearest(word, given)
+            raise DataError(f"line {index + 2} of {file} has the split {word!r}{near}: train, val or test")
+        given[split].append(index)
+    train, val_part, test_part = (whole.subset(indices) for indices in given.values())
+    trained = set(train.labels.tolist())
+    odd = [label for part in (val_part, test_part) for label in part.labels.unique().tolist() if label not in trained]
+    if len(train) and odd:
+        near = nearest(classes[odd[0]], [classes[label] for label in sorted(trained)])
+        raise DataError(
+            f"{file} has the class {classes[odd[0]]!r} in val or test, which train has not{near}: name it as in train"
+        )
+    drawn = () if len(val_part) else ("val",)
+    if drawn:
+        train, val_part = tenth_as_val(train, seed)
+    return with_findings(ClassificationData(stem, classes, train, val_part, test_part), drawn=drawn)

@@ -1,0 +1,54 @@
+"""Adapters of earlier versions do what they did when they were saved."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from peft_core import adapt, load_adapter, save_adapter
+from peft_core.method import Plan
+from peft_core.methods.adapters.adapter import Adapter
+from peft_core.parts.bottleneck import Bottleneck
+from tests.tiny import pictures, vit
+from vision_peft.methods.noah import NOAH
+from vision_peft.methods.st_adapter import STAdapter
+
+
+class Former(Adapter):
+    """Where serial adapters stood before: at the MLP's own output, before layer scale."""
+
+    def install(self, plan: Plan) -> None:
+        for sublayer, width, dim in plan.sublayers(("attn", "mlp"), self.bottleneck):
+            plan.add_to_output(sublayer.body, Bottleneck(dim, width, activation="gelu", options={}))
+
+
+def stock(gamma: float | None) -> nn.Module:
+    torch.manual_seed(0)
+    return vit(init_values=gamma)().eval()
+
+
+@pytest.mark.parametrize("gamma", [None, 0.05])
+def test_serial_adapters_from_before_layer_scale(gamma: float | None, tmp_path: Path) -> None:
+    model = adapt(stock(gamma), Former(bottleneck=4, position="houlsby"), name="adapter")
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if ".peft." in key:
+                parameter.add_(torch.randn_like(parameter))
+    save_adapter(model, tmp_path / "old")
+    card = json.loads((tmp_path / "old" / "adapter.json").read_text(encoding="utf-8"))
+    card["format"], card["adaptations"][0]["method"] = 1, "adapter"
+    (tmp_path / "old" / "adapter.json").write_text(json.dumps(card), encoding="utf-8")
+    x = pictures()()["x"]
+    torch.testing.assert_close(load_adapter(stock(gamma), tmp_path / "old")(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_settings_mean_what_they_meant() -> None:
+    assert STAdapter.of_card({"width": 3}, 1) == {"width": 3, "mean_first": False}
+    assert STAdapter.of_card({"width": 3}, 2) == {"width": 3}
+    assert NOAH.of_card({"settings": {"vpt": {"dropout": 0.1}}}, 1)["settings"]["adapter"] == {"activation": "gelu"}
+    assert NOAH.of_card({"settings": {"adapter": {"activation": "relu"}}}, 1)["settings"]["adapter"] == {
+        "activation": "relu"
+    }
+    assert NOAH.of_card({}, 2) == {}
