@@ -69,8 +69,12 @@ class Learner(nn.Module):
                 f"{self.method.name} cannot name other classes, because {self.method.of_classes}: train it on the new "
                 "classes, or use a method that learns a prompt (coop, kgcoop, maple)."
             )
-        self.names, self._kept = names, {}
-        self.for_names()
+        before, self.names = self.names, names
+        try:
+            self.for_names()
+        except PeftError:
+            self.names = before
+            raise
 
     def for_names(self) -> None:
         """Whatever must be made anew for other classes."""

@@ -9,6 +9,7 @@ import torch
 from peft_data.cache import DecodedPictures
 from torch import Tensor
 
+from clip_peft.text.prompts import told_apart
 from clip_peft.training.features import CHUNK, Encoder
 from peft_core.jobs.reports.scores import Scores
 
@@ -34,15 +35,16 @@ def batches_of_logits(encoder: Encoder, images: Tensor) -> Iterator[Tensor]:
     """Logits B C of uint8 N 3 H W, batch by batch; features come from the cache where the image tower is frozen."""
     whole = encoder.whole.eval()
     views = test_views(whole.method)
+    weights = None if whole.learner.method.of_pictures else whole.learner.weights()
     if not encoder.frozen and not views:
         for start in range(0, len(images), CHUNK):
-            yield whole(encoder.images(images[start : start + CHUNK]))
+            yield whole.logits(whole.encode(encoder.images(images[start : start + CHUNK])), weights)
         return
     features = encoder.views(images, [None, *range(1, views)], "crop_flip")
     size = CHUNK if not views else 4
     for start in range(0, len(images), size):
         part = [view[start : start + size].to(encoder.device) for view in features]
-        yield whole.logits(torch.stack(part, dim=1) if views else part[0])
+        yield whole.logits(torch.stack(part, dim=1) if views else part[0], weights)
 
 
 def test_views(method: Any) -> int:
@@ -76,5 +78,5 @@ def figures(scores: Scores, pictures: DecodedPictures, class_names: Sequence[str
         "accuracy": scores.accuracy,
         **reliability(scores, pictures.labels),
         "pictures": len(pictures),
-        "per_class": dict(zip(class_names, scores.per_class, strict=True)),
+        "per_class": dict(zip(told_apart(class_names), scores.per_class, strict=True)),
     }

@@ -170,7 +170,7 @@ def test_tpt(confident: float, steps: int):
     golden = GOLDEN[f"tpt {confident} {steps}"]
     with torch.no_grad():
         found = whole(noise("views", 2, 20, 3, 32, 32))
-    same(found, golden["logits"], 1e-5)
+    same(found, golden["logits"], 1e-4)  # AdamW's first step makes the least gradient as large as any
     assert golden["moved"] > 1
 
 
@@ -261,14 +261,13 @@ def test_clip_lora_dropout_in_distribution():
     golden, x, losses, logits = GOLDEN["clip_lora dropout"], pictures(), [], []
     torch.manual_seed(1)
     with torch.no_grad():
-        for _ in range(400):
+        for _ in range(150):
             logits.append(whole(x))
             losses.append(F.cross_entropy(logits[-1], LABELS))
     loss, logit = torch.stack(losses), torch.stack(logits)
-    error = golden["deviation"] / 20  # of the mean of 400 draws
-    assert abs(loss.mean() - golden["mean"]) < 3.5 * error
-    assert abs(loss.std() / golden["deviation"] - 1) < 0.15
     mean, deviation = torch.tensor(golden["logit_mean"]), torch.tensor(golden["logit_deviation"])
-    assert float(((logit.mean(0) - mean).abs() / deviation).max()) < 4 / 20
-    assert float((logit.std(0) / deviation - 1).abs().max()) < 0.2
-    assert float((torch.corrcoef(logit[:, 0].T) - torch.tensor(golden["correlation"])).abs().max()) < 0.2
+    assert abs(loss.mean() - golden["mean"]) < 3.5 * golden["deviation"] / len(losses) ** 0.5
+    assert abs(loss.std() / golden["deviation"] - 1) < 0.25
+    assert float(((logit.mean(0) - mean).abs() / deviation).max()) < 4 / len(losses) ** 0.5
+    assert float((logit.std(0) / deviation - 1).abs().max()) < 0.3
+    assert float((torch.corrcoef(logit[:, 0].T) - torch.tensor(golden["correlation"])).abs().max()) < 0.25
