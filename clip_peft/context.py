@@ -8,8 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_peft.frozen import Clip, mean_features
-from clip_peft.learner import Learner
+from clip_peft.learner import Learner, OpenVocabularyMethod
 from peft_core.errors import PeftError
+
+
+class ContextMethod(OpenVocabularyMethod):
+    """A method that learns a context, which starts from a text's words."""
+
+    @classmethod
+    def of_card(cls, settings: dict[str, Any], format: int) -> dict[str, Any]:
+        """The first format took as many tokens of `init` as `context` says, and left the rest out of the text."""
+        return settings if format > 1 or not settings.get("context") else settings | {"init": None}
 
 
 class ContextLearner(Learner):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +20,15 @@ class ImageTower:
 
     def __init__(self, visual: nn.Module, who: str):
         anatomy = describe(visual)
-        if anatomy is None or not anatomy.tokens:
+        stream = None if anatomy is None else anatomy.streams.get(None)
+        if anatomy is None or stream is None or not stream.takes_tokens or stream.rotary:
             raise PeftError(
                 f"{who} needs an image tower whose transformer blocks take further tokens, which {type(visual).__name__} "
                 "does not offer: choose a ViT."
             )
         (paths,) = anatomy.blocks.values()
         self.blocks = [visual.get_submodule(path) for path in paths]
-        norm: Any = visual.get_submodule(anatomy.sublayers[0].norm)
-        self.width: int = norm.normalized_shape[-1]
+        self.width = stream.width
         self.entry = _entry(visual, self.blocks[0])
         open_to_change([self.entry, *self.blocks])
 
@@ -46,6 +45,15 @@ class ImageTower:
         for block, prompt in zip(self.blocks[1:], prompts[1:], strict=False):
             receives[block] = lambda x, prompt=prompt: put(x, prompt, -count)
         return changed(receives, {self.blocks[-1]: lambda y: y[:, :-count]})
+
+
+def check_format(who: str, tower: ImageTower, format: int) -> None:
+    """Raises PeftError for image prompts of the first format on a tower with a norm in front of its blocks, which they
+    skipped."""
+    if format < 2 and tower.entry is not tower.blocks[0] and not isinstance(tower.entry, nn.Identity):
+        raise PeftError(
+            f"this {who} adapter's image prompts stood behind {type(tower.entry).__name__}: train it again."
+        )
 
 
 def _entry(visual: nn.Module, first: nn.Module) -> nn.Module:

@@ -79,6 +79,14 @@ class Learner(nn.Module):
     def for_names(self) -> None:
         """Whatever must be made anew for other classes."""
 
+    def from_format(self, tensors: dict[str, Tensor], format: int) -> dict[str, Tensor]:
+        """The tensors of an adapter of that format as they are meant today.
+
+        Raises:
+            PeftError: they mean nothing today.
+        """
+        return tensors
+
     # ---- text side -------------------------------------------------------------------------------------------------
 
     def class_features(self) -> Tensor:

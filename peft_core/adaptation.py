@@ -124,6 +124,8 @@ def merge(model: nn.Module, name: str | None = None) -> nn.Module:
 
 
 def _check_mergeable(module: nn.Module, slot: str, graft: nn.Module) -> None:
+    if not isinstance(graft, Delta):
+        raise NotMergeable(f"a {type(module).__name__} at role {slot} has no weight that could take what follows it.")
     bias = module._parameters.get(_names(slot, module)[1])
     if bias is None and isinstance(graft, Delta) and graft.bias(None) is not None:
         raise NotMergeable(f"a {type(module).__name__} at role {slot} has no bias that could take the shift.")

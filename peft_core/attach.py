@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_core.anatomies import refuse_wrapped
 from peft_core.errors import PeftError
 from peft_core.grafts.attention import check_supported
 from peft_core.grafts.branch import Branch
@@ -45,6 +46,7 @@ class Record:
 def record_of(model: nn.Module) -> Record:
     record = model.__dict__.get("_peft_record")
     if record is None:
+        refuse_wrapped(model)
         raise PeftError("this model has no adaptation: call adapt(model, method) first.")
     return record
 

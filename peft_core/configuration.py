@@ -11,7 +11,16 @@ from typing import Any
 
 from torch import nn
 
-_TRAITS = ("num_heads", "head_dim", "eps", "pool_type", "text_pool_type", "global_pool", "final_ln_after_pool", "approximate")
+_TRAITS = (
+    "num_heads",
+    "head_dim",
+    "eps",
+    "pool_type",
+    "text_pool_type",
+    "global_pool",
+    "final_ln_after_pool",
+    "approximate",
+)
 _OF_NO_EFFECT = ("Identity", "Dropout", "DropPath", "PatchDropout", "StochasticDepth", "Flatten")
 _PLAIN = (bool, int, float, str, tuple, type(None))
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from peft_core.anatomies import refuse_wrapped
 from peft_core.attach import Record, inserted_by, is_inserted
 
 
@@ -27,6 +28,7 @@ class ParameterCount:
 
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the parameters of a model, adapted or not; works on the meta device."""
+    refuse_wrapped(model)
     record: Record = model.__dict__.get("_peft_record") or Record()
     parameters = dict(model.named_parameters())
     by_method = dict.fromkeys(record.adaptations, 0)

@@ -22,7 +22,9 @@ def tensors_of(tensors: dict[str, Tensor], expected: Iterable[str], model: nn.Mo
         return tensors
     tensors = dict(tensors)
     for sublayer in anatomy_of(model).sublayers:
-        former, now = f"{sublayer.body}.peft.", f"{sublayer.out}.peft."
+        if sublayer.gate is None:
+            continue
+        former, now = f"{sublayer.out}.peft.", f"{sublayer.gate}.peft."
         for key in [key for key in tensors if key.startswith(former)]:
             moved = now + key.removeprefix(former)
             if moved in wanted:
@@ -32,7 +34,7 @@ def tensors_of(tensors: dict[str, Tensor], expected: Iterable[str], model: nn.Mo
 
 def _layer_scale(model: nn.Module, sublayer: SubLayer) -> Tensor | None:
     """γ of a residual step, under the names that families have for it."""
-    block, number = model.get_submodule(sublayer.out.rpartition(".")[0]), 1 if sublayer.kind == "attn" else 2
+    block, number = model.get_submodule(str(sublayer.gate).rpartition(".")[0]), 1 if sublayer.kind == "attn" else 2
     named = dict(block.named_parameters())
     return next(
         (named[n].detach() for n in (f"ls{number}.gamma", f"ls_{number}.gamma", f"gamma_{number}") if n in named), None

@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from peft_core.anatomies import Anatomy, Place, SubLayer, TokenLayout
+from peft_core.anatomies import Anatomy, Place, Stream, SubLayer
 from peft_core.errors import PeftError, nearest
 from peft_core.grafts.branch import Branch
 from peft_core.grafts.graft import Delta, Graft
@@ -39,6 +40,8 @@ class Method:
     """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those)."""
     silences_dropout: ClassVar[bool] = False
     """Whether dropout and drop path of the frozen model are off while it trains."""
+    suits: ClassVar[tuple[str, ...]] = ()
+    """Families (`Anatomy.family`) whose models it is made for; any where empty."""
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
@@ -72,6 +75,16 @@ class Plan:
 
     def __post_init__(self) -> None:
         method, towers = self.method, self.anatomy.blocks
+        if method.suits and self.anatomy.family not in method.suits:
+            raise PeftError(
+                f"{method.name} works on a {' or a '.join(method.suits)}, not on this {self.anatomy.family}."
+            )
+        for tower, owner in self.anatomy.unknown.items():
+            if method.tower in (None, tower):
+                others = " or ".join(f'"{known}"' for known in towers)
+                raise PeftError(
+                    f"no anatomy for the {tower} tower, a {owner}: adapt the other one alone, tower={others}."
+                )
         if method.tower is not None and method.tower not in towers:
             offered = [tower for tower in towers if tower]
             raise PeftError(
@@ -98,12 +111,20 @@ class Plan:
             return False
         return self.method.blocks is None or block in self.method.blocks
 
-    def places(self, targets: Sequence[str] | None, width: Width | None = None) -> Iterator[tuple[Place, int]]:
-        """The chosen places of these roles (None: the family's default) with their width; 0 where none was asked."""
+    def places(
+        self, targets: Sequence[str] | None, width: Width | None = None, change: type[Delta] | None = None
+    ) -> Iterator[tuple[Place, int]]:
+        """The chosen places of these roles (None: the family's default) with their width; 0 where none was asked.
+
+        Raises:
+            PeftError: there is none, a width is out of range, or changes of the class `change` cannot act at one.
+        """
         found = [place for place in self.anatomy.find(targets) if self._chosen(place.block, place.tower)]
         if not found:
             raise PeftError(f"{self.method.name} finds no place to work on: its targets and blocks exclude each other.")
         for place in found:
+            if change is not None:
+                self.check(place, change)
             size = 0 if width is None else self.width(width, place.block, place.tower, min(self.shape(place)))
             if width is None or size:
                 yield place, size
@@ -112,7 +133,7 @@ class Plan:
         """The chosen residual steps of these kinds, the method's width there, and the stream's width D."""
         for sublayer in self.anatomy.sublayers:
             if sublayer.kind in kinds and self._chosen(sublayer.block, sublayer.tower):
-                dim = self.stream_width(sublayer)
+                dim = self.stream_of(sublayer).width
                 size = self.width(width, sublayer.block, sublayer.tower, dim)
                 if size:
                     yield sublayer, size, dim
@@ -126,23 +147,29 @@ class Plan:
 
     def stock_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Path and module of every stock module that stands in a chosen block or, without `blocks`, outside all of them."""
-        block_of = {path: (tower, i) for tower, paths in self.anatomy.blocks.items() for i, path in enumerate(paths)}
         for path, module in self.model.named_modules():
-            if "peft" in path.split("."):
-                continue
-            parts = path.split(".")
-            prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
-            tower, block = next(
-                (block_of[prefix] for prefix in prefixes if prefix in block_of), (self._tower_at(path), None)
-            )
-            if self._chosen(block, tower):
+            if "peft" not in path.split(".") and self._chosen(*self._at(path)):
                 yield path, module
 
-    def _tower_at(self, path: str) -> str | None:
-        """The tower that a module outside blocks belongs to: the one whose blocks stand under the same child of the root."""
-        root = path.partition(".")[0]
-        owners = [tower for tower, paths in self.anatomy.blocks.items() if paths[0].partition(".")[0] == root]
-        return owners[0] if owners else None
+    def stock_parameters(self) -> Iterator[tuple[str, str]]:
+        """Module and name of every stock parameter that stands in a chosen block or, without `blocks`, outside all of them."""
+        for key, _ in self.model.named_parameters():
+            if "peft" not in key.split(".") and self._chosen(*self._at(key)):
+                module, _, name = key.rpartition(".")
+                yield module, name
+
+    def _at(self, path: str) -> tuple[int | None, str | None]:
+        """The block and the tower that a module or parameter belongs to."""
+        parts = path.split(".")
+        for n in range(len(parts), 0, -1):
+            if (found := self._block_of.get(".".join(parts[:n]))) is not None:
+                return found
+        return None, self.anatomy.tower_of(path)
+
+    @cached_property
+    def _block_of(self) -> dict[str, tuple[int, str | None]]:
+        towers = self.anatomy.blocks.items()
+        return {path: (index, tower) for tower, paths in towers for index, path in enumerate(paths)}
 
     def width(self, width: Width, block: int | None, tower: str | None, limit: int) -> int:
         """A width at a block: the same everywhere, or one a block where 0 means absent."""
@@ -173,14 +200,28 @@ class Plan:
 
     def shape(self, place: Place) -> tuple[int, int]:
         """(out, in) of the place; a convolution counts in · kh · kw."""
-        weight = self.stock(place)
-        out = weight.shape[0] if place.rows is None else place.rows[1] - place.rows[0]
-        return out, weight[0].numel()
+        weight, module = self.stock(place), self.model.get_submodule(place.module)
+        # a quantised linear may hold its weight packed
+        out, inner = (module.out_features, module.in_features) if isinstance(module, nn.Linear) else (
+            weight.shape[0], weight[0].numel()
+        )  # fmt: skip
+        return (out if place.rows is None else place.rows[1] - place.rows[0]), inner
 
-    def stream_width(self, sublayer: SubLayer) -> int:
-        norm = self.model.get_submodule(sublayer.norm)
-        shape = getattr(norm, "normalized_shape", None)
-        return shape[-1] if shape else norm.weight.shape[0]  # type: ignore[union-attr,return-value]
+    def stream_of(self, sublayer: SubLayer) -> Stream:
+        name = sublayer.tower if sublayer.stream is None else sublayer.stream
+        return self.anatomy.streams[name]
+
+    def stream(self, tower: str | None) -> Stream:
+        """The stream of a tower.
+
+        Raises:
+            PeftError: its width changes from block to block.
+        """
+        if tower not in self.anatomy.streams:
+            raise PeftError(
+                f"{self.method.name} needs one stream all through, which this {self.anatomy.family} has not."
+            )
+        return self.anatomy.streams[tower]
 
     def options_at(self, module: str) -> dict[str, Any]:
         """device and dtype (at least float32) of new parameters at a module."""
@@ -188,46 +229,82 @@ class Plan:
         first = next(self.model.parameters()) if first is None else first
         return dict(device=first.device, dtype=torch.promote_types(first.dtype, torch.float32))
 
-    def token_layout(self, tower: str | None) -> TokenLayout:
-        if tower not in self.anatomy.tokens:
-            part = f"the {tower} tower of this" if tower else "this"
-            raise PeftError(
-                f"{part} {self.anatomy.family} cannot take extra tokens: a causal mask or rotary positions fix its length."
-            )
-        return self.anatomy.tokens[tower]
+    def token_stream(self, tower: str | None) -> Stream:
+        """The stream of a tower, whose blocks take further tokens.
+
+        Raises:
+            PeftError: they take none, with the reason.
+        """
+        streams = [s for name, s in self.anatomy.streams.items() if name == tower] or list(
+            self.anatomy.streams.values()
+        )
+        reason = "rotary positions fix its length" if streams[0].rotary else streams[0].tokens_refused
+        if reason is not None:
+            part = "this" if tower is None else f"the {tower} tower of this"
+            raise PeftError(f"{part} {self.anatomy.family} cannot take extra tokens: {reason}.")
+        return streams[0]
 
     # ---- what ------------------------------------------------------------------------------------------------------
 
     def change_weight(self, place: Place, delta: Delta) -> None:
+        """W' = delta(W) at a place.
+
+        Raises:
+            PeftError: the change cannot act there, with the reason.
+        """
+        self.check(place, delta)
         if not place.called and getattr(delta, "dropout", None) is not None:
             raise PeftError(f"dropout cannot act at {place.module}, whose weight is read without calling it.")
         self.grafts.append((place.module, place.role, delta))
 
-    def add_to_output(self, module: str, change: nn.Module) -> None:
-        """y ← y + change(y) at the module's output."""
-        self.grafts.append((module, "output", Branch(change, read=False)))
+    def check(self, place: Place, change: Delta | type[Delta]) -> None:
+        """Raises PeftError unless this change (or changes of this class) can act at a place."""
+        reason = change.accepts(self.model.get_submodule(place.module), self.stock(place), place.rows)
+        if reason is not None:
+            raise PeftError(f"{self.method.name} cannot change {place.role} at {place.module}: {reason}.")
+
+    def add_to_output(self, module: str, change: nn.Module, output: int = 0) -> None:
+        """y ← y + change(y) at the module's output, or at one of several."""
+        branch = Branch(change, read=False)
+        branch.output = output
+        self.grafts.append((module, "output", branch))
 
     def add_behind(self, sublayer: SubLayer, change: nn.Module) -> None:
-        """x ← x + y + change(y) for y = out(body(norm(x))): what a residual step adds, behind layer scale and drop path."""
-        self.grafts.append((sublayer.out, "output", Branch(change, read=False)))
+        """x ← x + y + change(y), where y is what the residual step adds: behind layer scale, gate and drop path."""
+        self.add_to_output(self._gate(sublayer), change, sublayer.output)
 
     def add_branch(self, sublayer: SubLayer, change: nn.Module | Branch, read: str | None = None) -> None:
-        """x ← x + out(body(norm(x))) + change(x); with `read`, a module's path, change reads what that module receives."""
+        """x ← x + y + change(x), where y is what the residual step adds; with `read`, a module's path, change reads what
+        that module receives."""
         branch = change if isinstance(change, Branch) else Branch(change, read=True)
-        self.grafts.append((sublayer.out, f"{sublayer.kind}_branch", branch))
-        self.taps.append((read or sublayer.norm, branch))
+        gate, branch.output = self._gate(sublayer), sublayer.output
+        branch.reads = sublayer.arg if read in (None, sublayer.entry) else 0
+        self.grafts.append((gate, f"{sublayer.kind}_branch", branch))
+        self.taps.append((read or sublayer.entry, branch))
+
+    def _gate(self, sublayer: SubLayer) -> str:
+        if sublayer.gate is None:
+            raise PeftError(
+                f"{self.method.name} cannot join behind {sublayer.body}: this {self.anatomy.family} weighs and adds it between "
+                "two modules."
+            )
+        return sublayer.gate
 
     def join(self, module: str, slot: str, graft: Graft) -> None:
         """A graft that acts on what the module receives (`before`) or gives (`after`)."""
         self.grafts.append((module, slot, graft))
 
     def add_tokens(
-        self, first: str, last: str, tokens: nn.Parameter, layout: TokenLayout, dropout: float, strip: bool = True
+        self, first: str, last: str, tokens: nn.Parameter, stream: Stream, dropout: float, strip: bool = True
     ) -> None:
         """Tokens P D stand in the sequence from block `first` to block `last`; without `strip`, to the model's end."""
-        self.grafts.append((first, "tokens", Insert(tokens, layout.prefix, dropout, carried=first != last)))
+        insert = Insert(tokens, stream.prefix, dropout, carried=first != last)
+        insert.arg = stream.arg
+        self.grafts.append((first, "tokens", insert))
         if strip:
-            self.grafts.append((last, "strip", Strip(tokens.shape[0], layout.prefix)))
+            out = Strip(tokens.shape[0], stream.prefix)
+            out.output = stream.output
+            self.grafts.append((last, "strip", out))
 
     def train(self, module: str, *names: str) -> None:
         """Train these stock parameters of a module."""

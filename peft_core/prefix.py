@@ -25,14 +25,14 @@ class Prefix:
         self.blocks = [model.get_submodule(path) for path in paths]
         self.start = self._start(paths)
         later = tuple(f"{path}." for path in paths[self.start :])
-        last = {*self.anatomy.heads, "norm", "fc_norm", "head_drop"}
+        last = {*self.anatomy.heads, *self.anatomy.tail}
         before = (m for name, m in model.named_modules() if name not in last and not name.startswith(later))
         self.deterministic = not any(_rate(module) for module in before)
 
     def _start(self, paths: list[str]) -> int:
         blocks = {path: index for index, path in enumerate(paths)}
         start = len(paths)
-        late = tuple(f"{path}." for path in (*self.anatomy.heads, "norm", "fc_norm"))
+        late = tuple(f"{path}." for path in (*self.anatomy.heads, *self.anatomy.tail))
         for key, parameter in self.model.named_parameters():
             if parameter.requires_grad or is_inserted(key):
                 owner = next((index for path, index in blocks.items() if key.startswith(path + ".")), None)

@@ -5,14 +5,14 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.context import ContextLearner, start_context
+from clip_peft.context import ContextLearner, ContextMethod, start_context
 from clip_peft.frozen import Clip
-from clip_peft.learner import Learner, OpenVocabularyMethod
+from clip_peft.learner import Learner
 from peft_core.values import Count
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoCoOp(OpenVocabularyMethod):
+class CoCoOp(ContextMethod):
     """CoCoOp: image i has the context v + π(f_i), π(f) = W₂ relu(W₁ f + b₁) + b₂ added to all M tokens; logits by image.
 
     Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022; KaiyangZhou/CoOp. f is normalised,

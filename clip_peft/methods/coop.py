@@ -2,16 +2,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from clip_peft.context import ContextLearner, start_context
+from clip_peft.context import ContextLearner, ContextMethod, start_context
 from clip_peft.frozen import Clip
-from clip_peft.learner import Learner, OpenVocabularyMethod
+from clip_peft.learner import Learner
 from clip_peft.text.prompts import checked_names
 from peft_core.errors import PeftError
 from peft_core.values import Count
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoOp(OpenVocabularyMethod):
+class CoOp(ContextMethod):
     """CoOp: t_c = text([start] v_1 … v_M name . [end]) with learnt v (M, D); cross entropy on s · cos(f, t_c).
 
     Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022; KaiyangZhou/CoOp. v ~ N(0, 0.02²), or the

@@ -5,15 +5,15 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_peft.context import ContextLearner, start_context
+from clip_peft.context import ContextLearner, ContextMethod, start_context
 from clip_peft.frozen import Clip
-from clip_peft.learner import Learner, OpenVocabularyMethod
+from clip_peft.learner import Learner
 from clip_peft.text.templates import DEFAULT
 from peft_core.values import Count, NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
-class KgCoOp(OpenVocabularyMethod):
+class KgCoOp(ContextMethod):
     """KgCoOp: CoOp with loss CE + w · mean_c(1 − cos(t_c, h_c)), h_c the features of hand-written prompts.
 
     Yao et al., "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", CVPR 2023; htyao89/KgCoOp.

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from clip_peft.context import ContextLearner, rest_of, start_context
 from clip_peft.frozen import Clip
-from clip_peft.image_prompts import ImageTower, checked_depth
+from clip_peft.image_prompts import ImageTower, check_format, checked_depth
 from clip_peft.learner import Learner, OpenVocabularyMethod
 from peft_core.values import Count
 
@@ -46,6 +46,10 @@ class _MaPLe(ContextLearner):
         self.project = nn.ModuleList(
             [nn.Linear(clip.tower.width, image.width, device=start.device) for _ in range(depth)]
         )
+
+    def from_format(self, tensors: dict[str, Tensor], format: int) -> dict[str, Tensor]:
+        check_format(self.method.name, self.image_tower, format)
+        return tensors
 
     def text_parameters(self) -> list[nn.Parameter]:
         return [self.context, *self.deep]

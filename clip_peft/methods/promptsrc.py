@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.context import ContextLearner, rest_of, start_context
+from clip_peft.context import ContextLearner, ContextMethod, rest_of, start_context
 from clip_peft.frozen import Clip, raw_features
-from clip_peft.image_prompts import ImageTower, checked_depth
-from clip_peft.learner import Learner, OpenVocabularyMethod
+from clip_peft.image_prompts import ImageTower, check_format, checked_depth
+from clip_peft.learner import Learner
 from peft_core.errors import PeftError
 from peft_core.values import Count, NotNegative, Positive, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSRC(OpenVocabularyMethod):
+class PromptSRC(ContextMethod):
     """PromptSRC: deep prompts of their own in both towers, held near zero-shot CLIP, and averaged over the epochs.
 
     Khattak et al., "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV 2023;
@@ -72,6 +72,10 @@ class _PromptSRC(ContextLearner):
     def hand_features(self) -> Tensor:
         """As there: the mean over templates is of the features as the tower gives them."""
         return F.normalize(raw_features(self.hand_passes), dim=-1)
+
+    def from_format(self, tensors: dict[str, Tensor], format: int) -> dict[str, Tensor]:
+        check_format(self.method.name, self.image_tower, format)
+        return tensors
 
     def text_parameters(self) -> list[nn.Parameter]:
         return [self.context, *self.deep]

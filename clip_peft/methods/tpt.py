@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_peft.context import ContextLearner, start_context
+from clip_peft.context import ContextLearner, ContextMethod, start_context
 from clip_peft.frozen import Clip
-from clip_peft.learner import Learner, OpenVocabularyMethod
+from clip_peft.learner import Learner
 from peft_core.errors import PeftError
 from peft_core.values import Count, Positive, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class TPT(OpenVocabularyMethod):
+class TPT(ContextMethod):
     """TPT: at test time each picture gets a prompt of its own, by one step that lowers the entropy of its mean prediction.
 
     Shu et al., "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language Models", NeurIPS 2022; azshue/TPT.

@@ -194,6 +194,6 @@ def _check_room(names: Sequence[str], rows: list[list[int]], context: int, lengt
         others = f" (and {more} more)" if more else ""
         with_context = f" beside {context} context tokens" if context else ""
         raise PeftError(
-            f'class name "{spoken(names[worst])}"{others} is {over[worst]} tokens too long for a text of {length}{with_context}: shorten '
-            f"it{' or use fewer context tokens' if context else ''}."
+            f'class name "{spoken(names[worst])}"{others} is {over[worst]} tokens too long for a text of '
+            f"{length}{with_context}: shorten it{' or use fewer context tokens' if context else ''}."
         )

@@ -1,14 +1,16 @@
 """Anatomies: which module of a model plays which role.
 
-One file a family. Each file has `describe(model, at) -> Anatomy | None`, which answers None for models of other families
-and imports its library never: it looks at class names, so that a family costs nothing until a model of it is in hand.
+One file a family. Each file has `describe(model) -> Anatomy | None`, which answers None for models of other families and
+imports its library never: it looks at class names, so that a family costs nothing until a model of it is in hand. A model
+of any other class may state its own by a method `peft_anatomy() -> Anatomy`.
 """
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -38,27 +40,73 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """What runs through blocks: B N D, its first `prefix` tokens (class token, registers) and then the patches, row by row.
+
+    Hierarchies and U shapes have one a stage, joint attention one for the image and one for the text.
+    """
+
+    width: int
+    prefix: int = 0
+    grid: tuple[int, int] | None = None
+    """Height and width of the patches; None for words and where the picture's size decides."""
+    tokens_refused: str | None = None
+    """Why no further tokens may join it."""
+    patch: int = 16
+    """Pixels a patch along each side."""
+    causal: bool = False
+    rotary: bool = False
+    """Its attention turns the tokens behind the prefix by their positions."""
+    averaged: bool = False
+    """The output is a mean over the tokens behind the prefix."""
+    arg: int | str = 0
+    output: int = 0
+    """Which argument of a block it is, and which of the block's outputs, where it gives several."""
+    first_norm: str | None = None
+    last_norm: str | None = None
+    """The norm that it passes before the first block, and behind the last."""
+
+    @property
+    def takes_tokens(self) -> bool:
+        return self.tokens_refused is None
+
+
+@dataclass(frozen=True)
 class SubLayer:
-    """One residual step x ← x + out(body(norm(x))): `out` is the last module before the sum (layer scale, drop path)."""
+    """One residual step x ← x + gate(out(body(norm(x)))), or with `post` x ← x + gate(norm(body(x)))."""
 
     kind: str
     block: int
     norm: str
     body: str
-    out: str
+    into: tuple[str, ...] = ()
+    """Modules that read the normed input (with `post` the stream itself)."""
+    out: str = ""
+    """The body's last module, where it can be joined to; the body itself where empty."""
+    gate: str | None = ""
+    """The last module before the sum, behind layer scale, gate and drop path, where branches and serial adapters join; `out`
+    where empty, None where the sum happens between modules."""
+    arg: int | str = 0
+    output: int = 0
+    """Where the stream is in what `entry` is called with, and the step's result in what `gate` gives."""
     tower: str | None = None
+    stream: str | None = None
     layer: str | None = None
     """The transformer block it stands in, where the model's blocks hold several (a UNet's do)."""
+    post: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", self.out or self.body)
+        object.__setattr__(self, "gate", self.out if self.gate == "" else self.gate)
+        object.__setattr__(self, "into", self.into or (self.body,))
+
+    @property
+    def entry(self) -> str:
+        """The module that receives the stream."""
+        return self.body if self.post else self.norm
 
 
-@dataclass(frozen=True)
-class TokenLayout:
-    """Blocks that take B N D: extra tokens go behind the first `prefix` ones. `fan_in` = 3 · patch² scales their init;
-    `averaged` says that the output is a mean over the tokens behind the prefix."""
-
-    prefix: int
-    fan_in: int
-    averaged: bool = False
+_Item = TypeVar("_Item", Place, SubLayer)
 
 
 @dataclass
@@ -68,10 +116,18 @@ class Anatomy:
     family: str
     default_targets: tuple[str, ...]
     blocks: dict[str | None, list[str]] = field(default_factory=dict)
+    """Tower (None where there is but one) -> its blocks."""
+    streams: dict[str | None, Stream] = field(default_factory=dict)
+    """By tower; further names where a tower has several (`SubLayer.stream`)."""
     places: list[Place] = field(default_factory=list)
     sublayers: list[SubLayer] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
-    tokens: dict[str | None, TokenLayout] = field(default_factory=dict)
+    tail: tuple[str, ...] = ()
+    """What stands behind the last block, the heads apart."""
+    members: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Tower -> the modules and parameters outside blocks that are its own."""
+    unknown: dict[str, str] = field(default_factory=dict)
+    """Towers of which no family knows the class."""
     embed: Callable[[Any, Tensor], Tensor] | None = None
     """(model, input) -> what the first block receives, and (model, what the last block gives) -> output, for `Prefix`."""
     finish: Callable[[Any, Tensor], Tensor] | None = None
@@ -101,17 +157,49 @@ class Anatomy:
         wanted = self.expand(self.default_targets if targets is None else targets)
         return (place for place in self.places if place.role in wanted)
 
-    def include(self, part: "Anatomy", tower: str) -> None:
-        """Take over the anatomy of a part of this model (its paths already start at this model's root)."""
+    def tower_of(self, path: str) -> str | None:
+        """The tower that a module or parameter outside blocks belongs to; None where it serves the whole model."""
+        for tower, names in self.members.items():
+            if any(path == name or path.startswith(name + ".") for name in names):
+                return tower
+        return None
+
+    def include(self, part: "Anatomy", tower: str, at: str, members: Sequence[str]) -> None:
+        """Take over the anatomy of the part of this model that stands at `at`, as a tower that owns `members`."""
+        part = part.under(at)
         self.blocks[tower] = next(iter(part.blocks.values()))
-        self.places += [_with(place, tower) for place in part.places]
-        self.sublayers += [_with(sublayer, tower) for sublayer in part.sublayers]
-        for layout in part.tokens.values():
-            self.tokens[tower] = layout
+        inner = {name: tower if name is None else f"{tower}.{name}" for name in part.streams}
+        self.streams |= {inner[name]: stream for name, stream in part.streams.items()}
+        self.places += [dataclasses.replace(place, tower=tower) for place in part.places]
+        self.sublayers += [dataclasses.replace(step, tower=tower, stream=inner[step.stream]) for step in part.sublayers]
+        self.members[tower] = tuple(members)
+
+    def under(self, at: str) -> "Anatomy":
+        """The same with paths that start `at` a module further up."""
+        if not at:
+            return self
+        moved = {name: [join(at, path) for path in paths] for name, paths in self.blocks.items()}
+        streams = {
+            name: dataclasses.replace(s, first_norm=_under(at, s.first_norm), last_norm=_under(at, s.last_norm))
+            for name, s in self.streams.items()
+        }
+        members = {tower: tuple(join(at, name) for name in names) for tower, names in self.members.items()}
+        return dataclasses.replace(
+            self, blocks=moved, streams=streams, places=[_moved(place, at) for place in self.places],
+            sublayers=[_moved(step, at) for step in self.sublayers], heads=[join(at, path) for path in self.heads],
+            tail=tuple(join(at, path) for path in self.tail), members=members, embed=None, finish=None,
+        )  # fmt: skip
 
 
-def _with(item, tower: str):
-    return type(item)(**{**vars(item), "tower": tower})
+def _under(at: str, path: str | None) -> str | None:
+    return None if path is None else join(at, path)
+
+
+def _moved(item: _Item, at: str) -> _Item:
+    if isinstance(item, Place):
+        return dataclasses.replace(item, module=join(at, item.module))
+    paths = {name: _under(at, getattr(item, name)) for name in ("norm", "body", "out", "gate", "layer")}
+    return dataclasses.replace(item, **paths, into=tuple(join(at, path) for path in item.into))
 
 
 def join(*names: str) -> str:
@@ -127,6 +215,19 @@ def submodule(module: nn.Module, path: str) -> nn.Module | None:
     return module
 
 
+def has_weight(module: nn.Module, path: str) -> bool:
+    return getattr(submodule(module, path), "weight", None) is not None
+
+
+def classifiers(model: Any) -> list[str]:
+    """Paths of the modules with parameters that the model's own `get_classifier()` gives, whatever their class."""
+    given = model.get_classifier()
+    heads = {id(head) for head in (given if isinstance(given, tuple | list) else (given,))}
+    return [
+        path for path, module in model.named_modules() if id(module) in heads and any(True for _ in module.parameters())
+    ]
+
+
 def class_names(model: object) -> set[str]:
     """`module.Class` of the model's class and of its bases."""
     return {f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__}
@@ -136,20 +237,48 @@ def families() -> list[str]:
     return sorted(info.name for info in pkgutil.iter_modules(__path__))
 
 
-def describe(model: nn.Module, at: str = "") -> Anatomy | None:
-    """The anatomy of `model`, with paths that start at `at`; None where no family knows it."""
+def describe(model: nn.Module) -> Anatomy | None:
+    """The anatomy of `model`, by its own word or its family's; None where nobody knows it."""
+    own = getattr(model, "peft_anatomy", None)
+    if callable(own):
+        return own()
     for family in families():
-        anatomy = importlib.import_module(f"{__name__}.{family}").describe(model, at)
+        anatomy = importlib.import_module(f"{__name__}.{family}").describe(model)
         if anatomy is not None:
             return anatomy
     return None
 
 
+_WRAPPERS = {
+    "torch._dynamo.eval_frame.OptimizedModule": ("compiled", "_orig_mod"),
+    "torch.nn.parallel.distributed.DistributedDataParallel": ("wrapped for several processes", "module"),
+    "torch.nn.parallel.data_parallel.DataParallel": ("wrapped for several devices", "module"),
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": ("wrapped", "module"),
+    "timm.models._features.FeatureGetterNet": ("wrapped to give features", "model"),
+    "timm.models._features.FeatureHookNet": ("taken apart to give features", ""),
+    "timm.models._features.FeatureListNet": ("taken apart to give features", ""),
+}
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raises PeftError for a compiled, distributed or feature-giving wrapper, naming the module inside."""
+    for name in class_names(model) & _WRAPPERS.keys():
+        what, attribute = _WRAPPERS[name]
+        remedy = f"give the module inside, model.{attribute}" if attribute else "give the model that it was made from"
+        raise PeftError(f"this {type(model).__name__} is a model {what}: {remedy}.")
+
+
 def anatomy_of(model: nn.Module) -> Anatomy:
+    """The anatomy of a model.
+
+    Raises:
+        PeftError: the model is wrapped, or of no known family.
+    """
+    refuse_wrapped(model)
     anatomy = describe(model)
     if anatomy is None:
         raise PeftError(
             f"no anatomy for {type(model).__module__}.{type(model).__name__}: known families are {', '.join(families())}; "
-            "add yours as one file in peft_core/anatomies (CONTRIBUTING.md shows how)."
+            "give yours a method peft_anatomy(), or add a file in peft_core/anatomies (CONTRIBUTING.md shows how)."
         )
     return anatomy

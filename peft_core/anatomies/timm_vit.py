@@ -1,10 +1,11 @@
-"""timm `VisionTransformer` (ViT, DeiT, DINOv2, SigLIP towers …) and `Eva` models."""
+"""timm `VisionTransformer` (ViT, DeiT, DINOv2, SigLIP towers …) and `Eva` models, with norms before the body or behind it."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
-from peft_core.anatomies import Anatomy, Place, SubLayer, TokenLayout, class_names, join, submodule
+from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, classifiers, has_weight, join
+from peft_core.errors import PeftError
 
 _VIT = "timm.models.vision_transformer.VisionTransformer"
 _EVA = "timm.models.eva.Eva"
@@ -14,37 +15,54 @@ _LINEARS = {
     "fc2": ("mlp.fc2",),
 }
 _NORMS = {"norm1": "norm1", "norm2": "norm2", "q_norm": "attn.q_norm", "k_norm": "attn.k_norm"}
+_BEHIND = {"ResPostBlock", "EvaBlockPostNorm"}
+"""Blocks whose norms stand behind attention and MLP."""
+_READERS = ("attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.gate", *_LINEARS["fc1"])
 
 
-def describe(model: nn.Module, at: str) -> Anatomy | None:
+def describe(model: nn.Module) -> Anatomy | None:
     names = class_names(model)
     if not names & {_VIT, _EVA}:
         return None
     blocks: nn.ModuleList = model.blocks  # type: ignore[assignment]
-    if not all(hasattr(block, name) for block in blocks for name in ("norm1", "attn", "norm2", "mlp", "drop_path2")):
-        return None  # parallel and post-norm blocks have another residual structure
-    anatomy = Anatomy("timm ViT", ("q", "v"), {None: [join(at, f"blocks.{i}") for i in range(len(blocks))]})
-    anatomy.places.append(Place("patch_embed", join(at, "patch_embed.proj")))
+    for block in blocks:
+        if not all(hasattr(block, name) for name in ("norm1", "attn", "norm2", "mlp", "drop_path2")):
+            raise PeftError(
+                f"timm's {type(block).__name__} is no sequence of attention and MLP: choose a model of ordinary blocks."
+            )
+    anatomy = Anatomy("timm ViT", ("q", "v"), {None: [f"blocks.{i}" for i in range(len(blocks))]})
+    anatomy.streams[None] = _stream(model)
+    if has_weight(model, "patch_embed.proj"):
+        anatomy.places.append(Place("patch_embed", "patch_embed.proj"))
     for index, block in enumerate(blocks):
-        here = join(at, f"blocks.{index}")
+        here = f"blocks.{index}"
         _attention(anatomy, block.attn, join(here, "attn"), index)  # type: ignore[arg-type]
         for role, paths in (_LINEARS | {norm: (path,) for norm, path in _NORMS.items()}).items():
-            for path in paths:
-                if getattr(submodule(block, path), "weight", None) is not None:
-                    anatomy.places.append(Place(role, join(here, path), index))
+            anatomy.places += [Place(role, join(here, path), index) for path in paths if has_weight(block, path)]
         for kind, number in (("attn", 1), ("mlp", 2)):
-            steps = (f"norm{number}", kind, f"drop_path{number}")
-            anatomy.sublayers.append(SubLayer(kind, index, *(join(here, step) for step in steps)))
-    for norm in ("norm_pre", "norm", "fc_norm"):
-        if getattr(submodule(model, norm), "weight", None) is not None:
-            anatomy.places.append(Place("norm", join(at, norm)))
-    anatomy.heads = [join(at, name) for name in ("head", "head_dist") if isinstance(submodule(model, name), nn.Linear)]
-    if getattr(model, "rope", None) is None:
-        fan_in = model.patch_embed.proj.weight[0].numel()  # type: ignore[union-attr]
-        averaged = getattr(model, "global_pool", "") == "avg"
-        anatomy.tokens[None] = TokenLayout(model.num_prefix_tokens, fan_in, averaged)  # type: ignore[arg-type]
+            readers = [path for path in _READERS if path.startswith(kind) and has_weight(block, path)]
+            read_uncalled = kind == "attn" and getattr(block.attn, "q_bias", None) is not None
+            into = () if read_uncalled else tuple(join(here, path) for path in readers)
+            norm, body, gate = (join(here, step) for step in (f"norm{number}", kind, f"drop_path{number}"))
+            post = type(block).__name__ in _BEHIND
+            anatomy.sublayers.append(SubLayer(kind, index, norm, body, into, gate=gate, post=post))
+    anatomy.places += [Place("norm", norm) for norm in ("norm_pre", "norm", "fc_norm") if has_weight(model, norm)]
+    anatomy.heads = classifiers(model)
+    anatomy.tail = ("norm", "fc_norm", "head_drop")
     anatomy.embed, anatomy.finish = (_embed, _finish) if _VIT in names else (None, None)
     return anatomy
+
+
+def _stream(model: Any) -> Stream:
+    embed, norms = model.patch_embed, [n for n in ("norm_pre", "norm") if has_weight(model, n)]
+    grid = getattr(embed, "grid_size", None)
+    size = getattr(embed, "img_size", None)
+    patch = size[0] // grid[0] if grid and size else embed.patch_size[0]
+    return Stream(
+        model.embed_dim, model.num_prefix_tokens, tuple(grid) if grid else None, patch=patch,
+        rotary=getattr(model, "rope", None) is not None, averaged=model.global_pool == "avg",
+        first_norm="norm_pre" if "norm_pre" in norms else None, last_norm="norm" if "norm" in norms else None,
+    )  # fmt: skip
 
 
 def _embed(model: Any, pictures: Tensor) -> Tensor:

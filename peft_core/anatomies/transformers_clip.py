@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from peft_core.anatomies import Anatomy, Place, SubLayer, class_names, join
+from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, join
 
 _HERE = "transformers.models.clip.modeling_clip."
 _LINEARS = {
@@ -17,20 +17,24 @@ _LINEARS = {
 }
 
 
-def describe(model: nn.Module, at: str) -> Anatomy | None:
+def describe(model: nn.Module) -> Anatomy | None:
     if not class_names(model) & {_HERE + "CLIPTextModel", _HERE + "CLIPTextModelWithProjection"}:
         return None
     inner = getattr(model, "text_model", None)  # gone from CLIPTextModel in transformers 5
-    at, body = (at, model) if inner is None else (join(at, "text_model"), inner)
+    at, body = ("", model) if inner is None else ("text_model", inner)
     layers: nn.ModuleList = body.encoder.layers  # type: ignore[union-attr,assignment]
     paths = [join(at, f"encoder.layers.{i}") for i in range(len(layers))]
     anatomy = Anatomy("transformers CLIP text model", ("q", "k", "v", "proj"), {None: paths})
+    anatomy.streams[None] = Stream(
+        body.config.hidden_size, causal=True, tokens_refused="its causal mask and its positions fix the length of a text",
+        last_norm=join(at, "final_layer_norm"),
+    )  # fmt: skip
     for index, here in enumerate(paths):
         anatomy.places += [Place(role, join(here, path), index) for role, path in _LINEARS.items()]
-        for number, kind, body_path in ((1, "attn", "self_attn"), (2, "mlp", "mlp")):
-            # no layer scale and no drop path: the body's own output is what is added to the stream
-            steps = (join(here, f"layer_norm{number}"), join(here, body_path), join(here, body_path))
-            anatomy.sublayers.append(SubLayer(kind, index, *steps))
+        # no layer scale and no drop path: the body's own output is what is added to the stream
+        for number, kind, inside, readers in ((1, "attn", "self_attn", ("q", "k", "v")), (2, "mlp", "mlp", ("fc1",))):
+            into = tuple(join(here, _LINEARS[role]) for role in readers)
+            anatomy.sublayers.append(SubLayer(kind, index, join(here, f"layer_norm{number}"), join(here, inside), into))
     anatomy.places.append(Place("norm", join(at, "final_layer_norm")))
     anatomy.places.append(Place("token_embed", join(at, "embeddings.token_embedding")))
     return anatomy

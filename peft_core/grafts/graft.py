@@ -47,6 +47,8 @@ class Delta(Graft):
     conv_kernel: ClassVar[Any] = None
     additive: ClassVar[bool] = False
     """W' = W + C, and `on_input(x, run)` computes C x without forming C."""
+    needs_matrix: ClassVar[bool] = False
+    """It factors a matrix or acts on inputs: the vectors of norms are refused."""
     rebuilds_input: ClassVar[bool] = False
     """Its kernel keeps an input's source where the input carries a tag (see `rebuild`)."""
     reads_input: bool = False
@@ -54,6 +56,15 @@ class Delta(Graft):
     def __init__(self, rows: tuple[int, int] | None = None):
         super().__init__()
         self.rows = rows
+
+    @classmethod
+    def accepts(cls, module: nn.Module, weight: Tensor, rows: tuple[int, int] | None) -> str | None:
+        """Why changes of this class cannot act on rows of this module's weight; None where they can."""
+        if isinstance(module, nn.Embedding) and cls.look_up is Delta.look_up:
+            return "an embedding looks its rows up and multiplies nothing"
+        if cls.needs_matrix and weight.dim() < 2:
+            return f"a {type(module).__name__} has a vector for a weight, no matrix"
+        return None
 
     def forward(self, weight: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define forward(W) -> W'")

@@ -105,6 +105,8 @@ class Decomposed(LowRank):
 
     additive = False
 
+    needs_matrix = True
+
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, scale: float, current: Tensor):
         super().__init__(weight, rows, rank, scale)
         self.magnitude = nn.Parameter(row_norms(current.to(self.A.dtype)))

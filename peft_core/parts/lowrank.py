@@ -22,6 +22,8 @@ class LowRank(Delta):
     additive = True
     rebuilds_input = True
 
+    needs_matrix = True
+
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, scale: float, dropout: float = 0.0):
         super().__init__(rows)
         out = weight.shape[0] if rows is None else rows[1] - rows[0]

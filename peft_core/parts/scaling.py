@@ -37,6 +37,14 @@ class OutputScale(Delta):
 class InputScale(Delta):
     """W' = W diag(l), with l (in) starting at 1: each input feature, or input channel of a convolution, is scaled."""
 
+    needs_matrix = True
+
+    @classmethod
+    def accepts(cls, module: nn.Module, weight: Tensor, rows: tuple[int, int] | None) -> str | None:
+        if getattr(module, "groups", 1) > 1:
+            return "the groups of this convolution read different inputs by the same rows"
+        return super().accepts(module, weight, rows)
+
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None):
         super().__init__(rows)
         self.scale = new_parameter(weight, weight.shape[1])

@@ -217,7 +217,9 @@ def test_tip_adapter_f_steps(eps: float):
     same(sketch(keys), golden["keys"])
 
 
-@pytest.mark.parametrize("data, theirs, alpha", [("oxford_flowers", "OxfordFlowers", 1.0), ("imagenet", "ImageNet", 0.5)])
+@pytest.mark.parametrize(
+    "data, theirs, alpha", [("oxford_flowers", "OxfordFlowers", 1.0), ("imagenet", "ImageNet", 0.5)]
+)
 def test_taskres_with_a_residual(data: str, theirs: str, alpha: float):
     whole = built(resolved(make_method("taskres", alpha=alpha), None, f"coop/{data}")[0])
     put(whole.learner.residual, "residual", 0.3)

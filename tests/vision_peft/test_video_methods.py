@@ -115,7 +115,7 @@ def test_refusals(method: str) -> None:
         model(torch.randn(3, 3, 32, 32))
     with pytest.raises(NotMergeable, match=f"{method} cannot be merged: .*(one frame|attention over time)"):
         merge(model)
-    with pytest.raises(PeftError, match="cannot run this timm ViT over time: .* rotary"):
+    with pytest.raises(PeftError, match="cannot run this timm ViT over time: .*rotary"):
         adapt(MODELS["eva"].model(), method, frames=2)
     with pytest.raises(PeftError, match="frames 0: it must be 1 or more"):
         adapt(MODELS["vit"].model(), method, frames=0)

@@ -50,6 +50,10 @@ class AIM(Method):
             raise PeftError(f"aim got per_block {self.per_block}: a block takes 3 adapters, or 4.")
         width = share_of_stream(plan, self.width, 4)
         for sublayer, size, dim in plan.sublayers(("attn", "mlp"), width):
+            if sublayer.post:
+                raise PeftError(
+                    "aim reads the normed stream before attention, which blocks with norms behind it have not."
+                )
             options = plan.options_at(sublayer.norm)
             depth = plan.depth(sublayer.tower)
             rate = self.drop_path * sublayer.block / max(1, depth - 1)
@@ -58,28 +62,28 @@ class AIM(Method):
                 return Bottleneck(dim, size, activation="gelu", scale=scale, drop_path=drop, options=options)
 
             if sublayer.kind == "mlp":
-                fc1 = next(
-                    p for p in plan.anatomy.find(("fc1",)) if (p.tower, p.block) == (sublayer.tower, sublayer.block)
-                )
-                plan.add_branch(sublayer, Branch(adapter(self.scale, rate), read=True), read=fc1.module)
+                plan.add_branch(sublayer, Branch(adapter(self.scale, rate), read=True), read=sublayer.into[0])
                 continue
             norm, attention = plan.model.get_submodule(sublayer.norm), plan.model.get_submodule(sublayer.body)
             before = adapter() if self.per_block == 4 else None
             step = AttendOverTime(norm, attention, self.frames, before, adapter(drop=rate))
             plan.join(plan.anatomy.blocks[sublayer.tower][sublayer.block], "over_time", step)
             plan.add_behind(sublayer, adapter())
-        for tower in plan.anatomy.tokens:
+        for tower in plan.anatomy.blocks:
             if self.tower in (None, tower):
                 self._outside_blocks(plan, tower)
 
     def _outside_blocks(self, plan: Plan, tower: str | None) -> None:
         """The temporal embedding, before the norm that the first block may stand behind, and the last norm."""
-        norms = [place.module for place in plan.anatomy.places if place.role == "norm" and place.tower == tower]
-        first = next((norm for norm in norms if norm.endswith("_pre")), plan.anatomy.blocks[tower][0])
-        sublayer = next(s for s in plan.anatomy.sublayers if s.tower == tower)
-        embedding = TemporalEmbedding(self.frames, plan.stream_width(sublayer), plan.options_at(sublayer.norm))
-        plan.join(first, "temporal_embedding", embedding)
-        if norms and norms[-1] != first:
+        stream, block = plan.token_stream(tower), plan.anatomy.blocks[tower][0]
+        embedding = TemporalEmbedding(self.frames, stream.width, plan.options_at(block))
+        plan.join(stream.first_norm or block, "temporal_embedding", embedding)
+        norms = [
+            p.module
+            for p in plan.anatomy.places
+            if p.role == "norm" and p.tower == tower and p.module != stream.first_norm
+        ]
+        if norms:
             plan.train(norms[-1], *(name for name, _ in plan.model.get_submodule(norms[-1]).named_parameters()))
 
 

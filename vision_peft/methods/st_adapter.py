@@ -48,7 +48,7 @@ class STAdapter(Method):
         if not positions or set(positions) - {"attn", "mlp"}:
             raise PeftError(f'st_adapter got positions {list(positions)}: it takes "attn", "mlp", or both.')
         for sublayer, width, dim in plan.sublayers(("attn",), share_of_stream(plan, self.width, 2)):
-            skipped = plan.token_layout(sublayer.tower).prefix
+            skipped = plan.token_stream(sublayer.tower).prefix
             for position in dict.fromkeys(positions):
                 options = plan.options_at(sublayer.norm)
                 change = OverPatches(dim, width, self.frames, skipped, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +13,7 @@ from peft_data.video.clips import Clips
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from peft_core.anatomies import Anatomy, describe
 from peft_core.errors import PeftError
 from peft_core.jobs.hub.backbone import Backbone
 from peft_core.method import Method
@@ -33,6 +35,11 @@ class Classified(nn.Module):
     def __init__(self, image: nn.Module, head: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
         self.image, self.drop, self.head = image, nn.Dropout(dropout), head
+
+    def peft_anatomy(self) -> Anatomy | None:
+        """The image model's; the head is this one's, and from pictures to the first block it is not the image model's way."""
+        inner = describe(self.image)
+        return None if inner is None else dataclasses.replace(inner.under("image"), heads=["head"])
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 6:

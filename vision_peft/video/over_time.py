@@ -36,18 +36,23 @@ def check_frames(plan: Plan, frames: int) -> None:
     if frames < 1:
         raise PeftError(f"{plan.method.name} got frames {frames}: it must be 1 or more.")
     for tower in plan.anatomy.blocks:
-        if plan.method.tower in (None, tower) and tower not in plan.anatomy.tokens:
-            raise PeftError(
-                f"{plan.method.name} cannot run this {plan.anatomy.family} over time: a causal mask or rotary positions "
-                "tie its attention to one kind of sequence."
-            )
+        stream = plan.anatomy.streams.get(tower)
+        if plan.method.tower in (None, tower) and (stream is None or not stream.takes_tokens or stream.rotary):
+            reason = "rotary positions tie its attention to one kind of sequence"
+            if stream is None or stream.tokens_refused:
+                reason = (
+                    stream.tokens_refused
+                    if stream and stream.tokens_refused
+                    else "its stream changes from block to block"
+                )
+            raise PeftError(f"{plan.method.name} cannot run this {plan.anatomy.family} over time: {reason}.")
 
 
 def share_of_stream(plan: Plan, width: int | Sequence[int] | None, divisor: int) -> int | Sequence[int]:
     """The width asked for; where None was, the stream's own over `divisor` (of the narrowest tower)."""
     if width is not None:
         return width
-    return max(1, min(map(plan.stream_width, plan.anatomy.sublayers)) // divisor)
+    return max(1, min(plan.stream_of(step).width for step in plan.anatomy.sublayers) // divisor)
 
 
 def add_weighed(x: Tensor, change: Tensor, factor: float) -> Tensor:

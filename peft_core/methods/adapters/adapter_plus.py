@@ -34,4 +34,4 @@ class AdapterPlus(Method):
             block = sublayer.layer or plan.anatomy.blocks[sublayer.tower][sublayer.block]
             change = Bottleneck(dim, width, activation="gelu", channel_scale=True, drop_path=self.drop_path,
                                 std=0.01 if self.init == "houlsby" else None, options=plan.options_at(sublayer.norm))  # fmt: skip
-            plan.add_to_output(block, change)
+            plan.add_to_output(block, change, plan.stream_of(sublayer).output)

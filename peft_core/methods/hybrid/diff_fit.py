@@ -26,6 +26,6 @@ class DiffFit(Method):
         for place, _ in plan.places(scaled):
             plan.change_weight(place, OutputScale(plan.stock(place), place.rows))
         norms = {place.module for place, _ in plan.places([role for role in known if "norm" in role])}
-        for path, module in plan.stock_modules():
-            names = [n for n, p in module._parameters.items() if p is not None]
-            plan.train(path, *(n for n in names if n.endswith("bias") or (path in norms and n == "weight")))
+        for module, name in plan.stock_parameters():
+            if name.endswith("bias") or (module in norms and name == "weight"):
+                plan.train(module, name)

@@ -42,7 +42,7 @@ class VPT(Method):
         blocks = list(plan.chosen_blocks(self.tokens, 1000))
         for tower in dict.fromkeys(tower for tower, *_ in blocks):
             here = [(path, count) for place, _, path, count in blocks if place == tower]
-            if self.pool_prompts and not plan.token_layout(tower).averaged:
+            if self.pool_prompts and not plan.token_stream(tower).averaged:
                 raise PeftError("vpt: pool_prompts is for models that average their tokens, and this one does not.")
             if self.deep:
                 for path, count in here:
@@ -51,10 +51,9 @@ class VPT(Method):
                 self._add(plan, tower, here[0][0], here[-1][0], here[0][1])
 
     def _add(self, plan: Plan, tower: str | None, first: str, last: str, count: int) -> None:
-        layout = plan.token_layout(tower)
-        sublayer = next(s for s in plan.anatomy.sublayers if s.tower == tower)
-        dim = plan.stream_width(sublayer)
-        bound = math.sqrt(6 / (layout.fan_in + dim))
+        stream = plan.token_stream(tower)
+        dim = stream.width
+        bound = math.sqrt(6 / (3 * stream.patch**2 + dim))
         tokens = nn.Parameter(torch.empty(count, dim, **plan.options_at(first)).uniform_(-bound, bound))
         strip = not self.pool_prompts or last != plan.anatomy.blocks[tower][-1]
-        plan.add_tokens(first, last, tokens, layout, self.dropout, strip)
+        plan.add_tokens(first, last, tokens, stream, self.dropout, strip)

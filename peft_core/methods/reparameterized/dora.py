@@ -21,6 +21,6 @@ class DoRA(Ranked):
     """
 
     def install(self, plan: Plan) -> None:
-        for place, rank in plan.places(self.targets, self.rank):
+        for place, rank in plan.places(self.targets, self.rank, Decomposed):
             change = Decomposed(plan.stock(place), place.rows, rank, self.scale(rank), plan.current(place))
             plan.change_weight(place, change)

@@ -24,5 +24,5 @@ class LoHa(Ranked):
     tucker: bool = False
 
     def install(self, plan: Plan) -> None:
-        for place, rank in plan.places(self.targets, self.rank):
+        for place, rank in plan.places(self.targets, self.rank, Hadamard):
             plan.change_weight(place, Hadamard(plan.stock(place), place.rows, rank, self.scale(rank), self.tucker))

@@ -36,7 +36,7 @@ class LoKr(Ranked):
     def install(self, plan: Plan) -> None:
         if self.factor < 1 and self.factor != -1:
             raise PeftError(f"lokr got factor {self.factor}: it must be 1 or more, or -1 for the most even split.")
-        for place, rank in plan.places(self.targets, self.rank):
+        for place, rank in plan.places(self.targets, self.rank, Kronecker):
             plan.change_weight(place, self.change(plan.stock(place), place.rows, rank))
 
     def change(self, weight: Tensor, rows: tuple[int, int] | None, rank: int) -> Kronecker:

@@ -29,5 +29,5 @@ class LoRA(Ranked):
     def install(self, plan: Plan) -> None:
         if not 0 <= self.dropout < 1:
             raise PeftError(f"lora got dropout {self.dropout}: it must be at least 0 and below 1.")
-        for place, rank in plan.places(self.targets, self.rank):
+        for place, rank in plan.places(self.targets, self.rank, LowRank):
             plan.change_weight(place, LowRank(plan.stock(place), place.rows, rank, self.scale(rank), self.dropout))

@@ -19,6 +19,8 @@ class Rotation(Delta):
     vectors (blocks, b(b−1)/2) hold what stands above the diagonals of Q. A convolution's inputs are its in·kh·kw weights.
     """
 
+    needs_matrix = True
+
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, size: int, terms: int):
         super().__init__(rows)
         self.size, self.terms = size, terms
@@ -86,7 +88,7 @@ class OFT(Method):
         wanted = self.block_size if self.block_count is None else self.block_count
         if wanted < 1 or (self.block_count is None and wanted < 2):
             raise PeftError(f"oft got blocks of {wanted}: a size of 2 or more, or 1 block or more, makes a rotation.")
-        for place, _ in plan.places(self.targets):
+        for place, _ in plan.places(self.targets, change=Rotation):
             inputs = plan.shape(place)[1]
             size = nearest_divisor(inputs, wanted)
             size = size if self.block_count is None else inputs // size

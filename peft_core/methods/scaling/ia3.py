@@ -25,11 +25,11 @@ class IA3(Method):
     def install(self, plan: Plan) -> None:
         known = plan.anatomy.roles()
         outputs = [r for r in ("k", "v", "cross_k", "cross_v") if r in known] if self.targets is None else self.targets
-        for place, _ in plan.places(outputs) if outputs else ():
+        for place, _ in plan.places(outputs, change=OutputScale) if outputs else ():
             if not place.called and place.bias is None:
                 raise PeftError(
                     f"ia3 cannot scale {place.role} at {place.module}, whose bias lies outside it: leave it out of targets."
                 )
             plan.change_weight(place, OutputScale(plan.stock(place), place.rows))
-        for place, _ in plan.places(self.feedforward) if self.feedforward else ():
+        for place, _ in plan.places(self.feedforward, change=InputScale) if self.feedforward else ():
             plan.change_weight(place, InputScale(plan.stock(place), place.rows))

@@ -2,11 +2,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from torch import Tensor, nn
+
 from peft_core.errors import PeftError
+from peft_core.grafts.graft import Graft
 from peft_core.method import Method, Plan
 from peft_core.parts.scale_shift import ScaleShift
 
-ROLES = ("patch_embed", "norm1", "qkv", "proj", "norm2", "fc1", "fc2", "norm")
+ROLES = ("patch_embed", "norm1", "qkv", "proj", "norm2", "fc1", "fc2", "norm", "merge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +18,9 @@ class SSF(Method):
     """SSF: y ← γ ⊙ y + β, γ and β (out), after patch embedding, norms and linears (before the activation).
 
     Lian et al., "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning", NeurIPS 2022. Computed as
-    W' = γ W, b' = γ b + β, so it merges where the layer has a bias. γ ~ N(1, init_std), β ~ N(0, init_std), 0.02 in
-    dongzelian/SSF: not identity at step 0 unless init_std = 0. 205,824 parameters on ViT-B/16.
+    W' = γ W, b' = γ b + β, so it merges where the layer has a bias, and on the output of norms that have none.
+    γ ~ N(1, init_std), β ~ N(0, init_std), 0.02 in dongzelian/SSF: not identity at step 0 unless init_std = 0. 205,824
+    parameters on ViT-B/16.
 
     Args:
         init_std: standard deviation of both.
@@ -38,4 +43,20 @@ class SSF(Method):
                 raise PeftError(
                     f"ssf cannot shift {place.module}, whose bias lies outside it: leave {place.role} out of targets."
                 )
-            plan.change_weight(place, ScaleShift(plan.stock(place), place.rows, self.init_std))
+            change = ScaleShift(plan.stock(place), place.rows, self.init_std)
+            if "norm" in place.role and getattr(plan.model.get_submodule(place.module), "bias", None) is None:
+                plan.join(place.module, place.role, OnOutput(change.gamma, change.beta))
+            else:
+                plan.change_weight(place, change)
+
+
+class OnOutput(Graft):
+    """y ← γ ⊙ y + β over the last axis, behind a norm that has no bias which could take the shift."""
+
+    def __init__(self, gamma: nn.Parameter, beta: nn.Parameter) -> None:
+        super().__init__()
+        self.gamma, self.beta = gamma, beta
+
+    def after(self, y: Tensor) -> Tensor:
+        new = y * self.gamma + self.beta
+        return (new if self.factor == 1.0 else torch.lerp(y.to(new.dtype), new, self.factor)).to(y.dtype)

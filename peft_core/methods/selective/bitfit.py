@@ -12,6 +12,6 @@ class BitFit(Method):
     """
 
     def install(self, plan: Plan) -> None:
-        for path, module in plan.stock_modules():
-            biases = [name for name, p in module._parameters.items() if p is not None and name.endswith("bias")]
-            plan.train(path, *biases)
+        for module, name in plan.stock_parameters():
+            if name.endswith("bias"):
+                plan.train(module, name)

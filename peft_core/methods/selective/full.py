@@ -15,5 +15,5 @@ class Full(Method):
     keeps_originals: ClassVar[bool] = False
 
     def install(self, plan: Plan) -> None:
-        for path, module in plan.stock_modules():
-            plan.train(path, *(name for name, p in module._parameters.items() if p is not None))
+        for module, name in plan.stock_parameters():
+            plan.train(module, name)
