@@ -75,6 +75,7 @@ class Learner(nn.Module):
         except PeftError:
             self.names = before
             raise
+        self._kept = {}
 
     def for_names(self) -> None:
         """Whatever must be made anew for other classes."""
@@ -114,7 +115,7 @@ class Learner(nn.Module):
         if state is None:
             return make()
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        state = (*state, autocast, self.training, self.method)
+        state = (*state, autocast, self.training, self.method, self.names)
         kept = self._kept.get(what)
         if kept is None or kept[0] != state:
             with torch.inference_mode(False), torch.no_grad():

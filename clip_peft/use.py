@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from clip_peft.text.prompts import asked_for
 from clip_peft.training.evaluate import figures, score
 from clip_peft.training.features import default_cache
 from clip_peft.training.few_shot import of_classes
@@ -77,5 +78,5 @@ def predict(
     if top < 1:
         raise PeftError(f"top must be 1 or more, not {top}.")
     loaded = load_run(run)
-    loaded = loaded.with_classes(classes) if classes else loaded
+    loaded = loaded.with_classes(asked_for(classes)) if classes else loaded
     return print_predictions(loaded, pictures, "clip_peft", top, batch_size)

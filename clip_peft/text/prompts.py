@@ -1,5 +1,6 @@
 """Class names as token ids, with places for learnt context: any tokenizer of open_clip, any template."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,22 @@ def checked_names(names: Sequence[str]) -> tuple[str, ...]:
 def spoken(name: str) -> str:
     """A class name as texts say it: underscores are spaces."""
     return " ".join(name.replace("_", " ").split())
+
+
+def asked_for(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names that a user types, rather than a data set's.
+
+    Raises:
+        PeftError: one that stands there twice, or several in one, with commas.
+    """
+    names = checked_names(names)
+    twice = next((name for i, name in enumerate(names) if spoken(name) in map(spoken, names[:i])), None)
+    if twice is not None:
+        raise PeftError(f'class name "{spoken(twice)}" is there twice: leave one out.')
+    if len(names) == 1 and "," in names[0]:
+        parts = " ".join(shlex.quote(part.strip()) for part in names[0].split(",") if part.strip())
+        raise PeftError(f'"{names[0]}" is a single class name: separate several by spaces, --classes {parts}.')
+    return names
 
 
 def told_apart(names: Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "zero_shot": {},
     "coop": dict(context=4),
     "kgcoop": dict(context=3, init=None),
-    "cocoop": dict(reduction=4),
+    "cocoop": dict(reduction=1),
     "prograd": dict(context=6),
     "maple": dict(depth=2),
     "promptsrc": dict(depth=2, template="a photo of a {}."),
