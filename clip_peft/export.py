@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -18,6 +18,7 @@ from peft_core import PeftError, load_run, merge
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs import onnx_file
+from peft_core.values import Range
 
 if TYPE_CHECKING:  # its import takes five seconds, and --help wants none of it
     from clip_peft.run import ClipRun
@@ -27,7 +28,12 @@ What = Literal["weights", "model", "onnx"]
 
 @command("clip")
 def export(
-    *, run: str, out: str, what: list[What] | None = None, classes: list[str] | None = None, opset: int = 18
+    *,
+    run: str,
+    out: str,
+    what: list[What] | None = None,
+    classes: list[str] | None = None,
+    opset: Annotated[int, Range(18)] = 18,
 ) -> Path:
     """Write class weights (weights.safetensors, classes.json), the merged open_clip model (a model folder) and model.onnx.
 

@@ -10,10 +10,12 @@ from clip_peft.training.few_shot import Classes, chosen
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.options import MethodChoice, TrainerFlags
+from peft_core.jobs.cli.options import MethodChoice
+from peft_core.jobs.cli.trainer import TrainerFlags
 from peft_core.jobs.data import Data
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
+from peft_core.values import Count, NotNegative, Positive, Seed, Share, Whole
 
 
 def recipe_of(settings: dict[str, Any]) -> str:
@@ -32,26 +34,26 @@ def fit(
     method: MethodChoice = "coop",  # type: ignore[assignment]
     recipe: str | None = None,
     out: str | None = None,
-    shots: int = 16,
+    shots: Whole = 16,
     classes: Classes = "all",
-    seed: int = 1,
+    seed: Seed = 1,
     template: str | None = None,
     eval_on: Literal["test", "val"] = "test",
-    cache_views: int = 10,
+    cache_views: Whole = 10,
     augment: str = "crop_flip",
     optimizer: Literal["sgd", "adamw"] = "sgd",
-    lr: float = 2e-3,
-    weight_decay: float = 5e-4,
-    batch_size: int = 32,
-    epochs: int = 0,
-    steps_per_shot: int = 0,
-    warmup_epochs: float = 1.0,
-    warmup_lr: float = 1e-5,
-    final_lr: float = 0.0,
+    lr: Positive = 2e-3,
+    weight_decay: NotNegative = 5e-4,
+    batch_size: Count = 32,
+    epochs: Whole = 0,
+    steps_per_shot: Whole = 0,
+    warmup_epochs: NotNegative = 1.0,
+    warmup_lr: NotNegative = 1e-5,
+    final_lr: Share = 0.0,
     stepwise: bool = False,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
-    text_memory: float | None = None,
-    save_every: float = 60.0,
+    text_memory: Positive | None = None,
+    save_every: NotNegative = 60.0,
     overwrite: bool = False,
     trainer: TrainerFlags = None,  # type: ignore[assignment]
 ) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def fit(
     """
     settings = dict(locals())
     settings["data"] = data = data.absolute()
-    check_ranges(settings)
+    augmentation(augment)
     opened = chosen(data.open(), shots, seed, classes)
     if not len(opened.train):
         raise PeftError(
@@ -98,7 +100,7 @@ def fit(
         )
     settings["backbone"] = absolute(backbone)
     parts = (opened.name, backbone.rpartition("/")[2], method.name, f"{shots}shots", classes, f"seed{seed}")
-    folder = RunFolder(out or run_name(*parts), "clip_peft fit")
+    folder = RunFolder(out or run_name(*parts), "clip_peft fit", fit.defaults(settings))
 
     def work(config: dict[str, Any]) -> dict[str, Any]:
         from clip_peft.training.job import run
@@ -106,17 +108,6 @@ def fit(
         return run(folder, opened, settings, config)
 
     return run_once(folder, settings, work, headline, opened.notes)
-
-
-def check_ranges(settings: dict[str, Any]) -> None:
-    """Raises PeftError for a number out of its range."""
-    least = {"cache_views": 0, "batch_size": 1, "epochs": 0, "steps_per_shot": 0, "warmup_epochs": 0, "warmup_lr": 0}
-    for name, minimum in least.items():
-        if settings[name] < minimum:
-            raise PeftError(f"{name} must be {minimum} or more, not {settings[name]:g}.")
-    augmentation(settings["augment"])
-    if settings["lr"] <= 0:
-        raise PeftError(f"lr must be above 0, not {settings['lr']:g}.")
 
 
 def headline(results: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from peft_core import PeftError, load_run
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.data import Data
 from peft_core.jobs.runs.use import print_classes, print_predictions
+from peft_core.values import Count
 
 
 @command("clip")
@@ -64,7 +65,7 @@ def report(run: str, data: Data | None, split: str, classes: str, cache: bool, q
 
 @command("clip")
 def predict(
-    pictures: list[str], *, run: str, classes: list[str] | None = None, top: int = 5, batch_size: int = 64
+    pictures: list[str], *, run: str, classes: list[str] | None = None, top: Count = 5, batch_size: Count = 64
 ) -> int:
     """Print `path,class,probability` for pictures and folders of pictures, the likeliest classes first.
 
@@ -75,8 +76,6 @@ def predict(
         top: Classes a picture.
         batch_size: Pictures at once.
     """
-    if top < 1:
-        raise PeftError(f"top must be 1 or more, not {top}.")
     loaded = load_run(run)
     loaded = loaded.with_classes(asked_for(classes)) if classes else loaded
     return print_predictions(loaded, pictures, "clip_peft", top, batch_size)

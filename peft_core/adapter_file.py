@@ -20,7 +20,7 @@ from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.former import tensors_of
 from peft_core.method import Method
-from peft_core.registry import make_method
+from peft_core.registry import check_known, make_method
 
 WEIGHTS, CARD, FORMAT = "adapter.safetensors", "adapter.json", 2
 _BUCKETS, _TOLERANCE = 8, 0.02
@@ -52,6 +52,8 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, **card: Any) -> Pa
             raise PeftError(
                 f"{adaptation.name} is scaled to {adaptation.scale}: set_scale(model, 1.0) before saving it."
             )
+    for adaptation in record.adaptations.values():
+        check_known(adaptation.method)
     methods = {adaptation.name: adaptation.method for adaptation in record.adaptations.values()}
     card = {"train_head": bool(record.head) or not record.heads} | card
     return write_adapter(folder, methods, adapter_state(model), model, **card)

@@ -141,13 +141,15 @@ def read_yaml(path: Path, remedy: str = "check the file") -> dict[str, Any]:
     try:
         content = yaml.load(read_text(path, remedy), Loader=_loader())
     except yaml.YAMLError as error:
-        raise PeftError(f"{path} is damaged, no readable YAML ({' '.join(str(error).split())}): {remedy}.") from error
+        raise PeftError(
+            f"{path} is damaged: it is no readable YAML ({' '.join(str(error).split())}): {remedy}."
+        ) from error
     except RecursionError as error:
         raise PeftError(f"{path} is nested too deep: {remedy}.") from error
     except ValueError as error:  # a date with a 13th month
         if isinstance(error, PeftError):
             raise
-        raise PeftError(f"{path} is damaged, no readable YAML ({error}): {remedy}.") from error
+        raise PeftError(f"{path} is damaged: it is no readable YAML ({error}): {remedy}.") from error
     if not isinstance({} if content is None else content, dict):
         raise PeftError(f"{path} must hold `option: value` lines: {remedy}.")
     return _bounded(content or {}, path, remedy)

@@ -138,6 +138,17 @@ def hints_of(target: Callable) -> dict[str, Any]:
     return dict(_hints(target))
 
 
+def defaults_of(target: Callable) -> dict[str, Any]:
+    """Setting → what it is where nothing is said; `inspect.Parameter.empty` where something must be."""
+    made = {
+        each.name: each.default_factory
+        for each in (dataclasses.fields(target) if dataclasses.is_dataclass(target) else ())
+        if each.default_factory is not dataclasses.MISSING
+    }
+    parameters = inspect.signature(target).parameters
+    return {name: made[name]() if name in made else parameters[name].default for name in _hints(target)}
+
+
 def parts_of(hint: Any) -> tuple[Any, ...]:
     """The members of a union, each as it stands; a hint that is none by itself."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
@@ -201,6 +212,8 @@ def _chosen(value: Any, words: tuple[Any, ...]) -> Any:
 def _list(value: Any, hint: Any, text: bool) -> list[Any]:
     if text and isinstance(value, str):
         value = _bracketed(value) if value.startswith("[") else [value]
+    elif isinstance(value, str) and typing.get_args(hint)[:1] == (str,):
+        value = [value]  # one word of a list of words
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, (str, bytes)) or not isinstance(value, collections.abc.Sequence):
         raise Unfit
@@ -271,17 +284,17 @@ _READERS: dict[Any, Callable[[Any, bool], Any]] = {
 _NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "a word", type(None): "null"}
 
 
-def describe(hint: Any) -> str:
-    """A type in words: "a number above 0", "one of a, b"."""
+def describe(hint: Any, ranges: bool = False) -> str:
+    """A type in words: "a number" (with `ranges` "a number, above 0"), "one of a, b"."""
     parts = [part for part in parts_of(hint) if part is not type(None)]
     if len(parts) > 1:
-        return " or ".join(dict.fromkeys(describe(part) for part in parts))
+        return " or ".join(dict.fromkeys(describe(part, ranges) for part in parts))
     (part,) = parts or (hint,)
     if typing.get_origin(part) is Annotated:
-        return ", ".join([describe(typing.get_args(part)[0]), *map(str, _ranges(part))])
+        return ", ".join([describe(typing.get_args(part)[0]), *(map(str, _ranges(part)) if ranges else ())])
     if typing.get_origin(part) is Literal:
         return "one of " + ", ".join(str(value) for value in typing.get_args(part))
     if is_list(part):
-        inner = [describe(each) for each in typing.get_args(part) if each is not ...]
+        inner = [describe(each, ranges) for each in typing.get_args(part) if each is not ...]
         return "a list, each " + " or ".join(dict.fromkeys(inner)) if inner else "a list"
     return _NAMES.get(part, getattr(part, "__name__", str(part)))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.options import MethodChoice, TrainerFlags
+from peft_core.jobs.cli.options import MethodChoice
+from peft_core.jobs.cli.trainer import TrainerFlags
 from peft_core.jobs.data import Data
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
+from peft_core.values import Count, NotNegative, Positive, Rate, Seed, Share, Whole
 from vision_peft.video.flags import VideoFlags
 
 
@@ -26,25 +27,26 @@ def fit(
     method: MethodChoice = "lora",  # type: ignore[assignment]
     recipe: str | None = None,
     out: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     protocol: Literal["honest", "legacy"] = "honest",
     eval_on: Literal["test", "val"] = "test",
-    eval_every: int = 0,
+    eval_every: Whole = 0,
     optimizer: Literal["adamw", "sgd"] = "adamw",
-    lr: float = 1e-3,
-    weight_decay: float = 1e-4,
-    batch_size: int = 64,
-    warmup: float = 0.1,
-    final_lr: float = 0.01,
-    label_smoothing: float = 0.0,
-    drop_path: float = 0.0,
+    lr: Positive = 1e-3,
+    weight_decay: NotNegative = 1e-4,
+    batch_size: Count = 64,
+    epochs: Whole = 0,
+    warmup: Rate = 0.1,
+    final_lr: Share = 0.01,
+    label_smoothing: Rate = 0.0,
+    drop_path: Rate = 0.0,
     augment: str = "none",
     resize: Literal["squash", "crop"] = "squash",
     normalise: Literal["checkpoint", "imagenet", "half", "clip", "none"] = "checkpoint",
     video: VideoFlags = None,  # type: ignore[assignment]
     compile: bool = False,
     cache_prefix: Literal["auto", "on", "off"] = "auto",
-    save_every: float = 60.0,
+    save_every: NotNegative = 60.0,
     overwrite: bool = False,
     trainer: TrainerFlags = None,  # type: ignore[assignment]
 ) -> dict[str, Any]:
@@ -64,6 +66,7 @@ def fit(
         lr: Highest learning rate.
         weight_decay: Not for biases and other 1-D tensors.
         batch_size: Pictures a step, over all devices.
+        epochs: Passes over the training pictures; 0 takes the recipe's number (its --trainer.max_epochs).
         warmup: Share of the steps over which the learning rate rises to lr.
         final_lr: Where the cosine ends, as a share of lr.
         label_smoothing: Share of the target that is spread over all classes.
@@ -94,19 +97,9 @@ def fit(
 
 
 def folder_of(settings: dict[str, Any]) -> RunFolder:
-    """The folder of a run with these settings; the backbone in them becomes a full path.
-
-    Raises:
-        PeftError: a value out of its range.
-    """
-    warmup, batch_size, lr, eval_every = (settings[key] for key in ("warmup", "batch_size", "lr", "eval_every"))
-    if not 0 <= warmup < 1 or batch_size < 1 or lr <= 0 or eval_every < 0:
-        raise PeftError(
-            f"warmup must be in [0, 1), batch_size at least 1, lr above 0 and eval_every at least 0, not {warmup}, "
-            f"{batch_size}, {lr:g} and {eval_every}."
-        )
+    """The folder of a run with these settings; the backbone in them becomes a full path."""
     settings["backbone"] = absolute(settings["backbone"])
-    return RunFolder(settings["out"], "vision_peft fit")
+    return RunFolder(settings["out"], "vision_peft fit", fit.defaults(settings))
 
 
 def headline(results: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ def run(
     every = settings["eval_every"] or (1 if protocol == "legacy" else 0)
     card: dict[str, Any] = {"command": folder.program, "class_names": data.class_names, "resize": settings["resize"]}
     saver = SaveState(folder.path, settings["save_every"], lambda: save_adapter(model, folder.path / "adapter", **card))
-    flags = settings["trainer"].options
+    flags = settings["trainer"].options | ({"max_epochs": settings["epochs"]} if settings["epochs"] else {})
     trainer = make_trainer(flags, [saver, Progress()], folder.path, check_val_every_n_epoch=every or 1)
     each, rest = divmod(settings["batch_size"], trainer.world_size)
     if rest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from peft_data.augment import normalise
@@ -19,11 +19,12 @@ from peft_core.jobs.data import Data
 from peft_core.jobs.reports.scores import Scores
 from peft_core.jobs.runs.onnx_file import needs_onnx, write_onnx
 from peft_core.jobs.runs.use import print_classes, print_predictions
+from peft_core.values import Count, Range
 
 
 @command("vision")
 def test(
-    *, run: str, data: Data | None = None, split: Literal["test", "val", "train"] = "test", batch_size: int = 128
+    *, run: str, data: Data | None = None, split: Literal["test", "val", "train"] = "test", batch_size: Count = 128
 ) -> dict[str, Any]:
     """Score a run on its data set's test split, or on another data set with the same classes.
 
@@ -58,7 +59,7 @@ def test(
 
 
 @command("vision")
-def predict(pictures: list[str], *, run: str, batch_size: int = 64) -> int:
+def predict(pictures: list[str], *, run: str, batch_size: Count = 64) -> int:
     """Print `path,class,probability` for pictures and folders of pictures.
 
     Args:
@@ -110,7 +111,7 @@ class Deployed(nn.Module):
 
 
 @command("vision")
-def export(*, run: str, out: str, opset: int = 18) -> Path:
+def export(*, run: str, out: str, opset: Annotated[int, Range(18)] = 18) -> Path:
     """Write an ONNX file: pictures with values from 0 to 1 in, probabilities out, any batch size.
 
     Args:

@@ -15,6 +15,7 @@ from peft_core.files import read_yaml
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.sweep.jobs import assignments, check_option, nested, slug
+from peft_core.values import Seed, Whole
 
 DECIDED = ("data", "method", "backbone", "out", "shots", "classes", "seed", "overwrite")
 PLANNED: dict[str, Any] = {
@@ -31,14 +32,14 @@ def sweep(
     protocol: Literal["base_to_new", "all_classes", "few_shot", "cross_dataset", "domain_generalisation"] | None = None,
     data: list[str] | None = None,
     methods: list[str] | None = None,
-    seeds: list[int] | None = None,
-    shots: list[int] | None = None,
+    seeds: list[Seed] | None = None,
+    shots: list[Whole] | None = None,
     targets: list[str] | None = None,
     set: list[str] | None = None,
     backbone: str | None = None,
     sweep: str | None = None,
-    workers: int = 0,
-    threads: int = 0,
+    workers: Whole = 0,
+    threads: Whole = 0,
     overwrite: bool = False,
 ) -> int:
     """Run a protocol (`list protocols`) over data sets, methods and seeds, and make one table. The same command goes on.

@@ -12,9 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from diffusion_peft.base.loading import download, first_line, quiet_loading, read_json
+from diffusion_peft.base.known import check_config, check_parts, completed
+from diffusion_peft.base.loading import download, first_line, quiet_loading
 from diffusion_peft.base.single_file import as_folder, is_single_file
 from peft_core.errors import PeftError
+from peft_core.files import read_json
 
 Kind = Literal["sd1", "sd2", "sdxl"]
 KINDS = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
@@ -42,8 +44,16 @@ class Base:
     parts: dict[str, Any] = field(default_factory=dict)
 
     def config(self, part: str) -> dict[str, Any]:
-        """A part's configuration, without loading it."""
-        return read_json(next(p for p in _config_files(self.folder, part) if p.is_file()))
+        """A part's configuration, without loading it.
+
+        Raises:
+            PeftError: it is damaged.
+        """
+        file = next(p for p in _config_files(self.folder, part) if p.is_file())
+        found = read_json(file, "get it again")
+        if not isinstance(found, dict):
+            raise PeftError(f"{file} is damaged, no object of settings: get it again.")
+        return completed(part, found)
 
     def part(self, name: str) -> Any:
         """unet, vae, text_encoder, tokenizer, scheduler …; loaded when first asked for.
@@ -180,10 +190,12 @@ def _kind(base: Base) -> Kind:
 
 
 def _check_trains(base: Base) -> None:
+    """Raises PeftError: a base that is not drawn and trained as Stable Diffusion is."""
+    check_parts(base.name, base.index)
     channels, latent = base.config("unet")["in_channels"], base.config("vae")["latent_channels"]
     if channels != latent:
         raise PeftError(
             f"{base.name} is an inpainting or editing model: its UNet takes {channels} channels, not {latent}."
         )
-    if base.prediction_type not in ("epsilon", "v_prediction"):
-        raise PeftError(f"{base.name} predicts {base.prediction_type}; training knows epsilon and v_prediction.")
+    for part in ("scheduler", "unet", "vae", *base.text_parts):
+        check_config(base.name, part, base.config(part))

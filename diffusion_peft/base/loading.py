@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from peft_core.errors import PeftError
 
@@ -50,14 +48,6 @@ def download(spec: str) -> Path:
             f'the base "{spec}" cannot be had from the hub ({first_line(error)}): check the name and the network, or give a '
             "folder, a file, or `reference`."
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises PeftError: the file is no JSON."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise PeftError(f"{path} is damaged ({error}): get it again.") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from diffusion_peft.commands.ranges import Denoising
 from diffusion_peft.drawing.draw import Drawing
 from diffusion_peft.evaluation.asked import How
 from diffusion_peft.evaluation.tables import show, write_evaluation
@@ -14,6 +15,7 @@ from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.options import Choice
 from peft_core.jobs.runs.folder import RunFolder, plain_config
+from peft_core.values import Count, Seed
 
 
 @command("diffusion")
@@ -26,14 +28,14 @@ def evaluate(
     prompts: list[str] | None = None,
     subject: str | None = None,
     class_name: str | None = None,
-    count: int = 4,
-    seed: int = 0,
+    count: Count = 4,
+    seed: Seed = 0,
     scales: list[float] | None = None,
     image_features: str | None = None,
     clip: str | None = None,
-    steps: int = 30,
+    steps: Denoising = 30,
     guidance: float = 7.5,
-    at_once: int = 8,
+    at_once: Count = 8,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -78,15 +80,8 @@ def evaluate(
 
 
 def how_of(settings: Mapping[str, Any]) -> How:
-    """What protocols read, from `evaluate`'s options; those that are missing have their defaults.
-
-    Raises:
-        PeftError: a count below 1.
-    """
+    """What protocols read, from `evaluate`'s options; those that are missing have their defaults."""
     options = {key: each.default for key, each in evaluate.parameters.items()} | dict(settings)
-    for key in ("count", "steps"):
-        if options[key] < 1:
-            raise PeftError(f"--{key} must be at least 1, not {options[key]}.")
     scales = How.scales if options["scales"] is None else tuple(sorted(set(options["scales"])))
     lists = {key: tuple(options[key]) if options[key] else None for key in ("labels", "prompts")}
     plain = {key: options[key] for key in ("subject", "class_name", "count", "seed", "image_features", "clip", "dtype")}

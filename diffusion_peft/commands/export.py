@@ -9,8 +9,7 @@ import torch
 
 from diffusion_peft.files.custom_diffusion import write_concept
 from diffusion_peft.files.embeddings import write_embedding
-from diffusion_peft.formats import export_adapter, export_layers, list_formats
-from diffusion_peft.personalize.concepts import compress as compressed
+from diffusion_peft.formats import export_adapter, list_formats
 from diffusion_peft.use.run import Run, combine
 from peft_core.attach import Adaptation, pick
 from peft_core.errors import PeftError, nearest
@@ -19,7 +18,7 @@ from peft_core.jobs.runs.process import tell
 
 FORMATS = {
     "diffusers_lora": "pytorch_lora_weights.safetensors for load_lora_weights (lora, dora)",
-    "kohya": "for A1111, ComfyUI, sd-scripts and LyCORIS (lora, dora, loha, lokr)",
+    "kohya": "for LyCORIS (lora, dora, loha, lokr), A1111 and ComfyUI (lora, loha, lokr), sd-scripts (lora)",
     "embeddings": "new tokens for load_textual_inversion, a file each",
     "a1111_embeddings": "new tokens for A1111 and ComfyUI, a file each",
     "custom_diffusion": "pytorch_custom_diffusion_weights.safetensors for unet.load_attn_procs",
@@ -33,6 +32,7 @@ def export(
     run: str,
     format: str,
     out: str | None = None,
+    as_: Literal["own", "lora", "diff"] = "own",
     compress: float | None = None,
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
 ) -> Path:
@@ -42,24 +42,26 @@ def export(
         run: The run folder.
         format: diffusers_lora, kohya, embeddings, a1111_embeddings, custom_diffusion or control (`list formats`).
         out: A .safetensors file or a folder; by default RUN/export.
-        compress: Write a custom_diffusion run as LoRA layers that keep this share of the singular values, e.g. 0.6.
+        as_: Of a LoRA file: own, the method's own factors; lora, what it does to the weights as plain LoRA, by SVD; diff,
+            whole differences of the weights (kohya).
+        compress: With --as lora, which it implies, keep this share of the singular values, e.g. 0.6.
         dtype: Of the tensors of a LoRA file.
     """
     if format not in FORMATS:
         raise PeftError(f'unknown format "{format}"{nearest(format, FORMATS)} (known: {", ".join(FORMATS)}).')
-    if compress is not None and format not in list_formats():
-        raise PeftError(f"--compress makes LoRA layers: it goes with --format {' or '.join(list_formats())}.")
+    for flag, given in (("--compress", compress is not None), ("--as", as_ != "own")):
+        if given and format not in list_formats():
+            raise PeftError(f"{flag} makes LoRA layers: it goes with --format {' or '.join(list_formats())}.")
+    if compress is not None and as_ == "diff":
+        raise PeftError("--compress shortens LoRA layers: it goes with --as lora, not diff.")
     loaded = combine([(run, 1.0)])
     target = Path(out or Path(run) / "export").expanduser()
     if format in list_formats():
-        if compress is None:
-            models = loaded.unet, loaded.base.text_encoders
-            file = export_adapter(*models, target, format, name=_weights_name(loaded), dtype=getattr(torch, dtype))
-        else:
-            adaptation = _custom_diffusion(loaded, run)
-            after = _trained(loaded)
-            layers = compressed(adaptation.originals, after, compress)
-            file = export_layers({"unet": loaded.unet}, {"unet": layers}, target, format, getattr(torch, dtype))
+        form = "lora" if compress is not None else as_
+        file = export_adapter(
+            loaded.unet, loaded.base.text_encoders, target, format, name=_weights_name(loaded),
+            dtype=getattr(torch, dtype), as_=form, compress=1.0 if compress is None else compress,
+        )  # fmt: skip
         if loaded.tokens:
             tell(f"note: the new tokens {', '.join(loaded.tokens)} are not in it: --format embeddings writes them.")
     elif format == "control":

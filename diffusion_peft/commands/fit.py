@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from diffusion_peft.commands.ranges import Denoising, Side, Vectors
 from diffusion_peft.control.options import ControlOptions, check_control, is_control
 from diffusion_peft.data.concepts import Concept, read_concepts
 from diffusion_peft.personalize.slider_options import SliderOptions
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.options import MethodChoice, TrainerFlags
+from peft_core.jobs.cli.options import MethodChoice
+from peft_core.jobs.cli.trainer import TrainerFlags
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
+from peft_core.values import Count, NotNegative, Positive, Rate, Seed, Share, Whole
 
 
 def recipe_of(settings: dict[str, Any]) -> str:
@@ -37,30 +40,30 @@ def fit(
     prompt: str | None = None,
     class_prompt: str | None = None,
     prior: str | None = None,
-    prior_count: int = 100,
-    prior_weight: float = 1.0,
+    prior_count: Count = 100,
+    prior_weight: NotNegative = 1.0,
     placeholder: str | None = None,
     initializer: str | None = None,
-    vectors: int = 1,
+    vectors: Vectors = 1,
     slider: SliderOptions = None,  # type: ignore[assignment]
     control: ControlOptions = None,  # type: ignore[assignment]
     caption_prefix: str = "",
-    caption_dropout: float = 0.0,
+    caption_dropout: Rate = 0.0,
     out: str | None = None,
-    seed: int = 0,
-    steps: int = 500,
-    batch_size: int = 1,
+    seed: Seed = 0,
+    steps: Count = 500,
+    batch_size: Count = 1,
     optimizer: Literal["adamw", "sgd", "adamw8bit"] = "adamw",
-    lr: float = 1e-4,
-    text_lr: float | None = None,
-    weight_decay: float = 1e-2,
-    warmup: float = 0.0,
-    final_lr: float = 1.0,
-    snr_gamma: float = 0.0,
-    noise_offset: float = 0.0,
-    ema: float = 0.0,
-    clip_skip: int = 0,
-    resolution: int | None = None,
+    lr: Positive = 1e-4,
+    text_lr: Positive | None = None,
+    weight_decay: NotNegative = 1e-2,
+    warmup: Rate = 0.0,
+    final_lr: Share = 1.0,
+    snr_gamma: NotNegative = 0.0,
+    noise_offset: NotNegative = 0.0,
+    ema: Rate = 0.0,
+    clip_skip: Whole = 0,
+    resolution: Side | None = None,
     buckets: bool = True,
     flip: bool = False,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -68,12 +71,12 @@ def fit(
     compile: bool = False,
     cache: str = "auto",
     sample_prompts: list[str] | None = None,
-    sample_count: int = 4,
-    sample_every: int = 0,
-    sample_steps: int = 30,
+    sample_count: Whole = 4,
+    sample_every: Whole = 0,
+    sample_steps: Denoising = 30,
     guidance: float = 7.5,
-    save_every: float = 60.0,
-    keep_every: int = 0,
+    save_every: NotNegative = 60.0,
+    keep_every: Whole = 0,
     overwrite: bool = False,
     trainer: TrainerFlags = None,  # type: ignore[assignment]
 ) -> dict[str, Any]:
@@ -136,7 +139,7 @@ def fit(
     concepts = check(settings)
     what = data or str(settings["slider"].options.get("positive")).replace(" ", "_")
     name = run_name(what, base.rpartition("/")[2], method.name, f"seed{seed}")
-    folder = RunFolder(out or name, "diffusion_peft fit")
+    folder = RunFolder(out or name, "diffusion_peft fit", fit.defaults(settings))
 
     def work(config: dict[str, Any]) -> dict[str, Any]:
         from diffusion_peft.training.job import run
@@ -150,21 +153,8 @@ def check(settings: dict[str, Any]) -> list[Concept]:
     """The concepts of a run; its paths in `settings` become absolute.
 
     Raises:
-        PeftError: a value out of its range, options that do not go together.
+        PeftError: options that do not go together.
     """
-    shares = ("warmup", "caption_dropout", "ema")
-    for key in shares:
-        if not 0 <= settings[key] < 1:
-            raise PeftError(f"--{key} must be in [0, 1), not {settings[key]}.")
-    for key in ("steps", "batch_size", "vectors", "prior_count", "sample_steps"):
-        if settings[key] < 1:
-            raise PeftError(f"--{key} must be at least 1, not {settings[key]}.")
-    for key in ("lr", "text_lr"):
-        if settings[key] is not None and settings[key] <= 0:
-            raise PeftError(f"--{key} must be above 0, not {settings[key]:g}.")
-    for key in ("prior_weight", "snr_gamma", "noise_offset", "clip_skip", "sample_count", "sample_every", "keep_every"):
-        if settings[key] < 0:
-            raise PeftError(f"--{key} must not be negative, not {settings[key]}.")
     for key in ("data", "prior", "base"):
         settings[key] = absolute(settings[key])
     if is_control(settings):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from diffusion_peft.use.adapters import split_scale
 from diffusion_peft.use.merged import merged_pipeline, new_folder, save_pipeline
-from diffusion_peft.use.run import combine, split_scale
+from diffusion_peft.use.run import combine
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from diffusion_peft.commands.ranges import Denoising, Side
 from diffusion_peft.control.use import read_conditions
 from diffusion_peft.drawing.draw import Drawing, grid, png_of
-from diffusion_peft.use.run import combine, split_scale
+from diffusion_peft.use.adapters import split_scale
+from diffusion_peft.use.run import combine
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs.process import tell
+from peft_core.values import Count, Seed, Share
 
 
 @command("diffusion")
@@ -23,18 +26,18 @@ def sample(
     control: list[str] | None = None,
     condition: list[str] | None = None,
     compute: bool = False,
-    until: float | None = None,
+    until: Share | None = None,
     base: str | None = None,
     out: str | None = None,
-    count: int = 4,
-    seed: int = 0,
+    count: Count = 4,
+    seed: Seed = 0,
     scale: float = 1.0,
     negative: str = "",
-    steps: int = 30,
+    steps: Denoising = 30,
     guidance: float = 7.5,
-    height: int | None = None,
-    width: int | None = None,
-    at_once: int = 8,
+    height: Side | None = None,
+    width: Side | None = None,
+    at_once: Count = 8,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     allow_pickle: bool = False,
 ) -> Path:
@@ -65,10 +68,6 @@ def sample(
     adapters = ([(run, scale)] if run else []) + [split_scale(text) for text in (control or []) + (adapter or [])]
     if not adapters and base is None:
         raise PeftError("sample needs --run, --adapter or --base: see `sample --help`.")
-    if count < 1 or steps < 1:
-        raise PeftError(f"--count and --steps must be at least 1, not {count} and {steps}.")
-    if until is not None and not 0 <= until <= 1:
-        raise PeftError(f"--until is a share of the steps, from 0 to 1, not {until:g}.")
     loaded = combine(adapters, base, dtype, allow_pickle)
     if control and len(loaded.controls) < len(control):
         raise PeftError(

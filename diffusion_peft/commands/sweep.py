@@ -20,6 +20,7 @@ from peft_core.files import read_yaml
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.sweep.jobs import Job, assignments, check_option, expand_methods, grid_points, nested
+from peft_core.values import Seed, Whole
 
 if TYPE_CHECKING:
     from peft_core.jobs.sweep.outcome import Outcome
@@ -44,14 +45,14 @@ def sweep(
     out: str,
     data: list[str] | None = None,
     methods: list[str] | None = None,
-    seeds: list[int] | None = None,
+    seeds: list[Seed] | None = None,
     grid: list[str] | None = None,
     set: list[str] | None = None,
     base: str | None = None,
     evaluation: EvaluationOptions = None,  # type: ignore[assignment]
     sweep: str | None = None,
-    workers: int = 0,
-    threads: int = 0,
+    workers: Whole = 0,
+    threads: Whole = 0,
     overwrite: bool = False,
 ) -> int:
     """Train data × methods × seeds (× settings) and judge all runs by a protocol: one table. The same command goes on.

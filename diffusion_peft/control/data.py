@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft_data.errors import listing
 from peft_data.pictures import UNREADABLE, is_picture, read_picture
+from peft_data.walk import files_in
 from PIL import Image
 
 from diffusion_peft.control.conditions import check_condition
 from diffusion_peft.control.grounding import check_boxes
-from diffusion_peft.data.pictures import METADATA, Picture
+from diffusion_peft.data.pictures import METADATA, Picture, read_caption, read_rows
 from peft_core.errors import PeftError, nearest
+from peft_core.files import read_json
 
 USUAL = {
     "image": ("file_name", "image", "target", "picture"),
@@ -100,12 +101,12 @@ def _folder_rows(folder: Path, kind: str) -> list[Row]:
         raise PeftError(
             f"{folder} has no images/: a folder of pairs has images/, conditions/ and captions/, or {METADATA}."
         )
-    pictures = {file.stem: file for file in sorted(images.iterdir()) if is_picture(file)}
-    wanted = (lambda f: f.suffix == ".json") if kind == "box" else is_picture
-    others = {f.stem: f for f in sorted(conditions.iterdir()) if wanted(f)} if conditions.is_dir() else {}
+    pictures = _by_name(images, is_picture)
+    wanted = (lambda f: f.suffix.lower() == ".json") if kind == "box" else is_picture
+    others = _by_name(conditions, wanted) if conditions.is_dir() else {}
     if others or kind in ("box", "mask"):
-        lone = [f"images/{pictures[stem].name} has no condition" for stem in pictures.keys() - others.keys()]
-        lone += [f"conditions/{others[stem].name} has no picture" for stem in others.keys() - pictures.keys()]
+        lone = [f"images/{stem}{pictures[stem].suffix} has no condition" for stem in pictures.keys() - others.keys()]
+        lone += [f"conditions/{stem}{others[stem].suffix} has no picture" for stem in others.keys() - pictures.keys()]
         if lone:
             raise PeftError(f"{len(lone)} pairs of {folder} miss their half:{listing(sorted(lone))}")
     rows: list[Row] = []
@@ -114,9 +115,24 @@ def _folder_rows(folder: Path, kind: str) -> list[Row]:
         if kind == "box":
             condition = read_boxes(others[stem])
         texts = [folder / "captions" / f"{stem}.txt", file.with_suffix(".txt")]
-        text = next((" ".join(t.read_text(encoding="utf-8").split()) for t in texts if t.is_file()), None)
-        rows.append((f"images/{file.name}", file, condition, text))
+        text = next((read_caption(each) for each in texts if each.is_file()), None)
+        rows.append((f"images/{file.relative_to(images).as_posix()}", file, condition, text))
     return rows
+
+
+def _by_name(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, Path]:
+    """A folder's files by their paths there without suffix.
+
+    Raises:
+        PeftError: two files of one name.
+    """
+    found: dict[str, Path] = {}
+    for file in files_in(folder, wanted):
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise PeftError(f"{file} and {found[name].name} have one name: which of them belongs to the pair?")
+        found[name] = file
+    return found
 
 
 def read_boxes(file: Path) -> Grounded:
@@ -125,11 +141,11 @@ def read_boxes(file: Path) -> Grounded:
     Raises:
         PeftError: it is no such file, or its boxes are none (`check_boxes`).
     """
+    content = read_json(file, "write it anew")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
         boxes, phrases = content["boxes"], content["phrases"]
         return grounded(boxes, phrases, str(file))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise PeftError(
             f'{file} must be like {{"boxes": [[0.1, 0.2, 0.5, 0.9]], "phrases": ["a dog"]}} ({type(error).__name__}: {error}).'
         ) from error
@@ -143,17 +159,8 @@ def grounded(boxes: Any, phrases: Any, where: str) -> Grounded:
 def _listed_rows(folder: Path, options: dict[str, Any], kind: str) -> list[Row]:
     """One line of metadata.jsonl a pair; file names are relative to the folder."""
     rows, missing = [], []
-    lines = (folder / METADATA).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
+    for number, row in read_rows(folder / METADATA):
         where = f"line {number} of {folder / METADATA}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise PeftError(f"{where} is no JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise PeftError(f"{where} must be an object with the columns of a pair.")
         name, source, condition, caption = _row(row, list(row), options, kind, where)
         paths = [folder / str(part) for part in (source, condition) if isinstance(part, str)]
         missing += [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from diffusion_peft.base.bases import Base
 from diffusion_peft.base.texts import add_token, check_length, count_tokens, initial_ids
 from diffusion_peft.data.pictures import Picture, open_pictures
 from peft_core.errors import PeftError, nearest
+from peft_core.files import read_json
 from peft_core.jobs.runs.process import tell
 
 TEMPLATES = (
@@ -51,16 +51,15 @@ def read_concepts(settings: dict[str, Any]) -> list[Concept]:
     path = Path(settings["data"]).expanduser()
     if path.suffix != ".json":
         return [Concept(**{name: settings[name] for name in names})]
-    try:
-        rows = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise PeftError(f"the concept list {path} cannot be read ({error}).") from error
+    rows = read_json(path, "give a list of concepts")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and row.get("data") for row in rows):
         raise PeftError(f'{path} must be a list like [{{"data": "my_dog", "prompt": "a photo of <dog>"}}].')
     for row in rows:
-        for key in row:
+        for key, value in row.items():
             if key not in names:
                 raise PeftError(f'unknown entry "{key}" in {path}{nearest(key, names)} (known: {", ".join(names)}).')
+            if value is not None and not isinstance(value, str):
+                raise PeftError(f'the entry "{key}" in {path} must be words, not {value}.')
     beside = [{k: str(path.parent / v) if k in ("data", "prior") and _is_beside(path, v) else v for k, v in row.items()}
               for row in rows]  # fmt: skip
     return [Concept(**row) for row in beside]

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peft_data.errors import listing
 from peft_data.pictures import UNREADABLE, is_picture, read_picture
+from peft_data.walk import LeftOut, files_in
 from PIL import Image
 
 from peft_core.errors import PeftError
+from peft_core.files import parse_json, read_text
 from peft_core.jobs.runs.process import tell
 
 METADATA = "metadata.jsonl"
 _CAPTION_KEYS = ("text", "caption", "prompt")
+_BESIDE = (".txt", ".jsonl", ".npz", ".caption")
+"""What lies beside pictures without being left out: captions, and latents that other programs keep."""
+_KOHYA = re.compile(r"(\d{1,4})_(.+)")
+"""`10_sks dog`: how many times the folder's pictures count, and what they show."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: a file, or 8-bit RGB already in memory; its caption where it has one; its size in pixels."""
+    """One picture: a file, or 8-bit RGB already in memory; its caption where it has one; its size in pixels; how many times it
+    counts in a pass over the pictures."""
 
     source: Path | Image.Image
     caption: str | None
     name: str
     height: int = 0
     width: int = 0
+    repeats: int = 1
 
     def read(self) -> Image.Image:
         """8-bit RGB, upright."""
@@ -44,8 +53,13 @@ class Picture:
 def open_pictures(data: str) -> list[Picture]:
     """The pictures of a folder, of one file, or of a drawn subject (`world/subjects/0`), checked.
 
+    Hidden folders, what systems leave behind and folders of runs are passed over (`peft_data.walk`). In kohya's folders
+    `10_sks dog` each picture counts 10 times and is called "sks dog" where it has no caption of its own.
+
     Raises:
-        PeftError: no such folder, no picture in it, or pictures that cannot be read (all are named).
+        PeftError: no such folder, no picture in it, pictures that cannot be read (all are named), captions that are no
+            UTF-8.
+        DataError: a folder that cannot be read, or that a run made.
     """
     if data.startswith("world/"):
         return _drawn(data)
@@ -53,7 +67,8 @@ def open_pictures(data: str) -> list[Picture]:
     if not path.exists():
         raise PeftError(f"there is no folder {path}: give one with pictures, or world/subjects/0.")
     folder = path if path.is_dir() else path.parent
-    files = sorted(file for file in path.rglob("*") if is_picture(file)) if path.is_dir() else [path]
+    left_out = LeftOut()
+    files = files_in(path, is_picture, left_out) if path.is_dir() else [path]
     if not files:
         raise PeftError(f"there is no picture in {path}.")
     captions = read_captions(folder, files)
@@ -64,8 +79,12 @@ def open_pictures(data: str) -> list[Picture]:
         raise PeftError(
             f"{len(broken)} of {len(files)} pictures cannot be read, take them out or get them again:{listing(broken)}"
         )
+    counted = {file: _counted(file, folder) for file in files}
+    _say(folder, left_out, counted, captions)
     return [
-        Picture(file, captions.get(file), file.relative_to(folder).as_posix(), *size)  # type: ignore[misc]
+        Picture(
+            file, captions.get(file) or counted[file][1], file.relative_to(folder).as_posix(), *size, counted[file][0]
+        )  # type: ignore[misc]
         for file, size in zip(files, found, strict=True)
     ]
 
@@ -78,35 +97,76 @@ def _check(file: Path) -> tuple[int, int] | str:
     return image.height, image.width
 
 
+def _counted(file: Path, folder: Path) -> tuple[int, str | None]:
+    """How many times a picture counts and what it is called, by kohya's name of its folder; 1 and None elsewhere."""
+    parts = file.relative_to(folder).parts
+    found = _KOHYA.fullmatch(parts[0]) if len(parts) > 1 else None
+    return (1, None) if found is None else (int(found[1]), found[2].strip())
+
+
+def _say(
+    folder: Path, left_out: LeftOut, counted: dict[Path, tuple[int, str | None]], captions: dict[Path, str]
+) -> None:
+    """Notes on what of a folder is left out, and on what its folders' names say."""
+    for suffix in _BESIDE:
+        left_out.kinds.pop(suffix, None)
+    for note in left_out.notes(folder):
+        tell(f"note: {note}")
+    for repeats, name in dict.fromkeys(found for found in counted.values() if found[1] is not None):
+        those = [file for file, found in counted.items() if found == (repeats, name)]
+        silent = sum(file not in captions for file in those)
+        called = f'; {silent} without a caption are called "{name}"' if silent else ""
+        tell(
+            f"note: {repeats}_{name}: its {len(those)} pictures count {repeats} times each, as kohya's scripts read it{called}"
+        )
+
+
 def read_captions(folder: Path, files: Sequence[Path]) -> dict[Path, str]:
     """Captions by file, of metadata.jsonl (`{"file_name": …, "text": …}` a line) and of `.txt` files beside the pictures.
 
     Raises:
-        PeftError: a line that is no such object, or that names a file which is not there.
+        PeftError: a file that is no UTF-8, a line that is no such object, or that names a file which is not there.
     """
     found: dict[Path, str] = {}
     known = set(files)
     metadata = folder / METADATA
-    if metadata.is_file():
-        for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                file = folder / row["file_name"]
-                text = next(row[key] for key in _CAPTION_KEYS if isinstance(row.get(key), str))
-            except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-                raise PeftError(
-                    f'line {number} of {metadata} must be like {{"file_name": "a.png", "text": "a caption"}}.'
-                ) from error
-            if file not in known:
-                raise PeftError(f"line {number} of {metadata} names {row['file_name']}, which is no picture there.")
-            found[file] = text.strip()
+    for number, row in read_rows(metadata) if metadata.is_file() else ():
+        text = next((row[key] for key in _CAPTION_KEYS if isinstance(row.get(key), str)), None)
+        if text is None or not isinstance(row.get("file_name"), str):
+            raise PeftError(f'line {number} of {metadata} must be like {{"file_name": "a.png", "text": "a caption"}}.')
+        file = folder / row["file_name"]
+        if file not in known:
+            raise PeftError(f"line {number} of {metadata} names {row['file_name']}, which is no picture there.")
+        found[file] = text.strip()
     for file in files:
         beside = file.with_suffix(".txt")
-        if beside.is_file() and (text := " ".join(beside.read_text(encoding="utf-8").split())):
+        if beside.is_file() and (text := read_caption(beside)):
             found[file] = text
     return found
+
+
+def read_caption(file: Path) -> str:
+    """A caption of one line; "" of an empty file.
+
+    Raises:
+        PeftError: it is no UTF-8.
+    """
+    return " ".join(read_text(file, "write the caption anew").split())
+
+
+def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, object) of the lines of a .jsonl file, empty ones left out.
+
+    Raises:
+        PeftError: the file is no UTF-8, or a line is no JSON object.
+    """
+    for number, line in enumerate(read_text(file, "write it anew").splitlines(), 1):
+        if not line.strip():
+            continue
+        row = parse_json(line, f"line {number} of {file}", "mend it")
+        if not isinstance(row, dict):
+            raise PeftError(f"line {number} of {file} must be an object like {{…}}.")
+        yield number, row
 
 
 def say_if_small(pictures: Sequence[Picture], side: int) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from diffusion_peft.data.concepts import Concept, read_concepts
 from diffusion_peft.data.pictures import open_pictures
 from peft_core.errors import PeftError
+from peft_core.files import read_text
 
 DRAWN_PROMPTS = (
     "{} on a red background",
@@ -123,7 +124,8 @@ def open_prompts(given: Sequence[str] | None, subjects: Sequence[Subject]) -> tu
         return DRAWN_PROMPTS if all(s.data.startswith("world/") for s in subjects) else PHOTO_PROMPTS
     lines = list(given)
     if len(lines) == 1 and Path(lines[0]).expanduser().is_file():
-        lines = [line.strip() for line in Path(lines[0]).expanduser().read_text(encoding="utf-8").splitlines()]
+        text = read_text(Path(lines[0]).expanduser(), "give one prompt a line")
+        lines = [line.strip() for line in text.splitlines()]
         lines = [line for line in lines if line]
     wrong = [line for line in lines if line.count("{}") != 1]
     if wrong or not lines:

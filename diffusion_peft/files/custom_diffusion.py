@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from diffusion_peft.files.embeddings import read_pickle
+from diffusion_peft.files.source import Content, open_content
 from peft_core.errors import PeftError
 from peft_core.files import write_files
-from peft_core.jobs.hub.reach import PICKLES
 
 FILE_NAME = "pytorch_custom_diffusion_weights.safetensors"
 _NAMES = {"to_k.weight": "to_k_custom_diffusion.weight", "to_v.weight": "to_v_custom_diffusion.weight",
@@ -54,34 +52,27 @@ def write_concept(unet: Any, file: Path, trained: Mapping[str, Tensor]) -> Path:
     return file
 
 
-def is_concept(file: Path) -> bool:
-    """Whether a file is one of Custom Diffusion weights, by its name or its keys."""
-    if file.suffix in PICKLES:
-        return "custom_diffusion" in file.name
-    if file.suffix != ".safetensors" or not file.is_file():
-        return False
-    try:
-        with safe_open(file, framework="pt") as content:
-            return any(".processor.to_k_custom_diffusion." in key for key in content.keys())
-    except (SafetensorError, OSError):
-        return False
+def is_concept(values: Mapping[str, Any]) -> bool:
+    """Whether a file's content is Custom Diffusion weights, by its keys."""
+    return any(".processor.to_k_custom_diffusion." in key for key in values)
 
 
-def read_concept(file: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
-    """Weights by their stock names.
+def read_concept(file: Path | Content, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """Weights by their stock names, of a file, its folder, or such a file opened.
 
     Raises:
         PeftError: no such file, a pickle without `allow_pickle`, other keys.
     """
-    if file.is_dir():
-        file = file / FILE_NAME
-    if not file.is_file():
-        raise PeftError(f"there is no Custom Diffusion file {file}.")
-    content = read_pickle(file, allow_pickle) if file.suffix in PICKLES else load_file(file)
+    if isinstance(file, Content):
+        content = file
+    else:
+        usual = file / FILE_NAME if file.is_dir() and (file / FILE_NAME).is_file() else file
+        content = open_content(usual, allow_pickle)
+    file = content.file
     stock = {theirs: ours for ours, theirs in _NAMES.items()}
     found: dict[str, Tensor] = {}
     strange: list[str] = []
-    for key, value in content.items():
+    for key, value in content.values.items():
         path, middle, rest = key.partition(".processor.")
         if len(value) == 0:
             continue

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from diffusion_peft.files.source import Content, open_content
 from peft_core.errors import PeftError
 from peft_core.files import write_files
-from peft_core.jobs.hub.reach import PICKLES
 
 SDXL = ("clip_l", "clip_g")
+_FIRST = ("emb_params", "clip_l", "text_encoders_0")
+"""Keys of the first text encoder's vectors that name no token."""
+_SECOND = ("clip_g", "text_encoders_1")
+_BUNDLED = "bundle_emb."
 
 
 def write_embedding(file: Path, token: str, vectors: list[Tensor], a1111: bool = False) -> Path:
@@ -35,18 +37,11 @@ def write_embedding(file: Path, token: str, vectors: list[Tensor], a1111: bool =
     return file
 
 
-def is_embedding(file: Path) -> bool:
-    """Whether a file is an embedding, by its keys; pickles are taken to be embeddings."""
-    if file.suffix in PICKLES:
-        return True
-    if not file.is_file():
-        return False
-    try:
-        with safe_open(file, framework="pt") as content:
-            keys = list(content.keys())
-    except (SafetensorError, OSError):
-        return False
-    return set(keys) in ({"emb_params"}, set(SDXL)) or (len(keys) == 1 and "." not in keys[0])
+def is_embedding(values: dict[str, Any]) -> bool:
+    """Whether a file's content is an embedding, by its keys."""
+    keys = set(values)
+    pair = len(keys) == 2 and bool(keys & set(_FIRST)) and bool(keys & set(_SECOND))
+    return pair or "string_to_param" in keys or (len(keys) == 1 and "." not in next(iter(keys)))
 
 
 def read_embedding(file: Path, token: str | None = None, allow_pickle: bool = False) -> tuple[str, list[Tensor]]:
@@ -55,54 +50,47 @@ def read_embedding(file: Path, token: str | None = None, allow_pickle: bool = Fa
     Raises:
         PeftError: no such file, a pickle without `allow_pickle`, none of the known forms.
     """
-    if not file.is_file():
-        raise PeftError(f"there is no embedding file {file}.")
-    header: dict[str, str] = {}
-    if file.suffix in PICKLES:
-        content = read_pickle(file, allow_pickle)
+    return embedding_of(open_content(file, allow_pickle), token)
+
+
+def embedding_of(content: Content, token: str | None = None) -> tuple[str, list[Tensor]]:
+    """`read_embedding` of an opened file."""
+    values, file = content.values, content.file
+    name = token or content.header.get("token") or f"<{file.stem}>"
+    if isinstance(values.get("string_to_param"), dict):
+        found = list(values["string_to_param"].values())[:1]
+        name = token or str(values.get("name") or file.stem)
+    elif len(values) == 2 and is_embedding(values):
+        found = [next(values[key] for key in names if key in values) for names in (_FIRST, _SECOND)]
+    elif len(values) == 1:
+        ((key, vectors),) = values.items()
+        found, name = [vectors], name if key in _FIRST else token or str(key)
     else:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                content = {key: opened.get_tensor(key) for key in opened.keys()}
-                header = opened.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise PeftError(f"{file} is truncated or no safetensors file: get it again.") from error
-    name = token or header.get("token") or f"<{file.stem}>"
-    if isinstance(content.get("string_to_param"), dict):
-        (vectors,) = list(content["string_to_param"].values())[:1] or [None]
-        found, name = [vectors], token or str(content.get("name") or file.stem)
-    elif set(content) == set(SDXL):
-        found = [content[key] for key in SDXL]
-    elif len(content) == 1:
-        ((key, vectors),) = content.items()
-        found, name = [vectors], name if key == "emb_params" else token or str(key)
-    else:
-        found = [None]
-    if not all(isinstance(each, Tensor) and each.ndim in (1, 2) for each in found):
+        found = []
+    if not found or not all(isinstance(each, Tensor) and each.ndim in (1, 2) for each in found):
         raise PeftError(
-            f"{file} is no embedding file: it has {', '.join(map(str, list(content)[:4]))}, not one token, emb_params, or "
+            f"{file} is no embedding file: it has {', '.join(map(str, list(values)[:4]))}, not one token, emb_params, or "
             "clip_l and clip_g."
         )
     return name, [each.detach().float().reshape(-1, each.shape[-1]) for each in found]
 
 
-def read_pickle(file: Path, allow: bool) -> dict[str, Any]:
-    """A pickle's dictionary by torch's loader of tensors and plain values, where the user asks for it.
+def bundled(content: Content) -> tuple[dict[str, list[Tensor]], Content]:
+    """The embeddings that A1111 reads from a LoRA file (`bundle_emb.NAME.KEY`), by token, and the file without them.
 
     Raises:
-        PeftError: not asked for, or it holds anything else.
+        PeftError: an embedding of no known form.
     """
-    if not allow:
-        raise PeftError(
-            f"{file} is a pickle, which can run code when it is loaded: get it as .safetensors, or add --allow_pickle, which "
-            "reads tensors and plain values only."
-        )
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, ImportError, AttributeError) as error:
-        raise PeftError(f"{file} cannot be read ({str(error).strip().splitlines()[0]}).") from error
-    except pickle.UnpicklingError as error:
-        raise PeftError(f"{file} holds more than tensors and plain values, so it is not loaded.") from error
-    if not isinstance(content, dict):
-        raise PeftError(f"{file} holds no dictionary of tensors.")
-    return content
+    own: dict[str, dict[str, Tensor]] = {}
+    rest: dict[str, Any] = {}
+    for key, value in content.values.items():
+        if not key.startswith(_BUNDLED):
+            rest[key] = value
+            continue
+        name, _, inner = key.removeprefix(_BUNDLED).partition(".")
+        own.setdefault(name, {})["emb_params" if inner.startswith("string_to_param") else inner] = value
+    found = {}
+    for name, values in own.items():
+        token, vectors = embedding_of(replace(content, values=values), f"<{name}>")
+        found[token] = vectors
+    return found, replace(content, values=rest)

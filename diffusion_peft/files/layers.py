@@ -1,11 +1,14 @@
 """Layers of a LoRA file: what one file says of one module, to and from the grafts of an adapted model."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diffusion_peft.files.changes import Along, Difference, Generalised, Normed, Scales, Turn
 from peft_core.attach import Record, grafts_named
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Delta
@@ -14,36 +17,67 @@ from peft_core.parts.hadamard import Hadamard
 from peft_core.parts.kronecker import Kronecker
 from peft_core.parts.lowrank import LowRank
 
-KINDS = {LowRank: "lora", Decomposed: "dora", Hadamard: "loha", Kronecker: "lokr"}
+KINDS: dict[type[Delta], str] = {
+    LowRank: "lora", Decomposed: "dora", Hadamard: "loha", Kronecker: "lokr", Difference: "full", Scales: "ia3",
+    Turn: "oft", Generalised: "glora",
+}  # fmt: skip
+"""What a change is called in files; `dora` is a low-rank change with a magnitude over the outputs."""
+RANKLESS = ("full", "ia3", "oft")
+"""Kinds without rank and scale."""
+MAGNITUDE = "magnitude"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A change of one module's weight. `tensors` have the graft's parameter names (A and B, w1_a …) and shapes."""
+    """A change of one module's weight.
+
+    Args:
+        kind: one of `KINDS`.
+        tensors: by the graft's parameter names (A and B, w1_a …), of its shapes; `magnitude` where there is one.
+        scale: s, of the kinds that have one.
+        normed: over what the magnitude goes; `dora`'s is over the outputs and says nothing here.
+        along: over what the scales of `ia3` go.
+    """
 
     kind: str
-    tensors: dict[str, Tensor]
-    scale: float
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    scale: float = 1.0
+    normed: Along | None = None
+    along: Along | None = None
 
     @property
     def rank(self) -> int:
-        shapes = [self.tensors[name].shape[0] for name in ("A", "w2_b", "w1_b") if name in self.tensors]
-        return shapes[0] if shapes else max(self.tensors["w2"].shape[:2])
+        """r; of a change without one, 1."""
+        found = [self.tensors[name].shape[0] for name in ("A", "w2_b", "w1_b", "a2") if name in self.tensors]
+        return found[0] if found else max(self.tensors["w2"].shape[:2]) if "w2" in self.tensors else 1
 
     @property
     def is_zero(self) -> bool:
-        """Whether it changes nothing, whatever the weight is: a factor of its product is all zero."""
-        return self.kind != "dora" and any(not tensor.any() for tensor in self.tensors.values())
+        """Whether it changes nothing, whatever the weight is."""
+        t = self.tensors
+        if self.kind == "dora" or self.normed:
+            return False
+        if self.kind in ("full", "ia3"):
+            return not any(tensor.any() for tensor in t.values())
+        if self.kind == "oft":
+            return torch.equal(t["P"], t["P"].transpose(1, 2)) and bool((t.get("s", torch.ones(1)) == 1).all())
+        if self.kind == "glora":
+            return not ((t["a1"].any() and t["a2"].any()) or (t["b1"].any() and t["b2"].any()))
+        return any(not tensor.any() for tensor in t.values())
 
     def settings(self) -> dict[str, Any]:
         """Enough to make the graft again: plain numbers, which a card can hold."""
+        t = self.tensors
         found: dict[str, Any] = {"kind": self.kind, "rank": self.rank, "scale": self.scale}
         if self.kind == "loha":
-            found["cores"] = "t1" in self.tensors
+            found["cores"] = "t1" in t
         if self.kind == "lokr":
-            found |= {"whole1": "w1" in self.tensors, "whole2": "w2" in self.tensors, "cores": "t2" in self.tensors}
-            found["outer"] = self.outer()
-        return found
+            found |= {"whole1": "w1" in t, "whole2": "w2" in t, "cores": "t2" in t, "outer": self.outer()}
+        if self.kind == "full":
+            found["shifts"] = "c" in t
+        if self.kind == "oft":
+            found |= {"size": t["P"].shape[-1], "rescaled": "s" in t}
+        return found | {key: value for key in ("normed", "along") if (value := getattr(self, key)) is not None}
 
     def outer(self) -> list[int]:
         """[l, m] of a LoKr's w1 (l, m)."""
@@ -51,8 +85,12 @@ class Layer:
         return list(t["w1"].shape) if "w1" in t else [t["w1_a"].shape[0], t["w1_b"].shape[1]]
 
 
-def build(weight: Tensor, current: Tensor, kind: str, rank: int, scale: float, **shape: Any) -> Delta:
+def build(
+    weight: Tensor, current: Tensor, kind: str, rank: int, scale: float, normed: Along | None = None, **shape: Any
+) -> Delta:
     """The graft that `Layer.settings` describes, with the initial values of its method."""
+    if normed is not None:
+        return Normed(weight, build(weight, current, kind, rank, scale, **shape), normed)
     if kind == "lora":
         return LowRank(weight, None, rank, scale)
     if kind == "dora":
@@ -63,7 +101,36 @@ def build(weight: Tensor, current: Tensor, kind: str, rank: int, scale: float, *
         rows, m = shape["outer"]
         split = (rows, weight.shape[0] // rows), (m, weight.shape[1] // m)
         return Kronecker(weight, None, rank, scale, split, shape["whole1"], shape["whole2"], shape["cores"])
+    if kind == "full":
+        return Difference(weight, shape["shifts"])
+    if kind == "ia3":
+        return Scales(weight, shape["along"])
+    if kind == "oft":
+        return Turn(weight, shape["size"], shape["rescaled"])
+    if kind == "glora":
+        return Generalised(weight, rank, scale)
     raise PeftError(f'a layer of the kind "{kind}" is not known (known: {", ".join(KINDS.values())}).')
+
+
+@torch.no_grad()
+def fill(graft: Delta, layer: Layer) -> None:
+    """Puts a layer's tensors into the graft that was built for it."""
+    for key, value in layer.tensors.items():
+        owner = graft.change if isinstance(graft, Normed) and key != MAGNITUDE else graft
+        owner.get_parameter(key).copy_(value)
+
+
+def layer_of(graft: nn.Module) -> Layer | None:
+    """What a file says of this graft; None where files have no word for it."""
+    inner = graft.change if isinstance(graft, Normed) else graft
+    kind = KINDS.get(type(inner))  # type: ignore[arg-type]
+    if kind is None or inner.rows is not None:
+        return None
+    tensors = {key: value.detach().cpu().clone() for key, value in inner.named_parameters()}
+    if isinstance(graft, Normed):
+        tensors[MAGNITUDE] = graft.magnitude.detach().cpu().clone()
+    normed = graft.along if isinstance(graft, Normed) else None
+    return Layer(kind, tensors, float(getattr(inner, "scale", 1.0)), normed, getattr(inner, "along", None))
 
 
 def layers_of(model: nn.Module | None, name: str | None) -> dict[str, Layer]:
@@ -72,10 +139,35 @@ def layers_of(model: nn.Module | None, name: str | None) -> dict[str, Layer]:
     Raises:
         PeftError: several adaptations and no name, a scale other than 1, a method without a place in LoRA files.
     """
+    adaptation = chosen(model, name)
+    if model is None or adaptation is None:
+        return {}
+    paths = {id(module): path for path, module in model.named_modules()}
+    found: dict[str, Layer] = {}
+    for module, _, graft in grafts_named(model, adaptation.name):
+        path, layer = paths[id(module)], layer_of(graft)
+        if layer is None or adaptation.trained or path in found:
+            found = {}
+            break
+        found[path] = layer
+    if not found:
+        raise PeftError(
+            f"{adaptation.method.name} has no place in a LoRA file (lora, dora, loha and lokr have): write what it does to "
+            "the weights (--as lora, --as diff), or merge(model) and save the whole pipeline."
+        )
+    return found
+
+
+def chosen(model: nn.Module | None, name: str | None) -> Any:
+    """The adaptation to write, at its full scale; None where the model has none of that name.
+
+    Raises:
+        PeftError: several adaptations and no name, a scale other than 1.
+    """
     record: Record = Record() if model is None else model.__dict__.get("_peft_record") or Record()
     known = record.adaptations
-    if model is None or not known or (name is not None and name not in known):
-        return {}
+    if not known or (name is not None and name not in known):
+        return None
     if name is None and len(known) > 1:
         raise PeftError(f"this model has several adaptations ({', '.join(known)}): say which one with name=….")
     adaptation = known[next(iter(known)) if name is None else name]
@@ -83,30 +175,25 @@ def layers_of(model: nn.Module | None, name: str | None) -> dict[str, Layer]:
         raise PeftError(
             f"{adaptation.name} is scaled to {adaptation.scale}: set_scale(model, 1.0) before exporting it."
         )
-    paths = {id(module): path for path, module in model.named_modules()}
-    found: dict[str, Layer] = {}
-    for module, _, graft in grafts_named(model, adaptation.name):
-        path, kind = paths[id(module)], KINDS.get(type(graft))  # type: ignore[arg-type]
-        if kind is None or adaptation.trained or graft.rows is not None or path in found:
-            found = {}
-            break
-        tensors = {key: value.detach().cpu().clone() for key, value in graft.named_parameters()}
-        found[path] = Layer(kind, tensors, float(graft.scale))  # type: ignore[arg-type]
-    if not found:
-        raise PeftError(
-            f"{adaptation.method.name} has no place in a LoRA file (lora, dora, loha and lokr have): "
-            "merge(model) and save the whole pipeline, or save_adapter(model, folder)."
-        )
-    return found
+    return adaptation
 
 
-def check_fits(layer: Layer, weight: Tensor) -> bool:
-    """Whether the layer's shapes are those that this weight needs."""
-    with torch.device("meta"):
-        like = torch.empty(weight.shape, dtype=torch.float32)
+def misfit(layer: Layer, weight: Tensor) -> str | None:
+    """What of a layer's shapes is not as this weight needs it, in words; None where all fit."""
+    shape = tuple(weight.shape)
     if layer.kind == "lokr":
         rows, m = layer.outer()
-        if weight.shape[0] % rows or weight.shape[1] % m:
-            return False
-    expected = {key: p.shape for key, p in build(like, like, **layer.settings()).named_parameters()}
-    return expected == {key: t.shape for key, t in layer.tensors.items()}
+        if weight.dim() < 2 or shape[0] % rows or shape[1] % m:
+            return f"its outer factor ({rows}, {m}) does not divide a weight of {shape}"
+    if layer.kind != "full" and weight.dim() < 2:
+        return f"it changes a matrix, and here is a weight of {shape}"
+    if layer.kind == "oft" and shape[0] % layer.tensors["P"].shape[-1]:
+        return f"its blocks of {layer.tensors['P'].shape[-1]} do not divide {shape[0]} outputs"
+    with torch.device("meta"):
+        like = torch.empty(weight.shape, dtype=torch.float32)
+    graft = build(like, like, **layer.settings())
+    expected = {key.removeprefix("change."): tuple(p.shape) for key, p in graft.named_parameters()}
+    for key, tensor in layer.tensors.items():
+        if expected.get(key) != tuple(tensor.shape):
+            return f"its {key} is {tuple(tensor.shape)}, and a weight of {shape} needs {expected.get(key)}"
+    return f"it lacks {min(expected.keys() - layer.tensors.keys())}" if len(expected) > len(layer.tensors) else None

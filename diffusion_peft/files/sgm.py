@@ -1,6 +1,7 @@
 """Names of a UNet's modules in Stability's own code ("sgm", "ldm"), which LoRA files for SDXL use, from diffusers' names."""
 
 import re
+from typing import Any
 
 _RESNET = {
     "conv1": "in_layers.2",
@@ -54,3 +55,17 @@ def sgm_name(path: str, layers_per_block: int, attends: bool) -> str:
             return f"output_blocks.{first + layers_per_block}.{1 + attends}.{rest}"
         return f"output_blocks.{first + layer}.{int(kind == 'attentions')}.{rest}"
     return f"middle_block.{1 if kind == 'attentions' else 2 * layer}.{rest}"
+
+
+def stock_names(unet: Any) -> dict[str, str]:
+    """Stability's name -> diffusers' path, of every module of a UNet that has both; {} for one without regular levels."""
+    layers = getattr(getattr(unet, "config", None), "layers_per_block", None)
+    if not isinstance(layers, int):
+        return {}
+    return {name: path for path, _ in unet.named_modules() if (name := sgm_path(path, unet)) != path}
+
+
+def sgm_path(path: str, unet: Any) -> str:
+    """`sgm_name` of a module of this UNet."""
+    block = unet.get_submodule(".".join(path.split(".")[:2])) if path.startswith("up_blocks.") else None
+    return sgm_name(path, unet.config.layers_per_block, hasattr(block, "attentions"))

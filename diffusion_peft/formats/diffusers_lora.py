@@ -20,16 +20,23 @@ from peft_core.errors import PeftError
 FILE_NAME = "pytorch_lora_weights.safetensors"
 _PARTS = ("text_encoder_2", "text_encoder", "unet")
 _KEY = re.compile(
-    r"(?P<path>.+?)\.(?P<what>lora_A\.weight|lora_B\.weight|lora(?:_linear_layer)?\.(?:down|up)\.weight|"
-    r"lora_magnitude_vector(?:\.weight)?|alpha)"
+    r"(?P<path>.+?)\.(?P<what>lora_[AB](?:\.[^.]+)?\.weight|lora(?:_linear_layer)?\.(?:down|up)\.weight|"
+    r"lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?|alpha)"
 )
+_PREFIXES = {
+    "diffusion_model": "unet", "text_encoders.clip_l.transformer": "text_encoder", "clip_l.transformer": "text_encoder",
+    "text_encoders.clip_g.transformer": "text_encoder_2", "clip_g.transformer": "text_encoder_2",
+}  # fmt: skip
+"""How ComfyUI calls the parts."""
 _OLD = re.compile(r"(.+)\.processor\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 
 
 def write(parts: Parts) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if wrong := sorted(parts.kinds() - {"lora", "dora"}):
+    odd = {layer.kind for found in parts.layers.values() for layer in found.values() if layer.normed}
+    if wrong := sorted((parts.kinds() - {"lora", "dora"}) | odd):
         raise PeftError(
-            f"diffusers loads no {' or '.join(wrong)} files: export as kohya, or merge(model) and save the pipeline."
+            f"diffusers loads no {' or '.join(wrong)} files: export as kohya, as plain LoRA (--as lora), or merge(model) and "
+            "save the pipeline."
         )
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, Any] = {}
@@ -41,6 +48,10 @@ def write(parts: Parts) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors |= _tensors(part, path, layer, weight)  # type: ignore[arg-type]
         metadata |= {f"{part}.{key}": value for key, value in _config(layers).items()}
     return tensors, {"lora_adapter_metadata": json.dumps(metadata)}
+
+
+def notes(parts: Parts) -> list[str]:
+    return []
 
 
 def _tensors(part: str, path: str, layer: Layer, weight: Tensor) -> dict[str, Tensor]:
@@ -83,7 +94,8 @@ def _config(layers: dict[str, Layer]) -> dict[str, Any]:
 
 def claims(keys: dict[str, Tensor]) -> bool:
     return any(
-        re.search(r"\.lora_A\.weight$|\.lora(_linear_layer)?\.down\.weight$|_lora\.down\.weight$", k) for k in keys
+        re.search(r"\.lora_A(\.[^.]+)?\.weight$|\.lora(_linear_layer)?\.down\.weight$|_lora\.down\.weight$", k)
+        for k in keys
     )
 
 
@@ -118,6 +130,9 @@ def read(source: Source) -> tuple[dict[str, dict[str, Layer]], list[str]]:
 def _parse(key: str) -> tuple[str, str, str | None]:
     """Part, module path and A, B, magnitude or alpha (None: none of them)."""
     key = key.removeprefix("base_model.model.")
+    for prefix, part in _PREFIXES.items():
+        if key.startswith(f"{prefix}."):
+            key = f"{part}{key.removeprefix(prefix)}"
     part = next((part for part in _PARTS if key.startswith(part + ".")), None)
     rest = key if part is None else key[len(part) + 1 :]
     if old := _OLD.fullmatch(rest):

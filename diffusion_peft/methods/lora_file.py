@@ -1,6 +1,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusion_peft.files.layers import build
 from peft_core.anatomies import Place
@@ -12,14 +12,17 @@ from peft_core.method import Method, Plan
 class LoRAFile(Method):
     """What a LoRA file changes, module by module: the method that `diffusion_peft.formats.import_adapter` installs.
 
-    Each module has its own kind (lora, dora, loha, lokr), rank and scale, as in the file; values start as those methods
-    start, and the import puts the file's in. Any module with a weight can be named, conv_in and conv_out too.
+    Each module has its own kind (lora, dora, loha, lokr, full, ia3, oft, glora), rank and scale, as in the file; values start
+    as those methods start, and the import puts the file's in. Any module with a weight can be named, norms, conv_in and
+    conv_out too.
 
     Args:
-        layers: module path -> kind, rank and scale, with the shapes that loha and lokr need (`Layer.settings`).
+        layers: module path -> kind, rank and scale, with the shapes that some kinds need (`Layer.settings`).
     """
 
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    needs: ClassVar[frozenset[str]] = frozenset({"file"})
 
     def install(self, plan: Plan) -> None:
         if not self.layers:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_peft.files.layers import Layer
+from diffusion_peft.files.whole import nearest
 from peft_core.errors import PeftError
 
 
@@ -49,20 +50,8 @@ def compress(before: Mapping[str, Tensor], after: Mapping[str, Tensor], share: f
     Raises:
         PeftError: a share out of its range.
     """
-    if not 0 < share <= 1:
-        raise PeftError(
-            f"--compress {share:g} must be above 0 and at most 1: the share of the singular values to keep."
-        )
-    layers: dict[str, Layer] = {}
-    for key, weight in after.items():
-        left, values, right = torch.linalg.svd((weight.double() - before[key].double()).flatten(1), full_matrices=False)
-        if not values.sum() > 0:
-            continue
-        kept = values.cumsum(0) < share * values.sum()
-        rank = min(len(values), int(kept.sum()) + 1)
-        root = values[:rank].sqrt()
-        tensors = {"A": (root[:, None] * right[:rank]).float(), "B": (left[:, :rank] * root).float()}
-        layers[key.removesuffix(".weight")] = Layer("lora", tensors, 1.0)
+    changes = {key: after[key].double() - before[key].double() for key in after}
+    layers = {key.removesuffix(".weight"): nearest(change, share)[0] for key, change in changes.items() if change.any()}
     if not layers:
         raise PeftError("this change is zero: train it first.")
     return layers

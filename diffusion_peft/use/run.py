@@ -11,19 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diffusion_peft.base.bases import KINDS, Base, load_base
+from diffusion_peft.base.bases import Base, load_base
 from diffusion_peft.base.texts import check_length
-from diffusion_peft.base.tokens import add_embedding, place_tokens
 from diffusion_peft.drawing.draw import Chunk, Drawing, draw, embed, embed_negative
 from diffusion_peft.drawing.scaling import set_scales
-from diffusion_peft.files.custom_diffusion import is_concept, load_concept, read_concept
-from diffusion_peft.files.embeddings import is_embedding
-from diffusion_peft.formats import import_adapter
-from peft_core import load_adapter
-from peft_core.adapter_file import read_card, read_weights
-from peft_core.attach import is_inserted, record_of
+from diffusion_peft.use.adapters import add_file, add_run, config_of, short_names
 from peft_core.errors import PeftError
-from peft_core.jobs.runs.folder import read_run_config
 from peft_core.jobs.runs.process import tell
 
 if TYPE_CHECKING:
@@ -134,10 +127,11 @@ class Run:
         found: dict[str, list[Tensor]] = {}
         for part, encoder in zip(self.base.text_parts, self.base.text_encoders, strict=True):
             tokenizer = self.base.part(part.replace("text_encoder", "tokenizer"))
-            table = encoder.get_input_embeddings().weight.detach()
+            embed_tokens = encoder.get_input_embeddings()
             for token, count in self.tokens.items():
                 first = tokenizer.convert_tokens_to_ids(token)
-                found.setdefault(token, []).append(table[first : first + count].float().cpu().clone())
+                ids = torch.arange(first, first + count, device=next(encoder.parameters()).device)
+                found.setdefault(token, []).append(embed_tokens(ids).detach().float().cpu().clone())
         return found
 
 
@@ -151,104 +145,46 @@ def open_run(path: Path) -> Run:
 
 
 def combine(
-    adapters: Sequence[tuple[str, float]], base: str | None = None, dtype: str = "float32", allow_pickle: bool = False
+    adapters: Sequence[tuple[str, float | str]],
+    base: str | None = None,
+    dtype: str = "float32",
+    allow_pickle: bool = False,
+    partial: bool = False,
 ) -> Run:
     """Several adapters on one base, each with its scale: run folders, LoRA files, embedding files.
 
     Args:
-        adapters: (path, scale).
+        adapters: (path, scale), of an embedding file (path, token) too.
         base: by default that of the first run.
-        allow_pickle: read `.pt` and `.bin` files with torch's weights-only loader.
+        allow_pickle: read pickles with torch's weights-only loader.
+        partial: go without those parts of LoRA files that find no place.
 
     Raises:
-        PeftError: no base, an adapter of another base, adapters that both overwrite stock weights.
+        PeftError: no base, an adapter of another base or program, adapters that both overwrite stock weights.
     """
     folders = [Path(path).expanduser() for path, _ in adapters]
-    configs = [read_run_config(folder) if folder.is_dir() and _is_run(folder) else None for folder in folders]
+    configs = [config_of(folder) if folder.is_dir() else None for folder in folders]
     named = base or next((config["base"] for config in configs if config), None)
     if named is None:
         raise PeftError("which base? Name it with --base, as none of these adapters is a run folder.")
     run = Run(load_base(named, dtype))
-    names = _names(folders)
-    for folder, config, name, (_, scale) in zip(folders, configs, names, adapters, strict=True):
-        if config is not None:
+    for folder, config, name, (_, weight) in zip(folders, configs, short_names(folders), adapters, strict=True):
+        has_scale = True
+        if config is None:
+            has_scale = add_file(run.base, run.tokens, folder, name, weight, allow_pickle, partial)
+            run.names[name] = {}
+        elif isinstance(weight, str):
+            raise PeftError(f"{folder} is a run, whose scale is a number, not {weight}.")
+        else:
             run.clip_skip = config["clip_skip"]
-            _add_run(run, folder, name)
+            run.names[name] = add_run(run.base, run.tokens, folder, name)
             if config.get("control") is not None:
                 from diffusion_peft.control.use import uses_of
 
                 run.controls += uses_of(run.base, config, f"{name}__")
-        elif is_concept(folder):
-            load_concept(run.unet, read_concept(folder, allow_pickle))
-            run.names[name] = {}
-            if scale != 1.0:
-                raise PeftError(f"{folder} overwrites weights and has no scale: give it without :{scale:g}.")
-        elif is_embedding(folder):
-            add_embedding(run, folder, allow_pickle)
-            continue
-        else:
-            imported = import_adapter(
-                run.unet, run.base.text_encoders, folder, name=f"{name}__file", allow_pickle=allow_pickle
-            )
-            tell(f"{folder}: {imported}")
-            run.names[name] = {}
-        if scale != 1.0:
-            run.set_scale(scale, name)
+        if has_scale and weight != 1.0:
+            run.set_scale(float(weight), name)
+    skips = {config["clip_skip"] for config in configs if config}
+    if len(skips) > 1:
+        tell(f"note: these runs were trained with different --clip_skip; pictures are drawn with {run.clip_skip}")
     return run
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file()
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """A short name for each adapter, all different, that can stand in a module's name."""
-    names: list[str] = []
-    for number, folder in enumerate(folders):
-        stem = "".join(c if c.isalnum() else "_" for c in folder.absolute().stem)
-        names.append(f"a{number}_{stem}")
-    return names
-
-
-def _add_run(run: Run, folder: Path, name: str) -> None:
-    parts = sorted(path.name for path in (folder / "adapter").glob("*") if (path / "adapter.json").is_file())
-    if not parts:
-        raise PeftError(f"{folder} has no adapter yet: give its `fit` command again, which goes on where it stopped.")
-    for part in parts:
-        card = read_card(folder / "adapter" / part)
-        if card.get("kind") != run.base.kind:
-            raise PeftError(
-                f"{folder} was trained on {KINDS.get(card.get('kind', ''), 'another model')} ({card.get('base')}), but "
-                f"{run.base.name} is {KINDS[run.base.kind]}: give --base that one."
-            )
-        model = run.base.part(part)
-        taken = list(record_of(model).adaptations.values()) if "_peft_record" in model.__dict__ else []
-        overwrites = not all(map(is_inserted, read_weights(folder / "adapter" / part)))
-        if overwrites and any(adaptation.trained for adaptation in taken):
-            raise PeftError(
-                f"{folder} and another of these adapters both overwrite weights of the {part}, so they cannot stand side by "
-                "side: `diffusion_peft join` joins Custom Diffusion runs."
-            )
-        load_adapter(model, folder / "adapter" / part, prefix=f"{name}__")
-        if card.get("tokens") and part in run.base.text_parts:
-            place_tokens(run, part, card["tokens"], f"{name}__tokens")
-        model.requires_grad_(False).eval()
-    run.names[name] = card
-
-
-def split_scale(text: str) -> tuple[str, float]:
-    """PATH:SCALE, or PATH alone at 1.
-
-    Raises:
-        PeftError: nothing at PATH.
-    """
-    path, colon, number = text.rpartition(":")
-    try:
-        found = (path, float(number)) if colon else (text, 1.0)
-    except ValueError:
-        found = (text, 1.0)
-    if not Path(found[0]).expanduser().exists():
-        raise PeftError(
-            f"there is no adapter {found[0]}: give a run folder or a file, with :SCALE after it if you like."
-        )
-    return found

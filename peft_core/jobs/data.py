@@ -20,15 +20,16 @@ from peft_data.video.clips import decode as decode_clips
 
 from peft_core.jobs.cli.options import Choice
 from peft_core.jobs.runs.process import tell
+from peft_core.values import Seed, Whole
 
 
 def common(
     root: str | None = None,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     on_bad_image: Literal["raise", "skip"] = "raise",
     cache_dir: str | None = None,
-    workers: int = 0,
+    workers: Whole = 0,
 ) -> None:
     """Options of every data set.
 
@@ -105,7 +106,7 @@ def _joined(functions: list[Callable]) -> Callable:
     annotations: dict[str, Any] = {}
     lines = []
     for function in functions:
-        known = typing.get_type_hints(function)
+        known = typing.get_type_hints(function, include_extras=True)
         docs = inspect.cleandoc(function.__doc__ or "").partition("Args:\n")[2].split("\n\n")[0]
         lines.append(docs)
         for key, parameter in inspect.signature(function).parameters.items():

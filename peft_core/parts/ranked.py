@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peft_core.errors import PeftError
 from peft_core.method import Method
+from peft_core.values import Positive, Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +18,12 @@ class Ranked(Method):
         rs: rank-stabilised scale (Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
     """
 
-    rank: int | Sequence[int] = 8
-    alpha: float | None = None
+    rank: Widths = 8
+    alpha: Positive | None = None
     targets: Sequence[str] | None = None
     rs: bool = False
 
     def scale(self, rank: int) -> float:
         if self.alpha is None:
             return 1.0
-        if self.alpha <= 0:
-            raise PeftError(f"{self.name} got alpha {self.alpha}: it must be above 0, or None for a scale of 1.")
         return self.alpha / (rank**0.5 if self.rs else rank)

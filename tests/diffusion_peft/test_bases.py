@@ -9,6 +9,7 @@ import torch
 
 from diffusion_peft.base.bases import load_base
 from diffusion_peft.drawing.draw import embed
+from diffusion_peft.training.noise import alphas_of
 from peft_core.errors import PeftError
 from tests.diffusion_peft.pipelines import stable_diffusion
 
@@ -71,6 +72,69 @@ def test_what_is_no_base(sd15: str, tmp_path: Path) -> None:
         load_base(str(folder))
     edit(folder / "model_index.json", _class_name="FluxPipeline")
     with pytest.raises(PeftError, match="is a FluxPipeline"):
+        load_base(str(folder))
+
+
+UNKNOWN = [
+    ("unet", {"time_cond_proj_dim": 256}, "its unet has time_cond_proj_dim = 256, and what is known is None"),
+    ("unet", {"class_embed_type": "timestep"}, "class_embed_type"),
+    ("unet", {"attention_type": "gated"}, "attention_type"),
+    ("unet", {"conv_in_kernel": 5}, "conv_in_kernel"),
+    ("unet", {"a_new_setting": 1}, "it is no known setting"),
+    ("vae", {"latents_mean": [0.1, 0.2, 0.3, 0.4]}, "its vae has latents_mean"),
+    ("vae", {"latents_std": [2.0, 2.0, 2.0, 2.0]}, "its vae has latents_std"),
+    ("vae", {"shift_factor": 0.1}, "its vae has shift_factor = 0.1"),
+    ("text_encoder", {"use_attention_mask": True}, "its text_encoder has use_attention_mask"),
+    ("scheduler", {"_class_name": "EDMEulerScheduler"}, "a EDMEulerScheduler, whose noise schedule"),
+    ("scheduler", {"_class_name": "LCMScheduler"}, "LCMScheduler"),
+    ("scheduler", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
+    ("scheduler", {"sigma_data": 0.5}, "its scheduler has sigma_data = 0.5"),
+    ("scheduler", {"timestep_type": "continuous"}, "timestep_type"),
+    ("scheduler", {"use_flow_sigmas": True}, "use_flow_sigmas"),
+    ("scheduler", {"beta_schedule": "laplace"}, "beta_schedule is laplace"),
+]
+
+
+@pytest.mark.parametrize("part, changes, words", UNKNOWN, ids=[f"{part}-{next(iter(c))}" for part, c, _ in UNKNOWN])
+def test_what_is_not_known_of_a_base_is_refused(
+    sd15: str, tmp_path: Path, part: str, changes: dict, words: str
+) -> None:
+    folder = copied(sd15, tmp_path)
+    edit(folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), **changes)
+    with pytest.raises(PeftError, match=words):
+        load_base(str(folder))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+        {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "interpolation_type": "linear"},
+        {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": False},
+        {"_class_name": "UniPCMultistepScheduler", "solver_order": 3},
+        {"trained_betas": None, "beta_schedule": "scaled_linear"},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_settings_of_discrete_schedulers_are_known(sd15: str, tmp_path: Path, changes: dict) -> None:
+    folder = copied(sd15, tmp_path)
+    edit(folder / "scheduler" / "scheduler_config.json", **changes)
+    base = load_base(str(folder))
+    ours = alphas_of(base.config("scheduler"))
+    stock = base.part("scheduler").alphas_cumprod
+    assert torch.allclose(ours[:-1], stock[:-1]) and ours[-1] <= stock[-1] + 1e-6
+
+
+def test_parts_of_other_classes_are_refused(sd15: str, tmp_path: Path) -> None:
+    folder = copied(sd15, tmp_path)
+    for part, cls in (("vae", "AutoencoderTiny"), ("text_encoder", "T5EncoderModel"), ("unet", "UNetMotionModel")):
+        kept = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))[part]
+        edit(folder / "model_index.json", **{part: ["diffusers", cls]})
+        with pytest.raises(PeftError, match=f"its {part} is a {cls}; what is known is"):
+            load_base(str(folder))
+        edit(folder / "model_index.json", **{part: kept})
+    (folder / "unet" / "config.json").write_text("[" * 3000, encoding="utf-8")
+    with pytest.raises(PeftError, match="config.json is .*: get it again"):
         load_base(str(folder))
 
 

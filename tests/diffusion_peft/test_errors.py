@@ -98,7 +98,7 @@ def test_values(said) -> None:
 def test_concept_lists(said, tmp_path: Path) -> None:
     file = tmp_path / "list.json"
     for content, words in {"{}": "must be a list like", '[{"data": "a", "promt": "b"}]': 'did you mean "prompt"',
-                           "[": "cannot be read"}.items():  # fmt: skip
+                           "[": "is damaged, no JSON"}.items():  # fmt: skip
         file.write_text(content)
         assert words in said("", str(file))
 

@@ -7,6 +7,7 @@ from peft_data import DataError
 
 from diffusion_peft.data.buckets import cut, fit_to
 from diffusion_peft.data.pictures import open_pictures
+from peft_core.errors import PeftError
 from tests.diffusion_peft.conftest import draw_pictures
 
 
@@ -41,3 +42,43 @@ def test_mirrored(tmp_path: Path) -> None:
     crop = fit_to(16, 16, [(16, 16)])
     x, y = (cut(picture.read(), crop, flip) for flip in (False, True))
     assert (x.flip(-1) == y).all() and x.min() >= -1 and x.max() <= 1
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path: Path) -> None:
+    folder = Path(draw_pictures(tmp_path / "a", [(16, 16)] * 2))
+    (folder / "0.txt").write_bytes(b"\xef\xbb\xbfa red cup")
+    (folder / "metadata.jsonl").write_bytes(b'\xef\xbb\xbf{"file_name": "1.png", "text": "a blue cup"}')
+    assert [picture.caption for picture in open_pictures(str(folder))] == ["a red cup", "a blue cup"]
+
+
+@pytest.mark.parametrize("name", ["0.txt", "metadata.jsonl"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_captions_that_are_no_utf8_are_named(tmp_path: Path, name: str, encoding: str) -> None:
+    folder = Path(draw_pictures(tmp_path / "a", [(16, 16)]))
+    text = '{"file_name": "0.png", "text": "ein Café"}' if name.endswith("jsonl") else "ein Café"
+    (folder / name).write_bytes(text.encode(encoding))
+    with pytest.raises(PeftError, match=f"{name} is no UTF-8 text .* save it as UTF-8"):
+        open_pictures(str(folder))
+
+
+def test_what_systems_and_runs_leave_is_no_data(tmp_path: Path) -> None:
+    folder = Path(draw_pictures(tmp_path / "a", [(16, 16)] * 2))
+    for inside in (".ipynb_checkpoints", "__MACOSX", "more/.ipynb_checkpoints", "runs/one", "runs/one/samples"):
+        draw_pictures(folder / inside, [(16, 16)])
+    (folder / "runs" / "one" / "config.yaml").write_text("command: diffusion_peft fit\n", encoding="utf-8")
+    assert [picture.name for picture in open_pictures(str(folder))] == ["0.png", "1.png"]
+
+
+def test_folders_as_kohya_has_them(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "a"
+    draw_pictures(folder / "10_sks dog", [(16, 16)] * 2)
+    draw_pictures(folder / "1_dog", [(16, 16)])
+    draw_pictures(folder / "plain", [(16, 16)])
+    (folder / "10_sks dog" / "1.txt").write_text("a dog in the snow", encoding="utf-8")
+    found = {picture.name: (picture.caption, picture.repeats) for picture in open_pictures(str(folder))}
+    assert found == {"10_sks dog/0.png": ("sks dog", 10), "10_sks dog/1.png": ("a dog in the snow", 10),
+                     "1_dog/0.png": ("dog", 1), "plain/0.png": (None, 1)}  # fmt: skip
+    said = capsys.readouterr().err
+    assert (
+        "10_sks dog: its 2 pictures count 10 times each" in said and '1 without a caption are called "sks dog"' in said
+    )

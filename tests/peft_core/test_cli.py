@@ -9,7 +9,8 @@ import pytest
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import Command, command
 from peft_core.jobs.cli.main import main
-from peft_core.jobs.cli.options import Choice, MethodChoice, describe
+from peft_core.jobs.cli.options import Choice, MethodChoice
+from peft_core.values import describe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +177,7 @@ def test_mistakes(run, line: str, sentence: str) -> None:
 def test_help(run) -> None:
     assert "draw     Draw a shape." in run("") and run("--help") == run("")
     shown = run("draw --help")
-    assert "usage: art draw [options]" in shown and "What to draw on. (required, type: str)" in shown
+    assert "usage: art draw [options]" in shown and "What to draw on. (a word; required)" in shown
     assert "--shape.radius" in shown and "How far it is from its centre to its rim." in shown
     assert "--shape.side" in run("draw --shape square --help")
     assert "usage: art show PICTURES ... [options]" in run("show -h")

@@ -3,7 +3,7 @@
 import pytest
 
 from peft_core import PeftError
-from peft_core.jobs.cli.options import TrainerFlags
+from peft_core.jobs.cli.trainer import TrainerFlags
 from peft_core.jobs.runs.training import make_trainer, planned_steps, quiet
 
 CPU = {"accelerator": "cpu"}

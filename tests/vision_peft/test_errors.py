@@ -72,7 +72,7 @@ def test_mistakes_in_a_config_name_the_file(tmp_path: Path, capsys: pytest.Captu
         "method: {name: lora, rnk: 3}": f'unknown option "method.rnk" in {tmp_path}/c.yaml, did you mean "method.rank"?',
         "lr: [": "is no readable YAML",
         "- a": "must hold `option: value` lines",
-        "command: clip_peft sweep": "is a config of `sweep`, not of `fit`",
+        "command: clip_peft sweep": "is a config of `clip_peft sweep`, not of `vision_peft fit`",
     }.items():
         (tmp_path / "c.yaml").write_text(text)
         assert main(["fit", "--data", "digits", "--config", str(tmp_path / "c.yaml")]) == 2

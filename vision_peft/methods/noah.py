@@ -9,7 +9,8 @@ import torch
 
 from peft_core.errors import PeftError
 from peft_core.grafts.tokens import Insert
-from peft_core.method import Method, Plan, Width
+from peft_core.method import Method, Plan
+from peft_core.places import Width
 from peft_core.registry import make_method
 
 PAPER: dict[str, dict[str, Any]] = {

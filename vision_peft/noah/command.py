@@ -11,10 +11,12 @@ from peft_core.config_files import find_config, list_configs
 from peft_core.errors import PeftError
 from peft_core.files import read_yaml
 from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.options import Choice, TrainerFlags, is_choice
+from peft_core.jobs.cli.options import Choice, is_choice
+from peft_core.jobs.cli.trainer import TrainerFlags
 from peft_core.jobs.data import Data
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RunFolder, plain_config, run_name
+from peft_core.values import Count, Positive, Seed, Whole
 from vision_peft.fit import fit
 from vision_peft.noah.search import Evolution
 from vision_peft.noah.space import Space
@@ -34,7 +36,7 @@ class SpaceChoice(Choice):
         return read_yaml(find_config("space", name, DOMAIN))
 
 
-def supernet_options(epochs: int = 500, lr: float = 5e-4) -> None:
+def supernet_options(epochs: Count = 500, lr: Positive = 5e-4) -> None:
     """Options of the supernet's training.
 
     Args:
@@ -43,7 +45,7 @@ def supernet_options(epochs: int = 500, lr: float = 5e-4) -> None:
     """
 
 
-def retrain_options(epochs: int | None = None, lr: float | None = None) -> None:
+def retrain_options(epochs: Count | None = None, lr: Positive | None = None) -> None:
     """Options of the trainings of chosen subnets, by default those of fit's recipe.
 
     Args:
@@ -65,7 +67,7 @@ class TrainingOptions(Choice):
 
     named, complete = False, False
     hidden = frozenset(
-        "backbone recipe out seed protocol eval_on eval_every lr compile cache_prefix overwrite".split()
+        "backbone recipe out seed protocol eval_on eval_every lr epochs compile cache_prefix overwrite".split()
     ) | {name for name, hint in fit.hints.items() if is_choice(hint)}
 
     @classmethod
@@ -85,10 +87,10 @@ def noah(
     data: Data,
     backbone: str = "reference",
     space: SpaceChoice = "vtab",  # type: ignore[assignment]
-    budget: int | None = None,
+    budget: Count | None = None,
     recipe: str | None = None,
     out: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     stage: Literal["all", "supernet", "search", "retrain"] = "all",
     subnet: str | None = None,
     baselines: bool = False,
@@ -96,7 +98,7 @@ def noah(
     search: SearchOptions = None,  # type: ignore[assignment]
     retrain: RetrainOptions = None,  # type: ignore[assignment]
     training: TrainingOptions = None,  # type: ignore[assignment]
-    workers: int = 1,
+    workers: Whole = 1,
     ray: str | None = None,
     overwrite: bool = False,
     trainer: TrainerFlags = None,  # type: ignore[assignment]
@@ -130,10 +132,6 @@ def noah(
     if subnet is not None and stage in ("supernet", "search"):
         raise PeftError(f"--subnet is trained as it is: it goes with --stage retrain, not with {stage}.")
     check(data, trainer.options)
-    for name in ("supernet", "retrain"):
-        for option, value in settings[name].options.items():
-            if value is not None and value <= 0:
-                raise PeftError(f"--{name}.{option} must be above 0, not {value}.")
     folder = RunFolder(settings["out"], "vision_peft noah")
     config = plain_config(folder, {key: value for key, value in settings.items() if key not in FREE})
     settings["out"] = str(folder.path)

@@ -8,6 +8,7 @@ from peft_core.config_files import find_config
 from peft_core.errors import PeftError
 from peft_core.files import read_yaml
 from peft_core.jobs.cli.command import command
+from peft_core.values import Seed, Whole
 
 
 @command("vision")
@@ -16,16 +17,16 @@ def sweep(
     out: str,
     data: list[str] | None = None,
     methods: list[str] | None = None,
-    seeds: list[int] | None = None,
+    seeds: list[Seed] | None = None,
     grid: list[str] | None = None,
     set: list[str] | None = None,
     backbone: str | None = None,
     protocol: Literal["honest", "legacy"] | None = None,
-    best: int | None = None,
-    best_seeds: list[int] | None = None,
+    best: Whole | None = None,
+    best_seeds: list[Seed] | None = None,
     sweep: str | None = None,
-    workers: int = 0,
-    threads: int = 0,
+    workers: Whole = 0,
+    threads: Whole = 0,
     ray: str | None = None,
     overwrite: bool = False,
 ) -> int:

@@ -99,7 +99,7 @@ def as_video(
             f"--data.frames {method.frames}."  # type: ignore[attr-defined]
         )
     joint = video.get("attention", "frames") == "joint"
-    dropout = video.get("dropout", 0.0)
+    dropout, normed = video.get("dropout", 0.0), video.get("head", "linear") == "batch_norm"
     if isinstance(model, JointViT) or joint:
         if method is not None and hasattr(method, "frames"):
             raise PeftError(
@@ -109,16 +109,41 @@ def as_video(
         if not isinstance(model, JointViT):
             model = make_joint(model, frames, size, video.get("tubelet", 2))
         model.set_frames(frames)
+        if video.get("norm", "file") == "fresh":  # a run of before has no such word in its card
+            model.renew_norm()
         model.head_drop = nn.Dropout(dropout)
+        model.head = with_batch_norm(model.head) if normed else model.head
         return model
     if isinstance(model, Classified):
         model.drop = nn.Dropout(dropout)
+        model.head = with_batch_norm(model.head) if normed else model.head
         return model
     if not hasattr(model, "reset_classifier"):
         raise PeftError(f"{type(model).__name__} cannot run on clips: choose a vision transformer.")
     head: Any = model.get_classifier()  # type: ignore[operator]
     model.reset_classifier(0)  # type: ignore[operator]
-    return Classified(model, head, dropout)
+    return Classified(model, with_batch_norm(head) if normed else head, dropout)
+
+
+def with_batch_norm(head: Any) -> nn.Module:
+    """W (x − mean) / √(var + 1e-6) + b: batch normalisation without weights before a linear head, whose W starts at 0.01.
+
+    BatchNorm1d(affine=False, eps=1e-6) and Linear with std 0.01, as ShoufaChen/AdaptFormer's main_video.py and MAE's linear
+    probing have it.
+    """
+    nn.init.trunc_normal_(head.weight, std=0.01)
+    norm = nn.BatchNorm1d(head.in_features, affine=False, eps=1e-6)
+    return nn.Sequential(norm.to(head.weight.device, head.weight.dtype), head)
+
+
+def _without_batch_norm(state: dict[str, Tensor], head: Any) -> dict[str, Tensor]:
+    """Weights whose head is one linear layer, the batch normalisation's statistics in it."""
+    if not isinstance(head, nn.Sequential):
+        return state
+    norm, linear = head
+    weight = linear.weight / (norm.running_var + norm.eps).sqrt()
+    kept = {key: value for key, value in state.items() if not key.startswith(("head.0.", "head.1."))}
+    return kept | {"head.weight": weight.detach(), "head.bias": (linear.bias - weight @ norm.running_mean).detach()}
 
 
 def timm_state(model: nn.Module) -> dict[str, Tensor]:
@@ -128,8 +153,9 @@ def timm_state(model: nn.Module) -> dict[str, Tensor]:
         PeftError: timm has no such model: an open_clip tower, or joint attention made from an image model.
     """
     if isinstance(model, Classified) and isinstance(model.image, VisionTransformer):
-        return {key.removeprefix("image."): value for key, value in model.state_dict().items()}
+        state = {key.removeprefix("image."): value for key, value in model.state_dict().items()}
+        return _without_batch_norm(state, model.head)
     if isinstance(model, Classified) or (isinstance(model, JointViT) and not getattr(model, "fixed_positions", False)):
         what = "joint attention over frames" if isinstance(model, JointViT) else "an open_clip tower"
         raise PeftError(f"the merged weights of {what} fit no timm model: use the run folder, or `peft_core.merge`.")
-    return model.state_dict()
+    return _without_batch_norm(model.state_dict(), model.head)

@@ -6,9 +6,16 @@ from collections.abc import Callable
 from typing import Literal
 
 from peft_core.jobs.cli.options import Choice
+from peft_core.values import Count, Rate
 
 
-def options(attention: Literal["frames", "joint"] = "frames", tubelet: int = 2, dropout: float = 0.0) -> None:
+def options(
+    attention: Literal["frames", "joint"] = "frames",
+    tubelet: Count = 2,
+    dropout: Rate = 0.0,
+    head: Literal["linear", "batch_norm"] = "linear",
+    norm: Literal["fresh", "file"] = "fresh",
+) -> None:
     """How a model runs on clips.
 
     Args:
@@ -16,6 +23,10 @@ def options(attention: Literal["frames", "joint"] = "frames", tubelet: int = 2, 
             `joint` gives the tokens of all frames to one attention.
         tubelet: Frames a token of `joint` spans.
         dropout: Before the head.
+        head: `batch_norm` normalises features over the batch, without weights of its own, before the linear head (MAE's and
+            AdaptFormer's way).
+        norm: Of a VideoMAE file of pretraining, whose last norm stands before the mean over tokens: `fresh` leaves it out
+            and trains a new one behind the mean with the head, as VideoMAE and AdaptFormer do; `file` puts it there, frozen.
     """
 
 

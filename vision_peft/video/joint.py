@@ -9,6 +9,7 @@ import torch
 from timm.models import VisionTransformer, register_model
 from torch import Tensor, nn
 
+from peft_core.anatomies import Anatomy, timm_vit
 from peft_core.errors import PeftError
 from vision_peft.video.views import over_views
 
@@ -60,10 +61,24 @@ class JointViT(VisionTransformer):
         embed.frames = frames
         self.pos_embed = nn.Parameter(sinusoid(embed.num_patches, self.embed_dim).to(self.pos_embed)[None])  # type: ignore[arg-type]
 
+    def peft_anatomy(self) -> Anatomy | None:
+        """A timm ViT's; a new last norm trains and is saved with the head."""
+        anatomy = timm_vit.describe(self)
+        if anatomy is not None and getattr(self, "norm_is_new", False):
+            anatomy.heads = [*anatomy.heads, "fc_norm"]
+        return anatomy
+
+    def renew_norm(self) -> None:
+        """The norm behind the mean starts at 1 and 0 where the file's stood before it, or where there is none."""
+        if getattr(self, "norm_is_elsewhere", False):
+            self.fc_norm.reset_parameters()  # type: ignore[operator]
+            self.norm_is_new = True
+
     def map_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A VideoMAE checkpoint's tensors under this model's keys (`vision_peft.videomae.map_keys`)."""
+        """A VideoMAE checkpoint's tensors under this model's keys (`vision_peft.video.videomae.map_keys`)."""
         from vision_peft.video.videomae import map_keys
 
+        self.norm_is_elsewhere = not any(key.endswith("fc_norm.weight") for key in state)
         own = {"pos_embed": self.pos_embed.detach()} if getattr(self, "fixed_positions", False) else {}  # type: ignore[union-attr]
         return own | map_keys(state)
 

@@ -1,10 +1,8 @@
 """A function as a command: its options are its signature, whoever calls it: the command line, a YAML file, Python.
 
-jsonargparse types the values and writes the help. This file adds what it lacks: several values after one option and
-positional lists, names that bring their own options (`--method lora --method.rank 4`), recipes and config files whose
-values flags change, and one sentence for a mistake.
-
-Values come, later ones winning, from the signature, the recipe, `--config` files in their order, and flags.
+A value's way: words of the line and YAML become one flat mapping `{"method.rank": "4"}`, each value becomes what its
+annotation says (`peft_core.values`), once, and the function gets them, methods and data sets as objects with options.
+Later ones win, of the signature, the recipe, `--config` files in their order, and flags.
 """
 
 from __future__ import annotations
@@ -15,12 +13,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from peft_core.config_files import find_config
-from peft_core.errors import PeftError, nearest
+from peft_core.errors import PeftError
 from peft_core.files import read_yaml
-from peft_core.jobs.cli.line import argument_docs, as_text, read_config, split_line, summary, take
-from peft_core.jobs.cli.options import as_choices, check_key, describe, flatten, hints, is_choice, takes_many
+from peft_core.jobs.cli.line import read_config, split_line, take
+from peft_core.jobs.cli.options import (
+    as_choices,
+    check_key,
+    flatten,
+    hints,
+    is_choice,
+    takes_many,
+)  # fmt: skip
+from peft_core.values import defaults_of, describe, typed
 
 OURS = ("help", "debug", "config")
+Layer = tuple[str, dict[str, Any]]
+"""Where settings stand (a file, or "" for flags and arguments), and the settings."""
 
 
 class Command:
@@ -29,141 +37,134 @@ class Command:
     def __init__(self, function: Callable, domain: str, default_recipe: Callable[[dict], str | None] | None) -> None:
         functools.update_wrapper(self, function)
         self.function, self.domain, self.default_recipe = function, domain, default_recipe
-        self.hints = hints(function)
         self.parameters = inspect.signature(function).parameters
         self.name = function.__name__.strip("_")
+
+    @functools.cached_property
+    def hints(self) -> dict[str, Any]:
+        return hints(self.function)
 
     def __call__(self, *positional: Any, **given: Any) -> Any:
         first = dict(zip(self.parameters, positional, strict=False))
         return self.function(**self.resolve([("", first | given)]))
 
-    def resolve(self, layers: list[tuple[str, dict]]) -> dict[str, Any]:
-        """The function's arguments, typed, from layers of (where it stands, nested settings), later ones winning.
+    # ---- values ----------------------------------------------------------------------------------------------------
+
+    def resolve(self, layers: list[Layer]) -> dict[str, Any]:
+        """The function's arguments, typed, from layers of nested settings, later ones winning.
 
         Raises:
-            PeftError: an unknown key (with the nearest), a value of the wrong type, a missing one.
+            PeftError: an unknown key (with the nearest), a value of the wrong type or out of its range, a missing one.
         """
+        known: dict[tuple[str, str], Any] = {}
         if "recipe" not in self.parameters:
-            return self._typed(layers)
+            return self._arguments(layers, known)
         name = next((layer["recipe"] for _, layer in reversed(layers) if layer.get("recipe")), None)
-        if name is None and self.default_recipe:
-            name = self.default_recipe(self._typed(layers))
         if name is None:
-            return self._typed(layers)
+            found = self._arguments(layers, known)
+            name = self.default_recipe(found) if self.default_recipe else None
+            if name is None:
+                return found
         path = find_config("recipe", str(name), self.domain)
-        return self._typed([(str(path), read_yaml(path)), *layers, ("", {"recipe": str(name)})])
+        layers = [(str(path), read_yaml(path)), *layers, ("", {"recipe": str(name)})]
+        return self._arguments(layers, known)
 
-    def _typed(self, layers: list[tuple[str, dict]]) -> dict[str, Any]:
+    def _arguments(self, layers: Sequence[Layer], known: dict[tuple[str, str], Any]) -> dict[str, Any]:
+        """The arguments; `known` holds the values that were typed before, by key and the name that brings the key."""
         choices, layers = as_choices(layers, self.hints)
-        for name, parameter in self.parameters.items():
-            if name not in choices and isinstance(parameter.default, str) and is_choice(self.hints[name]):
-                choices[name] = parameter.default
-        values, origin = {}, {}
+        choices = self.default_choices() | choices
+        values: dict[str, Any] = {}
         for where, layer in layers:
-            for key, value in flatten(layer, self.hints):
-                check_key(key, self.hints, choices, where)
-                values[key], origin[key] = value, where
+            values |= {key: (value, where) for key, value in flatten(layer, self.hints)}
         for key, name in choices.items():
+            self.hints[key].check_name(name, self.domain)
             for option, value in self.hints[key].preset(name).items():
-                values.setdefault(f"{key}.{option}", value)
+                values.setdefault(f"{key}.{option}", (value, name))
+        self._check_complete(values, choices)
+        found: dict[str, Any] = {}
+        for key, (value, where) in values.items():
+            place = (key, choices.get(key.partition(".")[0], ""))
+            if place not in known:
+                hint = check_key(key, self.hints, choices, where)
+                flag = key if self._is_positional(key.partition(".")[0]) else f"--{key}"
+                known[place] = typed(value, hint, f"{key} in {where}" if where else flag)
+            found[key] = known[place]
+        return {name: self._argument(name, found, choices) for name in self.parameters}
+
+    def _argument(self, name: str, found: Mapping[str, Any], choices: Mapping[str, str]) -> Any:
+        hint, default = self.hints[name], self.parameters[name].default
+        if not is_choice(hint):
+            return found.get(name, default)
+        if hint.named and name not in choices:
+            return None
+        chosen = choices.get(name, "")
+        options = {key.partition(".")[2]: value for key, value in found.items() if key.startswith(f"{name}.")}
+        if hint.complete:
+            defaults = defaults_of(hint.accepts(chosen))
+            options = {key: value for key, value in defaults.items() if key not in hint.hidden} | options
+            missing = [key for key, value in options.items() if value is inspect.Parameter.empty]
+            if missing:
+                raise PeftError(f"{chosen or name} needs --{name}.{missing[0]}: see `{self.name} --help`.")
+        argument = hint(chosen, options)
+        argument.check()
+        return argument
+
+    def _check_complete(self, values: Mapping[str, Any], choices: Mapping[str, str]) -> None:
         for name, parameter in self.parameters.items():
             if parameter.default is parameter.empty and name not in values and name not in choices:
                 flag = name if self._is_positional(name) else f"--{name}"
-                raise PeftError(f"{self.name} needs {flag} ({describe(self.hints[name])}): see `{self.name} --help`.")
-        parsed = self._parse(choices, values, origin)
-        arguments = {}
-        for name in self.parameters:
+                what = "a name" if is_choice(self.hints[name]) else describe(self.hints[name])
+                raise PeftError(f"{self.name} needs {flag} ({what}): see `{self.name} --help`.")
+
+    def default_choices(self) -> dict[str, str]:
+        """The names that stand where none is given: `method` -> lora."""
+        defaults = {name: parameter.default for name, parameter in self.parameters.items()}
+        return {name: word for name, word in defaults.items() if isinstance(word, str) and is_choice(self.hints[name])}
+
+    def defaults(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Every setting where nothing is said, `method.rank` among them for the names in these arguments."""
+        found: dict[str, Any] = {}
+        for name, parameter in self.parameters.items():
             if not is_choice(self.hints[name]):
-                arguments[name] = parsed.get(name)
-            elif name in choices or not self.hints[name].named:
-                options = dict(parsed.get(name) or {})
-                if not self.hints[name].complete:
-                    options = {key: value for key, value in options.items() if f"{name}.{key}" in values}
-                arguments[name] = self.hints[name](choices.get(name, ""), options)
-            else:
-                arguments[name] = None
-        return arguments
-
-    def _parse(self, choices: dict, values: dict, origin: dict) -> dict[str, Any]:
-        from jsonargparse import ArgumentError
-
-        line = [f"--{key}={as_text(value)}" for key, value in values.items()]
-        try:
-            return self.parser(choices).parse_args(line).as_dict()
-        except ArgumentError as error:
-            key = str(error).partition('key "')[2].partition('"')[0]
-            if key not in values:
-                raise PeftError(" ".join(str(error).split())) from error
-            group, _, option = key.partition(".")
-            hint = hints(self.hints[group].accepts(choices.get(group, "")))[option] if option else self.hints[group]
-            flag = key if self._is_positional(group) else f"--{key}"
-            where = f"{key} in {origin[key]}" if origin.get(key) else flag
-            shown = " ".join(values[key]) if isinstance(values[key], list) else as_text(values[key])
-            likely = nearest(str(values[key]), [str(c) for c in getattr(hint, "__args__", ())])
-            raise PeftError(f'{where} takes {describe(hint)}, not "{shown}"{likely}.') from error
+                found[name] = parameter.default
+            elif arguments.get(name) is not None:
+                options = defaults_of(self.hints[name].accepts(arguments[name].name))
+                found |= {f"{name}.{option}": value for option, value in options.items()}
+        return found
 
     def _is_positional(self, name: str) -> bool:
-        return self.parameters[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        return name in self.parameters and self.parameters[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
 
-    def parser(self, choices: Mapping[str, str]) -> Any:
-        """jsonargparse's parser of the function, with the options of the names in `choices`."""
-        from jsonargparse import ArgumentParser
+    @property
+    def positional(self) -> str | None:
+        """The argument whose words need no flag."""
+        return next(filter(self._is_positional, self.parameters), None)
 
-        parser = ArgumentParser(prog=self.name, exit_on_error=False, description=summary(self.function))
-        groups = [name for name in self.parameters if is_choice(self.hints[name])]
-        parser.add_function_arguments(self.function, skip=set(groups), fail_untyped=False, as_positional=False)
-        for name in groups:
-            cls = self.hints[name]
-            if cls.named and name not in choices:
-                parser.add_argument(f"--{name}")
-                continue
-            target = cls.accepts(choices.get(name, ""))
-            add = parser.add_class_arguments if isinstance(target, type) else parser.add_function_arguments
-            add(target, name, skip=set(cls.hidden), fail_untyped=False, as_positional=False)
-        return parser
+    # ---- words -----------------------------------------------------------------------------------------------------
 
-    def read_line(self, argv: Sequence[str]) -> list[tuple[str, dict]]:
+    def read_line(self, argv: Sequence[str], program: str = "") -> list[Layer]:
         """Layers of the command line: its `--config` files, then its flags."""
         flags, loose = split_line(argv)
-        files = [(value, read_config(value, self.name)) for key, values in flags if key == "config" for value in values]
+        paths = [value for key, values in flags if key == "config" for value in values or [""]]
+        files = [(value, read_config(value, program, self.name)) for value in paths]
         given = [(key, values) for key, values in flags if key not in OURS]
         named = {key: values[0] for key, values in given if values and is_choice(self.hints.get(key))}
-        choices, _ = as_choices([*files, ("", named)], self.hints)
-        for name, parameter in self.parameters.items():
-            if is_choice(self.hints[name]) and isinstance(parameter.default, str):
-                choices.setdefault(name, parameter.default)
+        choices = self.default_choices() | as_choices([*files, ("", named)], self.hints)[0]
+        for key, name in choices.items():
+            self.hints[key].check_name(name, self.domain)
         layer: dict[str, Any] = {}
         for key, values in given:
-            hint = check_key(key, self.hints, choices, "")
-            value, rest = take(key, values, hint)
+            value, rest = take(key, values, check_key(key, self.hints, choices, ""))
             layer[key] = layer[key] + value if isinstance(layer.get(key), list) and isinstance(value, list) else value
             loose += rest
-        positional = [name for name in self.parameters if self._is_positional(name)]
-        if loose and not positional:
+        if loose and self.positional is None:
             raise PeftError(f'"{loose[0]}" belongs to no option: see `{self.name} --help`.')
         if loose:
-            many = takes_many(self.hints[positional[0]])
+            many = takes_many(self.hints[str(self.positional)])
             if not many and len(loose) > 1:
-                raise PeftError(f'"{loose[1]}" is one too many: {self.name} takes one {positional[0]}.')
-            layer[positional[0]] = loose if many else loose[0]
+                raise PeftError(f'"{loose[1]}" is one too many: {self.name} takes one {self.positional}.')
+            layer[str(self.positional)] = loose if many else loose[0]
         return [*files, ("", layer)]
-
-    def help(self, program: str, argv: Sequence[str] = ()) -> str:
-        """The options in words, those of the names on the line (`--method lora`) included."""
-        flags, _ = split_line(argv)
-        choices = {
-            n: p.default for n, p in self.parameters.items() if is_choice(self.hints[n]) and isinstance(p.default, str)
-        }
-        choices |= {key: words[0] for key, words in flags if words and is_choice(self.hints.get(key))}
-        parser = self.parser(choices)
-        positional = [name for name in self.parameters if self._is_positional(name)]
-        words = [f"{name.upper()} ..." if takes_many(self.hints[name]) else name.upper() for name in positional]
-        parser.usage = " ".join([program, self.name, *words, "[options]"])
-        about = argument_docs(self.function)
-        for action in parser._actions:
-            if is_choice(self.hints.get(action.dest)) and self.hints[action.dest].named:
-                action.metavar, action.help = "NAME", about.get(action.dest, "")
-        return parser.format_help()
 
 
 def command(domain: str, default_recipe: Callable[[dict], str | None] | None = None) -> Callable[[Callable], Command]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft_core.errors import PeftError
 from peft_core.files import read_yaml
-from peft_core.jobs.cli.options import describe, takes_many
+from peft_core.jobs.cli.options import takes_many
+from peft_core.values import describe
 
 
 def split_line(argv: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
@@ -42,21 +43,20 @@ def take(key: str, words: list[str], hint: Any) -> tuple[Any, list[str]]:
     return (words, []) if several else (words[0], words[1:])
 
 
-def as_text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, default=lambda other: list(other) if isinstance(other, range) else str(other))
+def read_config(value: str, program: str, command_name: str) -> dict[str, Any]:
+    """The settings in a YAML file or in the run folder `value`.
 
-
-def read_config(value: str, command_name: str) -> dict[str, Any]:
+    Raises:
+        PeftError: no such file, or the config of another command or program.
+    """
     path = Path(value).expanduser()
     path = path / "config.yaml" if path.is_dir() else path
     if not path.is_file():
         raise PeftError(f"config file {path} does not exist: give a YAML file or a run folder.")
-    content = read_yaml(path)
-    made_by = str(content.pop("command", command_name)).split()[-1]
-    if made_by != command_name:
-        raise PeftError(f"{path} is a config of `{made_by}`, not of `{command_name}`.")
+    content = read_yaml(path, "give another --config")
+    made_by = str(content.pop("command", command_name)).split() or [""]
+    if made_by[-1] != command_name or (len(made_by) > 1 and program and made_by[0] != program):
+        raise PeftError(f"{path} is a config of `{' '.join(made_by)}`, not of `{f'{program} {command_name}'.strip()}`.")
     return content
 
 
@@ -65,6 +65,15 @@ def summary(function: Callable) -> str:
 
 
 def argument_docs(function: Callable) -> dict[str, str]:
-    from docstring_parser import parse
-
-    return {each.arg_name: each.description or "" for each in parse(function.__doc__ or "").params}
+    """Argument -> what the docstring's `Args:` says about it."""
+    block = inspect.cleandoc(function.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in block.splitlines():
+        start = re.match(r" {0,4}(\w+(?:, \w+)*): (.*)", line)
+        if start:
+            names = start[1].split(", ")
+            found |= dict.fromkeys(names, start[2].strip())
+        else:
+            found |= {name: f"{found[name]} {line.strip()}".strip() for name in names}
+    return found

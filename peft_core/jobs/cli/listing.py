@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 
 from peft_core.config_files import list_configs
-from peft_core.registry import find_method, list_methods, read_preset
+from peft_core.files import read_text
+from peft_core.registry import describe_method, method_files, read_preset
 
 
 def configs(kind: str, domain: str) -> dict[str, str]:
     """Name -> first line, a comment, of every recipe or sweep of a domain."""
     files = list_configs(kind, domain)
-    return {name: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, path in files.items()}
+    return {name: next(iter(read_text(path).splitlines()), "").lstrip("# ") for name, path in files.items()}
 
 
 def methods(domain: str, but: Container[str] = ()) -> dict[str, str]:
-    """Name -> about, of the core's and the domain's methods, all `but` those, then of its presets with what they set."""
+    """Name -> about, of the core's and the domain's methods, all `but` those, then of its presets with what they set.
+    None of their files is imported."""
     packages = ("peft_core", f"{domain}_peft")
-    about = {name: line for name, line in list_methods(None).items() if name not in but}
-    rows = {name: line for name, line in about.items() if find_method(name).__module__.partition(".")[0] in packages}
+    names = sorted(name for name, place in method_files().items() if place.partition(".")[0] in packages)
+    rows = {name: describe_method(name) for name in names if name not in but}
     for name in list_configs("method", domain):
         settings = dict(read_preset(name) or {})
         method = settings.pop("method")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import peft_core
 from peft_core.errors import PeftError, nearest
 from peft_core.jobs.cli.command import Command
-from peft_core.jobs.cli.line import summary
+from peft_core.jobs.cli.help import help_of, overview
+from peft_core.jobs.hub.reach import WAIT, deadline
 
 
 def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None = None, errors: tuple = ()) -> int:
@@ -18,22 +24,14 @@ def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None =
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     by_name = {each.name: each for each in commands}
+    for stream in (sys.stdout, sys.stderr):  # a locale without UTF-8 must not stop a run at the print of a name
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        if not argv or argv[0] in ("-h", "--help"):
-            print(overview(program, by_name))
-            return 0
-        if argv[0] not in by_name:
-            raise PeftError(
-                f'unknown command "{argv[0]}"{nearest(argv[0], by_name)} (there are: {", ".join(by_name)}).'
-            )
-        chosen = by_name[argv[0]]
-        if "-h" in argv or "--help" in argv:
-            print(chosen.help(program, [word for word in argv[1:] if word not in ("-h", "--help")]))
-            return 0
-        result = chosen.function(**chosen.resolve(chosen.read_line(argv[1:])))
-        return result if isinstance(result, int) and not isinstance(result, bool) else 0
+        with told_to_stop():
+            return run(program, by_name, argv)
     except BrokenPipeError:  # the reader has seen enough
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
         return 0
     except (PeftError, OSError, *errors) as error:
         if debug:
@@ -41,18 +39,58 @@ def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None =
         print(f"{program}: {say(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"{program}: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return stop.args[0] if stop.args else 130
+        code, *sentence = stop.args or (130,)
+        print(f"{program}: stopped{''.join(f'; {each}' for each in sentence)}.", file=sys.stderr)
+        return code
+
+
+def run(program: str, commands: dict[str, Command], argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview(program, commands))
+        return 0
+    if argv[0] in ("--version", "-V", "version"):
+        print(f"{program} {peft_core.__version__}")
+        return 0
+    if argv[0] not in commands:
+        raise PeftError(f'unknown command "{argv[0]}"{nearest(argv[0], commands)} (there are: {", ".join(commands)}).')
+    chosen, words = commands[argv[0]], without_wait(argv[1:])
+    if "-h" in words or "--help" in words:
+        print(help_of(chosen, program, [word for word in words if word not in ("-h", "--help")]))
+        return 0
+    result = chosen.function(**chosen.resolve(chosen.read_line(words, program)))
+    return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+def without_wait(words: list[str]) -> list[str]:
+    """The words without `--wait SECONDS`, which goes into the environment that workers inherit."""
+    for number, word in enumerate(words):
+        if word == "--wait" or word.startswith("--wait="):
+            value = word.partition("=")[2] or "".join(words[number + 1 : number + 2])
+            os.environ[WAIT] = value or "nothing"
+            deadline()
+            return words[:number] + words[number + (1 if "=" in word else 2) :]
+    return words
+
+
+@contextlib.contextmanager
+def told_to_stop() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, with a word and exit code 143."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt(143)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def say(error: BaseException) -> str:
+    """An error in one sentence."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error).strip().replace("?.", "?") or type(error).__name__
-
-
-def overview(program: str, commands: Mapping[str, Command]) -> str:
-    lines = [f"  {name:<8} {summary(each.function)}" for name, each in commands.items()]
-    return "\n".join(
-        [f"usage: {program} COMMAND [options]", "", *lines, "", f"`{program} COMMAND --help` lists its options."]
-    )

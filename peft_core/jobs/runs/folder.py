@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,10 +38,11 @@ class RunFolder:
     Args:
         path: the folder; it is made with its first file.
         program: what re-runs it, e.g. `vision_peft fit`; stands in config.yaml.
+        defaults: what settings are that a config does not have, because they are newer than it.
     """
 
-    def __init__(self, path: str | os.PathLike, program: str) -> None:
-        self.path, self.program = Path(path).expanduser(), program
+    def __init__(self, path: str | os.PathLike, program: str, defaults: Mapping[str, Any] | None = None) -> None:
+        self.path, self.program, self.defaults = Path(path).expanduser(), program, dict(defaults or {})
 
     def check(self, config: dict[str, Any], overwrite: bool = False) -> State:
         """Whether the run that `config` describes may have the folder, and how far it has come there. Changes nothing.
@@ -57,7 +58,7 @@ class RunFolder:
             return "new"
         if overwrite and is_first_process():
             return "new"
-        difference = _differences(read_run_config(self.path), self._full(config))
+        difference = _differences(read_run_config(self.path), self._full(config), plain(self.defaults))
         if difference and self.state() != "new":
             raise OtherRun(
                 f"{self.path} holds another run ({difference}): give another --out, or --overwrite to replace it."
@@ -80,7 +81,7 @@ class RunFolder:
         self.write({CONFIG: text.encode()})
 
     def _full(self, config: dict[str, Any]) -> dict[str, Any]:
-        return json.loads(json.dumps({"command": self.program} | config | {"overwrite": False}, default=_plain))
+        return plain({"command": self.program} | config | {"overwrite": False})
 
     def state(self) -> State:
         if (self.path / RESULTS).is_file():
@@ -190,8 +191,9 @@ def plain_config(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _differences(old: dict[str, Any], new: dict[str, Any], defaults: dict[str, Any]) -> str:
     old, new = _flat(old), _flat(new)
+    old = {key: defaults[key] for key in new if key in defaults} | old
     keys = [key for key in (old | new) if key not in FREE and old.get(key) != new.get(key)]
     shown = [f"{key} is {old.get(key)} there, {new.get(key)} here" for key in keys[:3]]
     return ", ".join(shown) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
@@ -205,6 +207,11 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings as JSON has them."""
+    return json.loads(json.dumps(config, default=_plain))
 
 
 def _plain(value: Any) -> Any:

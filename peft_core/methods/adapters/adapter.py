@@ -1,9 +1,9 @@
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import Bottleneck
+from peft_core.values import Rate, Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,11 @@ class Adapter(Method):
         scale: s.
     """
 
-    bottleneck: int | Sequence[int] = 8
+    bottleneck: Widths = 8
     position: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
     activation: str = "gelu"
     scale: float = 1.0
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     not_mergeable: ClassVar[str | None] = "a bottleneck with an activation is no change of a weight."
 
     def install(self, plan: Plan) -> None:

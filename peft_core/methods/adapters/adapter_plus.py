@@ -1,10 +1,10 @@
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import Bottleneck
+from peft_core.values import Rate, Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,8 @@ class AdapterPlus(Method):
         init: "zero", or "houlsby", the paper's choice.
     """
 
-    bottleneck: int | Sequence[int] = 8
-    drop_path: float = 0.1
+    bottleneck: Widths = 8
+    drop_path: Rate = 0.1
     init: Literal["zero", "houlsby"] = "zero"
     not_mergeable: ClassVar[str | None] = "a bottleneck with an activation is no change of a weight."
 

@@ -1,9 +1,9 @@
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import Bottleneck
+from peft_core.values import Rate, Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +19,10 @@ class AdaptFormer(Method):
         scale: s, 0.1 where None; `learn_scale` makes it a parameter a block, which then starts at 1 where None, as there.
     """
 
-    bottleneck: int | Sequence[int] = 64
+    bottleneck: Widths = 64
     scale: float | None = None
     learn_scale: bool = False
-    dropout: float = 0.1
+    dropout: Rate = 0.1
     not_mergeable: ClassVar[str | None] = "a branch with an activation beside the MLP is no change of its weights."
 
     def install(self, plan: Plan) -> None:

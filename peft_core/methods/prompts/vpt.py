@@ -1,5 +1,4 @@
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +7,7 @@ from torch import nn
 
 from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
+from peft_core.values import Rate, Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,9 @@ class VPT(Method):
             MAE ("original"); off is its `img_pool`, the mean of the patches.
     """
 
-    tokens: int | Sequence[int] = 10
+    tokens: Widths = 10
     deep: bool = False
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     pool_prompts: bool = False
     identity: ClassVar[bool] = False
     silences_dropout: ClassVar[bool] = True

@@ -1,9 +1,9 @@
 from dataclasses import dataclass
 
-from peft_core.errors import PeftError
 from peft_core.method import Plan
 from peft_core.parts.lowrank import LowRank
 from peft_core.parts.ranked import Ranked
+from peft_core.values import Rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,8 @@ class LoRA(Ranked):
         rs: rank-stabilised scale.
     """
 
-    dropout: float = 0.0
+    dropout: Rate = 0.0
 
     def install(self, plan: Plan) -> None:
-        if not 0 <= self.dropout < 1:
-            raise PeftError(f"lora got dropout {self.dropout}: it must be at least 0 and below 1.")
         for place, rank in plan.places(self.targets, self.rank, LowRank):
             plan.change_weight(place, LowRank(plan.stock(place), place.rows, rank, self.scale(rank), self.dropout))

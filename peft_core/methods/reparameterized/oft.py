@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from peft_core.grafts.graft import Delta
 from peft_core.grafts.weight_changes import changed_weight
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter
+from peft_core.values import Count, Range, Whole
 
 
 class Rotation(Delta):
@@ -75,19 +77,15 @@ class OFT(Method):
             nearly; 0: exact.
     """
 
-    block_size: int = 32
-    block_count: int | None = None
+    block_size: Annotated[int, Range(2)] = 32
+    block_count: Count | None = None
     targets: Sequence[str] | None = None
-    neumann_terms: int = 0
+    neumann_terms: Whole = 0
 
     def install(self, plan: Plan) -> None:
-        if self.neumann_terms and self.neumann_terms < 2:
-            raise PeftError(
-                f"oft got neumann_terms {self.neumann_terms}: it must be 2 or more, or 0 for the exact inverse."
-            )
+        if self.neumann_terms == 1:
+            raise PeftError("oft got neumann_terms 1: it must be 2 or more, or 0 for the exact inverse.")
         wanted = self.block_size if self.block_count is None else self.block_count
-        if wanted < 1 or (self.block_count is None and wanted < 2):
-            raise PeftError(f"oft got blocks of {wanted}: a size of 2 or more, or 1 block or more, makes a rotation.")
         for place, _ in plan.places(self.targets, change=Rotation):
             inputs = plan.shape(place)[1]
             size = nearest_divisor(inputs, wanted)

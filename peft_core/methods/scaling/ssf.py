@@ -9,6 +9,7 @@ from peft_core.errors import PeftError
 from peft_core.grafts.graft import Graft
 from peft_core.method import Method, Plan
 from peft_core.parts.scale_shift import ScaleShift
+from peft_core.values import NotNegative
 
 ROLES = ("patch_embed", "norm1", "qkv", "proj", "norm2", "fc1", "fc2", "norm", "merge")
 
@@ -27,13 +28,11 @@ class SSF(Method):
         targets: roles; all of the above where None, but for EVA's fused qkv, whose bias stands outside the linear.
     """
 
-    init_std: float = 0.02
+    init_std: NotNegative = 0.02
     targets: Sequence[str] | None = None
     identity: ClassVar[bool] = False
 
     def install(self, plan: Plan) -> None:
-        if self.init_std < 0:
-            raise PeftError(f"ssf got init_std {self.init_std}: it must be 0 or more.")
         known = plan.anatomy.roles()
         default = [role for role in ROLES if role in known or (role == "qkv" and "q" in known)]
         for place, _ in plan.places(default if self.targets is None else self.targets):

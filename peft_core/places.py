@@ -1,0 +1,202 @@
+"""Where a method works on a model: its chosen blocks, places and residual steps, and what stands there."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_core.anatomies import Anatomy, Place, Stream, SubLayer
+from peft_core.errors import PeftError, nearest
+from peft_core.grafts.graft import Delta
+
+if TYPE_CHECKING:
+    from peft_core.method import Method
+
+Width = int | Sequence[int]
+
+
+@dataclass
+class Where:
+    """A model as a method sees it."""
+
+    model: nn.Module
+    anatomy: Anatomy
+    method: "Method"
+
+    def __post_init__(self) -> None:
+        method, towers = self.method, self.anatomy.blocks
+        if method.suits and self.anatomy.family not in method.suits:
+            raise PeftError(
+                f"{method.name} works on a {' or a '.join(method.suits)}, not on this {self.anatomy.family}."
+            )
+        for tower, owner in self.anatomy.unknown.items():
+            if method.tower in (None, tower):
+                others = " or ".join(f'"{known}"' for known in towers)
+                raise PeftError(
+                    f"no anatomy for the {tower} tower, a {owner}: adapt the other one alone, tower={others}."
+                )
+        if method.tower is not None and method.tower not in towers:
+            offered = [tower for tower in towers if tower]
+            raise PeftError(
+                f'this {self.anatomy.family} has no tower "{method.tower}"{nearest(str(method.tower), offered)} '
+                f"(it has: {', '.join(offered) or 'a single one, without a name'})."
+            )
+        for block in method.blocks or ():
+            if not 0 <= block < self._deepest():
+                raise PeftError(f"blocks names block {block}, but the model's blocks are 0 to {self._deepest() - 1}.")
+
+    def _towers(self) -> list[str | None]:
+        return [tower for tower in self.anatomy.blocks if self.method.tower in (None, tower)]
+
+    def depth(self, tower: str | None) -> int:
+        return len(self.anatomy.blocks[tower])
+
+    def _deepest(self) -> int:
+        return max(self.depth(tower) for tower in self._towers())
+
+    def _chosen(self, block: int | None, tower: str | None) -> bool:
+        if self.method.tower not in (None, tower):
+            return False
+        return self.method.blocks is None or block in self.method.blocks
+
+    def places(
+        self, targets: Sequence[str] | None, width: Width | None = None, change: type[Delta] | None = None
+    ) -> Iterator[tuple[Place, int]]:
+        """The chosen places of these roles (None: the family's default) with their width; 0 where none was asked.
+
+        Raises:
+            PeftError: there is none, a width is out of range, or changes of the class `change` cannot act at one.
+        """
+        found = [place for place in self.anatomy.find(targets) if self._chosen(place.block, place.tower)]
+        if not found:
+            raise PeftError(f"{self.method.name} finds no place to work on: its targets and blocks exclude each other.")
+        for place in found:
+            if change is not None:
+                self.check(place, change)
+            size = 0 if width is None else self.width(width, place.block, place.tower, min(self.shape(place)))
+            if width is None or size:
+                yield place, size
+
+    def sublayers(self, kinds: Iterable[str], width: Width) -> Iterator[tuple[SubLayer, int, int]]:
+        """The chosen residual steps of these kinds, the method's width there, and the stream's width D."""
+        for sublayer in self.anatomy.sublayers:
+            if sublayer.kind in kinds and self._chosen(sublayer.block, sublayer.tower):
+                dim = self.stream_of(sublayer).width
+                size = self.width(width, sublayer.block, sublayer.tower, dim)
+                if size:
+                    yield sublayer, size, dim
+
+    def chosen_blocks(self, width: Width, limit: int) -> Iterator[tuple[str | None, int, str, int]]:
+        """Tower, index, path and width of every chosen block."""
+        for tower in self._towers():
+            for index, path in enumerate(self.anatomy.blocks[tower]):
+                if self._chosen(index, tower) and (size := self.width(width, index, tower, limit)):
+                    yield tower, index, path, size
+
+    def stock_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Path and module of every stock module that stands in a chosen block or, without `blocks`, outside all of them."""
+        for path, module in self.model.named_modules():
+            if "peft" not in path.split(".") and self._chosen(*self._at(path)):
+                yield path, module
+
+    def stock_parameters(self) -> Iterator[tuple[str, str]]:
+        """Module and name of every stock parameter that stands in a chosen block or, without `blocks`, outside all of them."""
+        for key, _ in self.model.named_parameters():
+            if "peft" not in key.split(".") and self._chosen(*self._at(key)):
+                module, _, name = key.rpartition(".")
+                yield module, name
+
+    def _at(self, path: str) -> tuple[int | None, str | None]:
+        """The block and the tower that a module or parameter belongs to."""
+        parts = path.split(".")
+        for n in range(len(parts), 0, -1):
+            if (found := self._block_of.get(".".join(parts[:n]))) is not None:
+                return found
+        return None, self.anatomy.tower_of(path)
+
+    @cached_property
+    def _block_of(self) -> dict[str, tuple[int, str | None]]:
+        towers = self.anatomy.blocks.items()
+        return {path: (index, tower) for tower, paths in towers for index, path in enumerate(paths)}
+
+    def width(self, width: Width, block: int | None, tower: str | None, limit: int) -> int:
+        """A width at a block: the same everywhere, or one a block where 0 means absent."""
+        if isinstance(width, int):
+            value, listed = width, False
+        else:
+            if len(width) != self.depth(tower):
+                raise PeftError(
+                    f"{self.method.name} got {len(width)} widths, but the model has {self.depth(tower)} blocks."
+                )
+            if block is None:
+                return 0
+            value, listed = width[block], True
+        if value < (0 if listed else 1):
+            least = "0 (absent) or more" if listed else "1 or more"
+            raise PeftError(f"{self.method.name} got the width {value}: it must be {least}.")
+        if value > limit:
+            raise PeftError(f"{self.method.name} got the width {value}, above the layer's width {limit}.")
+        return value
+
+    def stock(self, place: Place) -> Tensor:
+        return self.model.get_submodule(place.module)._parameters[place.weight]  # type: ignore[return-value]
+
+    def current(self, place: Place) -> Tensor:
+        """The place's own rows of the weight as the adaptations already installed make it."""
+        weight = getattr(self.model.get_submodule(place.module), place.weight).detach()
+        return weight if place.rows is None else weight[slice(*place.rows)]
+
+    def shape(self, place: Place) -> tuple[int, int]:
+        """(out, in) of the place; a convolution counts in · kh · kw."""
+        weight, module = self.stock(place), self.model.get_submodule(place.module)
+        # a quantised linear may hold its weight packed
+        out, inner = (module.out_features, module.in_features) if isinstance(module, nn.Linear) else (
+            weight.shape[0], weight[0].numel()
+        )  # fmt: skip
+        return (out if place.rows is None else place.rows[1] - place.rows[0]), inner
+
+    def stream_of(self, sublayer: SubLayer) -> Stream:
+        name = sublayer.tower if sublayer.stream is None else sublayer.stream
+        return self.anatomy.streams[name]
+
+    def stream(self, tower: str | None) -> Stream:
+        """The stream of a tower.
+
+        Raises:
+            PeftError: its width changes from block to block.
+        """
+        if tower not in self.anatomy.streams:
+            raise PeftError(
+                f"{self.method.name} needs one stream all through, which this {self.anatomy.family} has not."
+            )
+        return self.anatomy.streams[tower]
+
+    def options_at(self, module: str) -> dict[str, Any]:
+        """device and dtype (at least float32) of new parameters at a module."""
+        first = next(self.model.get_submodule(module).parameters(), None)
+        first = next(self.model.parameters()) if first is None else first
+        return dict(device=first.device, dtype=torch.promote_types(first.dtype, torch.float32))
+
+    def token_stream(self, tower: str | None) -> Stream:
+        """The stream of a tower, whose blocks take further tokens.
+
+        Raises:
+            PeftError: they take none, with the reason.
+        """
+        streams = [s for name, s in self.anatomy.streams.items() if name == tower] or list(
+            self.anatomy.streams.values()
+        )
+        reason = "rotary positions fix its length" if streams[0].rotary else streams[0].tokens_refused
+        if reason is not None:
+            part = "this" if tower is None else f"the {tower} tower of this"
+            raise PeftError(f"{part} {self.anatomy.family} cannot take extra tokens: {reason}.")
+        return streams[0]
+
+    def check(self, place: Place, change: Delta | type[Delta]) -> None:
+        """Raises PeftError unless this change (or changes of this class) can act at a place."""
+        reason = change.accepts(self.model.get_submodule(place.module), self.stock(place), place.rows)
+        if reason is not None:
+            raise PeftError(f"{self.method.name} cannot change {place.role} at {place.module}: {reason}.")
