@@ -52,9 +52,11 @@ def export(
     if loaded.columns is not None:
         raise PeftError(f"{loaded.model.method.name} exports the classes it was trained on: leave --classes out.")
     reasons = {kind: reason for kind in ("weights", "model", "onnx") if (reason := why_not(loaded, kind))}
-    for kind in what or (reasons if len(reasons) == 3 else ()):
+    if not what and len(reasons) == 3:
+        raise PeftError(reasons["weights"])
+    for kind in what or ():
         if kind in reasons:
-            raise PeftError(reasons["weights" if kind == "model" and not what else kind])
+            raise PeftError(reasons[kind])
     for kind in what or [kind for kind in ("weights", "model", "onnx") if kind not in reasons]:
         {"weights": write_weights, "model": write_model, "onnx": write_onnx}[kind](loaded, folder, opset)
     for reason in [] if what else reasons.values():
