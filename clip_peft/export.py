@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from clip_peft.learner import OpenVocabularyMethod
 from clip_peft.text.prompts import asked_for
 from clip_peft.training.features import frozen_image_tower
-from peft_core import PeftError, load_run, merge
-from peft_core.files import write_files
+from peft_core import PeftError, merge
+from peft_core.files import read_json, write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs import onnx_file
+from peft_core.jobs.runs.load import load_run
+from peft_core.jobs.runs.use import out_folder
 from peft_core.values import Range
 
 if TYPE_CHECKING:  # its import takes five seconds, and --help wants none of it
@@ -44,10 +46,8 @@ def export(
         classes: Names to make the weights and the ONNX file for; by default those it was trained on.
         opset: ONNX operator set.
     """
-    folder = Path(out).expanduser()
-    if folder.is_file():
-        raise PeftError(f"{folder} is a file: give --out a folder.")
-    loaded = load_run(run)
+    folder = out_folder(out, run)
+    loaded = load_run(run, ("clip_peft",))
     loaded = loaded.with_classes(asked_for(classes)) if classes else loaded
     if loaded.columns is not None:
         raise PeftError(f"{loaded.model.method.name} exports the classes it was trained on: leave --classes out.")
@@ -139,7 +139,7 @@ def model_config(run: ClipRun) -> dict[str, Any] | None:
     folder = reference_of("clip_peft").FOLDER if backbone == REFERENCE else Path(backbone)
     path = folder / "open_clip_config.json"
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     config = open_clip.get_model_config(backbone.partition("@")[0].partition("/")[0])
     if config is None:
         return None

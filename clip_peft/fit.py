@@ -12,7 +12,7 @@ from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.cli.trainer import TrainerFlags
-from peft_core.jobs.data import Data
+from peft_core.jobs.data import Data, fingerprint
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
 from peft_core.values import Count, NotNegative, Positive, Seed, Share, Whole
@@ -107,7 +107,8 @@ def fit(
 
         return run(folder, opened, settings, config)
 
-    return run_once(folder, settings, work, headline, opened.notes)
+    found = f"{opened.name}: {opened.summary}"
+    return run_once(folder, settings, work, headline, opened.notes, found, fingerprint(opened))
 
 
 def headline(results: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from clip_peft.training.evaluate import batches_of_logits
 from clip_peft.training.features import Encoder
 from peft_core.jobs.hub.open_clip_models import load_backbone
 from peft_core.jobs.runs.process import tell
-from peft_core.jobs.runs.use import Prediction, Run, read_trained
+from peft_core.jobs.runs.use import Prediction, Run, predictions, read_trained
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,7 @@ class ClipRun(Run):
     def _predict(self, batch: list[Tensor]) -> Iterator[Prediction]:
         for logits in batches_of_logits(self.encoder, torch.stack(batch)):
             logits = logits if self.columns is None else logits[:, list(self.columns)]
-            for row in logits.float().softmax(-1).cpu():
-                best = int(row.argmax())
-                yield Prediction(self.class_names[best], float(row[best]), row)
+            yield from predictions(logits, self.class_names)
 
 
 def open_run(path: Path) -> ClipRun:

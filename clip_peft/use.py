@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clip_peft.text.prompts import asked_for
-from clip_peft.training.evaluate import figures, score
+from clip_peft.training.evaluate import figures, score, test_augment
 from clip_peft.training.features import default_cache
 from clip_peft.training.few_shot import of_classes
-from peft_core import PeftError, load_run
+from peft_core import PeftError
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.data import Data
-from peft_core.jobs.runs.use import print_classes, print_predictions
+from peft_core.jobs.runs.load import CLASSIFIERS, load_run
+from peft_core.jobs.runs.use import out_file, print_classes, print_predictions
 from peft_core.values import Count
+
+CLIP = ("clip_peft",)
 
 
 @command("clip")
@@ -39,7 +42,7 @@ def test(
 
 def report(run: str, data: Data | None, split: str, classes: str, cache: bool, quiet: bool = False) -> dict[str, Any]:
     """`test`'s figures; `quiet` prints nothing."""
-    loaded = load_run(run)
+    loaded = load_run(run, CLIP)
     chosen = data or Data.of(loaded.config)
     which = ("all" if data else loaded.config["classes"]) if classes == "trained" else classes
     opened = of_classes(chosen.open(), which)  # type: ignore[arg-type]
@@ -49,7 +52,7 @@ def report(run: str, data: Data | None, split: str, classes: str, cache: bool, q
     at = loaded.with_classes(opened.class_names)
     fit = at.fit
     how = {"mode": fit.mode, "crop_pct": fit.crop_pct, "interpolation": fit.interpolation}
-    decoded = chosen.decode(pictures, fit.size, **how)
+    decoded = chosen.decode(pictures, fit.size, test_augment(at.encoder.whole.method), **how)
     if cache:
         at.encoder.folder = Path(chosen.options.get("cache_dir") or default_cache())
     found = figures(score(at.encoder, decoded, len(opened.class_names), at.columns), decoded, opened.class_names)
@@ -65,7 +68,13 @@ def report(run: str, data: Data | None, split: str, classes: str, cache: bool, q
 
 @command("clip")
 def predict(
-    pictures: list[str], *, run: str, classes: list[str] | None = None, top: Count = 5, batch_size: Count = 64
+    pictures: list[str],
+    *,
+    run: str,
+    classes: list[str] | None = None,
+    top: Count = 5,
+    batch_size: Count = 64,
+    out: str | None = None,
 ) -> int:
     """Print `path,class,probability` for pictures and folders of pictures, the likeliest classes first.
 
@@ -75,7 +84,9 @@ def predict(
         classes: Names to choose from, any; by default those it was trained on.
         top: Classes a picture.
         batch_size: Pictures at once.
+        out: A .csv file to write in place of printing.
     """
-    loaded = load_run(run)
+    target = None if out is None else str(out_file(out, ".csv", run))
+    loaded = load_run(run, CLIP if classes else CLASSIFIERS)
     loaded = loaded.with_classes(asked_for(classes)) if classes else loaded
-    return print_predictions(loaded, pictures, "clip_peft", top, batch_size)
+    return print_predictions(loaded, pictures, "clip_peft", top, batch_size, target)

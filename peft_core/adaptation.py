@@ -1,32 +1,38 @@
-"""The public verbs: adapt, merge, remove, disabled, set_scale."""
+"""The public verbs: adapt, merge, remove, disabled, set_scale. Each does all that it says, or leaves the model as it was."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from peft_core.anatomies import anatomy_of
 from peft_core.attach import (
     Adaptation,
     Record,
     attach,
+    check_slots,
     detach,
     grafts_named,
     is_inserted,
     pick,
     record_of,
-    silence,
+    slots_of,
+    unhook,
     untag,
-    write_trained,
+    unwrapped,
 )
 from peft_core.errors import NotMergeable, PeftError
-from peft_core.grafts.graft import Delta
+from peft_core.grafts.calls import closing, opening
+from peft_core.grafts.graft import Delta, Graft, is_plain
+from peft_core.grafts.head import OwnHead
 from peft_core.grafts.weight_changes import changed_bias, changed_weight
 from peft_core.method import Method, Plan
 from peft_core.registry import make_method
+from peft_core.stock import find_heads, freeze, head_of, settle_statistics, silence, write_trained
 
 
 def adapt(
@@ -38,53 +44,80 @@ def adapt(
         model: a timm ViT, an open_clip model or tower, a CLIP text model, a diffusers UNet.
         method: a method's name, a preset's name or YAML path, or a method's dataclass.
         name: the adaptation's name, by default its method's; a second adaptation is added to the first.
-        train_head: whether the classifier head (where the model has one) trains too.
+        train_head: whether the classifier head (where the model has one) trains too; of several adaptations on one model
+            it is enough that one says so.
         **hyper: the method's settings, e.g. `rank=8`.
 
     Raises:
-        PeftError: unknown names, roles the model lacks, widths out of range; the model is then as it was.
+        PeftError: unknown names, roles the model lacks, widths out of range, stock parameters that another adaptation
+            trains; the model is then as it was.
     """
+    if unwrapped(model) is not model:
+        raise PeftError(f"adapt the module inside this {type(model).__name__}, then wrap or compile it.")
     settings = make_method(method, **hyper)
     plan = Plan(model, anatomy_of(model), settings)
     name = settings.name if name is None else name
-    known: Record = model.__dict__.get("_peft_record") or Record()
-    if name in known.adaptations:
+    known: Record | None = model.__dict__.get("_peft_record")
+    if known is not None and name in known.adaptations:
         raise PeftError(f'this model already has an adaptation "{name}": pass name="…" to add another one.')
     if not name.isidentifier() or hasattr(nn.ModuleDict, name):
         raise PeftError(f'"{name}" cannot be an adaptation\'s name: use letters, digits and underscores.')
     settings.install(plan)
-    if not known.adaptations:
-        _freeze(model, known, plan.anatomy.heads, train_head)
-    attach(model, plan, name)
-    adaptation = Adaptation(name, settings, [key for key in plan.trained if key not in known.heads])
-    parameters = dict(model.named_parameters())
-    for key in adaptation.trained:
-        if settings.keeps_originals:
-            adaptation.originals[key] = parameters[key].detach().clone()
-        parameters[key].requires_grad_(True)
-    if settings.silences_dropout:
-        known.silenced += silence(model)
-    known.adaptations[name] = adaptation
-    model.train(model.training)  # new submodules follow the model's mode
+    heads = find_heads(model, plan.anatomy) if known is None else known.head_paths
+    in_head = tuple(f"{path}." for path in heads)
+    trained = [key for key in dict.fromkeys(plan.trained) if not key.startswith(in_head)]
+    _check_trained(known, name, trained)
+    check_slots(model, plan)
+    adaptation = Adaptation(name, settings, trained, train_head=train_head)
+    try:
+        _install(model, plan, adaptation, heads)
+    except BaseException:
+        take_out(model, adaptation)
+        raise
     return model
 
 
-def _freeze(model: nn.Module, record: Record, heads: list[str], train_head: bool) -> None:
-    for key, parameter in model.named_parameters():
-        record.required_grad[key] = parameter.requires_grad
-        in_head = any(key.startswith(head + ".") for head in heads)
-        parameter.requires_grad_(in_head and train_head)
-        if in_head:
-            record.heads.append(key)
-            if train_head:
-                record.head.append(key)
-    model.__dict__["_peft_record"] = record
-    model.register_load_state_dict_post_hook(_forgive_missing_adapters)
+def _install(model: nn.Module, plan: Plan, adaptation: Adaptation, heads: list[str]) -> None:
+    if "_peft_record" not in model.__dict__:
+        record = model.__dict__["_peft_record"] = Record(head_paths=heads)
+        freeze(model, record, adaptation.train_head)
+        model.register_load_state_dict_post_hook(_forgive_missing_adapters)
+        model.register_forward_pre_hook(opening, prepend=True)
+        model.register_forward_hook(closing, always_call=True)
+    record = record_of(model)
+    record.adaptations[adaptation.name] = adaptation
+    attach(model, plan, adaptation.name)
+    parameters = dict(model.named_parameters())
+    for key in adaptation.trained:
+        if adaptation.method.keeps_originals:
+            adaptation.originals[key] = parameters[key].detach().clone()
+        parameters[key].requires_grad_(True)
+    if adaptation.train_head:
+        for tensor in head_of(model).values():
+            if isinstance(tensor, nn.Parameter):
+                tensor.requires_grad_(True)
+    if adaptation.method.silences_dropout:
+        record.silenced += silence(model)
+    settle_statistics(model)
+    model.train(model.training)  # new submodules follow the model's mode
+
+
+def _check_trained(known: Record | None, name: str, trained: list[str]) -> None:
+    for other in known.adaptations.values() if known is not None else ():
+        if both := [key for key in trained if key in set(other.trained)]:
+            more = f" and {len(both) - 1} more" if both[1:] else ""
+            raise PeftError(
+                f"{other.name} trains {both[0]}{more} already, and two adaptations cannot train one parameter: "
+                f"choose other blocks or targets for {name}, or remove {other.name} first."
+            )
 
 
 def _forgive_missing_adapters(module: nn.Module, keys: Any) -> None:
     """A stock checkpoint has no adapter keys; load_adapter compares key sets itself."""
     keys.missing_keys[:] = [key for key in keys.missing_keys if not is_inserted(key)]
+
+
+# ---- out -----------------------------------------------------------------------------------------------------------
 
 
 def remove(model: nn.Module, name: str | None = None) -> nn.Module:
@@ -93,75 +126,158 @@ def remove(model: nn.Module, name: str | None = None) -> nn.Module:
     Raises:
         PeftError: the adaptation overwrote stock weights without keeping them (`full`).
     """
-    chosen = pick(model, name)
+    inner = unwrapped(model)
+    chosen = pick(inner, name)
     for adaptation in chosen:
         _needs_originals(adaptation, "removed")
     for adaptation in chosen:
-        write_trained(model, adaptation, 0.0)
-        take_out(model, adaptation)
+        write_trained(inner, adaptation, 0.0)
+    loaded, last = record_of(inner).loaded, len(chosen) == len(record_of(inner).adaptations)
+    for adaptation in chosen:
+        take_out(inner, adaptation)
+    if last:
+        parameters = dict(inner.named_parameters())
+        with torch.no_grad():
+            for key, original in loaded.items():
+                parameters[key].copy_(original)
     return model
+
+
+def take_out(model: nn.Module, adaptation: Adaptation) -> None:
+    """Forget one adaptation, with the stock weights as they are now."""
+    detach(model, adaptation.name)
+    record: Record | None = model.__dict__.get("_peft_record")
+    if record is None:
+        return
+    record.adaptations.pop(adaptation.name, None)
+    parameters = dict(model.named_parameters())
+    for key in adaptation.trained:
+        if key in parameters:
+            parameters[key].requires_grad_(False)
+    settle_statistics(model)
+    if record.adaptations:
+        return
+    untag(model)
+    unhook(model, opening, closing)
+    for path, attribute, rate in record.silenced:
+        setattr(model.get_submodule(path), attribute, rate)
+    for key, required in record.required_grad.items():
+        if key in parameters:
+            parameters[key].requires_grad_(required)
+    hooks = model._load_state_dict_post_hooks
+    for key in [key for key, hook in hooks.items() if hook is _forgive_missing_adapters]:
+        del hooks[key]
+    del model.__dict__["_peft_record"]
+
+
+# ---- into the weights ----------------------------------------------------------------------------------------------
 
 
 def merge(model: nn.Module, name: str | None = None) -> nn.Module:
     """Write one adaptation (or all) into the stock weights: stock classes, stock keys, same outputs.
 
     Raises:
-        NotMergeable: with the reason; the model is then as it was.
+        NotMergeable: with the reason, e.g. a change that acts on the same weight before it and would act after it then.
     """
-    chosen = pick(model, name)
+    inner = unwrapped(model)
+    chosen = pick(inner, name)
+    names = [adaptation.name for adaptation in chosen]
     for adaptation in chosen:
         if adaptation.method.not_mergeable is not None:
             raise NotMergeable(f"{adaptation.name} cannot be merged: {adaptation.method.not_mergeable}")
-        for module, slot, graft in grafts_named(model, adaptation.name):
-            _check_mergeable(module, slot, graft)
-    with torch.no_grad():
-        for adaptation in chosen:
-            for module, slot, graft in grafts_named(model, adaptation.name):
-                if graft.enabled:
-                    _write(module, slot, graft)  # type: ignore[arg-type]
-            take_out(model, adaptation)
+        for module, slot, graft in grafts_named(inner, adaptation.name):
+            _check_mergeable(module, slot, graft, adaptation.name, names)
+    undo: list[tuple[Tensor, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for module in inner.modules():
+                for owner in [owner for owner in slots_of(module) if owner in names]:
+                    for graft in slots_of(module)[owner].values():
+                        if graft.enabled and isinstance(graft, Delta):
+                            _write(inner, module, graft, undo)
+    except BaseException:
+        with torch.no_grad():
+            for tensor, before in reversed(undo):
+                tensor.copy_(before)
+        raise
+    own_heads = [
+        (module, graft)
+        for owner in names
+        for module, _, graft in grafts_named(inner, owner)
+        if isinstance(graft, OwnHead)
+    ]
+    for adaptation in chosen:
+        take_out(inner, adaptation)
+    for module, graft in own_heads:
+        if graft.enabled:
+            _replace(inner, module, graft.instead)
     return model
 
 
-def _check_mergeable(module: nn.Module, slot: str, graft: nn.Module) -> None:
+def _check_mergeable(module: nn.Module, slot: str, graft: Graft, name: str, chosen: list[str]) -> None:
+    if isinstance(graft, OwnHead):
+        return
     if not isinstance(graft, Delta):
         raise NotMergeable(f"a {type(module).__name__} at role {slot} has no weight that could take what follows it.")
-    bias = module._parameters.get(_names(slot, module)[1])
-    if bias is None and isinstance(graft, Delta) and graft.bias(None) is not None:
+    weight_name, bias_name = _names(module)
+    weight, bias = module._parameters.get(weight_name), module._parameters.get(bias_name)
+    if weight is None or not is_plain(weight):
+        raise NotMergeable(
+            f"the weight of a {type(module).__name__} at role {slot} is quantised: nothing can be written to it."
+        )
+    if bias is None and graft.bias(None) is not None:
         raise NotMergeable(f"a {type(module).__name__} at role {slot} has no bias that could take the shift.")
+    for owner, slots in slots_of(module).items():
+        if owner == name:
+            break
+        if owner in chosen:
+            continue
+        for earlier in slots.values():
+            if isinstance(earlier, Delta) and _overlap(earlier, graft) and not (earlier.commutes and graft.commutes):
+                raise NotMergeable(
+                    f"{owner} acts on the same weight before {name} (role {slot}): merge {owner} first, or both together."
+                )
 
 
-def _names(slot: str, module: nn.Module) -> tuple[str, str]:
+def _overlap(one: Delta, other: Delta) -> bool:
+    if one.rows is None or other.rows is None:
+        return True
+    return max(one.rows[0], other.rows[0]) < min(one.rows[1], other.rows[1])
+
+
+def _names(module: nn.Module) -> tuple[str, str]:
     return ("in_proj_weight", "in_proj_bias") if "in_proj_weight" in module._parameters else ("weight", "bias")
 
 
-def _write(module: nn.Module, slot: str, delta: Delta) -> None:
-    weight, bias = (module._parameters.get(name) for name in _names(slot, module))
-    new_bias = changed_bias(bias, [delta], weight.dtype)  # type: ignore[union-attr]
-    weight.copy_(changed_weight(weight, [delta]))  # type: ignore[union-attr,arg-type]
-    if bias is not None:
-        bias.copy_(new_bias)  # type: ignore[arg-type]
+def _write(model: nn.Module, module: nn.Module, delta: Delta, undo: list[tuple[Tensor, Tensor]]) -> None:
+    weight_name, bias_name = _names(module)
+    weight, bias = module._parameters[weight_name], module._parameters.get(bias_name)
+    assert weight is not None
+    for stock in (weight, bias):
+        # what another adaptation remembers of a parameter that it trains is changed alike
+        for now in (*_remembered(model, stock), stock):
+            if now is not None:
+                new = changed_weight(now, [delta]) if stock is weight else changed_bias(now, [delta], now.dtype)
+                undo.append((now, now.detach().clone()))
+                now.copy_(new)  # type: ignore[arg-type]
 
 
-def take_out(model: nn.Module, adaptation: Adaptation) -> None:
-    """Forget one adaptation, with the stock weights as they are now."""
-    record = record_of(model)
-    detach(model, adaptation.name)
-    del record.adaptations[adaptation.name]
-    parameters = dict(model.named_parameters())
-    still = {key for other in record.adaptations.values() for key in other.trained}
-    for key in set(adaptation.trained) - still:
-        parameters[key].requires_grad_(False)
-    if not record.adaptations:
-        untag(model)
-        for path, attribute, rate in record.silenced:
-            setattr(model.get_submodule(path), attribute, rate)
-        for key, required in record.required_grad.items():
-            parameters[key].requires_grad_(required)
-        hooks = model._load_state_dict_post_hooks
-        for key in [key for key, hook in hooks.items() if hook is _forgive_missing_adapters]:
-            del hooks[key]
-        del model.__dict__["_peft_record"]
+def _remembered(model: nn.Module, parameter: nn.Parameter | None) -> Iterator[Tensor]:
+    """The original of a parameter, and its trained value where that is put aside, with the adaptation that trains it."""
+    keys = [key for key, value in model.named_parameters() if value is parameter]
+    for adaptation in record_of(model).adaptations.values():
+        for remembered in (adaptation.originals, adaptation.kept):
+            yield from (remembered[key] for key in keys if key in remembered)
+
+
+def _replace(model: nn.Module, module: nn.Module, new: nn.Module) -> None:
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is module:
+                parent._modules[name] = new
+
+
+# ---- how much ------------------------------------------------------------------------------------------------------
 
 
 def _needs_originals(adaptation: Adaptation, verb: str) -> None:
@@ -177,7 +293,10 @@ def set_scale(model: nn.Module, scale: float, name: str | None = None) -> None:
     Raises:
         PeftError: for methods whose effect has no size (prompt tokens) or that keep no originals (`full`).
     """
+    model = unwrapped(model)
     chosen = pick(model, name)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise PeftError(f"an adaptation's scale is a finite number, not {scale!r}.")
     for adaptation in chosen:
         _needs_originals(adaptation, "scaled")
         for _, _, graft in grafts_named(model, adaptation.name):
@@ -193,11 +312,11 @@ def set_scale(model: nn.Module, scale: float, name: str | None = None) -> None:
 @contextmanager
 def disabled(model: nn.Module, name: str | None = None) -> Iterator[nn.Module]:
     """Within the block the model is the frozen one (with its trained head)."""
-    chosen = pick(model, name)
-    before = {adaptation.name: adaptation.scale for adaptation in chosen}
-    set_scale(model, 0.0, name)
+    inner = unwrapped(model)
+    before = {adaptation.name: adaptation.scale for adaptation in pick(inner, name)}
+    set_scale(inner, 0.0, name)
     try:
         yield model
     finally:
         for adaptation_name, scale in before.items():
-            set_scale(model, scale, adaptation_name)
+            set_scale(inner, scale, adaptation_name)

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from peft_core.anatomies import refuse_wrapped
-from peft_core.attach import Record, inserted_by, is_inserted
+from peft_core.attach import Record, grafts_named, inserted_by, is_inserted, unwrapped
+from peft_core.grafts.head import OwnHead
+from peft_core.stock import head_of
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,26 @@ class ParameterCount:
 
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the parameters of a model, adapted or not; works on the meta device."""
-    refuse_wrapped(model)
+    model = unwrapped(model)
     record: Record = model.__dict__.get("_peft_record") or Record()
     parameters = dict(model.named_parameters())
+    own_heads = [
+        graft for name in record.adaptations for *_, graft in grafts_named(model, name) if isinstance(graft, OwnHead)
+    ]
+    in_head = {id(p) for graft in own_heads for p in graft.parameters()}
+    in_head |= {id(value) for value in head_of(model).values() if isinstance(value, nn.Parameter)}
     by_method = dict.fromkeys(record.adaptations, 0)
     for key, parameter in parameters.items():
-        if is_inserted(key):
+        if is_inserted(key) and id(parameter) not in in_head:
             by_method[inserted_by(key)] += parameter.numel()
     changed: set[str] = set()
     for name, adaptation in record.adaptations.items():
-        by_method[name] += sum(parameters[key].numel() for key in adaptation.trained)
+        by_method[name] += sum(parameters[key].numel() for key in adaptation.trained if key in parameters)
         changed.update(adaptation.trained)
-    inserted = sum(p.numel() for key, p in parameters.items() if is_inserted(key) or key in changed)
+    inserted = [p for key, p in parameters.items() if (is_inserted(key) or key in changed) and id(p) not in in_head]
     return ParameterCount(
-        inserted=inserted,
-        head=sum(parameters[key].numel() for key in record.heads),
+        inserted=sum(p.numel() for p in inserted),
+        head=sum(p.numel() for p in parameters.values() if id(p) in in_head),
         total=sum(p.numel() for p in parameters.values()),
         trainable=sum(p.numel() for p in parameters.values() if p.requires_grad),
         by_method=by_method,

@@ -10,7 +10,7 @@ from peft_core.anatomies import Place, Stream, SubLayer
 from peft_core.errors import PeftError
 from peft_core.grafts.branch import Branch
 from peft_core.grafts.graft import Delta, Graft
-from peft_core.grafts.tokens import Insert, Strip
+from peft_core.grafts.tokens import Tokens
 from peft_core.places import Where
 from peft_core.values import Whole, check_fields
 
@@ -35,6 +35,8 @@ class Method:
     """Whether stock weights that the method trains are remembered, for `disabled` and `remove`."""
     grafts: ClassVar[bool] = True
     """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those)."""
+    moves_statistics: ClassVar[bool] = False
+    """Whether running statistics of the stock model's norms move while it trains, and are saved."""
     silences_dropout: ClassVar[bool] = False
     """Whether dropout and drop path of the frozen model are off while it trains."""
     suits: ClassVar[tuple[str, ...]] = ()
@@ -75,6 +77,7 @@ class Plan(Where):
         self.check(place, delta)
         if not place.called and getattr(delta, "dropout", None) is not None:
             raise PeftError(f"dropout cannot act at {place.module}, whose weight is read without calling it.")
+        delta.called = place.called
         self.grafts.append((place.module, place.role, delta))
 
     def add_to_output(self, module: str, change: nn.Module, output: int = 0) -> None:
@@ -109,16 +112,17 @@ class Plan(Where):
         self.grafts.append((module, slot, graft))
 
     def add_tokens(
-        self, first: str, last: str, tokens: nn.Parameter, stream: Stream, dropout: float, strip: bool = True
+        self, blocks: Sequence[str], tokens: nn.Parameter, stream: Stream, dropout: float, strip: bool = True
     ) -> None:
-        """Tokens P D stand in the sequence from block `first` to block `last`; without `strip`, to the model's end."""
-        insert = Insert(tokens, stream.prefix, dropout, carried=first != last)
-        insert.arg = stream.arg
-        self.grafts.append((first, "tokens", insert))
-        if strip:
-            out = Strip(tokens.shape[0], stream.prefix)
-            out.output = stream.output
-            self.grafts.append((last, "strip", out))
+        """Tokens P D stand in the sequence from the first of these consecutive blocks to the last; without `strip`, to
+        the model's end."""
+        for path, following in zip(blocks, [*blocks[1:], None], strict=True):
+            first = path == blocks[0]
+            own, comes = (tokens, None) if first else (None, path)
+            graft = Tokens(own, len(tokens), stream.prefix, dropout, comes, following)
+            graft.arg, graft.output = stream.arg, stream.output
+            graft.stays = following is None and not strip
+            self.grafts.append((path, "tokens", graft))
 
     def train(self, module: str, *names: str) -> None:
         """Train these stock parameters of a module."""

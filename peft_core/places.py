@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from peft_core.anatomies import Anatomy, Place, Stream, SubLayer
 from peft_core.errors import PeftError, nearest
-from peft_core.grafts.graft import Delta
+from peft_core.grafts.graft import Delta, grafts
+from peft_core.grafts.weight_changes import changed_weight
 
 if TYPE_CHECKING:
     from peft_core.method import Method
@@ -146,7 +147,8 @@ class Where:
 
     def current(self, place: Place) -> Tensor:
         """The place's own rows of the weight as the adaptations already installed make it."""
-        weight = getattr(self.model.get_submodule(place.module), place.weight).detach()
+        module = self.model.get_submodule(place.module)
+        weight = changed_weight(self.stock(place).detach(), list(grafts(module, Delta))).detach()
         return weight if place.rows is None else weight[slice(*place.rows)]
 
     def shape(self, place: Place) -> tuple[int, int]:

@@ -14,7 +14,8 @@ MOVED = {
     **{f"peft_core.{name}": f"peft_core.parts.{name}" for name in (
         "lowrank", "decomposed", "scale_shift", "scaling", "factors", "bottleneck", "ranked")},
     **{f"peft_core.{name}": f"peft_core.kernels.{name}" for name in ("lowrank_linear", "lowrank_conv", "rebuild")},
-    **{f"peft_core.{name}": f"peft_core.grafts.{name}" for name in ("weight_changes", "attention", "calls")},
+    **{f"peft_core.{name}": f"peft_core.grafts.{name}" for name in ("attention", "calls")},
+    "peft_core.weight_changes": "peft_core.grafts.classes",
     **{f"clip_peft.{name}": f"clip_peft.text.{name}" for name in ("tower", "prompts", "packing", "templates")},
     "clip_peft.text_pass": "clip_peft.text.run",
     **{f"vision_peft.{name}": f"vision_peft.video.{name}" for name in ("joint", "over_time", "videomae", "views")},

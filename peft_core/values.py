@@ -116,7 +116,9 @@ def check_fields(instance: Any) -> None:
     """
     of = getattr(instance, "name", type(instance).__name__)
     for name, hint in hints_of(type(instance)).items():
-        value = getattr(instance, name)
+        value, parts = getattr(instance, name), parts_of(hint)
+        if isinstance(value, str) and str not in parts and any(is_list(part) for part in parts):
+            value = [value]
         try:
             found = _typed(value, hint, text=False)
         except Unfit:
@@ -212,8 +214,6 @@ def _chosen(value: Any, words: tuple[Any, ...]) -> Any:
 def _list(value: Any, hint: Any, text: bool) -> list[Any]:
     if text and isinstance(value, str):
         value = _bracketed(value) if value.startswith("[") else [value]
-    elif isinstance(value, str) and typing.get_args(hint)[:1] == (str,):
-        value = [value]  # one word of a list of words
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, (str, bytes)) or not isinstance(value, collections.abc.Sequence):
         raise Unfit

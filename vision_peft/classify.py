@@ -13,7 +13,7 @@ from torchmetrics import CatMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from peft_core.adapter_file import adapter_state
-from peft_core.jobs.reports.scores import Scores
+from peft_core.jobs.reports.scores import Scores, sure
 from peft_core.jobs.runs.learning import Learning
 from vision_peft.prefix_cache import PrefixCache
 
@@ -84,7 +84,7 @@ class Classifier(Learning):
         return "  ".join(word for word in words if word)
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        probability, predicted = self(batch.images).float().softmax(-1).max(-1)
+        predicted, probability = sure(self(batch.images))
         self.confusion.update(predicted, batch.labels)
         self.seen.update(torch.stack([batch.indices.to(probability), predicted.float(), probability], 1))
 

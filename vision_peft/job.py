@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,6 +43,7 @@ def run(
     load: Callable[..., tuple[nn.Module, Backbone]] = load_backbone,
     finish: Callable[..., dict[str, Any]] = write_outcome,
     learner: Callable[..., Classifier] = Classifier,
+    watch: bool = True,
 ) -> dict[str, Any]:
     """Trains (or goes on training) as `settings` say and writes everything into the folder.
 
@@ -49,30 +51,33 @@ def run(
         load: gives the backbone; a sweep keeps it from run to run.
         finish: writes the outcome; a sweep leaves out what only a single run needs.
         learner: makes the LightningModule, from what `Classifier` takes.
+        watch: score val ten times while training, where that is what is scored at the end; a sweep has no time for it.
 
     Returns: the results; {} on processes other than the first.
     """
     protocol = settings["protocol"]
-    every = settings["eval_every"] or (1 if protocol == "legacy" else 0)
     card: dict[str, Any] = {"command": folder.program, "class_names": data.class_names, "resize": settings["resize"]}
     saver = SaveState(folder.path, settings["save_every"], lambda: save_adapter(model, folder.path / "adapter", **card))
     flags = settings["trainer"].options | ({"max_epochs": settings["epochs"]} if settings["epochs"] else {})
+    train, scored, scored_name = splits(data, settings["eval_on"], protocol)
+    every = settings["eval_every"] or (1 if protocol == "legacy" else 0)
+    if not every and watch and scored_name == "val":
+        every = math.ceil(max(0, flags.get("max_epochs") or 0) / 10)
     trainer = make_trainer(flags, [saver, Progress()], folder.path, check_val_every_n_epoch=every or 1)
     each, rest = divmod(settings["batch_size"], trainer.world_size)
     if rest:
         raise PeftError(f"a batch of {settings['batch_size']} does not divide among {trainer.world_size} devices.")
 
-    train, scored, scored_name = splits(data, settings["eval_on"], protocol)
     model, about = prepare(data, settings, load)
     card |= about.card() | about_clips(data.train, settings)
     fit = {"mode": settings["resize"], "crop_pct": about.crop_pct}
-    pictures = settings["data"].decode(train, about.input_size, **fit)
+    pictures = settings["data"].decode(train, about.input_size, settings["augment"], **fit)
     held_out = settings["data"].decode(scored, about.input_size, **fit) if len(scored) else None
     share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     batches = batches_of(pictures, each, seed=settings["seed"], **share)
     scoring = InOrder(batches_of(held_out, 2 * each, shuffle=False, **share)) if held_out is not None else None
 
-    chosen = {key: settings[key] for key in OF_CLASSIFIER}
+    chosen = {key: settings[key] for key in OF_CLASSIFIER} | {"augment": pictures.remaining(settings["augment"])}
     classifier = learner(
         model, len(data.class_names), planned_steps(trainer, len(batches)), about.mean, about.std,
         keep_best=protocol == "legacy", **chosen,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from peft_data.augment import normalise
 from peft_data.cache import DecodedPictures
+from peft_data.frames import FramedPictures
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
@@ -51,7 +53,7 @@ class PrefixCache:
 
 def prefix_cache(
     model: nn.Module,
-    pictures: DecodedPictures,
+    pictures: Any,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     *,
@@ -68,6 +70,8 @@ def prefix_cache(
         return None
     why, cache = "", None
     try:
+        if isinstance(pictures, FramedPictures):
+            raise PeftError(f"the pictures change from epoch to epoch (augment {augment})")
         if not isinstance(pictures, DecodedPictures):
             raise PeftError("the frames of a clip are drawn anew at every epoch")
         prefix = Prefix(model)

@@ -12,13 +12,14 @@ from peft_data.video.batches import batches_of
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from peft_core import NotMergeable, PeftError, load_run, merge
+from peft_core import NotMergeable, PeftError, merge
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.data import Data
-from peft_core.jobs.reports.scores import Scores
+from peft_core.jobs.reports.scores import Scores, sure
+from peft_core.jobs.runs.load import CLASSIFIERS, load_run
 from peft_core.jobs.runs.onnx_file import needs_onnx, write_onnx
-from peft_core.jobs.runs.use import print_classes, print_predictions
+from peft_core.jobs.runs.use import out_file, print_classes, print_predictions
 from peft_core.values import Count, Range
 
 
@@ -34,7 +35,7 @@ def test(
         split: Which split.
         batch_size: Pictures at once.
     """
-    loaded = load_run(run)
+    loaded = load_run(run, CLASSIFIERS)
     chosen = data or Data.of(loaded.config)
     opened = chosen.open()
     if opened.class_names != loaded.class_names:
@@ -50,7 +51,7 @@ def test(
     with torch.inference_mode():
         for batch in batches_of(decoded, batch_size, shuffle=False):
             logits = loaded.model(normalise(batch.images.to(device), loaded.mean, loaded.std))
-            confusion.index_put_((batch.labels, logits.argmax(-1).cpu()), torch.tensor(1), accumulate=True)
+            confusion.index_put_((batch.labels, sure(logits)[0].cpu()), torch.tensor(1), accumulate=True)
     scores = Scores(confusion, torch.empty(0), torch.empty(0))
     print(f"accuracy {scores.accuracy:.4f} on {len(decoded):,} pictures of {opened.name} {split}")
     per_class = dict(zip(opened.class_names, scores.per_class, strict=True))
@@ -59,15 +60,18 @@ def test(
 
 
 @command("vision")
-def predict(pictures: list[str], *, run: str, batch_size: Count = 64) -> int:
-    """Print `path,class,probability` for pictures and folders of pictures.
+def predict(pictures: list[str], *, run: str, top: Count = 1, batch_size: Count = 64, out: str | None = None) -> int:
+    """Print `path,class,probability` for pictures and folders of pictures, the likeliest classes first.
 
     Args:
         pictures: Files and folders; folders are searched through.
         run: The run folder.
+        top: Classes a picture.
         batch_size: Pictures at once.
+        out: A .csv file to write in place of printing.
     """
-    return print_predictions(load_run(run), pictures, "vision_peft", 1, batch_size)
+    target = None if out is None else str(out_file(out, ".csv", run))
+    return print_predictions(load_run(run, CLASSIFIERS), pictures, "vision_peft", top, batch_size, target)
 
 
 @command("vision")
@@ -78,8 +82,8 @@ def merge_(*, run: str, out: str) -> Path:
         run: The run folder.
         out: The .safetensors file to write.
     """
-    target = _target(out, ".safetensors")
-    loaded = load_run(run)
+    target = out_file(out, ".safetensors", run)
+    loaded = load_run(run, CLASSIFIERS)
     merge(loaded.model)
     from vision_peft.video.classified import timm_state  # needs timm, which other commands must not wait for
 
@@ -119,20 +123,11 @@ def export(*, run: str, out: str, opset: Annotated[int, Range(18)] = 18) -> Path
         out: The .onnx file to write.
         opset: ONNX operator set.
     """
-    target = _target(out, ".onnx")
+    target = out_file(out, ".onnx", run)
     needs_onnx()
-    loaded = load_run(run)
+    loaded = load_run(run, CLASSIFIERS)
     if "clips" in loaded.card:
         raise PeftError(f"{run} takes clips, and export writes models of pictures: use the run folder with `predict`.")
     with contextlib.suppress(NotMergeable):  # then the graph holds the adapter beside the backbone
         merge(loaded.model)
     return write_onnx(Deployed(loaded.model, loaded.mean, loaded.std), loaded, target, opset)
-
-
-def _target(out: str, suffix: str) -> Path:
-    path = Path(out).expanduser()
-    if path.suffix != suffix:
-        raise PeftError(f"--out {out} must end in {suffix}.")
-    if path.is_dir():
-        raise PeftError(f"{path} is a folder: give a file name.")
-    return path

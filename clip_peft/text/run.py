@@ -21,7 +21,7 @@ from clip_peft.text.packing import Packing, pack
 from clip_peft.text.prompts import Prompts
 from clip_peft.text.tower import TextTower
 from peft_core.errors import PeftError
-from peft_core.grafts.graft import Delta, after, grafts
+from peft_core.grafts.graft import Delta, grafts, leaving
 from peft_core.grafts.weight_changes import linear
 
 KEPT = 16
@@ -198,10 +198,10 @@ def _put(x: Tensor, packing: Packing, vector: Tensor) -> Tensor:
 
 def run_block(block: Any, x: Tensor, packing: Packing, mask: Tensor) -> Tensor:
     """One stock block on packed tokens B N D: everything but attention works token by token, so its modules are called."""
-    attention = after(block.attn, (), _attend(block.attn, block.ln_1(x), packing, mask))
+    attention = leaving(block.attn, (), {}, _attend(block.attn, block.ln_1(x), packing, mask))
     x = x + block.ls_1(attention)
     x = x + block.ls_2(block.mlp(block.ln_2(x)))
-    return after(block, (), x)
+    return leaving(block, (), {}, x)
 
 
 def _attend(attention: Any, x: Tensor, packing: Packing, mask: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from clip_peft.inside import give, receive
 from peft_core.errors import PeftError
 from peft_core.grafts.branch import Branch
-from peft_core.grafts.graft import Delta, after, before, grafts
+from peft_core.grafts.graft import Delta, entering, grafts, leaving
 
 _PLAIN_ATTENTION = ("logit_scale", "head_scale")
 _PLAIN_NORMS = ("ln_q", "ln_k", "ln_inner", "ln_attn")
@@ -181,5 +181,5 @@ def _stock_block(block: Any) -> bool:
     return (
         not tapped
         and all(isinstance(graft, Delta | Branch) for graft in kinds)
-        and all(hook in (before, after, receive, give) for hook in hooks)
+        and all(hook in (entering, leaving, receive, give) for hook in hooks)
     )

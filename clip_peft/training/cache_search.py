@@ -29,7 +29,7 @@ def search(encoder: Encoder, val: DecodedPictures | None) -> dict[str, Any]:
     alpha, beta = method.strengths
     alphas = [alpha] if method.alpha is not None else [alpha, *ALPHAS]
     betas = [beta] if method.beta is not None else [beta, *BETAS]
-    features = encoder.views(val.images, [None])[0].to(encoder.device)
+    features = encoder.views(val, [None])[0].to(encoder.device)
     labels = val.labels.to(encoder.device)
     texts = encoder.whole.learner.clip.scale * F.normalize(features, dim=-1) @ learner.weights().t()
     near = F.normalize(features, dim=-1) @ learner.keys.t()

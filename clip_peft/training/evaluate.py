@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from peft_data.cache import DecodedPictures
+from peft_data.cache import DecodedPictures, decoded
 from torch import Tensor
 
 from clip_peft.text.prompts import told_apart
 from clip_peft.training.features import CHUNK, Encoder
-from peft_core.jobs.reports.scores import Scores
+from peft_core.jobs.reports.scores import Scores, sure
 
 BINS = 15
 
@@ -21,30 +21,37 @@ def score(encoder: Encoder, pictures: DecodedPictures, classes: int, columns: Se
     """Scores of pictures whose labels are of `classes`; `columns` are these classes' places among the model's, where it
     names more than these."""
     predicted, probability = [], []
-    for logits in batches_of_logits(encoder, pictures.images):
+    for logits in batches_of_logits(encoder, pictures):
         logits = logits if columns is None else logits[:, list(columns)]
-        best = logits.float().softmax(-1).max(-1)
-        predicted.append(best.indices.cpu())
-        probability.append(best.values.cpu())
-    named, sure = torch.cat(predicted), torch.cat(probability)
+        for kept, values in zip((predicted, probability), sure(logits), strict=True):
+            kept.append(values.cpu())
+    named = torch.cat(predicted)
     cells = torch.bincount(pictures.labels * classes + named, minlength=classes * classes)
-    return Scores(cells.view(classes, classes), named, sure)
+    return Scores(cells.view(classes, classes), named, torch.cat(probability))
 
 
-def batches_of_logits(encoder: Encoder, images: Tensor) -> Iterator[Tensor]:
-    """Logits B C of uint8 N 3 H W, batch by batch; features come from the cache where the image tower is frozen."""
+def batches_of_logits(encoder: Encoder, pictures: Any) -> Iterator[Tensor]:
+    """Logits B C of pictures (uint8 N 3 H W, decoded ones, or in their own frames), batch by batch;
+    features come from the cache where the image tower is frozen."""
     whole = encoder.whole.eval()
     views = test_views(whole.method)
     weights = None if whole.learner.method.of_pictures else whole.learner.weights()
+    pictures = decoded(pictures) if isinstance(pictures, Tensor) else pictures
     if not encoder.frozen and not views:
-        for start in range(0, len(images), CHUNK):
-            yield whole.logits(whole.encode(encoder.images(images[start : start + CHUNK])), weights)
+        for start in range(0, len(pictures), CHUNK):
+            rows = range(start, min(start + CHUNK, len(pictures)))
+            yield whole.logits(whole.encode(encoder.images(pictures.whole(rows))), weights)
         return
-    features = encoder.views(images, [None, *range(1, views)], "crop_flip")
+    features = encoder.views(pictures, [None, *range(1, views)], "crop_flip")
     size = CHUNK if not views else 4
-    for start in range(0, len(images), size):
+    for start in range(0, len(pictures), size):
         part = [view[start : start + size].to(encoder.device) for view in features]
         yield whole.logits(torch.stack(part, dim=1) if views else part[0], weights)
+
+
+def test_augment(method: Any) -> str:
+    """What the pictures to be scored are decoded for: views at test are parts of the file's own frame, too."""
+    return "crop_flip" if test_views(method) else "none"
 
 
 def test_views(method: Any) -> int:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from peft_data.augment import augmentation, normalise
-from peft_data.batches import generator_of
+from peft_data.augment import normalise
+from peft_data.cache import decoded
 from torch import Tensor, nn
 
 from clip_peft.learner import Learner, OpenVocabularyMethod
@@ -67,31 +67,35 @@ class Encoder:
             flat = self.whole.model.encode_image(self.images(images.flatten(0, -4)), normalize=False)  # type: ignore[operator]
         return flat.float().view(*images.shape[:-3], -1)
 
-    def views(self, images: Tensor, which: Sequence[int | None], augment: str = "none", seed: int = 0) -> list[Tensor]:
-        """N E for each view of uint8 N 3 H W: None is the picture as it is, v its v-th augmentation."""
+    def views(self, pictures: Any, which: Sequence[int | None], augment: str = "none", seed: int = 0) -> list[Tensor]:
+        """N E for each view of pictures (uint8 N 3 H W, decoded ones, or in their own frames): None is the picture as it is
+        tested, v its v-th augmentation."""
+        pictures = decoded(pictures) if isinstance(pictures, Tensor) else pictures
         was_training = self.whole.model.training
         self.whole.model.eval()
         try:
-            digest = f"{self.tower()} {_of_pictures(images)}" if self.folder else ""
-            return [self._view(images, view, augment, seed, digest) for view in which]
+            digest = pictures.digest() if self.folder else ""
+            digest = digest and f"{self.tower()} {digest}"
+            return [self._view(pictures, view, augment, seed, digest) for view in which]
         finally:
             self.whole.model.train(was_training)
 
-    def _view(self, images: Tensor, view: int | None, augment: str, seed: int, digest: str) -> Tensor:
+    def _view(self, pictures: Any, view: int | None, augment: str, seed: int, digest: str) -> Tensor:
         def pieces() -> list[Tensor]:
-            change, found = augmentation("none" if view is None else augment), []
-            for start in range(0, len(images), CHUNK):
-                chance = generator_of(seed, view or 0, start)
-                found.append(self.encode(change(images[start : start + CHUNK], chance)).cpu())
+            found = []
+            for start in range(0, len(pictures), CHUNK):
+                rows = range(start, min(start + CHUNK, len(pictures)))
+                images = pictures.whole(rows) if view is None else pictures.augmented(rows, augment, seed, view)
+                found.append(self.encode(images).cpu())
             return found
 
-        if self.folder is None:
+        if self.folder is None or not digest:
             return torch.cat(pieces())
         what = "as it is" if view is None or augment == "none" else f"{augment} {view} {seed}"
         key = f"{VERSION} {self.mean} {self.std} {digest} {what}"
         path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.f32"
         with _locked(path):
-            if not path.is_file() or path.stat().st_size % (4 * len(images)):
+            if not path.is_file() or path.stat().st_size % (4 * len(pictures)):
                 part = path.with_suffix(".part")
                 try:
                     with open(part, "wb") as file:
@@ -105,7 +109,7 @@ class Encoder:
                 finally:
                     part.unlink(missing_ok=True)
         size = path.stat().st_size // 4
-        return torch.from_file(str(path), shared=False, size=size, dtype=torch.float32).view(len(images), -1)
+        return torch.from_file(str(path), shared=False, size=size, dtype=torch.float32).view(len(pictures), -1)
 
     def tower(self) -> str:
         """A hash of the image tower: of its weights, and of its settings (activation, heads, pooling)."""
@@ -135,13 +139,6 @@ def _of_weights(module: nn.Module) -> str:
     for name, value in module.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(_bytes(value))
-    return digest.hexdigest()
-
-
-def _of_pictures(images: Tensor) -> str:
-    digest = hashlib.sha256(str(tuple(images.shape)).encode())
-    for start in range(0, len(images), 256):
-        digest.update(_bytes(images[start : start + 256]))
     return digest.hexdigest()
 
 

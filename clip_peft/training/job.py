@@ -12,8 +12,9 @@ from typing import Any
 import lightning.pytorch
 import torch
 from peft_data import ClassificationData
-from peft_data.batches import Batches
 from peft_data.cache import DecodedPictures
+from peft_data.frames import FramedPictures
+from peft_data.video.batches import batches_of
 
 from clip_peft import saved
 from clip_peft.learner import OpenVocabularyMethod
@@ -21,7 +22,7 @@ from clip_peft.open_vocabulary import OpenVocabulary
 from clip_peft.text.templates import DEFAULT, TEMPLATES
 from clip_peft.training.cache_search import search
 from clip_peft.training.contrast import Contrast
-from clip_peft.training.evaluate import figures, score
+from clip_peft.training.evaluate import figures, score, test_augment
 from clip_peft.training.features import Encoder, Views, default_cache, frozen_image_tower
 from clip_peft.training.results import write_outcome
 from peft_core import count_parameters
@@ -79,27 +80,28 @@ def run(
     fit = picture_fit(model, about)
     card |= about.card() | {"resize": fit.mode, "interpolation": fit.interpolation}
     how = {"mode": fit.mode, "crop_pct": fit.crop_pct, "interpolation": fit.interpolation}
-    train, val, scored = (
-        settings["data"].decode(part, fit.size, **how) if len(part) else None
-        for part in (data.train, data.val, data.val if settings["eval_on"] == "val" else data.test)
+    train = settings["data"].decode(data.train, fit.size, settings["augment"], **how)
+    tested = test_augment(method)
+    val, scored = (
+        settings["data"].decode(part, fit.size, augment, **how) if len(part) else None
+        for part, augment in ((data.val, "none"), (data.val if settings["eval_on"] == "val" else data.test, tested))
     )
     cache = Path(settings["data"].options.get("cache_dir") or default_cache()) if settings["cache_views"] else None
     encoder = Encoder(whole, about.mean, about.std, cache)
     began = time.monotonic()
     views = training_views(encoder, train, settings)
     if hasattr(whole.learner, "remember"):  # a cache of the training pictures
-        kept = torch.stack(views or encoder.views(train.images, [None]))
+        kept = torch.stack(views or encoder.views(train, [None]))
         whole.learner.remember(kept.to(encoder.device), train.labels)
     caching = time.monotonic() - began
     folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
     contrast, epochs = None, 0
     if whole.trainable():
         share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-        source = (
-            train if views is None else dataclasses.replace(train, images=torch.empty(len(train), 0, dtype=torch.uint8))
-        )
-        batches = Batches(source, each, seed=settings["seed"], drop_last=True, **share)
-        chosen = {key: settings[key] for key in OF_CONTRAST}
+        empty = torch.empty(len(train), 0, dtype=torch.uint8)  # features are picked by the rows of a batch
+        source = train if views is None else DecodedPictures(empty, train.labels, train.names)
+        batches = batches_of(source, each, seed=settings["seed"], drop_last=True, **share)
+        chosen = {key: settings[key] for key in OF_CONTRAST} | {"augment": source.remaining(settings["augment"])}
         steps = planned_steps(trainer, len(batches))
         an_epoch = math.ceil(len(batches) / trainer.accumulate_grad_batches)
         contrast = Contrast(encoder, steps, an_epoch, Views(views) if views else None, **chosen)
@@ -141,14 +143,16 @@ def run(
     return write_outcome(folder, data, results, contrast.history if contrast else [], scores, scored)
 
 
-def training_views(encoder: Encoder, train: DecodedPictures, settings: dict[str, Any]) -> list[torch.Tensor] | None:
+def training_views(
+    encoder: Encoder, train: DecodedPictures | FramedPictures, settings: dict[str, Any]
+) -> list[torch.Tensor] | None:
     """Features of the training pictures, None where each step encodes them."""
     if not settings["cache_views"] or not encoder.frozen or not (
         encoder.whole.trainable() or hasattr(encoder.whole.learner, "remember")
     ):  # fmt: skip
         return None
     count = 1 if settings["augment"] == "none" else settings["cache_views"]
-    return encoder.views(train.images, range(count), settings["augment"], settings["seed"])
+    return encoder.views(train, range(count), settings["augment"], settings["seed"])
 
 
 def resolved(method: Method, template: str | None, data: str) -> tuple[Method, dict[str, Any]]:

@@ -1,16 +1,76 @@
-"""Augmentation and normalisation of whole batches of decoded pictures; chance comes from a generator alone."""
+"""Augmentation and normalisation of pictures; chance comes from a generator alone.
+
+An augmentation that takes a part of a picture takes it from the file's own frame: `peft_data.frames` and the batches of
+clips cut it (`Augment.parts`, `before`, `mirror`), and what is left, `Augment.then`, is done to the batch. On pictures
+that are decoded already `augmentation` does all of it.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
+from PIL import Image
 
+from peft_data.crops import PLACES, SIDES, Parts, jitter_part, multi_scale_part, random_part, scaled
 from peft_data.errors import DataError, nearest
+from peft_data.rand_augment import Change, drawn_changes
+
+__all__ = ["AUGMENTATIONS", "MIRRORING", "PLACES", "SIDES", "augment_of", "augmentation", "normalise"]
 
 Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to a training picture, in this order.
+
+    Args:
+        about: one line.
+        before: draws changes of the whole frame.
+        parts: draws a part of each frame, which is brought to the model's size; None leaves the whole, as in evaluation.
+        mirror: then mirrored left to right with probability one half.
+        then: a change of the batch, uint8 `B 3 H W`, by the name of another augmentation.
+        change: a change of the batch itself, for one that takes no part.
+    """
+
+    about: str
+    before: Callable[[torch.Generator], list[Change]] | None = None
+    parts: Parts | None = None
+    mirror: bool = False
+    then: str = "none"
+    change: Augmentation | None = None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether it needs the file's own frame."""
+        return self.parts is not None
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        if images.ndim == 5:  # all frames of a clip are changed alike: they lie one behind the other among the channels
+            return self(images.flatten(1, 2), generator).unflatten(1, (-1, 3))
+        if self.change is not None:
+            return self.change(images, generator)
+        if self.before is not None:
+            images = torch.stack([_changed(image, self.before(generator)) for image in images])
+        if self.parts is not None:
+            images = _parts_of(images, self.parts, self.mirror, generator)
+        return images if self.then == "none" else AUGMENTATIONS[self.then](images, generator)
+
+
+def augment_of(name: str) -> Augment:
+    """The augmentation of that name.
+
+    Raises:
+        DataError: an unknown name.
+    """
+    if name not in AUGMENTATIONS:
+        known = ", ".join(AUGMENTATIONS)
+        raise DataError(f"there is no augmentation {name!r}{nearest(name, AUGMENTATIONS)}: one of {known}")
+    return AUGMENTATIONS[name]
 
 
 def augmentation(name: str) -> Augmentation:
@@ -21,16 +81,35 @@ def augmentation(name: str) -> Augmentation:
     Raises:
         DataError: an unknown name.
     """
-    if name not in AUGMENTATIONS:
-        known = ", ".join(AUGMENTATIONS)
-        raise DataError(f"there is no augmentation {name!r}{nearest(name, AUGMENTATIONS)}: one of {known}")
-    return partial(_of_pictures_or_clips, AUGMENTATIONS[name])
+    return augment_of(name)
 
 
-def _of_pictures_or_clips(change: Augmentation, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    if images.ndim == 4:
-        return change(images, generator)
-    return change(images.flatten(1, 2), generator).unflatten(1, (-1, 3))
+def changed(images: Sequence[Image.Image], changes: Sequence[Change]) -> list[Image.Image]:
+    """Pictures after the same changes, each once however often it stands there."""
+    done: dict[int, Image.Image] = {}
+    for image in images:
+        if id(image) not in done:
+            new = image
+            for change in changes:
+                new = change(new)
+            done[id(image)] = new
+    return [done[id(image)] for image in images]
+
+
+def _changed(image: torch.Tensor, changes: Sequence[Change]) -> torch.Tensor:
+    frames = [Image.fromarray(frame.permute(1, 2, 0).contiguous().cpu().numpy()) for frame in image.split(3)]
+    done = [torch.from_numpy(np.asarray(frame).transpose(2, 0, 1).copy()) for frame in changed(frames, changes)]
+    return torch.cat(done).to(image.device)
+
+
+def _parts_of(images: torch.Tensor, parts: Parts, mirror: bool, generator: torch.Generator) -> torch.Tensor:
+    """Parts of pictures of one size, at the size of the whole."""
+    height, width = images.shape[-2:]
+    sides = [torch.full((len(images),), side, dtype=torch.int64) for side in (height, width)]
+    boxes = parts(*sides, generator).tolist()
+    pieces = [image[..., t : t + h, left : left + w] for image, (t, left, h, w) in zip(images, boxes, strict=True)]
+    whole = torch.stack([scaled(piece, (height, width)) for piece in pieces])
+    return flip(whole, generator) if mirror else whole
 
 
 def normalise(
@@ -68,78 +147,24 @@ def crop_flip(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     mirror: bool = True,
 ) -> torch.Tensor:
-    """A random part of each picture, mirrored with probability one half (not without `mirror`), brought back to the whole
-    size (bicubic).
-
-    The part has a share of the area uniform in `scale` and an aspect ratio log-uniform in `ratio`, as torchvision's
-    `RandomResizedCrop` draws them; where none of ten draws fits into the picture it is the whole.
-    """
-    count, _, height, width = images.shape
-    draws = torch.rand(5, count, 10, generator=generator, dtype=torch.float64)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[0])
-    aspect = torch.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * draws[1])
-    w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-    fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
-    first = fits.int().argmax(1, keepdim=True)
-    found = fits.any(1)
-    w = torch.where(found, w.gather(1, first)[:, 0], width)
-    h = torch.where(found, h.gather(1, first)[:, 0], height)
-    left = (draws[2, :, 0] * (width - w + 1)).floor()
-    top = (draws[3, :, 0] * (height - h + 1)).floor()
-    whole = _resized(images, torch.stack([top, left, h, w], 1))
-    return _flipped(whole, draws[4, :, 0] < 0.5) if mirror else whole
-
-
-def _resized(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Parts `top, left, height, width` of the pictures, at the size of the whole.
-
-    One by one: torch resizes bytes natively, 9 × faster than `grid_sample` resamples a batch of floats on a CPU."""
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2.functional import resized_crop
-
-    size = list(images.shape[-2:])
-    parts = zip(images, boxes.long().tolist(), strict=True)
-    return torch.stack([resized_crop(one, *box, size, InterpolationMode.BICUBIC, antialias=True) for one, box in parts])
-
-
-SIDES = (1.0, 0.875, 0.75, 0.66)
-PLACES = tuple((y, x) for y in (0, 2, 4) for x in (0, 2, 4)) + ((1, 1), (1, 3), (3, 1), (3, 3))
-"""Of a part in quarters of the room that it leaves: corners, middles of the sides, the centre, and between these."""
+    """A random part of each decoded picture (`random_part`), mirrored with probability one half (not without `mirror`),
+    brought back to the whole size (bicubic)."""
+    return _parts_of(images, partial(random_part, scale=scale, ratio=ratio), mirror, generator)
 
 
 def multi_scale(images: torch.Tensor, generator: torch.Generator, mirror: bool = True) -> torch.Tensor:
-    """TSN's crops (Wang et al., 2016), AdaptFormer's on clips: height and width are `SIDES` of the shorter side, at most one
-    step apart, at one of thirteen `PLACES`; mirrored with probability one half, not without `mirror`."""
-    count, _, height, width = images.shape
-    pairs = [(h, w) for h in range(len(SIDES)) for w in range(len(SIDES)) if abs(h - w) <= 1]
-    pair = torch.tensor(pairs)[torch.randint(len(pairs), (count,), generator=generator)]
-    place = torch.tensor(PLACES)[torch.randint(len(PLACES), (count,), generator=generator)]
-    turned = torch.rand(count, generator=generator) < 0.5
-    size = (torch.tensor(SIDES)[pair] * min(height, width)).long()
-    corner = (torch.tensor([height, width]) - size) // 4 * place
-    whole = _resized(images, torch.cat([corner, size], 1))
-    return _flipped(whole, turned) if mirror else whole
+    """As `crop_flip`, with `multi_scale_part`."""
+    return _parts_of(images, multi_scale_part, mirror, generator)
 
 
 def jitter(images: torch.Tensor, generator: torch.Generator, most: float = 1.15, mirror: bool = True) -> torch.Tensor:
-    """A square anywhere in each picture as if its shorter side had been scaled by a factor uniform in 1 to `most`: the side is
-    1 / factor of it. ST-Adapter's crops; mirrored with probability one half, not without `mirror`."""
-    count, _, height, width = images.shape
-    draws = torch.rand(4, count, generator=generator, dtype=torch.float64)
-    side = (min(height, width) / (1 + (most - 1) * draws[0])).round()
-    top, left = (draws[1] * (height - side + 1)).floor(), (draws[2] * (width - side + 1)).floor()
-    whole = _resized(images, torch.stack([top, left, side, side], 1))
-    return _flipped(whole, draws[3] < 0.5) if mirror else whole
+    """As `crop_flip`, with `jitter_part`."""
+    return _parts_of(images, partial(jitter_part, most=most), mirror, generator)
 
 
 def randaug(images: torch.Tensor, generator: torch.Generator, operations: int = 2, magnitude: int = 9) -> torch.Tensor:
     """RandAugment (Cubuk et al., 2020) of each picture by itself, as torchvision does it, after `flip`."""
     return _rand_augmented(flip(images, generator), generator, operations, magnitude)
-
-
-def randaug_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """RandAugment of 4 operations and magnitude 7, as ST-Adapter and AIM train on SSv2, after a random crop; no mirror."""
-    return _rand_augmented(crop_flip(images, generator, mirror=False), generator, 4, 7)
 
 
 def _rand_augmented(images: torch.Tensor, generator: torch.Generator, operations: int, magnitude: int) -> torch.Tensor:
@@ -153,17 +178,24 @@ def _rand_augmented(images: torch.Tensor, generator: torch.Generator, operations
         return torch.stack([change(image.unflatten(0, (-1, 3))).flatten(0, 1) for image in images])
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": none,
-    "flip": flip,
-    "crop": partial(crop_flip, mirror=False),
-    "crop_flip": crop_flip,
-    "multi_scale": partial(multi_scale, mirror=False),
-    "multi_scale_flip": multi_scale,
-    "jitter": partial(jitter, mirror=False),
-    "jitter_flip": jitter,
-    "randaug": randaug,
-    "randaug_crop": randaug_crop,
-}
+_HALF = partial(random_part, scale=(0.5, 1.0))
+AUGMENTATIONS: dict[str, Augment] = {
+    "none": Augment("the picture as it is evaluated", change=none),
+    "flip": Augment("mirrored", change=flip),
+    "crop": Augment("a part of 8 to 100 % of the area", parts=random_part),
+    "crop_flip": Augment("a part of 8 to 100 % of the area, mirrored", parts=random_part, mirror=True),
+    "crop_half_flip": Augment("a part of 50 to 100 %, mirrored: Tip-Adapter's views", parts=_HALF, mirror=True),
+    "multi_scale": Augment("TSN's parts: AdaptFormer on clips", parts=multi_scale_part),
+    "multi_scale_flip": Augment("TSN's parts, mirrored", parts=multi_scale_part, mirror=True),
+    "jitter": Augment("squares of 87 to 100 % of the side: ST-Adapter on Kinetics", parts=jitter_part),
+    "jitter_flip": Augment("these squares, mirrored", parts=jitter_part, mirror=True),
+    "randaug": Augment("mirrored, then RandAugment of 2 operations and magnitude 9 of 30", change=randaug),
+    "randaug4": Augment("RandAugment of 4 operations and magnitude 7 of 30",
+                        change=partial(_rand_augmented, operations=4, magnitude=7)),
+    "randaug_crop": Augment("a part, then RandAugment of 4 operations and magnitude 7 of 30: AIM on SSv2",
+                            parts=random_part, then="randaug4"),
+    "timm_randaug_crop": Augment("timm's rand-m7-n4-mstd0.5-inc1 (7 of 10) on the whole frame, then a part: ST-Adapter on SSv2",
+                                 before=drawn_changes, parts=random_part),
+}  # fmt: skip
 MIRRORING = frozenset(name for name in AUGMENTATIONS if name.endswith("flip") or name == "randaug")
 """Those that mirror: not for data whose labels a mirror changes."""

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
 from peft_data import cache_file
+from peft_data.augment import augmentation
 from peft_data.base import Pictures
+from peft_data.chance import generator_of
 from peft_data.errors import DataError, listing
 from peft_data.pictures import UNREADABLE, Fit, read_picture
 
 Progress = Callable[[int, int], None]
 CHUNK = 64
+MOST_WORKERS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +45,33 @@ class DecodedPictures:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def remaining(self, augment: str) -> str:
+        """The augmentation that is left to be done to batches of these pictures: all of it."""
+        return augment
+
+    def whole(self, rows: Sequence[int]) -> torch.Tensor:
+        """Pictures as the model is tested on them, uint8 `B 3 H W`."""
+        return self.images[list(rows)]
+
+    def augmented(self, rows: Sequence[int], augment: str, *numbers: int) -> torch.Tensor:
+        """Pictures after an augmentation, uint8 `B 3 H W`, drawn from (numbers, first row)."""
+        return augmentation(augment)(self.whole(rows), generator_of(*numbers, rows[0]))
+
+    def digest(self) -> str:
+        """A hash of the pictures' bytes."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        for start in range(0, len(self.images), 256):
+            digest.update(self.images[start : start + 256].cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
     def preview(self, row: int) -> Image.Image:
         """A picture as the model sees it, to be looked at."""
         return Image.fromarray(self.images[row].permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def decoded(images: torch.Tensor) -> DecodedPictures:
+    """Pictures that have no labels and no names, uint8 `N 3 H W`."""
+    return DecodedPictures(images, torch.zeros(len(images), dtype=torch.int64), ())
 
 
 def decode(
@@ -79,20 +107,42 @@ def decode(
         DataError: unreadable pictures (each with its path and what is wrong), a full disk, or a wrong argument.
     """
     fit = Fit((size, size) if isinstance(size, int) else (size[0], size[1]), mode, crop_pct, interpolation)
-    if on_bad_image not in ("raise", "skip"):
-        raise DataError(f"on_bad_image must be 'raise' or 'skip', not {on_bad_image!r}")
+    check_decoding(on_bad_image, cache_dir, workers)
     names = tuple(pictures.name(i) for i in range(len(pictures)))
     if isinstance(pictures.items, torch.Tensor):
         return DecodedPictures(fit.tensor(pictures.items), pictures.labels, names)
     images, left_out = _images(pictures, fit, cache_dir, workers, ram_limit, progress)
-    skipped = tuple((names[row], reason) for row, reason in left_out.items())
-    if skipped and (on_bad_image == "raise" or len(skipped) == len(pictures)):
+    kept, skipped = good_rows(names, left_out, on_bad_image)
+    return DecodedPictures(images, pictures.labels[kept], tuple(names[row] for row in kept), skipped)
+
+
+def check_decoding(on_bad_image: str = "raise", cache_dir: str | os.PathLike | None = None, workers: int = 0) -> None:
+    """Raises DataError where the options of decoding mean nothing; looks at no picture."""
+    if on_bad_image not in ("raise", "skip"):
+        raise DataError(f"on_bad_image must be 'raise' or 'skip', not {on_bad_image!r}")
+    if isinstance(workers, bool) or not isinstance(workers, int) or not 0 <= workers <= MOST_WORKERS:
+        raise DataError(f"workers must be 0 (one a processor) to {MOST_WORKERS}, not {workers!r}")
+    if cache_dir is not None and Path(cache_dir).expanduser().is_file():
         raise DataError(
-            f"{len(skipped)} of {len(pictures)} pictures cannot be read: mend or remove them, or go on without them "
+            f"decoded pictures cannot be kept in {cache_dir}, which is a file: name a folder with cache_dir"
+        )
+
+
+def good_rows(
+    names: Sequence[str], left_out: dict[int, str], on_bad_image: str, what: str = "pictures"
+) -> tuple[list[int], tuple[tuple[str, str], ...]]:
+    """The rows that could be read, and name and reason of the others.
+
+    Raises:
+        DataError: lists the others where `on_bad_image` is `raise`, or where nothing is left.
+    """
+    skipped = tuple((names[row], reason) for row, reason in sorted(left_out.items()))
+    if skipped and (on_bad_image == "raise" or len(skipped) == len(names)):
+        raise DataError(
+            f"{len(skipped)} of {len(names)} {what} cannot be read: mend or remove them, or go on without them "
             f"with on_bad_image='skip' (--data.on_bad_image skip):{listing([f'{name}: {reason}' for name, reason in skipped])}"
         )
-    kept = [row for row in range(len(pictures)) if row not in left_out]
-    return DecodedPictures(images, pictures.labels[kept], tuple(names[row] for row in kept), skipped)
+    return [row for row in range(len(names)) if row not in left_out], skipped
 
 
 def _images(
@@ -106,20 +156,20 @@ def _images(
     shape = (3, *fit.size)
     total = len(pictures) * int(np.prod(shape))
     left_out: dict[int, str] = {}
-    pieces = _decoded(pictures, fit, workers, left_out, progress)
+
+    def one(row: int) -> np.ndarray:
+        return fit.picture(read_picture(pictures.items[row]))
+
+    def pieces() -> Iterator[np.ndarray]:
+        return (np.stack(good) for good in each_decoded(pictures.items, one, workers, left_out, progress) if good)
+
     key = cache_file.cache_key(pictures, fit) if cache_dir is not None or total > ram_limit else None
     if key is None:
-        return _in_memory(pieces, len(pictures), shape), left_out
+        return _in_memory(pieces(), len(pictures), shape), left_out
     folder = cache_file.default_folder() if cache_dir is None else Path(cache_dir).expanduser()
-    with cache_file.locked(folder, key) as path:
-        found = cache_file.read(path, shape)
-        if found is None:
-            cache_file.write(path, pieces, left_out, total)
-            found = cache_file.read(path, shape)
-    if found is None:
-        raise DataError(f"{path} was changed while it was written: remove it and try again")
-    images, left_out = found
-    return images.clone() if total <= ram_limit else images, left_out
+    flat, notes = cache_file.kept(folder, key, pieces, lambda: {"left_out": left_out}, total)
+    images = flat.to(torch.uint8).view(-1, *shape)
+    return images.clone() if total <= ram_limit else images, notes["left_out"]
 
 
 def _in_memory(pieces: Iterator[np.ndarray], count: int, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -131,30 +181,44 @@ def _in_memory(pieces: Iterator[np.ndarray], count: int, shape: tuple[int, int, 
     return images[:done]
 
 
-def _decoded(
-    pictures: Pictures, fit: Fit, workers: int, left_out: dict[int, str], progress: Progress | None
-) -> Iterator[np.ndarray]:
-    """Pieces of up to `CHUNK` pictures in order; what cannot be read goes to `left_out`.
+def each_decoded(
+    items: Sequence,
+    one: Callable[[int], Any],
+    workers: int,
+    left_out: dict[int, str],
+    progress: Progress | None,
+) -> Iterator[list[Any]]:
+    """What `one` makes of each row, in order, in lists of up to `CHUNK`; what cannot be read goes to `left_out`.
 
     Threads suffice: Pillow decodes and resizes outside Python's lock.
     """
 
-    def one(row: int) -> np.ndarray | str:
+    def tried(row: int) -> Any:
         try:
-            return fit.picture(read_picture(pictures.items[row]))
+            return one(row)
         except UNREADABLE as error:
-            return _reason(pictures.items, row, error)
+            return _Bad(_reason(items, row, error))
 
-    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(pictures), CHUNK):
-            rows = range(start, min(start + CHUNK, len(pictures)))
-            results = list(pool.map(one, rows))
-            left_out.update((row, result) for row, result in zip(rows, results, strict=True) if isinstance(result, str))
-            good = [result for result in results if not isinstance(result, str)]
-            if good:
-                yield np.stack(good)
+    with pool(workers) as threads:
+        for start in range(0, len(items), CHUNK):
+            rows = range(start, min(start + CHUNK, len(items)))
+            results = list(threads.map(tried, rows))
+            left_out.update(
+                (row, result.reason) for row, result in zip(rows, results, strict=True) if isinstance(result, _Bad)
+            )
+            yield [result for result in results if not isinstance(result, _Bad)]
             if progress is not None:
-                progress(rows.stop, len(pictures))
+                progress(rows.stop, len(items))
+
+
+@dataclass(frozen=True)
+class _Bad:
+    reason: str
+
+
+def pool(workers: int) -> ThreadPoolExecutor:
+    """Threads for decoding, which happens outside Python's lock; 0 is one a processor, 16 at most."""
+    return ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
 
 
 def _reason(items: object, row: int, error: BaseException) -> str:

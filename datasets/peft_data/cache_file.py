@@ -1,6 +1,7 @@
 """Decoded pictures on disk: one file, written beside its place and moved there when it is whole.
 
-The file is the uint8 pictures, `N 3 H W`, then a JSON object (what was left out and why), then its length as 8 bytes.
+The file is the pictures' bytes one after another, then a JSON object (how many bytes; what was left out and why; what else
+is needed), then its length as 8 bytes.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,18 +22,20 @@ from filelock import FileLock
 from peft_data.base import Pictures
 from peft_data.errors import DataError
 from peft_data.pictures import Fit
+from peft_data.reach import cache_root
 
-VERSION = 1
+VERSION = 2
+SUFFIX = ".u8"
 
 
 def default_folder() -> Path:
     """Where decoded pictures go that do not fit into memory and for which no folder is named."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "visual-peft" / "pictures"
+    return cache_root() / "pictures"
 
 
-def cache_key(pictures: Pictures, fit: Fit) -> str | None:
-    """A name for these pictures at this size: it changes with any file's path, size or time of change.
+def cache_key(pictures: Pictures, fit: Fit | str) -> str | None:
+    """A name for these pictures at this size (or what else is done to them): it changes with any file's path, size or time
+    of change.
 
     None where it cannot be known what the pictures are: a sequence without a `fingerprint`.
     """
@@ -52,54 +56,84 @@ def cache_key(pictures: Pictures, fit: Fit) -> str | None:
     return digest.hexdigest()[:32]
 
 
-def read(path: Path, shape: tuple[int, int, int]) -> tuple[torch.Tensor, dict[int, str]] | None:
-    """The pictures, mapped from the file, and what was left out; None where there is no whole file."""
+def fingerprint(pictures: Pictures) -> str | None:
+    """A name for what a split holds, labels included; None where it cannot be known."""
+    if isinstance(pictures.items, torch.Tensor):
+        key = hashlib.sha256(pictures.items.cpu().contiguous().numpy().data).hexdigest()
+    else:
+        key = cache_key(pictures, "")
+    return key and hashlib.sha256(key.encode() + pictures.labels.numpy().tobytes()).hexdigest()[:32]
+
+
+def read(path: Path) -> tuple[torch.Tensor, dict[str, Any]] | None:
+    """The bytes, uint8 `M`, mapped from the file, and the notes; None where there is no whole file."""
     try:
         with open(path, "rb") as file:
             end = file.seek(-8, os.SEEK_END)
             length = int.from_bytes(file.read(8), "little")
             file.seek(end - length)
             notes = json.loads(file.read(length))
-    except (OSError, ValueError):
+        if not isinstance(notes, dict) or notes["bytes"] != end - length:
+            return None
+        notes["left_out"] = {int(row): str(reason) for row, reason in notes["left_out"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
         return None
-    count = notes["count"]
-    size = count * int(np.prod(shape))
-    if size != end - length:
-        return None
-    images = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8) if size else torch.empty(0)
-    return images.to(torch.uint8).view(count, *shape), {int(row): reason for row, reason in notes["left_out"]}
+    size = end - length
+    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8) if size else torch.empty(0), notes
 
 
-def write(path: Path, pieces: Iterable[np.ndarray], left_out: dict[int, str], size: int) -> None:
-    """Writes the pieces (uint8, whole pictures) to `path`; an existing file stays whole until the new one is.
+def write(path: Path, pieces: Iterable[np.ndarray], notes: Callable[[], dict[str, Any]], size: int) -> None:
+    """Writes the pieces (uint8) to `path`; an existing file stays whole until the new one is.
 
     Args:
-        left_out: row → reason, read after the last piece.
+        notes: gives what is noted behind the pieces, asked after the last one; `left_out` of it is row → reason.
         size: the bytes that the pieces will come to at most.
 
     Raises:
         DataError: the disk is full or the folder cannot be written.
     """
-    free = shutil.disk_usage(path.parent).free
+    with _said_plainly(path.parent):
+        free = shutil.disk_usage(path.parent).free
     if free < size:
         raise DataError(
             f"the decoded pictures need {_gb(size)} but {path.parent} has {_gb(free)} free: make room there or name "
             "another folder with cache_dir"
         )
     part = path.with_suffix(".part")
-    pictures = 0
+    total = 0
     try:
         with _said_plainly(path.parent), open(part, "wb") as file:
             for piece in pieces:
                 file.write(np.ascontiguousarray(piece).data)
-                pictures += len(piece)
-            notes = json.dumps({"count": pictures, "left_out": sorted(left_out.items())}).encode()
-            file.write(notes + len(notes).to_bytes(8, "little"))
+                total += piece.nbytes
+            noted = notes()
+            text = json.dumps(noted | {"bytes": total, "left_out": sorted(noted["left_out"].items())}).encode()
+            file.write(text + len(text).to_bytes(8, "little"))
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def kept(
+    folder: Path, key: str, pieces: Callable[[], Iterable[np.ndarray]], notes: Callable[[], dict[str, Any]], size: int
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The bytes and notes under `key`, made where there is no whole file; a whole one is read without writing anything, so
+    that a folder that cannot be written serves too. Processes that want the same wait for one another.
+
+    Raises:
+        DataError: as `write`.
+    """
+    if found := read(folder / f"{key}{SUFFIX}"):
+        return found
+    with locked(folder, key) as path:
+        if (found := read(path)) is None:
+            write(path, pieces(), notes, size)
+            found = read(path)
+    if found is None:
+        raise DataError(f"{path} was changed while it was written: remove it and try again")
+    return found
 
 
 @contextlib.contextmanager
@@ -114,7 +148,7 @@ def locked(folder: Path, key: str) -> Iterator[Path]:
         lock = FileLock(folder / f"{key}.lock")
         lock.acquire()
     try:
-        yield folder / f"{key}.u8"
+        yield folder / f"{key}{SUFFIX}"
     finally:
         lock.release()
 

@@ -6,18 +6,16 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import torch
 from PIL import Image
 
 from peft_data.base import ClassificationData, Pictures, no_pictures
 from peft_data.errors import DataError, nearest
-from peft_data.splits import tenth_as_val, three_parts
+from peft_data.reach import unreachable
+from peft_data.splits import split_of, tenth_as_val, three_parts
 
 NAMES = {"hf/<repo>": "a data set of the Hugging Face hub (hf/uoft-cs/cifar10), or a local one (hf/path/to/it)"}
-_SPLITS = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 _IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
@@ -50,7 +48,10 @@ def load(
     """
     by_name = name.startswith("hf/")
     parts = open_tables(name.removeprefix("hf/"), root, config) if by_name else open_tables(str(root), None, config)
-    found = {part: next((parts[word] for word in words if word in parts), None) for part, words in _SPLITS.items()}
+    found: dict[str, Any] = dict.fromkeys(("train", "val", "test"))
+    for word, part in parts.items():
+        if (split := split_of(word)) and found[split] is None:
+            found[split] = part
     table = found["train"]
     if table is None:
         raise DataError(f"{name} has no train split: it has {', '.join(parts)}")
@@ -126,16 +127,11 @@ def open_tables(repo: str, cache: str | None = None, config: str | None = None) 
 
 
 def _reach(hub: str, repo: str) -> None:
-    """Asks once: the library itself asks six times, which takes half a minute where there is no network."""
-    try:
-        urlopen(Request(hub, method="HEAD"), timeout=5).close()
-    except HTTPError:
-        return
-    except OSError as error:
+    if reason := unreachable(hub):
         raise DataError(
-            f"{hub} cannot be reached to open {repo!r} ({error}): set HF_HUB_OFFLINE=1 to use what its cache has, or "
-            "give a local folder (hf/FOLDER)"
-        ) from error
+            f"{hub} cannot be reached to open {repo!r} ({reason}): set HF_HUB_OFFLINE=1 to use what its cache has, give a "
+            "local folder (hf/FOLDER), or wait longer for a slow proxy with VISUAL_PEFT_WAIT=60"
+        )
 
 
 def _column(name: str, columns: list[str], asked: str | None, usual: tuple[str, ...], option: str) -> str:

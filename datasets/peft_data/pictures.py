@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from peft_data.errors import DataError, nearest
 
@@ -31,11 +31,14 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def read_picture(source: Path | Image.Image) -> Image.Image:
+def read_picture(source: Path | Image.Image, least: tuple[int, int] | None = None) -> Image.Image:
     """The picture as 8-bit RGB, turned as its EXIF orientation says, transparent parts on white.
 
     16-bit grey is scaled to 8 bits (65535 → 255) rather than clipped; whole or real numbers without a known range are
     scaled by the smallest of 1, 255, 65535 and 2³²−1 that holds them.
+
+    Args:
+        least: height and width that suffice: a JPEG file may be decoded at a half, quarter or eighth of its own, but not below.
 
     Raises:
         UNREADABLE: the file is missing, truncated, or no picture; or HEIC, as iPhones write it, where pillow-heif is missing.
@@ -43,8 +46,29 @@ def read_picture(source: Path | Image.Image) -> Image.Image:
     if isinstance(source, Image.Image):
         return _rgb(source)
     with open_picture(source) as image:
+        if least is not None:
+            height, width = least[::-1] if _lies(image) else least
+            image.draft(image.mode, (width, height))
         image.load()
         return _rgb(image)
+
+
+def own_size(path: Path) -> tuple[int, int]:
+    """Height and width of a file's picture as it is shown, from its header.
+
+    Raises:
+        UNREADABLE: as `read_picture`, as far as the header shows.
+    """
+    with open_picture(path) as image:
+        return (image.width, image.height) if _lies(image) else (image.height, image.width)
+
+
+def _lies(image: Image.Image) -> bool:
+    """Whether EXIF turns it by a quarter."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except UNREADABLE:
+        return False
 
 
 def open_picture(source: Path) -> Image.Image:
@@ -95,7 +119,7 @@ def _eight_bits(image: Image.Image, file_format: str | None) -> np.ndarray:
     return np.clip(np.rint(values * (255 / full)), 0, 255).astype(np.uint8)
 
 
-_PIL = {
+PIL_MODES = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -123,9 +147,9 @@ class Fit:
     def __post_init__(self) -> None:
         if self.mode not in ("squash", "crop"):
             raise DataError(f"there is no mode {self.mode!r}{nearest(self.mode, ('squash', 'crop'))}: squash or crop")
-        if self.interpolation not in _PIL:
-            near = nearest(self.interpolation, _PIL)
-            raise DataError(f"there is no interpolation {self.interpolation!r}{near}: one of {', '.join(_PIL)}")
+        if self.interpolation not in PIL_MODES:
+            near = nearest(self.interpolation, PIL_MODES)
+            raise DataError(f"there is no interpolation {self.interpolation!r}{near}: one of {', '.join(PIL_MODES)}")
         if min(self.size) < 1 or not 0 < self.crop_pct <= 1:
             raise DataError(f"the size {self.size} must be at least 1 and crop_pct {self.crop_pct} in (0, 1]")
 
@@ -146,7 +170,7 @@ class Fit:
         """An RGB picture as uint8 `3 H W`, resized as Pillow does."""
         (h, w), (top, left) = self.boxes(image.height, image.width)
         if image.size != (w, h):
-            image = image.resize((w, h), _PIL[self.interpolation])
+            image = image.resize((w, h), PIL_MODES[self.interpolation])
         pixels = np.asarray(image)[top : top + self.size[0], left : left + self.size[1]]
         return pixels.transpose(2, 0, 1)
 

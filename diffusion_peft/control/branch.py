@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.grafts.calls import Call
-from peft_core.grafts.graft import Graft
+from peft_core.grafts.graft import Call, Graft
 
 Condition = Mapping[str, Tensor]
 _ARGUMENTS = ("sample", "timestep", "encoder_hidden_states")

@@ -7,8 +7,8 @@ from typing import Any
 from diffusion_peft.evaluation.asked import Evaluation
 from peft_core.jobs.reports import page as report
 from peft_core.jobs.runs.folder import RunFolder
-from peft_core.jobs.runs.machine import versions
 from peft_core.jobs.runs.outcome import write_outcome
+from peft_core.versions import versions
 
 WHOLE = ("runs", "parameters")
 """Columns of whole numbers."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from diffusion_peft.control.encoders import SHRINK, empty_copy, new_parts, shared_copy
 from diffusion_peft.methods.controlnet import Encoder
 from peft_core.errors import PeftError
-from peft_core.grafts.weight_changes import swap_class
+from peft_core.grafts.classes import swap_class
 from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
 

@@ -5,8 +5,7 @@ from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control, add_residuals
 from diffusion_peft.control.encoders import SHRINK, empty_copy, new_parts, openness, own_copy, run_encoder
-from peft_core.grafts.calls import Call
-from peft_core.grafts.graft import Graft
+from peft_core.grafts.graft import Call, Graft
 from peft_core.method import Method, Plan
 
 

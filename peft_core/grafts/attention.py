@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
+from peft_core.grafts.classes import Changes
 from peft_core.grafts.graft import Delta, grafts
-from peft_core.grafts.weight_changes import _Adapted, linear
+from peft_core.grafts.weight_changes import linear
 
 
 def check_supported(attention: nn.MultiheadAttention) -> None:
@@ -16,12 +17,14 @@ def check_supported(attention: nn.MultiheadAttention) -> None:
         raise PeftError("nn.MultiheadAttention with kdim, vdim, add_bias_kv or add_zero_attn cannot be adapted.")
 
 
-class AdaptedAttention(_Adapted):
+class AdaptedAttention(Changes):
     """Same arguments, masks and results as nn.MultiheadAttention; softmax(Q Kᵀ/√d + mask) V by SDPA."""
 
     def forward(self: Any, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
                 need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
                 is_causal: bool = False) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        if is_causal and attn_mask is None:
+            raise RuntimeError("Need attn_mask if specifying the is_causal hint.")  # as the stock class does
         same = query is key and key is value
         if not (batched := query.dim() == 3):
             query, key, value = (x.unsqueeze(0 if self.batch_first else 1) for x in (query, key, value))
@@ -43,7 +46,7 @@ class AdaptedAttention(_Adapted):
         return (y if self.batch_first else y.transpose(0, 1)), weights
 
     def _project(self: Any, query: Tensor, key: Tensor, value: Tensor, same: bool) -> list[Tensor]:
-        weight, bias = self._parameters["in_proj_weight"], self._parameters["in_proj_bias"]
+        weight, bias = self.in_proj_weight, self.in_proj_bias
         deltas = list(grafts(self, Delta))
         inputs = (query,) if same else (query, key, value)
         outputs = [linear(x, weight, bias, deltas).chunk(3, -1) for x in inputs]

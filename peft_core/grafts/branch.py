@@ -2,20 +2,32 @@
 
 from torch import Tensor, nn
 
+from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Graft
 
 
 class Branch(Graft):
-    """y ← y + factor · change(x): x is the module's own output (`read` False) or what another module received."""
+    """y ← y + factor · change(x): x is the module's own output (`read` False) or what another module received.
+
+    `reads` says which argument of that other module it is; `key` is where the state of a forward holds it in between.
+    """
+
+    key: str = ""
+    reads: int | str = 0
 
     def __init__(self, change: nn.Module, read: bool):
         super().__init__()
         self.change = change
         self.read = read
-        self.point: Tensor | None = None
+
+    def named(self, adaptation: str, path: str, slot: str) -> None:
+        self.key = f"{adaptation}/{path}/{slot}"
 
     def after(self, y: Tensor) -> Tensor:
-        x, self.point = (self.point if self.read else y), None
+        return self.add(y, state().pop(self.key) if self.read else y)
+
+    def add(self, y: Tensor, x: Tensor) -> Tensor:
+        """y + factor · change(x)."""
         change = self.change(x)
         if self.factor != 1.0:
             change = change * self.factor

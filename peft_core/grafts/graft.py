@@ -2,22 +2,32 @@
 
 A grafted module keeps its class's name, its parameters and their keys; it gains one submodule `peft`, which holds the
 grafts by adaptation and by slot (`blocks.0.attn.qkv.peft.lora.q.A`). Weight changes swap the module's class for a subclass
-whose parameters read as changed (`weight_changes`); everything else acts in two module-level hooks (`before`, `after`).
-So deep copies, pickles, strict loading of stock checkpoints and one-graph compilation keep working.
+whose forward runs with the changed weight (`weight_changes`); everything else acts in two module-level hooks (`entering`,
+`leaving`). So deep copies, pickles, strict loading of stock checkpoints and one-graph compilation keep working.
 """
 
+import inspect
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from peft_core.grafts.calls import state
+
 
 class Graft(nn.Module):
-    """What is joined to a module: off while `enabled` is False, weighed by `factor` (see `set_scale`)."""
+    """What is joined to a module: off while `enabled` is False, weighed by `factor` (see `set_scale`).
+
+    `arg` and `output` say which argument of the module's call, and which part of what it returns, is the stream: a
+    position, or a name where it is passed, or returned, by one.
+    """
 
     scalable: ClassVar[bool] = True
-    order: ClassVar[int] = 0
+    arg: int | str = 0
+    output: int | str = 0
+    order: int = 0
+    """Grafts of a lower order act first on what enters the module, and last on what leaves it."""
     enabled: bool
     factor: float
 
@@ -26,6 +36,9 @@ class Graft(nn.Module):
         self.enabled = True
         self.factor = 1.0
 
+    def named(self, adaptation: str, path: str, slot: str) -> None:
+        """Told once where it stands: what it needs of that for its keys in the state of a forward."""
+
     def before(self, x: Tensor) -> Tensor:
         """What the module receives in place of x."""
         return x
@@ -33,6 +46,37 @@ class Graft(nn.Module):
     def after(self, y: Tensor) -> Tensor:
         """What leaves the module in place of y."""
         return y
+
+    def entering(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """What the module is called with in place of args and kwargs."""
+        if type(self).before is Graft.before:
+            return args, kwargs
+        return put_argument(module, args, kwargs, self.arg, self.before(argument(module, args, kwargs, self.arg)))
+
+    def leaving(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        """What the module's call gives in place of `output`."""
+        if type(self).after is Graft.after:
+            return output
+        return put_output(output, self.output, self.after(part_of(output, self.output)))
+
+    @classmethod
+    def acts_before(cls) -> bool:
+        return cls.before is not Graft.before or cls.entering is not Graft.entering
+
+    @classmethod
+    def acts_after(cls) -> bool:
+        return cls.after is not Graft.after or cls.leaving is not Graft.leaving
+
+
+class Call(Graft):
+    """Sees, and may change, everything that a module is called with."""
+
+    def call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """What the module is called with in place of args and kwargs."""
+        return args, kwargs
+
+    def entering(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return self.call(module, args, kwargs)
 
 
 class Delta(Graft):
@@ -47,11 +91,15 @@ class Delta(Graft):
     conv_kernel: ClassVar[Any] = None
     additive: ClassVar[bool] = False
     """W' = W + C, and `on_input(x, run)` computes C x without forming C."""
+    commutes: ClassVar[bool] = False
+    """W' = W + C with a C that does not depend on W: such changes may be written into W in any order."""
     needs_matrix: ClassVar[bool] = False
     """It factors a matrix or acts on inputs: the vectors of norms are refused."""
     rebuilds_input: ClassVar[bool] = False
     """Its kernel keeps an input's source where the input carries a tag (see `rebuild`)."""
     reads_input: bool = False
+    called: bool = True
+    """False where the module's owner reads its weight and does not call it."""
 
     def __init__(self, rows: tuple[int, int] | None = None):
         super().__init__()
@@ -64,6 +112,8 @@ class Delta(Graft):
             return "an embedding looks its rows up and multiplies nothing"
         if cls.needs_matrix and weight.dim() < 2:
             return f"a {type(module).__name__} has a vector for a weight, no matrix"
+        if not is_plain(weight) and not cls.additive:
+            return "its weight is quantised, and beside that only changes that add can run"
         return None
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -90,21 +140,63 @@ def grafts(module: nn.Module, kind: type = Graft) -> Iterator[Any]:
                     yield graft
 
 
-def before(module: nn.Module, args: tuple) -> tuple:
-    x = args[0]
-    for branch in module.__dict__.get("peft_taps", ()):
-        if branch.enabled:
-            branch.point = x
+def entering(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The forward pre-hook of grafted and of read modules."""
+    for key, arg in module.__dict__.get("peft_taps", ()):
+        state()[key] = argument(module, args, kwargs, arg)
     for graft in sorted(grafts(module), key=lambda graft: graft.order):
-        x = graft.before(x)
-    return (x, *args[1:])
+        args, kwargs = graft.entering(module, args, kwargs)
+    return args, kwargs
 
 
-def after(module: nn.Module, args: tuple, output: Any) -> Any:
-    y = output[0] if isinstance(output, tuple) else output
-    for graft in grafts(module):
-        y = graft.after(y)
-    return (y, *output[1:]) if isinstance(output, tuple) else y
+def leaving(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    """The forward hook of grafted modules."""
+    for graft in sorted(grafts(module), key=lambda graft: -graft.order):
+        output = graft.leaving(module, args, kwargs, output)
+    return output
+
+
+def argument(module: nn.Module, args: tuple, kwargs: dict[str, Any], at: int | str) -> Any:
+    """The argument at a position or of a name, however the module was called."""
+    if isinstance(at, int):
+        return args[at] if at < len(args) else list(kwargs.values())[at - len(args)]
+    return kwargs[at] if at in kwargs else args[_position(module, at)]
+
+
+def put_argument(
+    module: nn.Module, args: tuple, kwargs: dict[str, Any], at: int | str, x: Any
+) -> tuple[tuple, dict[str, Any]]:
+    if isinstance(at, int) and at >= len(args):
+        at = list(kwargs)[at - len(args)]
+    if isinstance(at, str) and at in kwargs:
+        return args, {**kwargs, at: x}
+    place = at if isinstance(at, int) else _position(module, at)
+    return (*args[:place], x, *args[place + 1 :]), kwargs
+
+
+def _position(module: nn.Module, name: str) -> int:
+    return list(inspect.signature(module.forward).parameters).index(name)
+
+
+def part_of(output: Any, at: int | str) -> Tensor:
+    """The stream in what a module returns: a tensor alone, or one of a tuple or of named parts."""
+    return output if isinstance(output, Tensor) else output[at]
+
+
+def put_output(output: Any, at: int | str, y: Tensor) -> Any:
+    if isinstance(output, Tensor):
+        return y
+    if isinstance(output, dict):
+        name = at if isinstance(at, str) else list(output)[at]
+        return type(output)(**{**output, name: y})
+    parts = list(output)
+    parts[at] = y  # type: ignore[call-overload]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is one that arithmetic works on, not a quantised one."""
+    return weight.is_floating_point() and weight.element_size() > 1 and type(weight).__module__.startswith("torch")
 
 
 def match(x: Tensor, parameter: Tensor) -> Tensor:

@@ -1,41 +1,69 @@
-"""Tokens: inserted before a block, stripped behind one."""
+"""Tokens: they stand in the sequence while a block works, and between blocks no one else sees them."""
+
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from peft_core.errors import PeftError
+from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Graft
 
 
-class Insert(Graft):
-    """Tokens P D go behind the first `prefix` tokens of x: (B N D) -> (B N+P D); dropout draws a mask a sample."""
+class Tokens(Graft):
+    """Tokens P D stand behind the first `prefix` ones of x within a block: (B N D) -> (B N+P D) -> (B N D).
 
-    scalable = False
+    Of tokens that are carried through several blocks, what a block made of them goes with its output to the next block:
+    on the tensor itself, so that a block that is run again under checkpointing finds them, and in the state of the
+    forward, for where something was done to the output in between. Features taken between blocks hold none.
 
-    def __init__(self, tokens: nn.Parameter, prefix: int, dropout: float, carried: bool):
+    Args:
+        tokens: P D where they begin; None where they come from the block before.
+        comes, goes: under which key they come from the block before and go to the next; None where they begin or end.
+        dropout: on the tokens where they begin, a mask for each sample.
+    """
+
+    scalable: ClassVar[bool] = False
+
+    def __init__(self, tokens: nn.Parameter | None, count: int, prefix: int, dropout: float, comes: str | None,
+                 goes: str | None):  # fmt: skip
         super().__init__()
         self.tokens = tokens
-        self.prefix = prefix
+        self.count, self.prefix, self.comes, self.goes = count, prefix, comes, goes
         self.dropout = nn.Dropout(dropout)
-        self.carried = carried
+        self.stays = False
+        """Whether they stand in what this block gives, too."""
+        # carried tokens go in first, so that those of one block stand before them
+        self.order = 0 if comes is None and goes is None else -1
 
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        # Tokens carried through several blocks go in first, so that those of one block stand before them when stripped.
-        return -1 if self.carried else 0
+    def named(self, adaptation: str, path: str, slot: str) -> None:
+        self.comes, self.goes = (None if key is None else f"{adaptation}/{key}" for key in (self.comes, self.goes))
 
     def before(self, x: Tensor) -> Tensor:
-        tokens = self.dropout(self.tokens.expand(x.shape[0], -1, -1)).to(x.dtype)
+        if self.tokens is not None:
+            tokens = self.dropout(self.tokens.expand(len(x), -1, -1)).to(x.dtype)
+        else:
+            tokens = self._carried(x)
         return torch.cat((x[:, : self.prefix], tokens, x[:, self.prefix :]), dim=1)
 
-
-class Strip(Graft):
-    """Takes the `count` tokens behind the first `prefix` ones out again."""
-
-    scalable = False
-
-    def __init__(self, count: int, prefix: int):
-        super().__init__()
-        self.count, self.prefix = count, prefix
-
     def after(self, y: Tensor) -> Tensor:
-        return torch.cat((y[:, : self.prefix], y[:, self.prefix + self.count :]), dim=1)
+        if self.stays:
+            return y
+        end = self.prefix + self.count
+        left = torch.cat((y[:, : self.prefix], y[:, end:]), dim=1)
+        if self.goes is not None:
+            state()[self.goes] = tokens = y[:, self.prefix : end].clone()  # a view would keep all of y
+            if not torch.compiler.is_compiling():
+                left._peft_carried = {**getattr(y, "_peft_carried", {}), self.goes: tokens}  # type: ignore[attr-defined]
+        return left
+
+    def _carried(self, x: Tensor) -> Tensor:
+        on_tensor: dict[str, Any] = {} if torch.compiler.is_compiling() else getattr(x, "_peft_carried", {})
+        found = on_tensor.get(self.comes)
+        found = state().get(self.comes) if found is None else found
+        if found is None:
+            raise PeftError(
+                "prompts that are carried from block to block need the blocks in one forward: checkpoint them with "
+                "use_reentrant=False, or give each block its own (deep=True)."
+            )
+        return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import json
 import typing
@@ -11,13 +12,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import torch
 from peft_data import ClassificationData, open_data
 from peft_data.base import Pictures
-from peft_data.cache import DecodedPictures, decode
+from peft_data.frames import decode_for_training
 from peft_data.names import formats, named
 from peft_data.video.clips import Clips
-from peft_data.video.clips import decode as decode_clips
+from peft_data.video.frames import decode_clips_for_training
 
+from peft_core.files import must_encode
 from peft_core.jobs.cli.options import Choice
 from peft_core.jobs.runs.process import tell
 from peft_core.values import Seed, Whole
@@ -71,23 +74,48 @@ class Data(Choice):
     def open(self) -> ClassificationData:
         """The data set; the same object each time it is asked for with the same options."""
         options = {k: v for k, v in self.options.items() if k not in DECODING and (v is not None or k == "root")}
-        return _opened(self.name, json.dumps(options, sort_keys=True))
+        opened = _opened(self.name, json.dumps(options, sort_keys=True))
+        must_encode(opened.class_names, "the class")
+        return opened
 
-    def decode(self, pictures: Pictures, size: tuple[int, int], **how: Any) -> DecodedPictures:
-        """The pictures at the model's size, unreadable ones dealt with as `on_bad_image` says."""
+    def decode(self, pictures: Pictures, size: tuple[int, int], augment: str = "none", **how: Any) -> Any:
+        """The pictures at the model's size, unreadable ones dealt with as `on_bad_image` says; to train on with an `augment`
+        that cuts parts, in their own frames."""
         options = {key: self.options[key] for key in DECODING if self.options.get(key) is not None}
         if isinstance(pictures, Clips):
-            decoded: Any = decode_clips(pictures, size, **options, **how)
+            decoded: Any = decode_clips_for_training(pictures, size, augment, **options, **how)
             if decoded.short:
                 tell(
                     f"note: frames repeat in {decoded.short} of {len(decoded)} clips, which are shorter than the sampling"
                 )
         else:
-            decoded = decode(pictures, size, **options, **how)
+            decoded = decode_for_training(pictures, size, augment, **options, **how)
+        if getattr(decoded, "repaired", None):
+            tell(
+                f"note: {decoded.repaired.total()} frames of {len(decoded.repaired)} clips cannot be decoded: the one before "
+                "takes their place"
+            )
         if decoded.skipped:
             total, what = len(decoded) + len(decoded.skipped), "clips" if isinstance(pictures, Clips) else "pictures"
             tell(f"{len(decoded.skipped)} of {total} {what} cannot be read and are left out")
         return decoded
+
+
+def fingerprint(data: ClassificationData) -> str:
+    """Of a data set's pictures, labels and class names: it changes with any file's name, size or time of change."""
+    digest = hashlib.sha256("\n".join(data.class_names).encode(errors="surrogateescape"))
+    for part in (data.train, data.val, data.test):
+        digest.update(part.labels.numpy().tobytes())
+        if isinstance(part.items, torch.Tensor):
+            digest.update(part.items.numpy().tobytes())
+        elif part.is_files:
+            for number, path in enumerate(part.items):
+                stat = path.stat() if path.exists() else None
+                name = f"{part.name(number)} {stat and (stat.st_size, int(stat.st_mtime))}\n"
+                digest.update(name.encode(errors="surrogateescape"))
+        else:
+            digest.update(str(getattr(part.items, "fingerprint", len(part))).encode())
+    return digest.hexdigest()[:16]
 
 
 def _is_of(name: str, module: ModuleType) -> bool:

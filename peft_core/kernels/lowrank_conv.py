@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from peft_core.kernels.lowrank_linear import Part, merged, merging_pays
 from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, whole
+from peft_core.kernels.twice import gradients, is_differentiated
 
 
 class Geometry(NamedTuple):
@@ -110,15 +110,22 @@ class _LowRankConv(torch.autograd.Function):
                 new = _merged(weight, part, down, up).to(x.dtype)
                 y = F.conv2d(x, new, None if bias is None else bias.to(x.dtype), *geometry)
         ctx.geometry, ctx.part, ctx.recipe, ctx.dtype, ctx.kept = geometry, part, recipe, x.dtype, len(kept)
+        ctx.was_cast = dtype is not None
         cast = None if new is None or new.dtype == weight.dtype else new
-        ctx.save_for_backward(*(kept if recipe else (x,)), weight, cast, inner, down, up)
+        ctx.save_for_backward(*(kept if recipe else (x,)), weight, bias, cast, inner, down, up)
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        kept, (weight, new, inner, down, up) = saved[: ctx.kept], saved[ctx.kept :]
+        kept, (weight, bias, new, inner, down, up) = saved[: ctx.kept], saved[ctx.kept :]
+        if is_differentiated():
+            x = whole(ctx.recipe, kept)
+            dx, dw, db, d_down, d_up = gradients(
+                lambda x, w, b, a, u: F.conv2d(x, _merged(w, ctx.part, a, u).to(x.dtype), b, *ctx.geometry),
+                (x, weight, bias, down, up), grad, ctx.was_cast,
+            )  # fmt: skip
+            return dx, dw, db, None, None, None, None, None, d_down, d_up
         g, x = grad.to(ctx.dtype), whole(ctx.recipe, kept).to(ctx.dtype)
         of_input, of_weight, of_bias = ctx.needs_input_grad[:3]
         if inner is not None:
@@ -147,7 +154,7 @@ def lowrank_conv(module: nn.Conv2d, x: Tensor, delta: Any) -> Tensor | None:
     if x.dim() != 4 or module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return None
     geometry = Geometry(module.stride, module.padding, module.dilation)  # type: ignore[arg-type]
-    weight, bias = module._parameters["weight"], module._parameters["bias"]
+    weight, bias = module.weight, module.bias
     return _LowRankConv.apply(  # type: ignore[no-any-return]
         x,
         weight,

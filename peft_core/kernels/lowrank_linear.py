@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces
+from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
+from peft_core.kernels.twice import gradients, is_differentiated
 
 
 class Part(NamedTuple):
@@ -41,6 +41,8 @@ def merging_pays(places: int, weight: Tensor) -> bool:
     Merging reads W, writes W' to fresh memory, which counts twice, reads and writes it once more; adding reads and writes
     y, and dx. Both happen forward and backward.
     """
+    if torch.compiler.is_compiling():  # a graph serves batches of any size, and must not ask for it
+        return True
     return places * (weight.shape[0] + weight.shape[1]) > 5 * weight.numel()
 
 
@@ -62,16 +64,23 @@ class _LowRankLinear(torch.autograd.Function):
                 new = merged(weight, parts, factors).to(x.dtype)
                 y = F.linear(x, new, None if bias is None else bias.to(x.dtype))
         ctx.parts, ctx.recipe, ctx.dtype, ctx.kept = parts, recipe, x.dtype, len(kept)
+        ctx.was_cast = dtype is not None
         # a weight cast by autocast is kept, as autocast keeps the frozen linear's; else it is formed again
         cast = None if new is None or new.dtype == weight.dtype else new
-        ctx.save_for_backward(*(kept if recipe else (x,)), weight, cast, inner, *factors)
+        ctx.save_for_backward(*(kept if recipe else (x,)), weight, bias, cast, inner, *factors)
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        kept, (weight, new, inner, *factors) = saved[: ctx.kept], saved[ctx.kept :]
+        kept, (weight, bias, new, inner, *factors) = saved[: ctx.kept], saved[ctx.kept :]
+        if is_differentiated():
+            x = whole(ctx.recipe, kept)
+            dx, dw, db, *rest = gradients(
+                lambda x, w, b, *f: F.linear(x, merged(w, ctx.parts, f).to(x.dtype), b),
+                (x, weight, bias, *factors), grad, ctx.was_cast,
+            )  # fmt: skip
+            return dx, dw, db, None, None, None, None, *rest
         g = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
         back = through_up(g, ctx.parts, factors[1::2])
         dx = dw = db = None

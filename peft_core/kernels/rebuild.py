@@ -32,6 +32,8 @@ class Recipe:
 
     def shared(self, kept: tuple[Tensor, ...]) -> Tensor:
         """y, made once for all its readers (q, k and v), whose backward passes follow one another."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # in a backward that is differentiated again
+            return self.make(*kept)
         y = self.again(kept) if self._made is None else self._made
         self._read = (self._read + 1) % self.readers
         self._made = y if self._read else None

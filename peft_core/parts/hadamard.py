@@ -10,6 +10,7 @@ class Hadamard(Delta):
     """W' = W + s·(w1_a w1_b) ⊙ (w2_a w2_b); w_a (out, r), w_b (r, in·kh·kw). With Tucker cores t1, t2 (r, r, kh, kw):
     w_a (r, out), w_b (r, in). w2_a is zero: W' = W at step 0."""
 
+    commutes = True
     needs_matrix = True
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, scale: float, cores: bool):

@@ -16,6 +16,7 @@ class Kronecker(Delta):
     """W' = W + s·w1 ⊗ w2 with out = l·k, in = m·n: w1 (l, m), w2 (k, n, kh, kw), each whole or the product of
     w_a (…, r) and w_b (r, …); w2 also by a Tucker core t2 (r, r, kh, kw). The last factor of w2 is zero: W' = W at step 0."""
 
+    commutes = True
     needs_matrix = True
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, scale: float, split: Split,

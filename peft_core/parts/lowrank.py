@@ -20,6 +20,7 @@ class LowRank(Delta):
     """
 
     additive = True
+    commutes = True
     rebuilds_input = True
 
     needs_matrix = True

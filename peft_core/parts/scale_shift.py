@@ -1,7 +1,8 @@
 """The fast linear under a scale and a shift: y = γ ⊙ (W x + b) + β, which keeps y alone for backward.
 
 W' = γ W and b' = γ b + β run at the frozen linear's speed. With z = W x + b, backward needs dγ = Σ g ⊙ z, and z = (y − β)/γ:
-dγ = (Σ g ⊙ y − β Σ g)/γ, dβ = Σ g, dx = g W'. Near γ = 0 the division loses z, so there x is kept and z computed again.
+dγ = (Σ g ⊙ y − β Σ g)/γ, dβ = Σ g, dx = g W'. Where the division loses z (near γ = 0, or in 16 bits beside a large shift) x
+is kept too, and those rows of z are computed again.
 """
 
 from typing import Any
@@ -9,49 +10,49 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from peft_core.grafts.graft import Delta
 from peft_core.grafts.weight_changes import changed_bias, changed_weight
-from peft_core.kernels.rebuild import autocast_dtype
-
-SMALL = 1e-3
+from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, whole
+from peft_core.kernels.twice import spread_of, weak_rows
 
 
 class _ScaleShiftLinear(torch.autograd.Function):
+    # every step of backward can be differentiated again
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor,
-                dtype: torch.dtype | None, keep_input: bool) -> Tensor:  # fmt: skip
+                dtype: torch.dtype | None, weak: Tensor | None, recipe: Recipe | None,
+                kept: tuple[Tensor, ...]) -> Tensor:  # fmt: skip
         with torch.autocast(x.device.type, enabled=False):
             inner = x if dtype is None else x.to(dtype)
             shift = beta if bias is None else torch.addcmul(beta, bias, gamma)
             y = F.linear(inner, _scaled(weight, gamma, inner.dtype), shift.to(inner.dtype))
-        ctx.keep_input = keep_input
-        ctx.save_for_backward(inner if keep_input else y, weight, bias, gamma, beta)
+        kept = () if weak is None else kept if recipe is not None else (inner,)
+        ctx.recipe = recipe
+        ctx.save_for_backward(y, weight, bias, gamma, beta, weak, *kept)
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight, bias, gamma, beta = ctx.saved_tensors
-        g = grad.reshape(-1, grad.shape[-1])
-        dx = dw = db = None
+        y, weight, bias, gamma, beta, weak, *kept = ctx.saved_tensors
+        g = grad.flatten(0, -2)
+        dx = db = None
         if ctx.needs_input_grad[0]:
-            dx = (g.to(kept.dtype) @ _scaled(weight, gamma, kept.dtype)).view(*grad.shape[:-1], -1)
-        d_beta = g.sum(0, dtype=torch.float32).to(beta.dtype)
-        if ctx.keep_input:
-            z = F.linear(kept, weight.to(kept.dtype), None if bias is None else bias.to(kept.dtype))
-            d_gamma = _column_dots(g, z.reshape(g.shape)).to(gamma.dtype)
-        else:
-            d_gamma = (_column_dots(g, kept.reshape(g.shape)).to(gamma.dtype) - beta * d_beta) / gamma
+            dx = (g.to(y.dtype) @ _scaled(weight, gamma, y.dtype)).view(*grad.shape[:-1], -1)
+        d_beta = _column_sums(g).to(beta.dtype)
+        d_gamma = (_column_sums(g * y.flatten(0, -2)).to(gamma.dtype) - beta * d_beta) / gamma
+        if weak is not None:
+            x = whole(ctx.recipe, tuple(kept)).flatten(0, -2).to(y.dtype)
+            z = F.linear(x, weight[weak].to(y.dtype), None if bias is None else bias[weak].to(y.dtype))
+            d_gamma = d_gamma.index_copy(0, weak, _column_sums(g[:, weak] * z).to(gamma.dtype))
         if ctx.needs_input_grad[2]:
             db = d_beta * gamma
-        return dx, dw, db, d_gamma, d_beta, None, None
+        return dx, None, db, d_gamma, d_beta, None, None, None, None
 
 
-def _column_dots(g: Tensor, y: Tensor) -> Tensor:
-    """Σ over rows of g ⊙ y, summed in float32."""
-    return (g * y).sum(0, dtype=torch.float32)
+def _column_sums(rows: Tensor) -> Tensor:
+    """Σ over rows, in float32 or better."""
+    return rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
 
 
 def _scaled(weight: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tensor:
@@ -61,10 +62,19 @@ def _scaled(weight: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tensor:
 def scale_shift_linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["ScaleShift"]) -> Tensor:
     """F.linear(x, γ W, γ b + β): x (…, in), W (out, in), γ and β (out)."""
     only = deltas[0]
-    if len(deltas) > 1 or only.rows is not None or only.factor != 1.0 or weight.requires_grad:
+    if (
+        len(deltas) > 1
+        or only.rows is not None
+        or only.factor != 1.0
+        or weight.requires_grad
+        or torch.compiler.is_compiling()
+    ):
         return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight.dtype))
+    dtype = autocast_dtype(x.device.type)
+    weak = only.weak(x, weight, bias, dtype or x.dtype)
+    recipe, kept = (None, ()) if weak is None else kept_for(x)
     return _ScaleShiftLinear.apply(  # type: ignore[no-any-return]
-        x, weight, bias, only.gamma, only.beta, autocast_dtype(x.device.type), only.has_small_gamma()
+        x, weight, bias, only.gamma, only.beta, dtype, weak, recipe, kept
     )
 
 
@@ -77,7 +87,7 @@ class ScaleShift(Delta):
         options: dict[str, Any] = dict(device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
         self.gamma = nn.Parameter(torch.empty(out, **options).normal_(1.0, init_std))
         self.beta = nn.Parameter(torch.empty(out, **options).normal_(0.0, init_std))
-        self._checked: tuple[int, bool] | None = None
+        self._checked: tuple[Any, Tensor | None] | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         return (weight * self.gamma.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
@@ -85,12 +95,13 @@ class ScaleShift(Delta):
     def bias(self, bias: Tensor | None) -> Tensor:
         return self.beta if bias is None else torch.addcmul(self.beta, bias, self.gamma).to(bias.dtype)
 
-    def has_small_gamma(self) -> bool:
-        """Looked at once after each optimiser step: the answer costs a device synchronisation."""
-        if torch.compiler.is_compiling():
-            return True
-        if self._checked is None or self._checked[0] != self.gamma._version:
-            self._checked = (self.gamma._version, bool((self.gamma.detach().abs() < SMALL).any()))
+    def weak(self, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Rows whose z is computed again; looked for once after each optimiser step, as it costs a synchronisation."""
+        key = (self.gamma._version, self.beta._version, dtype, x.device)
+        if self._checked is None or self._checked[0] != key:
+            shift = self.beta if bias is None else torch.addcmul(self.beta, bias, self.gamma)
+            spread = spread_of(x, weight) * self.gamma.detach().abs()
+            self._checked = key, weak_rows(spread, shift, self.gamma, dtype)
         return self._checked[1]
 
     kernel = staticmethod(scale_shift_linear)

@@ -236,7 +236,7 @@ def test_clip_lora_is_a_preset_of_lora():
         (lambda: OpenVocabulary(clip(), "cocoop", NAMES, tokenizer(), context=2), "has 4 tokens, more than context 2"),
         (lambda: OpenVocabulary(clip(), "coop", NAMES, lambda texts: texts), "must be called as tokenizer(texts, "),
         (lambda: OpenVocabulary(clip(), "coop", NAMES, lambda t, context_length: t), "give ids N n (it gives list)"),
-        (lambda: OpenVocabulary(clip(), "coop", NAMES, tokenizer(), context=0), "coop got context 0: it must be 1 or more."),
+        (lambda: OpenVocabulary(clip(), "coop", NAMES, tokenizer(), context=0), "coop: context must be 1 or more, not 0."),
         (lambda: OpenVocabulary(clip(), "coop", NAMES, tokenizer(), context=19), "tokens too long for a text of 24 beside 19"),
         (lambda: OpenVocabulary(clip(), "kgcoop", NAMES, tokenizer(), context=6), 'init "a photo of a" has 4 tokens'),
         (lambda: OpenVocabulary(clip(), "coop", NAMES, tokenizer(), init="a", class_specific=True), "leave init out"),

@@ -8,11 +8,12 @@ from torch.utils.checkpoint import checkpoint
 
 from peft_core import adapt
 from peft_core.counting import kept_bytes
-from peft_core.grafts.weight_changes import swap_class
+from peft_core.grafts.classes import swap_class
 from peft_core.kernels.lowrank_linear import lowrank_linear, merging_pays
 from peft_core.kernels.rebuild import Recipe, kept_for, tag
+from peft_core.kernels.twice import SMALL
 from peft_core.parts.lowrank import LowRank
-from peft_core.parts.scale_shift import SMALL, ScaleShift, scale_shift_linear
+from peft_core.parts.scale_shift import ScaleShift, scale_shift_linear
 from tests.tiny import MODELS, pictures, vit
 
 

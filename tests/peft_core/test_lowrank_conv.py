@@ -7,7 +7,7 @@ from torch import nn
 
 from peft_core.counting import kept_bytes
 from peft_core.errors import PeftError
-from peft_core.grafts.weight_changes import conv2d
+from peft_core.grafts.weight_changes import convolution
 from peft_core.kernels.rebuild import tag
 from peft_core.parts.lowrank import LowRank
 
@@ -34,7 +34,7 @@ def test_lowrank_conv_equals_the_plain_formula(options, layout, trained, side):
     delta = LowRank(stock.weight, None, 2, 0.7)
     nn.init.normal_(delta.B, std=0.3)
     x = torch.randn(2, 6, side, side, dtype=torch.float64).to(memory_format=layout).requires_grad_()
-    y = conv2d(stock, x, [delta])
+    y = convolution(stock, x, [delta])
     change = 0.7 * (delta.B @ delta.A).view(stock.weight.shape)
     expected = stock._conv_forward(x, stock.weight + change, stock.bias)
     torch.testing.assert_close(y, expected)
@@ -56,13 +56,13 @@ def test_lowrank_conv_keeps_the_input_of_the_activation_before_it_and_rounds_onc
     leaves = (x, delta.A, delta.B)
     expected = torch.autograd.grad(plain.square().sum(), leaves)
     floor = kept_bytes(lambda: act(x), stock)
-    assert kept_bytes(lambda: conv2d(stock, act(x), [delta]), stock) < 1.1 * floor
+    assert kept_bytes(lambda: convolution(stock, act(x), [delta]), stock) < 1.1 * floor
     for found, other in zip(
-        torch.autograd.grad(conv2d(stock, act(x), [delta]).square().sum(), leaves), expected, strict=True
+        torch.autograd.grad(convolution(stock, act(x), [delta]).square().sum(), leaves), expected, strict=True
     ):
         torch.testing.assert_close(found, other, rtol=1e-4, atol=1e-3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = conv2d(stock, act(x), [delta])
+        y = convolution(stock, act(x), [delta])
         assert y.dtype == torch.bfloat16
         found = torch.autograd.grad(y.float().square().sum(), leaves)
     for one, other in zip(found, expected, strict=True):
@@ -72,4 +72,4 @@ def test_lowrank_conv_keeps_the_input_of_the_activation_before_it_and_rounds_onc
 def test_dropout_of_its_own_is_refused_on_a_grouped_convolution():
     stock = nn.Conv2d(6, 8, 3, groups=2)
     with pytest.raises(PeftError, match="set dropout to 0"):
-        conv2d(stock, torch.randn(1, 6, 5, 5), [LowRank(stock.weight, None, 2, 1.0, dropout=0.1)])
+        convolution(stock, torch.randn(1, 6, 5, 5), [LowRank(stock.weight, None, 2, 1.0, dropout=0.1)])

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, get_type_hints
 import torch
 
 from peft_core.errors import PeftError
-from peft_core.grafts.tokens import Insert
+from peft_core.grafts.tokens import Tokens
 from peft_core.method import Method, Plan
 from peft_core.places import Width
 from peft_core.registry import make_method
@@ -76,7 +76,9 @@ class NOAH(Method):
     @staticmethod
     @torch.no_grad()
     def _start_prompts(plan: Plan) -> None:
-        prompts = [graft.tokens for _, _, graft in plan.grafts if isinstance(graft, Insert)]
+        prompts = [
+            graft.tokens for _, _, graft in plan.grafts if isinstance(graft, Tokens) and graft.tokens is not None
+        ]
         most = max((len(tokens) for tokens in prompts), default=0)
         for tokens in prompts:
             bound = math.sqrt(6 / (tokens.shape[1] * (most + 1)))

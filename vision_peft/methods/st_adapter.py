@@ -107,7 +107,5 @@ class AddToStream(Branch):
     def __init__(self, change: nn.Module) -> None:
         super().__init__(change, read=True)
 
-    def after(self, y: Tensor) -> Tensor:
-        assert self.point is not None
-        self.point = self.point + y
-        return super().after(y)
+    def add(self, y: Tensor, x: Tensor) -> Tensor:
+        return super().add(y, x + y)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from peft_core.jobs.reports.page import csv_bytes
 from peft_core.jobs.runs.load import load_run
-from peft_core.jobs.runs.process import tell
-from peft_core.jobs.sweep.progress import duration
+from peft_core.jobs.runs.process import duration, tell
 from vision_peft.noah.export import preset_text, write_weights
 from vision_peft.noah.fitness import Scorer, scoring
 from vision_peft.noah.folders import CANDIDATES, CHOSEN, SCORES, SearchFolder, candidate_rows

@@ -71,7 +71,14 @@ class Stages:
         if folder.check(config, self.overwrite) != "finished":
             epochs = settings["trainer"].options["max_epochs"]
             tell(f"supernet: {epochs} epochs, one random subnet a step")
-            job.run(folder, settings["data"].open(), settings, config, learner=partial(SupernetClassifier, space=space))
+            job.run(
+                folder,
+                settings["data"].open(),
+                settings,
+                config,
+                learner=partial(SupernetClassifier, space=space),
+                watch=False,
+            )
 
     def search(self) -> None:
         """search/: candidates.csv, subnet.yaml, adapter/ with inherited weights, two pictures."""

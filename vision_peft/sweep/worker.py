@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft_data.augment import augment_of
 from peft_data.base import Pictures
-from peft_data.cache import DecodedPictures
 from torch import nn
 
 from peft_core.files import write_files
@@ -52,7 +52,9 @@ def carry_out(settings: dict[str, Any], out: Path, folder: str, stamp: dict[str,
             run.clear()
             finished = False
         outcome.results = (
-            run.results() if finished else job.run(run, data, ready, config, load=kept_backbone, finish=finish)
+            run.results()
+            if finished
+            else job.run(run, data, ready, config, load=kept_backbone, finish=finish, watch=False)
         )
     return outcome
 
@@ -74,15 +76,15 @@ def finish(run: Any, data: Any, results: dict[str, Any], history: Any, scores: A
 class KeptData(Data):
     """A data set whose splits, once decoded, are kept until another data set is asked for."""
 
-    def decode(self, pictures: Pictures, size: tuple[int, int], **how: Any) -> DecodedPictures:
+    def decode(self, pictures: Pictures, size: tuple[int, int], augment: str = "none", **how: Any) -> Any:
         source = json.dumps(self.plain(), sort_keys=True, default=str)
         if _KEPT.get("source") != source:
             _KEPT.clear()
             _KEPT["source"] = source
         ends = (pictures.name(0), pictures.name(len(pictures) - 1), pictures.labels.numpy().tobytes())
-        key = (ends, size, tuple(sorted(how.items())))
+        key = (ends, size, augment if augment_of(augment).cuts else "none", tuple(sorted(how.items())))
         if key not in _KEPT:
-            _KEPT[key] = super().decode(pictures, size, **how)
+            _KEPT[key] = super().decode(pictures, size, augment, **how)
         return _KEPT[key]
 
 

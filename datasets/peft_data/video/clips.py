@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from peft_data.base import ClassificationData, Pictures
+from peft_data.cache import check_decoding, good_rows, pool
 from peft_data.cache_file import cache_key
-from peft_data.errors import DataError, listing
+from peft_data.errors import DataError
 from peft_data.pictures import Fit
 from peft_data.video.decoding import open_clip
 from peft_data.video.sampling import Sampling
 from peft_data.world.cache import cached
 
+VERSION = 2
+"""Part of the name of kept frames: raised whenever a file would hold others."""
 STRIP = 8
 """Frames in the strip of a clip that a report shows, at most."""
 
@@ -85,6 +88,8 @@ class DecodedClips:
             where they are decoded when they are asked for.
         skipped: clips that could not be read and are left out: name and reason.
         short: clips whose frames repeat.
+        repaired: clip → how many of its frames could not be decoded and were replaced by the one before; clips that are
+            decoded when they are asked for add to it, and to `broken`, name → reason, what was then left out.
     """
 
     paths: tuple[Path, ...]
@@ -99,9 +104,16 @@ class DecodedClips:
     short: int = 0
     workers: int = 0
     skip_broken: bool = False
+    repaired: Counter[str] = field(default_factory=Counter)
+    broken: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether there is something to decode or cut when a clip is asked for."""
+        return self.frames is None
 
     def take(self, row: int, choose: Callable[[int], Tensor]) -> Tensor:
         """Frames of a clip, uint8 `K crops 3 H W`; `choose` says which, K, from how many there are.
@@ -113,7 +125,18 @@ class DecodedClips:
             start = int(self.ends[row - 1]) if row else 0
             chosen = choose(int(self.ends[row]) - start)
             return self.frames[start + chosen]
-        return read_clip(self.paths[row], self.fit, choose)
+        frames, replaced = read_frames(self.paths[row], self.fit, choose)
+        self.note(row, replaced)
+        return frames
+
+    def note(self, row: int, replaced: int) -> None:
+        """Remembers that frames of a clip could not be decoded."""
+        if replaced:
+            self.repaired[self.names[row]] = max(replaced, self.repaired[self.names[row]])
+
+    def remaining(self, augment: str) -> str:
+        """The augmentation that is left to be done to batches of these clips."""
+        return augment
 
     def preview(self, row: int) -> Image.Image:
         """A strip of the frames that the model sees in its first view, left to right."""
@@ -135,13 +158,23 @@ def views_of(frames: Tensor, sampling: Sampling) -> Tensor:
 
 
 def read_clip(path: Path, fit: ClipFit, choose: Callable[[int], Tensor] | None = None) -> Tensor:
-    """Frames of a file or folder, uint8 `K crops 3 H W`: those that `choose` says, or all."""
+    """Frames of a file or folder, uint8 `K crops 3 H W`: those that `choose` says, or all.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return read_frames(path, fit, choose)[0]
+
+
+def read_frames(path: Path, fit: ClipFit, choose: Callable[[int], Tensor] | None = None) -> tuple[Tensor, int]:
+    """As `read_clip`, and how many of the frames could not be decoded, in whose place the one before stands."""
     with open_clip(path, fit.decoder) as clip:
         indices = list(range(clip.length)) if choose is None else choose(clip.length).tolist()
         images = clip.read(indices)
+        replaced = clip.substituted
     done = {id(image): image for image in images}
     fitted = {key: fit.frame(image) for key, image in done.items()}
-    return torch.from_numpy(np.stack([fitted[id(image)] for image in images]))
+    return torch.from_numpy(np.stack([fitted[id(image)] for image in images])), replaced
 
 
 def decode(
@@ -168,6 +201,7 @@ def decode(
     Raises:
         DataError: clips that cannot be read, a list of all with the reasons.
     """
+    check_decoding(on_bad_image, cache_dir, workers)
     height_width = (size, size) if isinstance(size, int) else size
     fit = ClipFit(Fit(height_width, mode, crop_pct), clips.sampling.crops, clips.sampling.decoder)
     names = tuple(clips.name(row) for row in range(len(clips)))
@@ -179,19 +213,14 @@ def decode(
     bad: dict[int, str] = {}
     make = partial(_whole, paths, fit, workers, bad)
     key = cache_key(clips, fit) if cache_dir is not None else None  # type: ignore[arg-type]
-    kept = make() if key is None else _kept(f"clips-{key}", make, bad, cache_dir)
+    kept = make() if key is None else _kept(f"clips{VERSION}-{key}", make, bad, cache_dir)
     frames, lengths = kept["frames"], kept["lengths"]
-    skipped = tuple((names[row], reason) for row, reason in sorted(bad.items()))
-    if skipped and (on_bad_image == "raise" or len(skipped) == len(paths)):
-        raise DataError(
-            f"{len(skipped)} of {len(paths)} clips cannot be read: mend or remove them, or go on without them with "
-            f"on_bad_image='skip' (--data.on_bad_image skip):{listing([f'{name}: {why}' for name, why in skipped])}"
-        )
-    rows = [row for row in range(len(paths)) if row not in bad]
-    good = tuple(paths[row] for row in rows)
+    rows, skipped = good_rows(names, bad, on_bad_image, "clips")
+    good, good_names = tuple(paths[row] for row in rows), tuple(names[row] for row in rows)
+    replaced = zip(good_names, kept["replaced"].tolist(), strict=True)
     return decoded(
-        good, clips.labels[rows], tuple(names[row] for row in rows), frames=frames, ends=lengths.cumsum(0),
-        skipped=skipped, short=int((lengths < clips.sampling.span).sum()),
+        good, clips.labels[rows], good_names, frames=frames, ends=lengths.cumsum(0), skipped=skipped,
+        short=int((lengths < clips.sampling.span).sum()), repaired=Counter({name: n for name, n in replaced if n}),
     )  # fmt: skip
 
 
@@ -217,22 +246,21 @@ def _kept(key: str, make: Callable[[], dict[str, Tensor]], bad: dict[int, str], 
 def _whole(paths: Sequence[Path], fit: ClipFit, workers: int, bad: dict[int, str]) -> dict[str, Tensor]:
     def one(row: int) -> Tensor | str:
         try:
-            return read_clip(paths[row], fit)
+            frames, replaced[row] = read_frames(paths[row], fit)
+            return frames
         except DataError as error:
             return str(error)
 
+    replaced = [0] * len(paths)
     with pool(workers) as threads:
         found = list(threads.map(one, range(len(paths))))
     bad.update((row, reason) for row, reason in enumerate(found) if isinstance(reason, str))
     clips = [clip for clip in found if isinstance(clip, Tensor)]
     empty = torch.empty(0, fit.crops, 3, *fit.fit.size, dtype=torch.uint8)
     lengths = torch.tensor([len(clip) for clip in clips], dtype=torch.int64)
-    return {"frames": torch.cat([empty, *clips]), "lengths": lengths}
-
-
-def pool(workers: int) -> ThreadPoolExecutor:
-    """Threads for decoding, which happens outside Python's lock."""
-    return ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
+    of_good = [count for count, clip in zip(replaced, found, strict=True) if isinstance(clip, Tensor)]
+    counts = torch.tensor(of_good, dtype=torch.int64)
+    return {"frames": torch.cat([empty, *clips]), "lengths": lengths, "replaced": counts}
 
 
 def _bytes(paths: Sequence[Path], fit: ClipFit, looked_at: int = 8) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -12,11 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from peft_data.errors import DataError
+from peft_data.reach import cache_root
 
 
 def folder() -> Path:
-    """Where drawn data is kept: `$PEFT_DATA_CACHE`, else `~/.cache/visual-peft`."""
-    return Path(os.environ.get("PEFT_DATA_CACHE") or Path.home() / ".cache" / "visual-peft").expanduser()
+    """Where drawn data is kept: `$PEFT_DATA_CACHE`, else `cache_root`."""
+    return Path(os.environ.get("PEFT_DATA_CACHE") or cache_root()).expanduser()
 
 
 def cached(
@@ -37,7 +39,8 @@ def cached(
         try:
             return load_file(path)
         except (SafetensorError, OSError):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where the folder cannot be written this is told below
+                path.unlink(missing_ok=True)
     tensors = {name: value.contiguous() for name, value in make().items()}
     temporary = None
     try:

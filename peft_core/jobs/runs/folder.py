@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peft_core.errors import PeftError
-from peft_core.files import is_used, left_by_killed_writers, read_json, read_yaml, write_files
+from peft_core.files import is_used, left_by_killed_writers, must_encode, read_json, read_yaml, write_files
 from peft_core.jobs.runs.process import is_first_process, tell
 
 CONFIG, RESULTS = "config.yaml", "results.json"
@@ -27,6 +27,10 @@ FREE = ("out", "overwrite", "save_every")
 
 class OtherRun(PeftError):
     """The folder belongs to a run with other settings."""
+
+
+class Diverged(PeftError):
+    """A run whose loss, weights or outputs became no numbers: it cannot go on from its checkpoint."""
 
 
 State = Literal["new", "started", "finished"]
@@ -43,6 +47,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike, program: str, defaults: Mapping[str, Any] | None = None) -> None:
         self.path, self.program, self.defaults = Path(path).expanduser(), program, dict(defaults or {})
+        self.fingerprint: str | None = None
 
     def check(self, config: dict[str, Any], overwrite: bool = False) -> State:
         """Whether the run that `config` describes may have the folder, and how far it has come there. Changes nothing.
@@ -65,6 +70,19 @@ class RunFolder:
             )
         return self.state()
 
+    def check_data(self) -> None:
+        """Whether a finished run was made from the data whose `fingerprint` this is.
+
+        Raises:
+            PeftError: their files have changed since.
+        """
+        made_from = self.results().get("data_fingerprint")
+        if self.fingerprint and made_from and made_from != self.fingerprint:
+            raise OtherRun(
+                f"{self.path} is finished, but its data have changed since then: give another --out, or --overwrite to train "
+                "again."
+            )
+
     def begin(self, config: dict[str, Any], overwrite: bool = False) -> None:
         """Writes config.yaml; `overwrite` removes another run's files first. The first process alone does so."""
         if not is_first_process():
@@ -76,7 +94,7 @@ class RunFolder:
                 path.unlink()
         import yaml
 
-        text = f"# Run this again with: {self.program} --config {self.path / CONFIG}\n"
+        text = f"# Run this again with: {self.program} --config {shlex.quote(str(self.path / CONFIG))}\n"
         text += yaml.safe_dump(self._full(config), sort_keys=False, allow_unicode=True)
         self.write({CONFIG: text.encode()})
 
@@ -104,6 +122,8 @@ class RunFolder:
         write_files(self.path, files)
 
     def write_results(self, results: dict[str, Any]) -> None:
+        if self.fingerprint:
+            results["data_fingerprint"] = self.fingerprint
         self.write({RESULTS: (json.dumps(results, indent=2, ensure_ascii=False, default=_plain) + "\n").encode()})
 
     def results(self) -> dict[str, Any]:
@@ -131,7 +151,7 @@ def read_run_config(path: str | os.PathLike) -> dict[str, Any]:
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise PeftError(f"there is no run folder {folder}: train one with `fit --out {folder}`.")
+        raise PeftError(f"there is no run folder {folder}: train one with `fit --out {shlex.quote(str(folder))}`.")
     if not (folder / CONFIG).is_file():
         raise PeftError(f"{folder} is no run folder: it has no {CONFIG}.")
     config = read_yaml(folder / CONFIG, "train the run again in another folder")
@@ -140,11 +160,10 @@ def read_run_config(path: str | os.PathLike) -> dict[str, Any]:
     return config
 
 
-
-
 def run_name(*parts: str) -> str:
-    """runs/A-B-C, the folder of a run that was given none, from what tells it from others."""
-    return "runs/" + "-".join(part.strip("./~<>").replace("/", "_") for part in parts)
+    """runs/A-B-C, the folder of a run that was given none, from what tells it from others; of a path its last folder."""
+    words = (Path(part).expanduser().resolve().name if part.startswith((".", "~", "/")) else part for part in parts)
+    return "runs/" + "-".join(word.strip("./~<>").replace("/", "_").replace("\0", "") or "run" for word in words)[:120]
 
 
 def run_once(
@@ -153,6 +172,8 @@ def run_once(
     work: Callable[[dict[str, Any]], dict[str, Any]],
     headline: Callable[[dict[str, Any]], str],
     notes: Iterable[str] = (),
+    found: str = "",
+    fingerprint: str | None = None,
 ) -> dict[str, Any]:
     """The results of a run: those in the folder if it is finished, else what `work` makes of its plain config.
 
@@ -161,17 +182,29 @@ def run_once(
         work: config -> results; {} in a process that does not write.
         headline: results -> what is printed of them.
         notes: said before the work begins.
+        found: what of data was found, in a line, said before the work begins.
+        fingerprint: of the data; the results hold it.
 
     Raises:
-        PeftError: the folder is another run's.
+        PeftError: the folder is another run's, or was made from other data.
     """
-    config = plain_config(folder, settings)
+    config, folder.fingerprint = plain_config(folder, settings), fingerprint
+    must_encode([json.dumps(plain(config), ensure_ascii=False)], "the run's config")
     if folder.check(config, settings["overwrite"]) == "finished":
+        folder.check_data()
         print(f"{folder.path} is finished already: {headline(folder.results())}")
         return folder.results()
-    for note in notes:
-        tell(f"note: {note}")
-    results = work(config)
+    for line in filter(None, [found, *(f"note: {note}" for note in notes)]):
+        tell(line)
+    try:
+        results = work(config)
+    except Diverged:
+        (folder.path / "last.ckpt").unlink(missing_ok=True)  # so that the same command with a mended setting may have the folder
+        raise
+    except KeyboardInterrupt as stop:
+        goes_on = "the same command goes on from the last checkpoint"
+        stop.args = (*(stop.args or (130,)), goes_on if folder.state() == "started" else "no checkpoint was written yet")
+        raise
     if results:
         print(f"{folder.path}: {headline(results)}; see {folder.path / 'report.html'}")
     return results
@@ -181,14 +214,6 @@ def plain_config(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings as YAML has them, with the folder as `out`."""
     settings["out"] = str(folder.path)
     return {key: value.plain() if hasattr(value, "plain") else value for key, value in settings.items()}
-
-
-
-
-
-
-
-
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], defaults: dict[str, Any]) -> str:

@@ -11,13 +11,14 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
+from peft_core.jobs.runs.folder import Diverged
 from peft_core.jobs.runs.training import keep_trainables
 
-Optimizer = Literal["adamw", "sgd", "adamw8bit"]
+Optimizer = Literal["adamw", "adam", "sgd", "adamw8bit"]
 
 
 class Learning(LightningModule):
-    """AdamW (8-bit too, by bitsandbytes) or SGD, the learning rate warmed up and then lowered along a cosine:
+    """AdamW (8-bit too, by bitsandbytes), Adam with weight decay in the gradient, or SGD, the learning rate warmed up and then lowered along a cosine:
 
     lr(t) = lr · (t + 1) / w for the first w = warmup · T of T steps, then
     lr · (f + (1 − f) · (1 + cos(π (t − w) / (T − w))) / 2) with f = final_lr.
@@ -46,7 +47,10 @@ class Learning(LightningModule):
         self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.warmup, self.final_lr, self.seed = warmup, final_lr, seed
         self.history: list[dict[str, float]] = []
-        self.loss_sum, self.loss_count = torch.zeros(()), 0
+        self.loss_sum, self.loss_count = torch.zeros(()), 0  # since the last row of `history`
+        self.epoch_sum, self.epoch_count = torch.zeros(()), 0
+        self.epoch_loss: float | None = None
+        self.rate_of_step = 0.0
         self.seconds, self.started = 0.0, 0.0  # of training, over all the times it was started
 
     def adapted(self) -> dict[str, nn.Module]:
@@ -60,8 +64,12 @@ class Learning(LightningModule):
     def on_train_start(self) -> None:
         self.started = time.monotonic() - self.seconds
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.rate_of_step = optimizer.param_groups[0]["lr"]  # the schedule moves on before the step is noted
+
     def count(self, loss: Tensor) -> None:
         self.loss_sum, self.loss_count = self.loss_sum.to(loss.device) + loss.detach(), self.loss_count + 1
+        self.epoch_sum, self.epoch_count = self.epoch_sum.to(loss.device) + loss.detach(), self.epoch_count + 1
 
     def note(self, index: int) -> None:
         """Adds the mean loss since the last note to `history`, some 200 times a run and at each epoch's end."""
@@ -69,28 +77,42 @@ class Learning(LightningModule):
         stepped = (index + 1) % self.trainer.accumulate_grad_batches == 0 or last
         if last or (stepped and (step % max(1, self.steps // 200) == 0 or step == self.steps)):
             loss = self.check_loss()
-            rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
-            self.history.append({"step": step, "epoch": self.trainer.current_epoch, "lr": rate, "loss": loss})
+            row = {"step": step, "epoch": self.trainer.current_epoch, "lr": self.rate_of_step, "loss": loss}
+            self.history.append(row)
             self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
+        if last:
+            self.epoch_loss = (self.epoch_sum / max(1, self.epoch_count)).item()
+            self.epoch_sum, self.epoch_count = torch.zeros_like(self.epoch_sum), 0
 
     def check_loss(self) -> float:
         """The mean loss since the last note.
 
         Raises:
-            PeftError: it is not a number.
+            Diverged: it, or a weight that trains, is not a number.
         """
         loss = (self.loss_sum / max(1, self.loss_count)).item()
         if not math.isfinite(loss):
-            raise PeftError(
-                f"the loss became {loss} near step {self.trainer.global_step}, so training stops and the adapter of the "
-                f"last whole epoch is kept: try a lower --lr than {self.lr:g}, or --trainer.gradient_clip_val 1."
-            )
+            raise self.diverged(f"the loss became {loss}")
         return loss
 
+    def check_weights(self) -> None:
+        """Raises Diverged: a weight that trains is not a number."""
+        trained = (p for model, _ in self.rates() for p in model.parameters() if p.requires_grad)
+        if not all(torch.isfinite(p).all() for p in trained):
+            raise self.diverged("trained weights became no numbers")
+
+    def diverged(self, what: str) -> Diverged:
+        kept = "the adapter of the last whole epoch is kept" if self.trainer.current_epoch else "no adapter is kept"
+        return Diverged(
+            f"{what} near step {self.trainer.global_step}, so training stops and {kept}: try a lower --lr than {self.lr:g}, or "
+            "--trainer.gradient_clip_val 1."
+        )
+
     def describe(self) -> str:
-        """The last figures, for a progress bar."""
-        loss = next((row["loss"] for row in reversed(self.history) if "loss" in row), None)
-        return f"loss {loss:.4f}" if loss is not None else ""
+        """The last figures, for a progress bar: within an epoch its mean loss so far, at its end the whole epoch's."""
+        if self.epoch_count:
+            return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}"
+        return f"loss {self.epoch_loss:.4f}" if self.epoch_loss is not None else ""
 
     def configure_optimizers(self) -> dict[str, Any]:
         groups = []
@@ -117,6 +139,8 @@ class Learning(LightningModule):
             return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
         if self.optimizer == "adamw8bit":
             return load_bitsandbytes().optim.AdamW8bit(groups, lr=self.lr)
+        if self.optimizer == "adam":
+            return torch.optim.Adam(groups, lr=self.lr)
         # Lightning refuses to clip the gradients of a fused optimiser under float16
         return torch.optim.AdamW(groups, lr=self.lr, fused=self.trainer.precision != "16-mixed")
 
@@ -129,10 +153,12 @@ class Learning(LightningModule):
         checkpoint["seconds"] = self.seconds = self.trained_for()
         checkpoint["history"] = self.history
         checkpoint["loss"] = (self.loss_sum.cpu(), self.loss_count)
+        checkpoint["epoch_loss"] = (self.epoch_sum.cpu(), self.epoch_count, self.epoch_loss)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history, self.seconds = checkpoint["history"], checkpoint["seconds"]
         self.loss_sum, self.loss_count = checkpoint["loss"]
+        self.epoch_sum, self.epoch_count, self.epoch_loss = checkpoint.get("epoch_loss", (torch.zeros(()), 0, None))
 
 
 def load_bitsandbytes() -> Any:

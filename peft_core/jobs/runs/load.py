@@ -1,30 +1,43 @@
 """`load_run`: a run folder back as a Run of its own program."""
 
 from __future__ import annotations
+
 import importlib
-import json
 import os
-import shutil
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
 from peft_core.errors import PeftError
-from peft_core.files import is_used, left_by_killed_writers, write_files
-from peft_core.jobs.runs.process import is_first_process, tell
 from peft_core.jobs.runs.folder import read_run_config
 
-
 _RUNS = {"vision_peft": "vision_peft.run", "clip_peft": "clip_peft.run", "diffusion_peft": "diffusion_peft.use.run"}
+CLASSIFIERS = ("vision_peft", "clip_peft")
 
 
-def load_run(path: str | os.PathLike) -> Any:
+def load_run(path: str | os.PathLike, programs: Collection[str] = tuple(_RUNS)) -> Any:
     """A trained run, ready for use: `.model`, `.transform`, `.class_names`, `.predict(images)`.
 
+    Args:
+        path: the run folder.
+        programs: whose runs are wanted.
+
     Raises:
-        PeftError: no run folder, or a run whose adapter was not written yet.
+        PeftError: no run folder, a run of another program, or one whose adapter was not written yet.
     """
-    program = str(read_run_config(path)["command"]).split()[0]
-    if program not in _RUNS:
-        raise PeftError(f"{path} was made by {program}, which this suite does not know.")
+    program = program_of(path, programs)
     return importlib.import_module(_RUNS[program]).open_run(Path(path).expanduser())
+
+
+def program_of(path: str | os.PathLike, programs: Collection[str] = tuple(_RUNS)) -> str:
+    """The program that made a run.
+
+    Raises:
+        PeftError: no run folder, or a run of none of these programs.
+    """
+    program = (str(read_run_config(path)["command"]).split() or [""])[0]
+    if program not in _RUNS:
+        raise PeftError(f"{path} was made by {program or 'nobody'}, which this suite does not know.")
+    if program not in programs:
+        raise PeftError(f"{path} is a run of {program}, and this command takes runs of {' and '.join(programs)}.")
+    return program

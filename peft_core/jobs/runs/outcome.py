@@ -7,7 +7,8 @@ from typing import Any
 
 from peft_core.jobs.reports import page as report
 from peft_core.jobs.runs.folder import CONFIG, RunFolder
-from peft_core.jobs.runs.machine import peak_memory, versions
+from peft_core.jobs.runs.machine import peak_memory
+from peft_core.versions import versions
 
 
 def measured(results: dict[str, Any]) -> dict[str, Any]:

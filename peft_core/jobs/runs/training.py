@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import math
+import pickle
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from torch import nn
 from peft_core.adapter_file import adapter_state
 from peft_core.errors import PeftError
 from peft_core.files import write_files
+from peft_core.jobs.runs.process import duration
 
 CHECKPOINT = "last.ckpt"
 
@@ -106,7 +108,27 @@ class AtomicCheckpoints(TorchCheckpointIO):
         write_files(Path(path).parent, {Path(path).name: buffer.getvalue()})
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return read_checkpoint(Path(path), map_location or "cpu")
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """A checkpoint of Lightning's, tensors and plain values only.
+
+    Raises:
+        PeftError: it is truncated, no checkpoint, or holds other objects (which are never loaded).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other protocols, which are refused
+            content = torch.load(path, map_location=map_location, weights_only=True)
+        if not isinstance(content, dict) or not {"state_dict", "epoch", "global_step"} <= content.keys():
+            raise ValueError("it holds something else")
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        why = "it is truncated or no checkpoint" if not isinstance(error, ValueError) else str(error)
+        raise PeftError(
+            f"{path} cannot be read ({why}): delete it, and the same command trains from the start, or give --overwrite."
+        ) from error
+    return content
 
 
 def keep_trainables(checkpoint: dict[str, Any], models: Mapping[str, nn.Module]) -> None:
@@ -122,7 +144,8 @@ class SaveState(Callback):
     """Writes `last.ckpt` at the end of each epoch, and between optimiser steps once `every` seconds have passed.
 
     The module's `note(index)` is called after each batch, before any checkpoint of it (Lightning calls a module's own
-    hooks after those of callbacks), and `check_loss()` before each checkpoint: it may raise to keep the last one.
+    hooks after those of callbacks), and `check_loss()` and `check_weights()` before each checkpoint: they may raise to
+    keep the last one.
     `after_epoch` is called on the first process after an epoch's checkpoint.
     """
 
@@ -148,6 +171,7 @@ class SaveState(Callback):
 
     def save(self, trainer: Trainer, module: Any) -> None:
         module.check_loss()
+        module.check_weights()
         trainer.save_checkpoint(self.path)
         self.last = time.monotonic()
 
@@ -158,8 +182,10 @@ class Progress(Callback):
     def __init__(self) -> None:
         self.bar: Any = None
         self.task: Any = None
+        self.began, self.first = 0.0, 0
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        self.began, self.first = time.monotonic(), trainer.global_step
         if not trainer.is_global_zero or not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -179,7 +205,13 @@ class Progress(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         epoch, last = trainer.current_epoch + 1, trainer.max_epochs or -1
         if self.bar is None and trainer.is_global_zero and (epoch == last or epoch % max(1, math.ceil(last / 10)) == 0):
-            print(f"epoch {epoch}/{last}  {module.describe()}", file=sys.stderr, flush=True)
+            print(f"epoch {epoch}/{last}  {module.describe()}{self.left(trainer)}", file=sys.stderr, flush=True)
+
+    def left(self, trainer: Trainer) -> str:
+        """The time that training will still take, after the pace so far."""
+        steps = planned_steps(trainer, int(trainer.num_training_batches)) - trainer.global_step
+        pace = (time.monotonic() - self.began) / max(1, trainer.global_step - self.first)
+        return f"  {duration(steps * pace)} left" if steps > 0 and steps * pace >= 1 else ""
 
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
         self.close()

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from peft_data.augment import normalise
 from peft_data.pictures import UNREADABLE, Fit, is_picture, read_picture
+from peft_data.walk import files_in
 from PIL import Image
 from torch import Tensor, nn
 
-from peft_core.adapter_file import read_card
+from peft_core.adapter_file import CARD, read_card
 from peft_core.errors import PeftError
-from peft_core.jobs.runs.folder import read_run_config
+from peft_core.files import write_files
+from peft_core.jobs.reports.scores import sure
+from peft_core.jobs.runs.folder import FILES, read_run_config
+from peft_core.values import Positive, Range, typed
+
+
+Side = Annotated[int, Range(1, 8192)]
+OF_CARD: dict[str, Any] = {
+    "class_names": list[str], "input_size": tuple[Side, Side], "resize": Literal["squash", "crop"],
+    "crop_pct": Annotated[float, Range(above=0, most=1)], "interpolation": Literal["nearest", "bilinear", "bicubic", "lanczos"],
+    "mean": tuple[float, float, float], "std": tuple[Positive, Positive, Positive],
+}  # fmt: skip
+"""What of a card says how pictures come to the model."""
 
 
 class Prediction(NamedTuple):
@@ -84,7 +98,7 @@ class Run:
         Raises:
             PeftError: a path that does not exist, or no picture at all.
         """
-        return search(paths, "picture", lambda folder: sorted(file for file in folder.rglob("*") if is_picture(file)))
+        return search(paths, "picture", lambda folder: files_in(folder, is_picture))
 
     def stream(self, images: Iterable, batch_size: int = 64) -> Iterator[Prediction]:
         batch: list[Tensor] = []
@@ -100,9 +114,19 @@ class Run:
     def _predict(self, batch: list[Tensor]) -> Iterator[Prediction]:
         device = next(self.model.parameters()).device
         logits = self.model(normalise(torch.stack(batch).to(device), self.mean, self.std))
-        for row in logits.float().softmax(-1).cpu():
-            best = int(row.argmax())
-            yield Prediction(self.class_names[best], float(row[best]), row)
+        yield from predictions(logits, self.class_names)
+
+
+def predictions(logits: Tensor, class_names: Sequence[str]) -> Iterator[Prediction]:
+    """A prediction for each row of logits `B C`.
+
+    Raises:
+        Diverged: an output is not a number.
+    """
+    sure(logits)
+    for row in logits.float().softmax(-1).cpu():
+        best = int(row.argmax())
+        yield Prediction(class_names[best], float(row[best]), row)
 
 
 def read_trained(path: Path, program: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -116,14 +140,13 @@ def read_trained(path: Path, program: str) -> tuple[dict[str, Any], dict[str, An
         raise PeftError(
             f"{path} has no adapter yet: give its `{config['command']}` again, which goes on where it stopped."
         )
-    card = read_card(path / "adapter")
-    try:
-        height, width = card["input_size"]
-        fit = Fit((height, width), card["resize"], card["crop_pct"], card.get("interpolation", Fit.interpolation))
-        common = {key: tuple(card[key]) for key in ("class_names", "mean", "std")} | {"fit": fit}
-    except KeyError as error:
-        raise PeftError(f"{path}/adapter was not written by `{program} fit`: its card has no {error}.") from error
-    return config, card, common
+    card = {"interpolation": Fit.interpolation} | read_card(path / "adapter")
+    for key, hint in OF_CARD.items():
+        if key not in card:
+            raise PeftError(f"{path}/adapter was not written by `{program} fit`: its card has no {key}.")
+        card[key] = typed(card[key], hint, f"{key} in {path / 'adapter' / CARD}")
+    fit = Fit(tuple(card["input_size"]), card["resize"], card["crop_pct"], card["interpolation"])
+    return config, card, {key: tuple(card[key]) for key in ("class_names", "mean", "std")} | {"fit": fit}
 
 
 def search(paths: Sequence[str], what: str, inside: Callable[[Path], list[Path]]) -> list[Path]:
@@ -149,11 +172,12 @@ def print_classes(per_class: Mapping[str, float | None]) -> None:
         print(f"  {'   –  ' if share is None else f'{share:.4f}'}  {name}")
 
 
-def print_predictions(run: Run, pictures: Sequence[str], program: str, top: int, batch_size: int) -> int:
-    """Prints the `top` likeliest classes of each picture as CSV; unreadable ones are said at the end. The exit code."""
+def print_predictions(
+    run: Run, pictures: Sequence[str], program: str, top: int, batch_size: int, out: str | None = None
+) -> int:
+    """The `top` likeliest classes of each picture as CSV, printed or written to `out`; unreadable pictures are said at the
+    end. The exit code."""
     found = run.found(pictures)
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("path", "class", "probability"))
     good: list[Path] = []
     bad: list[str] = []
 
@@ -167,10 +191,53 @@ def print_predictions(run: Run, pictures: Sequence[str], program: str, top: int,
                 good.append(path)
                 yield pixels
 
+    text = io.StringIO() if out is not None else sys.stdout
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "class", "probability"))
     for row, prediction in enumerate(run.stream(readable(), batch_size)):
         best = prediction.probabilities.topk(min(top, len(run.class_names)))
         for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             writer.writerow((good[row], run.class_names[index], f"{probability:.4f}"))
+    if isinstance(text, io.StringIO):
+        target = Path(str(out)).expanduser()
+        write_files(target.parent, {target.name: text.getvalue().encode(errors="backslashreplace")})
+        print(f"{len(good):,} pictures in {target}")
     for sentence in bad:
         print(f"{program}: {sentence}", file=sys.stderr)
     return 2 if bad else 0
+
+
+def out_file(out: str, suffix: str, run: str) -> Path:
+    """The file that a command writes.
+
+    Raises:
+        PeftError: another ending, a folder, or a file that the run itself consists of.
+    """
+    path = Path(out).expanduser()
+    if path.suffix != suffix:
+        raise PeftError(f"--out {out} must end in {suffix}.")
+    if path.is_dir():
+        raise PeftError(f"{path} is a folder: give a file name.")
+    _outside(path, run)
+    return path
+
+
+def _outside(path: Path, run: str) -> None:
+    """Raises PeftError: the path is one of the run's own files or folders, or lies within such a folder."""
+    folder = Path(run).expanduser().resolve()
+    inside = path.resolve().relative_to(folder).parts if path.resolve().is_relative_to(folder) else None
+    if inside is not None and (not inside or inside[0] in FILES):
+        raise PeftError(f"{path} is a file of the run itself: give --out another place.")
+
+
+def out_folder(out: str, run: str) -> Path:
+    """The folder that a command writes files to.
+
+    Raises:
+        PeftError: a file, or the run's own folder of adapters or the run itself.
+    """
+    path = Path(out).expanduser()
+    if path.exists() and not path.is_dir():
+        raise PeftError(f"{path} is a file: give --out a folder.")
+    _outside(path, run)
+    return path

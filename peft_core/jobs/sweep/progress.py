@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from peft_core.jobs.runs.process import duration
 from peft_core.jobs.sweep.jobs import Job
 
 
@@ -35,10 +36,3 @@ class Progress:
     def end(self) -> None:
         if self.live and self.count:
             print(file=sys.stderr)
-
-
-def duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,14 +47,16 @@ class VPT(Method):
                 raise PeftError("vpt: pool_prompts is for models that average their tokens, and this one does not.")
             if self.deep:
                 for path, count in here:
-                    self._add(plan, tower, path, path, count)
+                    self._add(plan, tower, [path], count)
             else:
-                self._add(plan, tower, here[0][0], here[-1][0], here[0][1])
+                paths = plan.anatomy.blocks[tower]
+                first, last = paths.index(here[0][0]), paths.index(here[-1][0])
+                self._add(plan, tower, paths[first : last + 1], here[0][1])
 
-    def _add(self, plan: Plan, tower: str | None, first: str, last: str, count: int) -> None:
+    def _add(self, plan: Plan, tower: str | None, blocks: Sequence[str], count: int) -> None:
         stream = plan.token_stream(tower)
         dim = stream.width
         bound = math.sqrt(6 / (3 * stream.patch**2 + dim))
-        tokens = nn.Parameter(torch.empty(count, dim, **plan.options_at(first)).uniform_(-bound, bound))
-        strip = not self.pool_prompts or last != plan.anatomy.blocks[tower][-1]
-        plan.add_tokens(first, last, tokens, stream, self.dropout, strip)
+        tokens = nn.Parameter(torch.empty(count, dim, **plan.options_at(blocks[0])).uniform_(-bound, bound))
+        strip = not self.pool_prompts or blocks[-1] != plan.anatomy.blocks[tower][-1]
+        plan.add_tokens(blocks, tokens, stream, self.dropout, strip)

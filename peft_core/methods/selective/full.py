@@ -13,6 +13,7 @@ class Full(Method):
     """
 
     keeps_originals: ClassVar[bool] = False
+    moves_statistics: ClassVar[bool] = True
 
     def install(self, plan: Plan) -> None:
         for module, name in plan.stock_parameters():

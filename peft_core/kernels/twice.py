@@ -1,0 +1,47 @@
+"""What the kernels with a backward of their own have in common: a second derivative, and rows whose division loses digits."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peft_core.errors import PeftError
+
+SMALL, FAR, SAMPLE = 1e-3, 2.0, 256
+
+
+def is_differentiated() -> bool:
+    """Within a backward pass: whether its result will be differentiated again (`create_graph=True`)."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def gradients(run: Callable[..., Tensor], inputs: Sequence[Any], grad: Tensor, was_cast: bool) -> list[Tensor | None]:
+    """The gradients of run(*inputs) for those of its inputs that need one, by plain operations that autograd follows."""
+    if was_cast:
+        raise PeftError("a gradient of a gradient under autocast needs the plain path: leave autocast for that step.")
+    wanted = [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
+    with torch.enable_grad():
+        found = iter(torch.autograd.grad(run(*inputs), wanted, grad, create_graph=True, allow_unused=True))
+    return [next(found) if isinstance(value, Tensor) and value.requires_grad else None for value in inputs]
+
+
+@torch.no_grad()
+def weak_rows(spread: Tensor, shift: Tensor | None, divisor: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Indices of the outputs y = d ⊙ z + shift from which z cannot be won back: |d| is near 0, or the shift, rounded to 16
+    bits with y, leaves no digits of z. None where there are none.
+
+    spread: the standard deviation of d ⊙ z on a sample, (out).
+    """
+    weak = divisor.abs() < SMALL
+    if shift is not None and torch.finfo(dtype).bits <= 16:
+        weak = weak | (shift.abs() > FAR * spread)
+    found = weak.nonzero().flatten()
+    return found if len(found) else None
+
+
+@torch.no_grad()
+def spread_of(x: Tensor, weight: Tensor) -> Tensor:
+    """The standard deviation of x Wᵀ over the first rows of x: (out)."""
+    rows = x.detach().flatten(0, -2)[:SAMPLE].to(weight.dtype)
+    return (rows @ weight.t()).std(0, unbiased=False) if len(rows) else weight.new_zeros(len(weight))

@@ -1,0 +1,139 @@
+"""The stock part of an adapted model: what of it is frozen, still or silent, what trains, and which head it has."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from peft_core.anatomies import Anatomy
+from peft_core.attach import Adaptation, Record, is_inserted, record_of
+from peft_core.grafts.classes import Still, restore_class, swap_class
+
+# ---- the head ------------------------------------------------------------------------------------------------------
+
+
+def find_heads(model: nn.Module, anatomy: Anatomy) -> list[str]:
+    """Paths of the classifier: what the anatomy names, and what `get_classifier()` gives, whatever its class."""
+    paths = list(anatomy.heads)
+    if callable(getattr(model, "get_classifier", None)):
+        found: Any = model.get_classifier()
+        found = found if isinstance(found, tuple | list) else (found,)
+        paths += [path for path, module in model.named_modules() if any(module is head for head in found)]
+    return list(dict.fromkeys(path for path in paths if path))
+
+
+def head_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of the head as it is now, by their keys."""
+    record: Record = model.__dict__.get("_peft_record") or Record()
+    prefixes = tuple(f"{path}." for path in record.head_paths)
+    state = model.state_dict(keep_vars=True)
+    return {key: value for key, value in state.items() if key.startswith(prefixes) and not is_inserted(key)}
+
+
+def trained_head(model: nn.Module) -> dict[str, Tensor]:
+    """What of the head belongs to the adaptations: all of it where it trains, or one of them says that it does."""
+    head = head_of(model)
+    trains = any(adaptation.train_head for adaptation in record_of(model).adaptations.values())
+    return head if trains or any(tensor.requires_grad for tensor in head.values()) else {}
+
+
+def freeze(model: nn.Module, record: Record, train_head: bool) -> None:
+    """Everything is frozen, the head unless it is to train; what required grad before is remembered."""
+    prefixes = tuple(f"{path}." for path in record.head_paths)
+    for key, parameter in model.named_parameters():
+        record.required_grad[key] = parameter.requires_grad
+        parameter.requires_grad_(key.startswith(prefixes) and train_head)
+
+
+# ---- what moves in training although no gradient reaches it --------------------------------------------------------
+
+
+def settle_statistics(model: nn.Module) -> None:
+    """Norms with running statistics stay in eval, but for the head's, and for methods that train the whole model."""
+    record: Record = model.__dict__.get("_peft_record") or Record()
+    frozen = bool(record.adaptations) and not any(a.method.moves_statistics for a in record.adaptations.values())
+    heads = tuple(f"{path}." for path in record.head_paths)
+    for path, module in list(model.named_modules()):
+        if not isinstance(module, _NormBase) or is_inserted(path):
+            continue
+        if frozen and module.running_mean is not None and not f"{path}.".startswith(heads):
+            swap_class(module, Still)
+            module.train(False)
+        elif isinstance(module, Still):
+            restore_class(module, Still)
+            module.train(model.training)
+
+
+def silence(model: nn.Module) -> list[tuple[str, str, float]]:
+    """Set every dropout and drop-path rate of the stock model to 0; the list says what to put back."""
+    changed = []
+    for path, module in model.named_modules():
+        if is_inserted(path):
+            continue
+        name = {"DropPath": "drop_prob", "MultiheadAttention": "dropout"}.get(type(module).__name__)
+        if isinstance(module, nn.MultiheadAttention):
+            name = "dropout"
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            name = "p"
+        if name is not None and (rate := getattr(module, name)):
+            changed.append((path, name, rate))
+            setattr(module, name, 0.0)
+    return changed
+
+
+# ---- stock parameters that a method trains -------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def write_trained(model: nn.Module, adaptation: Adaptation, scale: float) -> None:
+    """Stock parameters that a method trains become original + scale · (trained − original).
+
+    The trained parameter itself is put aside and another one stands in its place, so that a graph made before still has
+    the values it was made with; a sharded one is written over.
+    """
+    parameters = dict(model.named_parameters())
+    present = [key for key in adaptation.trained if key in parameters]
+    if adaptation.scale == 1.0:
+        adaptation.kept = {key: _aside(parameters[key]) for key in present}
+    for key in present:
+        now, trained = parameters[key], adaptation.kept[key]
+        if scale == 1.0:
+            _put(model, now, trained)
+        else:
+            original = _like(adaptation.originals[key], trained)
+            value = original if scale == 0.0 else torch.lerp(original, trained.detach(), scale)
+            _put(model, now, nn.Parameter(value.clone(), requires_grad=False))
+    if scale == 1.0:
+        adaptation.kept = {}
+    adaptation.scale = scale
+
+
+def _aside(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.clone()) if _is_sharded(parameter) else parameter
+
+
+def _put(model: nn.Module, now: nn.Parameter, new: nn.Parameter) -> None:
+    if _is_sharded(now):
+        now.copy_(new)
+        return
+    if new.device != now.device:  # the model moved meanwhile
+        new.data = new.data.to(now.device)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is now:
+                module._parameters[name] = new
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "placements")
+
+
+def _like(original: Tensor, parameter: Tensor) -> Tensor:
+    """The original on the parameter's device, in its precision and sharded as it is."""
+    original = original.to(parameter.device, parameter.dtype)
+    if _is_sharded(parameter) and not _is_sharded(original):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(original, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
+    return original

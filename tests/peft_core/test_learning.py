@@ -1,0 +1,130 @@
+"""Optimiser, schedule and log of a run, and what is told where it fails."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from peft_core.errors import PeftError
+from peft_core.jobs.runs.folder import Diverged
+from peft_core.jobs.runs.learning import Learning
+from peft_core.jobs.runs.training import Progress, SaveState, make_trainer, quiet, read_checkpoint
+
+CPU = {"accelerator": "cpu", "max_epochs": 2}
+
+
+class Line(Learning):
+    """Learns y = 3 x from batches of numbers; the step's loss is kept to compare the log with."""
+
+    def __init__(self, steps: int, wrong: int | None = None, **learning) -> None:
+        super().__init__(steps, **learning)
+        self.net = nn.Linear(1, 1)
+        nn.init.zeros_(self.net.weight)
+        nn.init.ones_(self.net.bias)
+        self.losses: list[float] = []
+        self.rates_used: list[float] = []
+        self.wrong = wrong
+
+    def adapted(self) -> dict[str, nn.Module]:
+        return {"net": self.net}
+
+    def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+        loss = (self.net(batch) - 3 * batch).square().mean()
+        loss = loss * math.nan if self.wrong == self.trainer.global_step else loss
+        self.losses.append(loss.item())
+        self.rates_used.append(self.optimizers().param_groups[0]["lr"])
+        self.count(loss)
+        return loss
+
+    def on_save_checkpoint(self, checkpoint) -> None:
+        checkpoint["state_dict"] = {}
+        checkpoint["seconds"], checkpoint["history"] = 0.0, self.history
+
+
+class Batches:
+    def __len__(self) -> int:
+        return 5
+
+    def __iter__(self):
+        return (torch.full((2, 1), float(n)) for n in range(1, 6))
+
+
+def fitted(tmp_path, flags=CPU, **options) -> Line:
+    module = Line(10, **options)
+    with quiet():
+        make_trainer(flags, [SaveState(tmp_path, 1e9, lambda: None), Progress()], tmp_path).fit(module, Batches())
+    return module
+
+
+def test_weight_decay_spares_vectors() -> None:
+    module = Line(10, weight_decay=0.3)
+    module.trainer = make_trainer(CPU, [])
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert decay == {id(module.net.weight): 0.3, id(module.net.bias): 0.0}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+def test_schedule(tmp_path, kind: str) -> None:
+    module = fitted(tmp_path, optimizer=kind, lr=0.1, warmup=0.4, final_lr=0.1)
+    rises = [0.1 * (t + 1) / 4 for t in range(4)]
+    falls = [0.1 * (0.1 + 0.9 * (1 + math.cos(math.pi * (t - 4) / 6)) / 2) for t in range(4, 10)]
+    assert module.rates_used == pytest.approx(rises + falls)  # the first step has a quarter of the rate, not none
+
+
+def test_the_log_says_what_the_step_was_made_with(tmp_path, capsys: pytest.CaptureFixture) -> None:
+    module = fitted(tmp_path, optimizer="sgd", lr=1e-3, warmup=0.4)
+    assert [row["step"] for row in module.history] == list(range(1, 11))
+    assert [row["lr"] for row in module.history] == pytest.approx(module.rates_used)
+    assert [row["loss"] for row in module.history] == pytest.approx(module.losses)
+    said = capsys.readouterr().err.splitlines()
+    means = [sum(module.losses[start : start + 5]) / 5 for start in (0, 5)]
+    assert [line.split("loss ")[1].split()[0] for line in said] == [f"{mean:.4f}" for mean in means]
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"), [(1, "no adapter is kept"), (6, "the adapter of the last whole epoch is kept")]
+)
+def test_a_loss_that_is_no_number(tmp_path, step: int, kept: str) -> None:
+    with pytest.raises(Diverged, match=f"the loss became nan near step {step + 1}.*{kept}.*lower --lr"):
+        fitted(tmp_path, wrong=step)
+
+
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path) -> None:
+    with pytest.raises(Diverged, match="trained weights became no numbers near step 1"):
+        fitted(tmp_path, CPU | {"max_steps": 1}, optimizer="sgd", lr=1e38, warmup=0.0)
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+class Payload:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"PK\x03\x04" + b"\x00" * 100),
+        lambda path: torch.save({"state_dict": Payload()}, path),
+        lambda path: torch.save([1], path),
+        lambda path: path.write_bytes(__import__("pickle").dumps(Payload())),
+        lambda path: path.mkdir(),
+    ],
+)
+def test_damaged_checkpoints(tmp_path, write, capsys: pytest.CaptureFixture) -> None:
+    write(tmp_path / "last.ckpt")
+    with pytest.raises(PeftError, match="last.ckpt cannot be read .*delete it"):
+        read_checkpoint(tmp_path / "last.ckpt")
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_truncated_checkpoint(tmp_path) -> None:
+    torch.save({"state_dict": {"x": torch.zeros(1000)}, "epoch": 1, "global_step": 1}, tmp_path / "last.ckpt")
+    assert read_checkpoint(tmp_path / "last.ckpt")["epoch"] == 1
+    whole = (tmp_path / "last.ckpt").read_bytes()
+    for end in (10, len(whole) // 2, len(whole) - 10):
+        (tmp_path / "last.ckpt").write_bytes(whole[:end])
+        with pytest.raises(PeftError, match="last.ckpt cannot be read"):
+            read_checkpoint(tmp_path / "last.ckpt")
