@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from clip_peft.learner import OpenVocabularyMethod
 from clip_peft.open_vocabulary import OpenVocabulary
 from clip_peft.text.templates import DEFAULT
 from peft_core import save_adapter
-from peft_core.adapter_file import check_backbone, check_tensors, load_adapter, read_card, read_weights, write_adapter
+from peft_core.adapter_file import load_adapter, write_adapter
+from peft_core.card import check_tensors, read_card, read_weights
 from peft_core.errors import PeftError
+from peft_core.fingerprint import check_backbone
 from peft_core.jobs.hub.backbone import Tokenizer
 from peft_core.registry import find_method, make_method
 
@@ -70,7 +71,7 @@ def load(model: nn.Module, folder: str | os.PathLike, tokenizer: Tokenizer | Non
 def _expected(learner: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The learner's tensors; a cache that is still empty takes any number of rows."""
     return {
-        key: torch.empty(weights[key].shape[:1] + value.shape[1:], device="meta")
+        key: value.new_empty(weights[key].shape[:1] + value.shape[1:], device="meta")
         if not value.numel() and key in weights and weights[key].dim()
         else value
         for key, value in learner.state_dict().items()

@@ -27,6 +27,8 @@ class Adaptation:
     """Trained parameters, while the model holds others for a moment (scale ≠ 1)."""
     scale: float = 1.0
     train_head: bool = True
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What the method keeps between steps (see `lifecycle`)."""
 
 
 @dataclass

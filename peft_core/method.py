@@ -1,10 +1,10 @@
 """All that a method's author reads: what a method is (`Method`), and what it asks a model for (`Plan`)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from peft_core.anatomies import Place, Stream, SubLayer
 from peft_core.errors import PeftError
@@ -58,6 +58,25 @@ class Method:
 
     def install(self, plan: "Plan") -> None:
         raise NotImplementedError(f"{type(self).__name__} must define install(plan)")
+
+    # ---- what training may call (see `lifecycle`) ------------------------------------------------------------------
+
+    def prepare(self, model: nn.Module, losses: Iterable[Any]) -> None:
+        """Once before training; the parameters stay those that there are, their values may change."""
+
+    def parameter_groups(self, model: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
+        """Groups, with `params` and what else the optimiser takes, for parameters that want other settings."""
+        return ()
+
+    def penalty(self, model: nn.Module) -> Tensor | float:
+        """Added to the loss of each step."""
+        return 0.0
+
+    def after_step(self, model: nn.Module, progress: float) -> None:
+        """After each optimiser step, without gradient recording; gradients of the step are still there."""
+
+    def finish(self, model: nn.Module) -> None:
+        """When training has ended."""
 
 
 @dataclass

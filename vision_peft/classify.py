@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import CatMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from peft_core.adapter_file import adapter_state
+from peft_core.adapter_state import adapter_state
 from peft_core.jobs.reports.scores import Scores, sure
 from peft_core.jobs.runs.learning import Learning
 from vision_peft.prefix_cache import PrefixCache
@@ -74,8 +74,7 @@ class Classifier(Learning):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         logits = self.prefix(batch.indices) if self.prefix else self(self.augment(batch.images, self.chance))
         loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
-        self.count(loss)
-        return loss
+        return self.count(loss)
 
     def describe(self) -> str:
         """The last figures, for a progress bar."""

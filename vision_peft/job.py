@@ -96,6 +96,7 @@ def run(
         )
         if protocol == "legacy":
             model.load_state_dict(classifier.best["state"], strict=False)
+        classifier.finish()
         began = time.monotonic()
         if scoring is not None:
             trainer.validate(classifier, scoring, verbose=False)

@@ -59,8 +59,7 @@ class Contrast(Learning):
             loss = self.model.learner.loss(features, batch.labels, None)
         else:
             loss = self.model.loss(self.encoder.images(self.augment(batch.images, self.chance)), batch.labels)
-        self.count(loss)
-        return loss
+        return self.count(loss)
 
     def note(self, index: int) -> None:
         if index + 1 == self.trainer.num_training_batches:  # before the checkpoint of this epoch is written

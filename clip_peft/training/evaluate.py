@@ -9,9 +9,8 @@ import torch
 from peft_data.cache import DecodedPictures, decoded
 from torch import Tensor
 
-from clip_peft.text.prompts import told_apart
 from clip_peft.training.features import CHUNK, Encoder
-from peft_core.jobs.reports.scores import Scores, sure
+from peft_core.jobs.reports.scores import Scores, by_class, sure
 
 BINS = 15
 
@@ -85,5 +84,5 @@ def figures(scores: Scores, pictures: DecodedPictures, class_names: Sequence[str
         "accuracy": scores.accuracy,
         **reliability(scores, pictures.labels),
         "pictures": len(pictures),
-        "per_class": dict(zip(told_apart(class_names), scores.per_class, strict=True)),
+        "per_class": by_class(class_names, scores),
     }

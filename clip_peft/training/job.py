@@ -108,6 +108,7 @@ def run(
         checkpoint = folder.path / CHECKPOINT
         with quiet():
             trainer.fit(contrast, batches, ckpt_path=checkpoint if checkpoint.is_file() else None)
+            contrast.finish()
         epochs = trainer.current_epoch
         whole.to(trainer.strategy.root_device)
     if not trainer.is_global_zero:

@@ -79,8 +79,7 @@ class Denoiser(Learning):
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         loss = self.loss(batch, self.chance)
-        self.count(loss)
-        return loss
+        return self.count(loss)
 
     def loss(self, batch: dict[str, Any], chance: torch.Generator) -> Tensor:
         """L of a batch as `Examples.batch` makes it: pictures, and under `prior` as many prior pictures."""

@@ -250,9 +250,6 @@ def describe(model: nn.Module) -> Anatomy | None:
 
 
 _WRAPPERS = {
-    "torch._dynamo.eval_frame.OptimizedModule": ("compiled", "_orig_mod"),
-    "torch.nn.parallel.distributed.DistributedDataParallel": ("wrapped for several processes", "module"),
-    "torch.nn.parallel.data_parallel.DataParallel": ("wrapped for several devices", "module"),
     "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": ("wrapped", "module"),
     "timm.models._features.FeatureGetterNet": ("wrapped to give features", "model"),
     "timm.models._features.FeatureHookNet": ("taken apart to give features", ""),
@@ -261,7 +258,7 @@ _WRAPPERS = {
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """Raises PeftError for a compiled, distributed or feature-giving wrapper, naming the module inside."""
+    """Raises PeftError for a sharded or feature-giving wrapper, naming the module inside."""
     for name in class_names(model) & _WRAPPERS.keys():
         what, attribute = _WRAPPERS[name]
         remedy = f"give the module inside, model.{attribute}" if attribute else "give the model that it was made from"

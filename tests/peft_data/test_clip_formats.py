@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft_data import DataError, open_data
+from peft_data.clip_folder import clips_in
 from peft_data.video.clips import Clips
 from peft_data.world_motion import write_mp4
 from PIL import Image
@@ -151,3 +152,53 @@ def test_diving48(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "Diving48_V2_test.json").write_text("[{}]")
     with pytest.raises(DataError, match="Diving48_V2_test.json is damaged"):
         open_data("diving48", root=str(tmp_path))
+
+
+def test_lists_with_a_header(clip: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        put(clip, tmp_path / f"{name}.mp4")
+    for head, labels in (("path,label", "0101"), ("video label", "0101"), ("\ufeffpath,label", ["run", "wave"] * 2)):
+        rows = [f"{name}.mp4,{label}" for name, label in zip("abcd", labels, strict=True)]
+        (tmp_path / "Train.csv").write_text("\n".join([head, *rows]), encoding="utf-8")
+        data = open_data(str(tmp_path))
+        assert len(data.train) + len(data.val) == 4 and len(data.class_names) == 2 and data.train.kind == "clips"
+    assert data.class_names == ("run", "wave")
+    (tmp_path / "test.csv").write_text("path,label\na.mp4,jump\n")
+    with pytest.raises(DataError, match="test.csv has the class 'jump', which train has not"):
+        open_data(str(tmp_path))
+    (tmp_path / "test.csv").write_bytes("a.mp4 0\né.mp4 1\n".encode("latin-1"))
+    with pytest.raises(DataError, match="test.csv cannot be read as a list of clips .*no UTF-8"):
+        open_data(str(tmp_path))
+
+
+def test_one_table_of_clips(clip: Path, tmp_path: Path) -> None:
+    for number in range(10):
+        put(clip, tmp_path / f"v/{number}.mp4")
+        with open(tmp_path / f"v/{number}.mp4", "ab") as file:
+            file.write(bytes([number]))  # no two are the same
+    rows = [f"v/{number}.mp4;{('run', 'wave')[number % 2]};{'Test' if number > 7 else 'train'}" for number in range(10)]
+    (tmp_path / "clips.csv").write_text("\n".join(["path;label;split", *rows]))
+    data = open_data(str(tmp_path / "clips.csv"), frames=4)
+    assert data.class_names == ("run", "wave") and data.train.sampling.frames == 4 and data.name == "clips"
+    assert [len(part) for part in (data.train, data.val, data.test)] == [8, 0, 2] and data.notes == ()
+    (tmp_path / "one.csv").write_text(
+        "path,label\n" + "".join(row.rpartition(";")[0].replace(";", ",") + "\n" for row in rows)
+    )
+    data = open_data(str(tmp_path / "one.csv"), test=0.4)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [4, 2, 4]
+    (tmp_path / "one.csv").write_text("path,label\nv/0.mp4,run\nv/none.mp4,wave\n")
+    with pytest.raises(DataError, match=r"(?s)one clip is listed in .*one.csv but not there.*none.mp4"):
+        open_data(str(tmp_path / "one.csv"))
+
+
+def test_every_suffix_of_videos_and_folders_in_any_case(clip: Path, tmp_path: Path) -> None:
+    for number, suffix in enumerate((".MTS", ".m2ts", ".MP4", ".3g2", ".mpe")):
+        put(clip, tmp_path / f"c/Training/wave/{number}{suffix}")
+        put(clip, tmp_path / f"c/Training/run/{number}{suffix}")
+    put(clip, tmp_path / "c/TEST/wave/x.mts")
+    (tmp_path / "c/TEST/wave/x.aac").write_bytes(b"x")
+    put(clip, tmp_path / "c/Training/run/.ipynb_checkpoints/0.mp4")
+    data = open_data(str(tmp_path / "c"))
+    assert data.train.kind == "clips" and [len(data.train) + len(data.val), len(data.test)] == [10, 1]
+    assert data.left_out == 1 and any("1 .aac" in note for note in data.notes)
+    assert [path.name for path in clips_in(tmp_path / "c/TEST")] == ["x.mts"]

@@ -13,6 +13,7 @@ from peft_data.batches import generator_of
 from peft_data.video.batches import ClipBatches, batches_of
 from peft_data.video.clips import Clips, decode, strip
 from peft_data.video.decoding import decoder_of, open_clip
+from peft_data.video.frames import FramedClips, decode_clips_for_training
 from peft_data.video.options import sampling_options
 from peft_data.video.sampling import Sampling
 from peft_data.world_motion import write_mp4
@@ -271,3 +272,100 @@ def test_frames_of_a_clip_are_changed_alike() -> None:
         assert changed.shape == same.shape and (changed == changed[:, :1]).all(), name
     both = torch.stack([flip(clip[:, t], generator_of(4)) for t in range(3)], 1)
     assert torch.equal(augmentation("flip")(clip, generator_of(4)), both)
+
+
+# ---- windows of other programs, and parts of frames ----------------------------------------------------------------
+
+
+def test_windows_of_mmaction() -> None:
+    sampling = Sampling(8, "dense", 16, views=3, windows="mmaction")
+    assert sampling.test(300)[:, 0].tolist() == [28, 86, 144]
+    assert Sampling(4, "dense", 16, windows="mmaction").test(50)[0].tolist() == [0, 16, 32, 48]
+    assert Sampling(8, "dense", 8, windows="mmaction").test(20)[0].tolist() == [
+        0,
+        8,
+        16,
+        4,
+        12,
+        0,
+        8,
+        16,
+    ]  # begins anew
+    starts = {int(sampling.train(300, generator_of(seed))[0]) for seed in range(400)}
+    assert min(starts) < 8 and 164 < max(starts) <= 172
+
+
+def test_windows_of_st_adapter() -> None:
+    sampling = Sampling(8, "dense", 16, views=3, windows="st_adapter")
+    assert sampling.test(300)[:, 0].tolist() == [0, 94, 187]
+    starts = {int(sampling.train(300, generator_of(seed))[0]) for seed in range(400)}
+    assert min(starts) < 8 and 178 < max(starts) <= 187
+    assert sampling.test(50)[0].tolist() == [0, 16, 32, 48, 49, 49, 49, 49]
+    assert sampling.train(50, generator_of(0)).tolist() == [0, 16, 32, 48, 48, 48, 48, 48]
+
+
+@pytest.mark.parametrize("windows", ["mmaction", "st_adapter"])
+def test_segments_of_the_authors_of_both(windows: str) -> None:
+    sampling = Sampling(8, windows=windows)
+    assert sampling.test(8)[0].tolist() == [0, 1, 2, 3, 4, 4, 5, 6]
+    assert sampling.test(40)[0].tolist() == [2, 7, 12, 17, 22, 26, 31, 36]
+    taken = torch.stack([sampling.train(40, generator_of(seed)) for seed in range(400)])
+    assert taken.amin(0).tolist() == [0, 5, 10, 15, 20, 24, 29, 34] and taken.amax(0).tolist() == [
+        5,
+        10,
+        15,
+        20,
+        24,
+        29,
+        34,
+        39,
+    ]
+    with pytest.raises(DataError, match="has one view with the windows"):
+        Sampling(8, views=2, windows=windows)
+    with pytest.raises(DataError, match="no windows 'slowfst' .did you mean 'slowfast'"):
+        Sampling(windows="slowfst")
+
+
+@pytest.mark.parametrize("limit", [2 << 30, 0])
+def test_parts_of_clips_come_from_their_own_frames(tmp_path: Path, limit: int) -> None:
+    """Green says the column of a frame 96 wide, red its number: parts of a clip are one place in all frames."""
+    paths = []
+    for number in range(2):
+        frames = torch.zeros(12, 3, 64, 96, dtype=torch.uint8)
+        frames[:, 1] = torch.arange(96, dtype=torch.uint8) * 2
+        frames[:, 0] = torch.arange(12, dtype=torch.uint8)[:, None, None] * 20
+        folder = tmp_path / f"c/{number}"
+        folder.mkdir(parents=True)
+        for index, frame in enumerate(frames):
+            Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+        paths.append(folder)
+    clips = Clips(paths, torch.arange(2), root=tmp_path, sampling=Sampling(4))
+    framed = decode_clips_for_training(clips, 32, "crop", ram_limit=limit)
+    assert isinstance(framed, FramedClips) and (framed.kept is None) == (limit == 0)
+    assert framed.remaining("crop") == "none" and framed.short == 0 and len(framed) == 2
+    batches = batches_of(framed, 2, seed=1)
+    seen = []
+    for _ in range(6):
+        for batch in batches:
+            assert batch.images.shape == (2, 4, 3, 32, 32)
+            green, red = batch.images[:, :, 1].float(), batch.images[:, :, 0].float().mean((-1, -2))
+            assert (green - green[:, :1]).abs().max() <= 2  # the same part of every frame
+            assert (red.diff(dim=1) > 0).all()
+            seen += [green[..., 0].min().item(), green[..., -1].max().item()]
+    assert min(seen) < 20 and max(seen) > 170  # the margins, which a centre square of 64 does not have
+    again = batches_of(decode_clips_for_training(clips, 32, "crop", ram_limit=0), 2, seed=1)
+    for got, want in zip(again, batches_of(framed, 2, seed=1), strict=True):
+        assert torch.equal(got.images, want.images)
+    assert not isinstance(decode_clips_for_training(clips, 32, "flip"), FramedClips)
+
+
+def test_broken_clips_that_parts_are_cut_from(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    (tmp_path / "b").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "b/0.png")
+    clips = Clips([tmp_path / "a.mp4", tmp_path / "b"], torch.arange(2), root=tmp_path, sampling=Sampling(2))
+    with pytest.raises(DataError, match=r"1 of 2 clips cannot be read.*\n  a.mp4: is no video"):
+        decode_clips_for_training(clips, 32, "crop")
+    assert [name for name, _ in decode_clips_for_training(clips, 32, "crop", on_bad_image="skip").skipped] == ["a.mp4"]
+    asked = decode_clips_for_training(clips, 32, "crop", on_bad_image="skip", ram_limit=0)
+    assert [len(batch.labels) for batch in batches_of(asked, 2)] == [1] and "is no video" in asked.broken["a.mp4"]

@@ -1,10 +1,14 @@
 """Pictures of every mode come out as a person sees them; resizing is Pillow's."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
-from peft_data import DataError
-from peft_data.pictures import UNREADABLE, Fit, is_picture, read_picture
+from peft_data import DataError, Pictures
+from peft_data.cache import decode
+from peft_data.pictures import UNREADABLE, Fit, is_picture, own_size, read_picture
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 from torchvision.transforms.v2.functional import resize
@@ -142,3 +146,36 @@ def test_decoded_pictures_are_resized_only_if_they_must() -> None:
 def test_wrong_arguments(options, says) -> None:
     with pytest.raises(DataError, match=says):
         Fit(**{"size": (8, 8), **options})
+
+
+def test_heic_names_what_reads_it(tmp_path, monkeypatch) -> None:
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert is_picture(tmp_path / "a.HEIC") and is_picture(tmp_path / "b.heif")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ValueError, match="pip install pillow-heif"):
+        read_picture(tmp_path / "a.HEIC")
+    with pytest.raises(DataError, match=r"a.HEIC: is HEIC, which needs pillow-heif: pip install pillow-heif"):
+        decode(Pictures([tmp_path / "a.HEIC"], torch.zeros(1).long(), root=tmp_path), 8)
+
+
+def test_heic_is_opened_where_its_reader_is_installed(tmp_path, monkeypatch) -> None:
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    opened, told = Image.open, []
+
+    def register() -> None:
+        told.append(1)
+        monkeypatch.setattr(Image, "open", lambda source: Image.new("RGB", (5, 7)))
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", types.SimpleNamespace(register_heif_opener=register))
+    assert read_picture(tmp_path / "a.HEIC").size == (5, 7) and told
+    monkeypatch.setattr(Image, "open", opened)
+
+
+def test_a_picture_may_be_decoded_smaller_but_not_below(tmp_path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    noise(200, 320).save(tmp_path / "a.jpg", exif=exif)
+    assert own_size(tmp_path / "a.jpg") == (320, 200) and read_picture(tmp_path / "a.jpg").size == (200, 320)
+    assert read_picture(tmp_path / "a.jpg", (80, 50)).size == (50, 80)
+    assert read_picture(tmp_path / "a.jpg", (81, 50)).size == (100, 160)
+    assert read_picture(tmp_path / "a.jpg", (400, 300)).size == (200, 320)

@@ -28,6 +28,7 @@ def sampling_options(
     views: int = 1,
     crops: Literal[1, 3] = 1,
     decoder: Literal["pyav", "torchcodec"] = "pyav",
+    windows: Literal["slowfast", "mmaction", "st_adapter"] = "slowfast",
 ) -> Sampling:
     """Options of every set of clips.
 
@@ -38,9 +39,10 @@ def sampling_options(
         views: Windows (or places in the segments) at test, whose scores are averaged.
         crops: Squares cut from each frame at test: 1 or 3.
         decoder: What reads video files: PyAV, or torchcodec where it is installed.
+        windows: Where windows start and how long they are: as SlowFast and VideoMAE, as mmaction2 (AIM), or as ST-Adapter.
     """
     decoder_of(decoder)
-    return Sampling(frames, sampling, stride, views, crops, decoder)
+    return Sampling(frames, sampling, stride, views, crops, decoder, windows)
 
 
 def with_sampling(**defaults: Any) -> Callable[[Callable[..., tuple[ClassificationData, bool]]], Callable]:

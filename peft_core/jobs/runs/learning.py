@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from peft_core import lifecycle
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
 from peft_core.jobs.runs.training import keep_trainables
@@ -64,17 +66,40 @@ class Learning(LightningModule):
     def on_train_start(self) -> None:
         self.started = time.monotonic() - self.seconds
 
+    def on_train_epoch_start(self) -> None:
+        if self.trainer.global_step or self.trainer.current_epoch:
+            return  # a run that goes on has in its checkpoint what it was prepared with
+        for model in self.adapted().values():
+            if lifecycle.wants(model, "prepare"):
+                with torch.random.fork_rng(devices=[]):
+                    lifecycle.prepare(model, self._losses())
+                self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
+                self.epoch_sum, self.epoch_count = torch.zeros_like(self.epoch_sum), 0
+
+    def _losses(self) -> Iterator[Tensor]:
+        """The loss of one training batch after another, each computed when it is asked for."""
+        for index, batch in enumerate(self.trainer.train_dataloader):  # type: ignore[arg-type]
+            batch = self.trainer.strategy.batch_to_device(batch, self.device)
+            self.on_train_batch_start(batch, index)
+            with self.trainer.precision_plugin.forward_context():
+                yield self.training_step(batch, index)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.rate_of_step = optimizer.param_groups[0]["lr"]  # the schedule moves on before the step is noted
 
-    def count(self, loss: Tensor) -> None:
+    def count(self, loss: Tensor) -> Tensor:
+        """Adds a step's loss to the mean that is noted; gives it with what the methods add to it."""
         self.loss_sum, self.loss_count = self.loss_sum.to(loss.device) + loss.detach(), self.loss_count + 1
         self.epoch_sum, self.epoch_count = self.epoch_sum.to(loss.device) + loss.detach(), self.epoch_count + 1
+        return sum((lifecycle.penalty(model) for model in self.adapted().values()), loss)
 
     def note(self, index: int) -> None:
         """Adds the mean loss since the last note to `history`, some 200 times a run and at each epoch's end."""
         step, last = self.trainer.global_step, index + 1 == self.trainer.num_training_batches
         stepped = (index + 1) % self.trainer.accumulate_grad_batches == 0 or last
+        if stepped:
+            for model in self.adapted().values():
+                lifecycle.after_step(model, lifecycle.Progress(min(step, self.steps), self.steps))
         if last or (stepped and (step % max(1, self.steps // 200) == 0 or step == self.steps)):
             loss = self.check_loss()
             row = {"step": step, "epoch": self.trainer.current_epoch, "lr": self.rate_of_step, "loss": loss}
@@ -117,11 +142,8 @@ class Learning(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         groups = []
         for model, rate in self.rates():
-            trained = [p for p in model.parameters() if p.requires_grad]
-            decayed, spared = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-            groups.append({"params": decayed, "lr": rate, "weight_decay": self.weight_decay})
-            groups.append({"params": spared, "lr": rate, "weight_decay": 0.0})
-        optimizer = self._optimizer([group for group in groups if group["params"]])
+            groups += lifecycle.parameter_groups(model, rate, self.weight_decay)
+        optimizer = self._optimizer(groups)
         total = self.steps
         warm = round(self.warmup * total)
 
@@ -150,6 +172,7 @@ class Learning(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep_trainables(checkpoint, self.adapted())
+        checkpoint["methods"] = {path: lifecycle.state(model) for path, model in self.adapted().items()}
         checkpoint["seconds"] = self.seconds = self.trained_for()
         checkpoint["history"] = self.history
         checkpoint["loss"] = (self.loss_sum.cpu(), self.loss_count)
@@ -159,6 +182,13 @@ class Learning(LightningModule):
         self.history, self.seconds = checkpoint["history"], checkpoint["seconds"]
         self.loss_sum, self.loss_count = checkpoint["loss"]
         self.epoch_sum, self.epoch_count, self.epoch_loss = checkpoint.get("epoch_loss", (torch.zeros(()), 0, None))
+        for path, model in self.adapted().items():
+            lifecycle.load_state(model, checkpoint.get("methods", {}).get(path, {}))
+
+    def finish(self) -> None:
+        """What the methods do when training has ended."""
+        for model in self.adapted().values():
+            lifecycle.finish(model)
 
 
 def load_bitsandbytes() -> Any:

@@ -2,11 +2,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
-
 from peft_core.errors import PeftError
-from peft_core.grafts.graft import Graft
 from peft_core.method import Method, Plan
 from peft_core.parts.scale_shift import ScaleShift
 from peft_core.values import NotNegative
@@ -42,20 +38,4 @@ class SSF(Method):
                 raise PeftError(
                     f"ssf cannot shift {place.module}, whose bias lies outside it: leave {place.role} out of targets."
                 )
-            change = ScaleShift(plan.stock(place), place.rows, self.init_std)
-            if "norm" in place.role and getattr(plan.model.get_submodule(place.module), "bias", None) is None:
-                plan.join(place.module, place.role, OnOutput(change.gamma, change.beta))
-            else:
-                plan.change_weight(place, change)
-
-
-class OnOutput(Graft):
-    """y ← γ ⊙ y + β over the last axis, behind a norm that has no bias which could take the shift."""
-
-    def __init__(self, gamma: nn.Parameter, beta: nn.Parameter) -> None:
-        super().__init__()
-        self.gamma, self.beta = gamma, beta
-
-    def after(self, y: Tensor) -> Tensor:
-        new = y * self.gamma + self.beta
-        return (new if self.factor == 1.0 else torch.lerp(y.to(new.dtype), new, self.factor)).to(y.dtype)
+            plan.change_weight(place, ScaleShift(plan.stock(place), place.rows, self.init_std))

@@ -1,0 +1,159 @@
+"""What a method may want besides its forward: five calls that a training loop makes, each a method of `Method`.
+
+    prepare(model, losses)                      # once, before the optimiser: losses is an iterable of batches' losses
+    optimiser = AdamW(parameter_groups(model, lr, weight_decay))
+    for step, batch in enumerate(batches):
+        (loss(model, batch) + penalty(model)).backward()
+        optimiser.step()
+        after_step(model, Progress(step + 1, steps))
+        optimiser.zero_grad()
+    finish(model)
+
+They do nothing for methods that want nothing. What a method has to remember between steps it keeps in `memory(model, self)`,
+which `state` and `load_state` carry through a checkpoint. The programs' training makes these calls by itself.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_core.attach import Adaptation, Record, grafts_named
+from peft_core.errors import PeftError
+
+if TYPE_CHECKING:
+    from peft_core.grafts.graft import Graft
+    from peft_core.method import Method
+
+
+class Progress(float):
+    """How much of the training is done, in (0, 1], after `step` of `steps` steps."""
+
+    step: int
+    steps: int
+
+    def __new__(cls, step: int, steps: int) -> "Progress":
+        if not 0 <= step <= steps or not steps:
+            raise PeftError(f"step {step} of {steps} is no progress: count steps from 1, after each.")
+        self = super().__new__(cls, step / steps)
+        self.step, self.steps = step, steps
+        return self
+
+
+def prepare(model: nn.Module, losses: Iterable[Any]) -> None:
+    """What methods want to know of the data before training: sensitivities, Fisher information, starts from inputs.
+
+    Args:
+        losses: one loss a batch, each computed only when it is asked for, so that a method may stop early; a method may call
+            `backward()` on it. Gradients are gone afterwards.
+    """
+    for adapted, adaptation in _adaptations(model):
+        if _wants(adaptation, "prepare"):
+            adaptation.method.prepare(adapted, losses)
+    if wants(model, "prepare"):
+        model.zero_grad(set_to_none=True)
+
+
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Everything that trains, as groups for an optimiser: those that methods ask for, then what is left, with weight decay on
+    matrices and none on biases and other vectors.
+
+    Raises:
+        PeftError: two groups hold one parameter.
+    """
+    groups = [
+        dict(group)
+        for adapted, adaptation in _adaptations(model)
+        for group in adaptation.method.parameter_groups(adapted, lr, weight_decay)
+    ]
+    taken: set[int] = set()
+    for group in groups:
+        group["params"] = [p for p in group["params"] if p.requires_grad]
+        if twice := taken & {id(p) for p in group["params"]}:
+            raise PeftError(f"{len(twice)} parameters stand in two groups of an optimiser: give each to one.")
+        taken |= {id(p) for p in group["params"]}
+    left = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    groups.append({"params": [p for p in left if p.ndim > 1], "lr": lr, "weight_decay": weight_decay})
+    groups.append({"params": [p for p in left if p.ndim <= 1], "lr": lr, "weight_decay": 0.0})
+    return [{"lr": lr, "weight_decay": weight_decay} | group for group in groups if group["params"]]
+
+
+def penalty(model: nn.Module) -> Tensor | float:
+    """What methods add to the loss; 0.0 where none adds anything."""
+    found = [a.method.penalty(adapted) for adapted, a in _adaptations(model) if _wants(a, "penalty")]
+    return sum(found, 0.0)
+
+
+def after_step(model: nn.Module, progress: float) -> None:
+    """What methods do after an optimiser step, while the gradients of that step are still there.
+
+    Args:
+        progress: how much of the training is done, (0, 1]; a `Progress` tells the steps too.
+    """
+    with torch.no_grad():
+        for adapted, adaptation in _adaptations(model):
+            adaptation.method.after_step(adapted, progress)
+
+
+def finish(model: nn.Module) -> None:
+    """What methods do when training has ended, before the adapter is saved: fold, prune, average."""
+    with torch.no_grad():
+        for adapted, adaptation in _adaptations(model):
+            adaptation.method.finish(adapted)
+
+
+def wants(model: nn.Module, call: str) -> bool:
+    """Whether a method of this model does something at a call ("prepare", "penalty" …)."""
+    return any(_wants(adaptation, call) for _, adaptation in _adaptations(model))
+
+
+# ---- what a method uses --------------------------------------------------------------------------------------------
+
+
+def memory(model: nn.Module, method: "Method") -> dict[str, Any]:
+    """What a method keeps between steps on a model: tensors, numbers, words and lists and dicts of them."""
+    return adaptation_of(model, method).memory
+
+
+def own_grafts(model: nn.Module, method: "Method", kind: type["Graft"] | None = None) -> Iterator[Any]:
+    """The method's grafts on a model, those of a kind, in the order of the modules."""
+    for _, _, graft in grafts_named(model, adaptation_of(model, method).name):
+        if kind is None or isinstance(graft, kind):
+            yield graft
+
+
+def adaptation_of(model: nn.Module, method: "Method") -> Adaptation:
+    for adapted, adaptation in _adaptations(model):
+        if adapted is model and adaptation.method is method:
+            return adaptation
+    raise PeftError(f"{method.name} is no adaptation of this model.")
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def state(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """What methods keep between steps, by adaptation; for a checkpoint."""
+    return {adaptation.name: adaptation.memory for _, adaptation in _adaptations(model) if adaptation.memory}
+
+
+def load_state(model: nn.Module, kept: dict[str, dict[str, Any]]) -> None:
+    """Gives methods back what `state` held."""
+    for _, adaptation in _adaptations(model):
+        adaptation.memory.clear()
+        adaptation.memory.update(kept.get(adaptation.name, {}))
+
+
+def _adaptations(model: nn.Module) -> Iterator[tuple[nn.Module, Adaptation]]:
+    """Every adaptation of the model and of adapted models inside it."""
+    for module in list(model.modules()):
+        record: Record | None = module.__dict__.get("_peft_record")
+        for adaptation in list(record.adaptations.values()) if record is not None else ():
+            yield module, adaptation
+
+
+def _wants(adaptation: Adaptation, call: str) -> bool:
+    from peft_core.method import Method
+
+    return getattr(type(adaptation.method), call) is not getattr(Method, call)
