@@ -161,9 +161,10 @@ def training_views(
 def resolved(method: Method, template: str | None, data: str) -> tuple[Method, dict[str, Any]]:
     """The method with its texts' template, or the template apart for a method that grafts: what was asked for, else the
     data set's customary one where the method has the plain one."""
-    customary = TEMPLATES.get(data.rpartition("/")[2]) if data.startswith("coop/") else None
     if not isinstance(method, OpenVocabularyMethod):
         return method, {"template": template or DEFAULT}
+    of = data.rpartition("/")[2] if data.startswith("coop/") else ""
+    customary = method.customary.get(of) or TEMPLATES.get(of)
     has = getattr(method, "template", None)
     if has is None:
         if template:
