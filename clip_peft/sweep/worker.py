@@ -13,7 +13,7 @@ import clip_peft.training.job  # noqa: F401  with all that it needs, once for al
 from clip_peft.fit import fit
 from clip_peft.sweep.protocols import Row, Trial, row_of
 from clip_peft.use import report
-from peft_core.adapter_file import WEIGHTS
+from peft_core.card import WEIGHTS
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.cli.options import hints

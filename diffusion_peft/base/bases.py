@@ -108,6 +108,11 @@ class Base:
         return 2 ** (len(self.config("vae")["block_out_channels"]) - 1)
 
     @property
+    def least_side(self) -> int:
+        """What a picture's sides in pixels must be multiples of: what VAE and UNet can halve without a rest."""
+        return self.shrinks * 2 ** (len(self.config("unet")["block_out_channels"]) - 1)
+
+    @property
     def resolution(self) -> int:
         """The side in pixels that the base was trained on."""
         size = self.config("unet").get("sample_size") or 64

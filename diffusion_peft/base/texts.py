@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,15 +30,26 @@ def check_length(base: Base, text: str, what: str) -> None:
 
 
 def expand(tokenizer: Any, text: str) -> str:
-    """Each token of several vectors in full: `<toy>` → `<toy> <toy>_1`, as diffusers writes it."""
+    """Each token of several vectors in full: `<toy>` → `<toy> <toy>_1`, as diffusers writes it; in any case of its letters, as
+    tokenizers find it."""
     added = tokenizer.get_added_vocab()
-    for token in sorted((t for t in added if f"{t}_1" in added and t in text), key=len, reverse=True):
+    several: dict[str, str] = {}
+    for token in added:
         number, full = 1, [token]
         while f"{token}_{number}" in added:
             full.append(f"{token}_{number}")
             number += 1
-        text = text.replace(token, " ".join(full))
-    return text
+        if number > 1:
+            several[token.lower()] = " ".join(full)
+    if not several:
+        return text
+    names = "|".join(map(re.escape, sorted(several, key=len, reverse=True)))
+    return re.sub(rf"(?:{names})(?!_\d)", lambda found: several[found[0].lower()], text, flags=re.IGNORECASE)
+
+
+def has_token(text: str, token: str) -> bool:
+    """Whether a text names a token, in any case of its letters."""
+    return token.lower() in text.lower()
 
 
 def ids_of(base: Base, texts: Sequence[str]) -> list[Tensor]:
@@ -84,8 +96,8 @@ def add_token(base: Base, token: str, vectors: int) -> list[int]:
     names = [token, *(f"{token}_{n}" for n in range(1, vectors))]
     firsts = []
     for tokenizer in base.tokenizers:
-        known = tokenizer.get_vocab()
-        for name in names:
+        known = {word.lower() for word in tokenizer.get_vocab()}
+        for name in map(str.lower, names):  # tokenizers do not tell them apart
             if name in known or f"{name}</w>" in known:
                 raise PeftError(f'the placeholder "{name}" is a word of the vocabulary already: choose another one.')
         if not token.strip() or " " in token:

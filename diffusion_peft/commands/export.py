@@ -10,6 +10,7 @@ import torch
 from diffusion_peft.files.custom_diffusion import write_concept
 from diffusion_peft.files.embeddings import write_embedding
 from diffusion_peft.formats import export_adapter, list_formats
+from diffusion_peft.use.adapters import keep_off
 from diffusion_peft.use.run import Run, combine
 from peft_core.attach import Adaptation, pick
 from peft_core.errors import PeftError, nearest
@@ -56,6 +57,7 @@ def export(
         raise PeftError("--compress shortens LoRA layers: it goes with --as lora, not diff.")
     loaded = combine([(run, 1.0)])
     target = Path(out or Path(run) / "export").expanduser()
+    keep_off(target, [run])
     if format in list_formats():
         form = "lora" if compress is not None else as_
         file = export_adapter(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from diffusion_peft.base.prompt_syntax import notes_on
+from diffusion_peft.base.texts import has_token
 from diffusion_peft.commands.ranges import Denoising, Side
 from diffusion_peft.control.use import read_conditions
 from diffusion_peft.drawing.draw import Drawing, grid, png_of
@@ -40,13 +43,14 @@ def sample(
     at_once: Count = 8,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     allow_pickle: bool = False,
+    partial: bool = False,
 ) -> Path:
     """Draw pictures with a run, or with several adapters on one base.
 
     Args:
         prompt: One prompt or several.
         run: A run folder.
-        adapter: PATH:SCALE, repeated: run folders, LoRA files, embedding files.
+        adapter: PATH:SCALE, repeated: run folders, LoRA files; of an embedding file PATH:TOKEN, or PATH alone.
         control: PATH:SCALE, repeated: run folders of controls, which add up.
         condition: A file for each control, of --run first: a picture, or boxes as .json.
         compute: The files are pictures, from which edges, depth … are computed first.
@@ -63,12 +67,13 @@ def sample(
         width: In pixels.
         at_once: Pictures in one batch.
         dtype: Of the weights.
-        allow_pickle: Read .pt and .bin files, tensors and plain values only.
+        allow_pickle: Read pickles (.pt, .bin), tensors and plain values only.
+        partial: Go without those parts of a LoRA file that find no place.
     """
     adapters = ([(run, scale)] if run else []) + [split_scale(text) for text in (control or []) + (adapter or [])]
     if not adapters and base is None:
         raise PeftError("sample needs --run, --adapter or --base: see `sample --help`.")
-    loaded = combine(adapters, base, dtype, allow_pickle)
+    loaded = combine(adapters, base, dtype, allow_pickle, partial)
     if control and len(loaded.controls) < len(control):
         raise PeftError(
             "--control takes runs of control methods (controlnet, t2i_adapter, …): give the others with --adapter."
@@ -76,9 +81,8 @@ def sample(
     if condition and not loaded.controls:
         raise PeftError("--condition is for runs of control methods, and there is none here.")
     given = read_conditions(condition or [], loaded.controls, compute) if loaded.controls else []
-    silent = [token for token in loaded.tokens if not any(token in text for text in prompt)]
-    if silent:
-        tell(f"note: no prompt has {', '.join(silent)} in it, which these adapters taught")
+    for note in (*notes_on([*prompt, negative]), *_on_tokens(loaded.tokens, [*prompt, negative])):
+        tell(f"note: {note}")
     drawing = Drawing(steps, guidance, height, width, at_once)
     rows = loaded.sample(prompt, count, seed, negative, drawing, given, until)
     folder = Path(out or (Path(run) / "drawn" if run else "drawn")).expanduser()
@@ -86,3 +90,15 @@ def sample(
     write_files(folder, files | {"grid.png": png_of(grid(rows))})
     print(f"{len(files)} pictures in {folder}; all of them in {folder / 'grid.png'}, a row a prompt")
     return folder
+
+
+def _on_tokens(tokens: Iterable[str], texts: Sequence[str]) -> list[str]:
+    """What is to be said of new tokens that no text names, or names without their brackets."""
+    silent = [token for token in tokens if not any(has_token(text, token) for text in texts)]
+    bare = [token for token in silent if any(has_token(text, token.strip("<>")) for text in texts)]
+    notes = [
+        f"the prompt says {token.strip('<>')}, which is words like any others: the token is {token}" for token in bare
+    ]
+    if rest := [token for token in silent if token not in bare]:
+        notes.append(f"no prompt has {', '.join(rest)} in it, nor has --negative, which these adapters taught")
+    return notes

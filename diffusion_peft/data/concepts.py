@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_peft.base.bases import Base
-from diffusion_peft.base.texts import add_token, check_length, count_tokens, initial_ids
+from diffusion_peft.base.texts import add_token, check_length, count_tokens, expand, has_token, initial_ids
 from diffusion_peft.data.pictures import Picture, open_pictures
 from peft_core.errors import PeftError, nearest
 from peft_core.files import read_json
@@ -97,7 +97,7 @@ def add_tokens(base: Base, concepts: list[Concept], vectors: int) -> list[NewTok
             raise PeftError(
                 f"{concept.placeholder} needs --initializer WORD: a word of the vocabulary that it starts as."
             )
-        if concept.prompt is not None and concept.placeholder not in concept.prompt:
+        if concept.prompt is not None and not has_token(concept.prompt, concept.placeholder):
             raise PeftError(f'the prompt "{concept.prompt}" does not have the placeholder {concept.placeholder} in it.')
         initial = [initial_ids(tokenizer, concept.initializer, vectors) for tokenizer in base.tokenizers]
         found.append(NewToken(concept.placeholder, vectors, add_token(base, concept.placeholder, vectors), initial))
@@ -123,13 +123,15 @@ def captioned(base: Base, concept: Concept, caption_prefix: str = "") -> tuple[l
             "--prompt, or a .txt file beside each, or metadata.jsonl."
         )
     texts = [caption_prefix + str(p.caption) for p in pictures]
-    if concept.placeholder is not None and (without := [t for t in texts if concept.placeholder not in t]):
+    if concept.placeholder is not None and (
+        without := [t for t in texts if not has_token(t, str(concept.placeholder))]
+    ):
         raise PeftError(
             f"{len(without)} captions of {concept.data} do not have the placeholder {concept.placeholder} in them (the "
             f'first is "{without[0]}").'
         )
     tokenizer = base.tokenizers[0]
-    long = [t for t in texts if count_tokens(tokenizer, t) > tokenizer.model_max_length]
+    long = [t for t in texts if count_tokens(tokenizer, expand(tokenizer, t)) > tokenizer.model_max_length]
     if long:
         tell(
             f"note: {len(long)} of {len(texts)} captions have more than {tokenizer.model_max_length} tokens and are cut off "

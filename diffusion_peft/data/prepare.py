@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from diffusion_peft.base.bases import Base
+from diffusion_peft.base.prompt_syntax import notes_on
 from diffusion_peft.base.texts import check_length, ids_of
 from diffusion_peft.data.buckets import bucket_step, fit_to, make_buckets
 from diffusion_peft.data.cache import open_cache
@@ -18,6 +19,7 @@ from diffusion_peft.data.pictures import Picture, say_if_small
 from diffusion_peft.data.prior import prior_pictures
 from diffusion_peft.drawing.draw import Drawing
 from peft_core.errors import PeftError
+from peft_core.jobs.runs.process import tell
 
 SHOWN = 8
 
@@ -34,6 +36,9 @@ def prepare(
     buckets = make_buckets(side, bucket_step(side, least)) if settings["buckets"] else [(side, side)]
     found = [captioned(base, concept, settings["caption_prefix"]) for concept in concepts]
     say_if_small([picture for pictures, _ in found for picture in pictures], side)
+    said = [text for _, texts in found for each in texts for text in each]
+    for note in notes_on([*said, *(str(concept.class_prompt or "") for concept in concepts)]):
+        tell(f"note: {note}")
     captions, latents = Captions(), open_cache("latents", settings["cache"])
     prior: list[list[Picture]] = []
     for concept in concepts:
@@ -74,7 +79,7 @@ def resolution(base: Base, wanted: int | None) -> tuple[int, int]:
     Raises:
         PeftError: a resolution that is no such multiple.
     """
-    least = base.shrinks * 2 ** (len(base.config("unet")["block_out_channels"]) - 1)
+    least = base.least_side
     side = base.resolution if wanted is None else wanted
     if side < least or side % least:
         near = max(1, round(side / least)) * least
@@ -88,4 +93,5 @@ def _prior(base: Base, concept: Concept, settings: dict[str, Any], side: int, de
     how = Drawing(settings["sample_steps"], settings["guidance"], side, side)
     where = None if settings["cache"] in ("auto", "off") else Path(settings["cache"])
     prompt, count = str(concept.class_prompt), settings["prior_count"]
-    return prior_pictures(base, prompt, concept.prior, count, how, settings["seed"], device, where)
+    skip = settings["clip_skip"]
+    return prior_pictures(base, prompt, concept.prior, count, how, settings["seed"], device, where, skip)

@@ -29,11 +29,13 @@ def prior_pictures(
     seed: int,
     device: torch.device,
     where: Path | None,
+    clip_skip: int = 0,
 ) -> list[Picture]:
     """`count` pictures of the class: those of the folder `given`, else drawn from the base and kept for the next run.
 
     Args:
         where: folder to keep them in; the user's cache folder where None.
+        clip_skip: as the run that trains on them has it.
 
     Raises:
         PeftError: the folder holds fewer than asked.
@@ -47,19 +49,21 @@ def prior_pictures(
             )
         return found[:count]
     marks = [fingerprint(part) for part in (base.part("unet"), base.part("vae"), *base.text_encoders)]
-    key = key_of("prior", prompt, seed, astuple(how)[:-1], base.config("scheduler"), *marks)[:24]
+    skipped = (clip_skip,) if clip_skip else ()
+    key = key_of("prior", prompt, seed, astuple(how)[:-1], base.config("scheduler"), *skipped, *marks)[:24]
     folder = (where or cache_root()) / "prior" / key
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         missing = [number for number in range(count) if not (folder / f"{number:05d}.png").is_file()]
         if missing:
-            _draw_missing(base, prompt, missing, how, seed, device, folder)
+            _draw_missing(base, prompt, missing, how, seed, device, folder, clip_skip)
     return open_pictures(str(folder))[:count]
 
 
 def _draw_missing(
-    base: Base, prompt: str, missing: list[int], how: Drawing, seed: int, device: torch.device, folder: Path
-) -> None:
+    base: Base, prompt: str, missing: list[int], how: Drawing, seed: int, device: torch.device, folder: Path,
+    clip_skip: int,
+) -> None:  # fmt: skip
     from rich.console import Console
     from rich.progress import Progress
 
@@ -72,7 +76,8 @@ def _draw_missing(
 
     for encoder in base.text_encoders:
         encoder.to(device)
-    prompts: list[Any] = [(embed(base, prompt), seed * 1_000_003 + number) for number in missing]
+    wanted, against = embed(base, prompt, clip_skip), embed_negative(base, "", clip_skip)
+    prompts: list[Any] = [(wanted, seed * 1_000_003 + number) for number in missing]
     with Progress(console=Console(stderr=True), disable=not (is_first_process() and sys.stderr.isatty())) as bar:
         task = bar.add_task(f"drawing prior pictures of “{prompt}”", total=len(missing))
-        draw(base, base.part("unet").to(device), prompts, embed_negative(base), how, done=keep)
+        draw(base, base.part("unet").to(device), prompts, against, how, done=keep)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffusion_peft.base.bases import Base
 from diffusion_peft.base.texts import encode, ids_of
+from peft_core.errors import PeftError
 
 Chunk = range
 """Numbers of the pictures that are drawn at once."""
@@ -43,6 +44,29 @@ class Prompt:
 
     hidden: Tensor
     pooled: Tensor | None
+
+
+def check_drawing(base: Base, how: Drawing) -> None:
+    """Raises PeftError: steps, sides or a batch that this base cannot draw."""
+    times = int(base.config("scheduler").get("num_train_timesteps", 1000))
+    if not 1 <= how.steps <= times:
+        raise PeftError(f"{base.name} is drawn in 1 to {times} steps, not {how.steps}.")
+    if how.at_once < 1:
+        raise PeftError(f"pictures are drawn 1 or more at once, not {how.at_once}.")
+    for name, side in (("height", how.height), ("width", how.width)):
+        if side is not None and (side < base.least_side or side % base.least_side):
+            near = max(1, round(side / base.least_side)) * base.least_side
+            raise PeftError(f"{base.name} draws sides that are multiples of {base.least_side}: try --{name} {near}.")
+
+
+def check_clip_skip(base: Base, clip_skip: int) -> None:
+    """Raises PeftError: more layers left out than a text encoder has; SDXL's stop one before the last anyway."""
+    depth = min(int(base.config(part).get("num_hidden_layers", 12)) for part in base.text_parts)
+    most = depth - (2 if base.kind == "sdxl" else 1)
+    if clip_skip > most:
+        raise PeftError(
+            f"--clip_skip {clip_skip} leaves nothing of a text encoder of {depth} layers: {most} at the most."
+        )
 
 
 @torch.no_grad()

@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 from diffusion_peft.base.bases import Base, load_base
+from diffusion_peft.base.prompt_syntax import notes_on
 from diffusion_peft.base.texts import check_length, fix_pooling
 from diffusion_peft.commands.task import task_of
 from diffusion_peft.data.concepts import Concept, NewToken, add_tokens
 from diffusion_peft.data.examples import BucketBatches
+from diffusion_peft.data.prepare import resolution
+from diffusion_peft.drawing.draw import check_clip_skip, check_drawing
 from diffusion_peft.training.denoise import Denoiser
 from diffusion_peft.training.noise import alphas_of
 from diffusion_peft.training.results import write_outcome
@@ -27,6 +30,7 @@ from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.learning import load_bitsandbytes
 from peft_core.jobs.runs.outcome import measured
+from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.training import CHECKPOINT, Progress, SaveState, make_trainer, planned_steps, quiet
 from peft_core.method import Method
 
@@ -45,6 +49,7 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
     if settings["optimizer"] == "adamw8bit":
         load_bitsandbytes()
     base = load_base(settings["base"], settings["dtype"])
+    check_clip_skip(base, settings["clip_skip"])
     task = task_of(settings)
     samples = task.samples(folder.path)
     saver = SaveState(folder.path, settings["save_every"], lambda: save(denoiser, folder.path / "adapter", card))
@@ -60,6 +65,10 @@ def run(folder: RunFolder, concepts: list[Concept], settings: dict[str, Any], co
     prompts = settings["sample_prompts"] or []
     for prompt in prompts:
         check_length(base, prompt, "a sample prompt")
+    for note in notes_on(prompts):
+        tell(f"note: {note}")
+    resolution(base, settings["resolution"])
+    check_drawing(base, samples.how)
     trains_text = bool(tokens or settings["text_method"])
     examples, about = task.prepare(base, concepts, device, trains_text, samples)
     samples.embed(base, prompts or about["prompts"], trains_text, device)

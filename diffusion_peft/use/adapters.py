@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from diffusion_peft.files.custom_diffusion import is_concept, load_concept, read
 from diffusion_peft.files.embeddings import embedding_of, is_embedding
 from diffusion_peft.files.source import open_content
 from diffusion_peft.formats import import_adapter
-from peft_core.adapter_file import load_adapter, read_card, read_weights
+from peft_core.adapter_file import load_adapter
 from peft_core.attach import is_inserted, record_of
+from peft_core.card import read_card, read_weights
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import CONFIG, read_run_config
 from peft_core.jobs.runs.process import tell
@@ -52,6 +53,16 @@ def split_scale(text: str) -> tuple[str, float | str]:
         return path, float(rest) if rest else 1.0
     except ValueError:
         return path, rest
+
+
+def keep_off(out: Path, adapters: Iterable[str]) -> None:
+    """Raises PeftError: what is to be written would go over an adapter that is read."""
+    target = out.expanduser().absolute()
+    for path in adapters:
+        source = Path(path).expanduser().absolute()
+        own = source / "adapter" if source.is_dir() else source
+        if target.is_relative_to(own):
+            raise PeftError(f"--out {out} would go over the adapter {own}: give another place.")
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

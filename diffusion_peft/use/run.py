@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusion_peft.base.bases import Base, load_base
 from diffusion_peft.base.texts import check_length
-from diffusion_peft.drawing.draw import Chunk, Drawing, draw, embed, embed_negative
+from diffusion_peft.drawing.draw import Chunk, Drawing, check_drawing, draw, embed, embed_negative
 from diffusion_peft.drawing.scaling import set_scales
 from diffusion_peft.use.adapters import add_file, add_run, config_of, short_names
 from peft_core.errors import PeftError
@@ -101,6 +101,8 @@ class Run:
         """
         for text in dict.fromkeys(text for text, _ in asked):
             check_length(self.base, text, "the prompt")
+        check_length(self.base, negative, "the negative prompt")
+        check_drawing(self.base, how)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for model in self.models.values():
             model.to(device)

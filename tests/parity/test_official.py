@@ -30,6 +30,7 @@ from vision_peft.noah.forms import Forms
 from vision_peft.noah.space import Space
 from vision_peft.noah.supernet import Supernet
 from vision_peft.video.classified import Classified, as_video
+from vision_peft.video.joint import _videomae
 
 LABELS = torch.tensor([0, 2, 1])
 PICTURES, CLIPS = values("x", (3, 3, 8, 8)), values("x", (2, 4, 3, 8, 8))  # B T 3 H W
@@ -238,3 +239,24 @@ def test_a_supernets_step_and_the_next_subnet_are_the_authors() -> None:
     net = Supernet(model, Forms(model, space))
     net.choose(SUBNET)
     check("noah_supernet", model, names, lambda: net(PICTURES), LABELS, lambda: net.choose(OTHER))
+
+
+def test_a_step_of_adaptformer_on_clips_with_its_head_is_the_authors() -> None:
+    """VideoMAE's ViT, fixed positions and no bias of keys; BatchNorm's running statistics after the step, too."""
+    joint = _videomae("tiny", 4, 16, 2, 2, img_size=8, frames=4, num_classes=5).double()
+    joint.norm_is_elsewhere = True  # as a file of pretraining has it
+    model = as_video(joint, 4, (8, 8), {"head": "batch_norm", "norm": "fresh"})
+    adapt(model, "adaptformer", bottleneck=3, dropout=0.0)
+    case = Case({}, "adaptformer", {}, ADAPTER)
+    positions = model.pos_embed.clone()
+    names = {key: name.replace("head.1.", "head.") for key, name in fill(model, case).items()}
+    with torch.no_grad():
+        model.pos_embed.copy_(positions)
+        for block in model.blocks:
+            block.attn.qkv.bias[16:32] = 0
+        for key in ("weight", "bias"):
+            getattr(model.head[1], key).copy_(values(f"head.{key}", getattr(model.head[1], key).shape))
+    check("adaptformer_video", model, names, lambda: model(CLIPS), LABELS[:2], lambda: None)
+    there = golden("adaptformer_video")
+    torch.testing.assert_close(model.head[0].running_mean, there["buffer.mean"])
+    torch.testing.assert_close(model.head[0].running_var, there["buffer.var"])

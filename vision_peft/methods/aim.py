@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +10,8 @@ from peft_core.grafts.branch import Branch
 from peft_core.grafts.graft import Graft, match
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import Bottleneck
-from vision_peft.video.over_time import add_weighed, check_frames, clips_of, share_of_stream
+from peft_core.values import Count, Rate, Widths
+from vision_peft.video.over_time import add_weighed, check_tower, clips_of, share_of_stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +35,17 @@ class AIM(Method):
         drop_path: share of the frames that go without T's or M's change in training; in the last block, rising from 0.
     """
 
-    width: int | Sequence[int] | None = None
+    width: Widths | None = None
     per_block: Literal[3, 4] = 3
-    frames: int = 8
+    frames: Count = 8
     scale: float = 0.5
-    drop_path: float = 0.0
+    drop_path: Rate = 0.0
     not_mergeable: ClassVar[str | None] = (
         "attention over time and bottlenecks with an activation are no change of weights."
     )
 
     def install(self, plan: Plan) -> None:
-        check_frames(plan, self.frames)
-        if self.per_block not in (3, 4):
-            raise PeftError(f"aim got per_block {self.per_block}: a block takes 3 adapters, or 4.")
+        check_tower(plan)
         width = share_of_stream(plan, self.width, 4)
         for sublayer, size, dim in plan.sublayers(("attn", "mlp"), width):
             if sublayer.post:

@@ -12,6 +12,7 @@ from peft_core.grafts.tokens import Tokens
 from peft_core.method import Method, Plan
 from peft_core.places import Width
 from peft_core.registry import make_method
+from peft_core.values import Rate, Widths
 
 PAPER: dict[str, dict[str, Any]] = {
     "vpt": {"deep": True},
@@ -39,8 +40,8 @@ class NOAH(Method):
         settings: method -> further settings, over the paper's (vpt deep, lora on qkv, adapter after the MLP with QuickGELU).
     """
 
-    widths: dict[str, int | Sequence[int]] = field(default_factory=lambda: dict.fromkeys(PAPER, 5))
-    dropout: float = 0.0
+    widths: dict[str, Widths] = field(default_factory=lambda: dict.fromkeys(PAPER, 5))
+    dropout: Rate = 0.0
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     identity: ClassVar[bool] = False
     not_mergeable: ClassVar[str | None] = "prompt tokens and bottlenecks are no change of a weight."

@@ -10,8 +10,9 @@ from peft_core.grafts.branch import Branch
 from peft_core.grafts.graft import Graft, match
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import linear
+from peft_core.values import Count, Widths
 from vision_peft.video.classified import Classified
-from vision_peft.video.over_time import DepthwiseOverTime, add_weighed, check_frames, clips_of, share_of_stream
+from vision_peft.video.over_time import DepthwiseOverTime, add_weighed, check_tower, clips_of, share_of_stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +33,9 @@ class STAdapter(Method):
         mean_first: False leaves the mean over frames behind the last norm, as the frozen model has it.
     """
 
-    width: int | Sequence[int] | None = None
+    width: Widths | None = None
     positions: Sequence[Literal["attn", "mlp"]] = ("mlp",)
-    frames: int = 8
+    frames: Count = 8
     mean_first: bool = True
     not_mergeable: ClassVar[str | None] = "a convolution over frames is no change of a layer that sees one frame."
 
@@ -43,13 +44,12 @@ class STAdapter(Method):
         return settings if format > 1 else settings | {"mean_first": False}
 
     def install(self, plan: Plan) -> None:
-        check_frames(plan, self.frames)
-        positions = (self.positions,) if isinstance(self.positions, str) else tuple(self.positions)
-        if not positions or set(positions) - {"attn", "mlp"}:
-            raise PeftError(f'st_adapter got positions {list(positions)}: it takes "attn", "mlp", or both.')
+        check_tower(plan)
+        if not self.positions:
+            raise PeftError("st_adapter got no positions: give attn, mlp, or both.")
         for sublayer, width, dim in plan.sublayers(("attn",), share_of_stream(plan, self.width, 2)):
             skipped = plan.token_stream(sublayer.tower).prefix
-            for position in dict.fromkeys(positions):
+            for position in dict.fromkeys(self.positions):
                 options = plan.options_at(sublayer.norm)
                 change = OverPatches(dim, width, self.frames, skipped, options)
                 if position == "attn":

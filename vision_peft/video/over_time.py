@@ -27,14 +27,12 @@ def clips_of(x: Tensor, frames: int) -> Tensor:
     return x.unflatten(0, (-1, frames))
 
 
-def check_frames(plan: Plan, frames: int) -> None:
+def check_tower(plan: Plan) -> None:
     """Frames are folded into the batch of a tower whose blocks take B N D with fixed positions.
 
     Raises:
-        PeftError: fewer than one frame, or another kind of tower.
+        PeftError: another kind of tower.
     """
-    if frames < 1:
-        raise PeftError(f"{plan.method.name} got frames {frames}: it must be 1 or more.")
     for tower in plan.anatomy.blocks:
         stream = plan.anatomy.streams.get(tower)
         if plan.method.tower in (None, tower) and (stream is None or not stream.takes_tokens or stream.rotary):

@@ -1,7 +1,6 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import Bottleneck
 from peft_core.values import Rate, Widths
@@ -28,8 +27,6 @@ class AdapterPlus(Method):
     not_mergeable: ClassVar[str | None] = "a bottleneck with an activation is no change of a weight."
 
     def install(self, plan: Plan) -> None:
-        if self.init not in ("zero", "houlsby"):
-            raise PeftError(f'adapter_plus got init "{self.init}": it is zero or houlsby.')
         for sublayer, width, dim in plan.sublayers(("mlp",), self.bottleneck):
             block = sublayer.layer or plan.anatomy.blocks[sublayer.tower][sublayer.block]
             change = Bottleneck(dim, width, activation="gelu", channel_scale=True, drop_path=self.drop_path,
