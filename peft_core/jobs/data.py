@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from peft_data import ClassificationData, open_data
 from peft_data.base import Pictures
+from peft_data.cache import check_decoding
 from peft_data.frames import decode_for_training
 from peft_data.names import formats, named
 from peft_data.video.clips import Clips
@@ -73,15 +74,19 @@ class Data(Choice):
 
     def open(self) -> ClassificationData:
         """The data set; the same object each time it is asked for with the same options."""
+        check_decoding(**self._decoding())
         options = {k: v for k, v in self.options.items() if k not in DECODING and (v is not None or k == "root")}
         opened = _opened(self.name, json.dumps(options, sort_keys=True))
         must_encode(opened.class_names, "the class")
         return opened
 
+    def _decoding(self) -> dict[str, Any]:
+        return {key: self.options[key] for key in DECODING if self.options.get(key) is not None}
+
     def decode(self, pictures: Pictures, size: tuple[int, int], augment: str = "none", **how: Any) -> Any:
         """The pictures at the model's size, unreadable ones dealt with as `on_bad_image` says; to train on with an `augment`
         that cuts parts, in their own frames."""
-        options = {key: self.options[key] for key in DECODING if self.options.get(key) is not None}
+        options = self._decoding()
         if isinstance(pictures, Clips):
             decoded: Any = decode_clips_for_training(pictures, size, augment, **options, **how)
             if decoded.short:
@@ -99,6 +104,13 @@ class Data(Choice):
             total, what = len(decoded) + len(decoded.skipped), "clips" if isinstance(pictures, Clips) else "pictures"
             tell(f"{len(decoded.skipped)} of {total} {what} cannot be read and are left out")
         return decoded
+
+
+def left_out(data: ClassificationData, decoded: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run did not use, for its results: how many files of the data's folder are no pictures (or clips), and by split the
+    names of those that cannot be read."""
+    unread = {split: list(part.left_out) for split, part in decoded.items() if part is not None and part.left_out}
+    return {"files": data.left_out, "unreadable": unread}
 
 
 def fingerprint(data: ClassificationData) -> str:
