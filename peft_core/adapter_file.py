@@ -170,8 +170,8 @@ def _give_head(model: nn.Module, name: str, weights: dict[str, Tensor]) -> dict[
     """A head of its own for an adaptation, of the file's number of classes; the file's tensors under their keys there."""
     moved = dict(weights)
     for path in record_of(model).head_paths:
-        own = {key: value for key, value in weights.items() if key.startswith(f"{path}.") and not is_inserted(key)}
         there = {k: v for k, v in weights.items() if k.startswith(f"{path}.peft.{name}.head.instead.")}
+        own = {k: v for k, v in weights.items() if k.startswith(f"{path}.") and not is_inserted(k) and not there}
         if not own and not there:
             continue
         bias = next((v for k, v in (own | there).items() if k.endswith("bias")), None)
