@@ -11,13 +11,13 @@ from typing import Any
 
 import clip_peft.training.job  # noqa: F401  with all that it needs, once for all workers
 from clip_peft.fit import fit
+from clip_peft.learner import OtherClasses
 from clip_peft.sweep.protocols import Row, Trial, row_of
 from clip_peft.use import report
 from peft_core.card import WEIGHTS
-from peft_core.errors import PeftError
-from peft_core.files import write_files
+from peft_core.files import read_json, write_files
 from peft_core.jobs.cli.options import hints
-from peft_core.jobs.data import Data, common
+from peft_core.jobs.data import Data, common, fingerprint
 from peft_core.jobs.sweep.jobs import slug
 from peft_core.jobs.sweep.outcome import Outcome, trained
 
@@ -41,21 +41,23 @@ def carry_out(trial: Trial, settings: dict[str, Any], overwrite: bool) -> Outcom
 
 
 def scored(run: Path, data: dict[str, Any], target: str | None, classes: str) -> dict[str, Any]:
-    """`test`'s figures of a run, kept beside it as long as its adapter is the same; {} for a method that cannot name these
-    classes."""
-    adapter = hashlib.sha256((run / "adapter" / WEIGHTS).read_bytes()).hexdigest()
+    """`test`'s figures of a run, kept beside it as long as its adapter and the pictures scored are the same; {} for a method
+    that cannot name these classes."""
+    shared = {key: value for key, value in data.items() if key in hints(common)}
+    chosen = Data(target, shared).absolute() if target else None
+    of = {
+        "adapter": hashlib.sha256((run / "adapter" / WEIGHTS).read_bytes()).hexdigest(),
+        "pictures": fingerprint((chosen or Data.of({"data": data})).open()),
+    }
     name = f"scores-{slug(target or data['name'])}-{classes}.json"
     if (run / name).is_file():
-        found = json.loads((run / name).read_text())
-        if found["adapter"] == adapter:
+        found = read_json(run / name)
+        if {key: found.get(key) for key in of} == of:
             return found
-    shared = {key: value for key, value in data.items() if key in hints(common)}
     try:
-        found = report(str(run), Data(target, shared).absolute() if target else None, "test", classes, True, quiet=True)
-    except PeftError as error:
-        if "cannot name other classes" not in str(error):
-            raise
+        found = report(str(run), chosen, "test", classes, True, quiet=True)
+    except OtherClasses:
         return {}
-    found["adapter"] = adapter
+    found |= of
     write_files(run, {name: json.dumps(found).encode()})
     return found
