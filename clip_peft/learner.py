@@ -17,6 +17,10 @@ from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
 
 
+class FixedClasses(PeftError):
+    """A method has learnt its classes, and can name no others."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpenVocabularyMethod(Method):
     """A method that works beside a CLIP model, on prompts and features, and not inside its modules."""
@@ -120,7 +124,7 @@ class Learner(nn.Module):
         """
         names = checked_names(names)
         if names != self.names and self.method.of_classes is not None:
-            raise PeftError(
+            raise FixedClasses(
                 f"{self.method.name} cannot name other classes, because {self.method.of_classes}: train it on the new "
                 "classes, or use a method that learns a prompt (coop, kgcoop, maple)."
             )
