@@ -11,7 +11,7 @@ from typing import Any
 
 import clip_peft.training.job  # noqa: F401  with all that it needs, once for all workers
 from clip_peft.fit import fit
-from clip_peft.learner import FixedClasses
+from clip_peft.learner import OtherClasses
 from clip_peft.sweep.protocols import Row, Trial, row_of
 from clip_peft.use import report
 from peft_core.card import WEIGHTS
@@ -56,7 +56,7 @@ def scored(run: Path, data: dict[str, Any], target: str | None, classes: str) ->
             return found
     try:
         found = report(str(run), chosen if target else None, "test", classes, True, quiet=True)
-    except FixedClasses:
+    except OtherClasses:
         return {}
     found |= made_from
     write_files(run, {name: json.dumps(found).encode()})
