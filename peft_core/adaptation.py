@@ -27,9 +27,9 @@ from peft_core.attach import (
 )
 from peft_core.errors import NotMergeable, PeftError
 from peft_core.grafts.calls import closing, opening
-from peft_core.grafts.graft import Delta, Graft, is_plain
+from peft_core.grafts.graft import Delta
 from peft_core.grafts.head import OwnHead
-from peft_core.grafts.weight_changes import changed_bias, changed_weight
+from peft_core.merging import check_mergeable, replace, write
 from peft_core.method import Method, Plan
 from peft_core.registry import make_method
 from peft_core.stock import find_heads, freeze, head_of, settle_statistics, silence, write_trained
@@ -186,7 +186,7 @@ def merge(model: nn.Module, name: str | None = None) -> nn.Module:
         if adaptation.method.not_mergeable is not None:
             raise NotMergeable(f"{adaptation.name} cannot be merged: {adaptation.method.not_mergeable}")
         for module, slot, graft in grafts_named(inner, adaptation.name):
-            _check_mergeable(module, slot, graft, adaptation.name, names)
+            check_mergeable(module, slot, graft, adaptation.name, names)
     undo: list[tuple[Tensor, Tensor]] = []
     try:
         with torch.no_grad():
@@ -194,7 +194,7 @@ def merge(model: nn.Module, name: str | None = None) -> nn.Module:
                 for owner in [owner for owner in slots_of(module) if owner in names]:
                     for graft in slots_of(module)[owner].values():
                         if graft.enabled and isinstance(graft, Delta):
-                            _write(inner, module, graft, undo)
+                            write(inner, module, graft, undo)
     except BaseException:
         with torch.no_grad():
             for tensor, before in reversed(undo):
@@ -210,71 +210,8 @@ def merge(model: nn.Module, name: str | None = None) -> nn.Module:
         take_out(inner, adaptation)
     for module, graft in own_heads:
         if graft.enabled:
-            _replace(inner, module, graft.instead)
+            replace(inner, module, graft.instead)
     return model
-
-
-def _check_mergeable(module: nn.Module, slot: str, graft: Graft, name: str, chosen: list[str]) -> None:
-    if isinstance(graft, OwnHead):
-        return
-    if not isinstance(graft, Delta):
-        raise NotMergeable(f"a {type(module).__name__} at role {slot} has no weight that could take what follows it.")
-    weight_name, bias_name = _names(module)
-    weight, bias = module._parameters.get(weight_name), module._parameters.get(bias_name)
-    if weight is None or not is_plain(weight):
-        raise NotMergeable(
-            f"the weight of a {type(module).__name__} at role {slot} is quantised: nothing can be written to it."
-        )
-    if bias is None and graft.bias(None) is not None:
-        raise NotMergeable(f"a {type(module).__name__} at role {slot} has no bias that could take the shift.")
-    for owner, slots in slots_of(module).items():
-        if owner == name:
-            break
-        if owner in chosen:
-            continue
-        for earlier in slots.values():
-            if isinstance(earlier, Delta) and _overlap(earlier, graft) and not (earlier.commutes and graft.commutes):
-                raise NotMergeable(
-                    f"{owner} acts on the same weight before {name} (role {slot}): merge {owner} first, or both together."
-                )
-
-
-def _overlap(one: Delta, other: Delta) -> bool:
-    if one.rows is None or other.rows is None:
-        return True
-    return max(one.rows[0], other.rows[0]) < min(one.rows[1], other.rows[1])
-
-
-def _names(module: nn.Module) -> tuple[str, str]:
-    return ("in_proj_weight", "in_proj_bias") if "in_proj_weight" in module._parameters else ("weight", "bias")
-
-
-def _write(model: nn.Module, module: nn.Module, delta: Delta, undo: list[tuple[Tensor, Tensor]]) -> None:
-    weight_name, bias_name = _names(module)
-    weight, bias = module._parameters[weight_name], module._parameters.get(bias_name)
-    assert weight is not None
-    for stock in (weight, bias):
-        # what another adaptation remembers of a parameter that it trains is changed alike
-        for now in (*_remembered(model, stock), stock):
-            if now is not None:
-                new = changed_weight(now, [delta]) if stock is weight else changed_bias(now, [delta], now.dtype)
-                undo.append((now, now.detach().clone()))
-                now.copy_(new)  # type: ignore[arg-type]
-
-
-def _remembered(model: nn.Module, parameter: nn.Parameter | None) -> Iterator[Tensor]:
-    """The original of a parameter, and its trained value where that is put aside, with the adaptation that trains it."""
-    keys = [key for key, value in model.named_parameters() if value is parameter]
-    for adaptation in record_of(model).adaptations.values():
-        for remembered in (adaptation.originals, adaptation.kept):
-            yield from (remembered[key] for key in keys if key in remembered)
-
-
-def _replace(model: nn.Module, module: nn.Module, new: nn.Module) -> None:
-    for parent in model.modules():
-        for name, child in parent._modules.items():
-            if child is module:
-                parent._modules[name] = new
 
 
 # ---- how much ------------------------------------------------------------------------------------------------------

@@ -7,10 +7,9 @@ from typing import Any
 from peft_data import ClassificationData
 from peft_data.cache import DecodedPictures
 
+from peft_core.jobs.reports import classified
 from peft_core.jobs.reports import page as report
-from peft_core.jobs.reports import plots
-from peft_core.jobs.reports.pictures import picture_section, prediction_rows
-from peft_core.jobs.reports.scores import Scores
+from peft_core.jobs.reports.scores import Scores, by_class
 from peft_core.jobs.runs import outcome
 from peft_core.jobs.runs.folder import RunFolder
 
@@ -24,23 +23,14 @@ def write_outcome(
     pictures: DecodedPictures | None,
 ) -> dict[str, Any]:
     """Writes all of it and returns the results, completed."""
-    results["per_class"] = dict(zip(data.class_names, scores.per_class, strict=True)) if scores else {}
+    results["per_class"] = by_class(data.class_names, scores)
     results = outcome.measured(results)
-    curves = plots.curves(history)
-    files = {"metrics.csv": report.csv_bytes(history), "curves.png": curves}
-    sections = [("Result", report.table(summary_rows(results))), ("Training", report.figure(curves, "training loss"))]
-    if scores and pictures:
-        files["predictions.csv"] = report.csv_bytes(prediction_rows(data, scores, pictures))
-        files["confusion.png"] = confusion = plots.confusion(scores.confusion, data.class_names)
-        per_class = [(name, "" if share is None else share) for name, share in results["per_class"].items()]
-        sections += [
-            ("Pictures, wrong ones first", picture_section(data, scores, pictures)),
-            ("Confusion", report.figure(confusion, "confusion matrix")),
-            ("Accuracy of each class", report.table(per_class)),
-        ]
-    lead = "not scored" if results["accuracy"] is None else f"accuracy {100 * results['accuracy']:.2f} %"
+    trained, about_training = classified.training(history)
+    files, about_scores = classified.scored(data, scores, pictures)
+    sections = [("Result", report.table(summary_rows(results))), *about_training, *about_scores, classified.use(folder)]
     title = f"{data.name}, {results['method']['name']} on {results['backbone']}"
-    return outcome.write_outcome(folder, results, files, title, f"{lead} ({describe_protocol(results)})", sections)
+    lead = f"{classified.accuracy_words(scores)}; {describe_protocol(results)}"
+    return outcome.write_outcome(folder, results, trained | files, title, lead, sections)
 
 
 def describe_protocol(results: dict[str, Any]) -> str:

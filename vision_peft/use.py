@@ -16,7 +16,7 @@ from peft_core import NotMergeable, PeftError, merge
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.data import Data
-from peft_core.jobs.reports.scores import Scores, sure
+from peft_core.jobs.reports.scores import Scores, by_class, sure
 from peft_core.jobs.runs.load import CLASSIFIERS, load_run
 from peft_core.jobs.runs.onnx_file import needs_onnx, write_onnx
 from peft_core.jobs.runs.use import out_file, print_classes, print_predictions
@@ -54,7 +54,7 @@ def test(
             confusion.index_put_((batch.labels, sure(logits)[0].cpu()), torch.tensor(1), accumulate=True)
     scores = Scores(confusion, torch.empty(0), torch.empty(0))
     print(f"accuracy {scores.accuracy:.4f} on {len(decoded):,} pictures of {opened.name} {split}")
-    per_class = dict(zip(opened.class_names, scores.per_class, strict=True))
+    per_class = by_class(opened.class_names, scores)
     print_classes(per_class)
     return {"accuracy": scores.accuracy, "per_class": per_class, "pictures": len(decoded)}
 

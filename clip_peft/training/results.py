@@ -8,9 +8,8 @@ from peft_data import ClassificationData
 from peft_data.cache import DecodedPictures
 
 from clip_peft.plots import reliability_diagram
+from peft_core.jobs.reports import classified
 from peft_core.jobs.reports import page as report
-from peft_core.jobs.reports import plots
-from peft_core.jobs.reports.pictures import picture_section, prediction_rows
 from peft_core.jobs.reports.scores import Scores
 from peft_core.jobs.runs import outcome
 from peft_core.jobs.runs.folder import RunFolder
@@ -26,28 +25,15 @@ def write_outcome(
 ) -> dict[str, Any]:
     """Writes all of it and returns the results, completed."""
     results = outcome.measured(results)
-    files: dict[str, bytes] = {}
-    sections = [("Result", report.table(summary_rows(results)))]
-    if history:
-        files = {"metrics.csv": report.csv_bytes(history), "curves.png": plots.curves(history)}
-        sections.append(("Training", report.figure(files["curves.png"], "training loss")))
-    if scores and pictures:
-        files["predictions.csv"] = report.csv_bytes(prediction_rows(data, scores, pictures))
-        files["confusion.png"] = plots.confusion(scores.confusion, data.class_names)
-        diagram = reliability_diagram({results["method"]["name"]: results["bins"]})
-        per_class = [(name, "" if share is None else share) for name, share in results["per_class"].items()]
-        sections += [
-            ("Pictures, wrong ones first", picture_section(data, scores, pictures)),
-            ("Can the probabilities be trusted?", report.figure(diagram, "reliability diagram")),
-            ("Confusion", report.figure(files["confusion.png"], "confusion matrix")),
-            ("Accuracy of each class", report.table(per_class)),
-        ]
-    lead = "not scored"
-    if results["accuracy"] is not None:
-        of = "" if results["classes"] == "all" else f"{results['classes']} classes of "
-        lead = f"accuracy {100 * results['accuracy']:.2f} % on {of}{results['evaluated_on']}, last epoch"
+    trained, about_training = classified.training(history)
+    diagram = reliability_diagram({results["method"]["name"]: results["bins"]}) if scores else b""
+    trust = [("Can the probabilities be trusted?", report.figure(diagram, "reliability diagram"))]
+    files, about_scores = classified.scored(data, scores, pictures, trust)
+    sections = [("Result", report.table(summary_rows(results))), *about_training, *about_scores, classified.use(folder)]
+    of = "" if results["classes"] == "all" else f"{results['classes']} classes of "
+    lead = classified.accuracy_words(scores) + (f" on {of}{results['evaluated_on']}, last epoch" if scores else "")
     title = f"{data.name}, {results['method']['name']} on {results['backbone']}, {results['shots'] or 'all'} shots"
-    return outcome.write_outcome(folder, results, files, title, lead, sections)
+    return outcome.write_outcome(folder, results, trained | files, title, lead, sections)
 
 
 def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control, controls_of
 from diffusion_peft.control.encoders import SHRINK, stock_parameters
-from peft_core.adapter_file import backbone_of, check_backbone
 from peft_core.attach import pick
 from peft_core.errors import PeftError
 from peft_core.files import write_files
+from peft_core.fingerprint import backbone_of, check_backbone
 
 Tensors = dict[str, Tensor]
 

@@ -89,7 +89,7 @@ class _LowRankLinear(torch.autograd.Function):
                 dx = (g @ weight).addmm_(back.t(), _stack(factors[::2]))
             else:
                 dx = g @ (merged(weight, ctx.parts, factors).to(g.dtype) if new is None else new)
-            dx = dx.view(*grad.shape[:-1], -1)
+            dx = dx.view(*grad.shape[:-1], weight.shape[1])
         d_factors, dw = factor_gradients(
             pieces(ctx.recipe, kept),
             g,

@@ -62,7 +62,7 @@ class _DecomposedLinear(torch.autograd.Function):
         back = through_up(scaled, ctx.parts, factors[1::2])
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (scaled @ merged(weight, ctx.parts, factors).to(g.dtype)).view(*grad.shape[:-1], -1)
+            dx = (scaled @ merged(weight, ctx.parts, factors).to(g.dtype)).view(*grad.shape[:-1], weight.shape[1])
         x = None if weak is None else whole(ctx.recipe, kept).flatten(0, -2).to(ctx.dtype)
         d_factors, dw = factor_gradients(
             pieces(ctx.recipe, kept) if weak is None else iter((x,)),

@@ -38,7 +38,7 @@ class _ScaleShiftLinear(torch.autograd.Function):
         g = grad.flatten(0, -2)
         dx = db = None
         if ctx.needs_input_grad[0]:
-            dx = (g.to(y.dtype) @ _scaled(weight, gamma, y.dtype)).view(*grad.shape[:-1], -1)
+            dx = (g.to(y.dtype) @ _scaled(weight, gamma, y.dtype)).view(*grad.shape[:-1], weight.shape[1])
         d_beta = _column_sums(g).to(beta.dtype)
         d_gamma = (_column_sums(g * y.flatten(0, -2)).to(gamma.dtype) - beta * d_beta) / gamma
         if weak is not None:

@@ -34,7 +34,9 @@ def test_five_epochs_of_lora_read_digits(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads((tmp_path / "run" / "results.json").read_text())["accuracy"] >= 0.95
     said = capsys.readouterr()
     assert said.out.startswith(f"{tmp_path}/run: accuracy 0.9")
-    assert [text.split()[:2] for text in said.err.splitlines()] == [["epoch", f"{epoch}/5"] for epoch in range(1, 6)]
+    found, *epochs = said.err.splitlines()
+    assert found.startswith("digits: 1,797 pictures of 10 classes")
+    assert [text.split()[:2] for text in epochs] == [["epoch", f"{epoch}/5"] for epoch in range(1, 6)]
 
 
 def test_run_folder(short_run: Path) -> None:

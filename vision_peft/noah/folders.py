@@ -6,7 +6,7 @@ import csv
 import hashlib
 from pathlib import Path
 
-from peft_core.adapter_file import WEIGHTS
+from peft_core.card import WEIGHTS
 from peft_core.jobs.reports.page import csv_bytes
 from peft_core.jobs.runs.folder import RESULTS, RunFolder, State
 from vision_peft.noah.search import Candidate, Score

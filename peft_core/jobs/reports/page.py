@@ -29,7 +29,7 @@ def csv_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")
 
 
 def page(title: str, lead: str, sections: Iterable[tuple[str, str]]) -> bytes:
@@ -39,16 +39,17 @@ def page(title: str, lead: str, sections: Iterable[tuple[str, str]]) -> bytes:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
         f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>\n' + "\n".join(parts) + "</html>\n"
-    ).encode()
+    ).encode(errors="backslashreplace")
 
 
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> str:
-    """Rows as HTML; numbers to the right, grouped by thousands."""
+    """Rows as HTML, numbers grouped by thousands; under a header they stand to the right."""
+    kind = ' class="n"' if header else ""
 
     def cell(value: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f"<td>{html.escape(str(value))}</td>"
-        return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f'<td class="n">{value:,.4g}</td>'
+        return f"<td{kind}>{value:,}</td>" if isinstance(value, int) else f"<td{kind}>{value:,.4g}</td>"
 
     head = "<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in header) + "</tr>" if header else ""
     return "<table>" + head + "".join("<tr>" + "".join(map(cell, row)) + "</tr>" for row in rows) + "</table>"

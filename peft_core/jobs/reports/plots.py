@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 INK, ACCENT, SECOND = "#1b1f24", "#2f6690", "#b5402f"
@@ -47,7 +49,7 @@ def confusion(counts: Any, class_names: Sequence[str]) -> bytes:
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, fraction=0.046, pad=0.03, label="share of the true class")
     if size <= 60:
-        names = [name if len(name) <= 22 else name[:21] + "…" for name in class_names]
+        names = [label(name) for name in class_names]
         small = 9 if size <= 25 else 5
         axis.set_xticks(range(size), names, rotation=90, fontsize=small)
         axis.set_yticks(range(size), names, fontsize=small)
@@ -74,11 +76,28 @@ def axes(rows: int, columns: int, **options: Any) -> tuple[Any, list[Any]]:
     return figure, made
 
 
+@contextlib.contextmanager
+def no_glyphs() -> Iterator[None]:
+    """Silences matplotlib about scripts that its font lacks: the page beside the figure has the names."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
+@no_glyphs()
 def png(figure: Any) -> bytes:
-    """A matplotlib figure's bytes, the same each time."""
+    """A matplotlib figure's bytes, the same each time, with all that is written around it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.06)
     return buffer.getvalue()
+
+
+def label(name: str, longest: int = 24) -> str:
+    """A name as a figure shows it: one line, its middle left out where it is too long, no dollar read as a formula."""
+    name = " ".join(name.split())
+    half = longest // 2
+    short = name if len(name) <= longest else f"{name[:half]}…{name[1 - half :]}"
+    return short.encode(errors="replace").decode().replace("$", r"\$")
 
 
 def scatter(points: Sequence[tuple[str, float, float, float]], x_label: str, y_label: str) -> bytes:
@@ -99,18 +118,21 @@ PLACES = ((8, 0), (-8, 0), (0, 9), (0, -9), (6, 8), (6, -8), (-6, 8), (-6, -8), 
 """Of a name beside its point, in points of print, the best first."""
 
 
+@no_glyphs()
 def name_points(figure: Any, axis: Any, points: Sequence[tuple[str, float, float]]) -> None:
     """Writes each name beside its point, at the first place where it covers no other name or point, or the least of them."""
     figure.draw_without_rendering()  # settles the layout, which the places are measured in
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in (axis.transData.transform(point[1:]) for point in points)]
     frame = axis.get_window_extent()
     for name, *point in points:
-        label = axis.annotate(name, point, (0, 0), textcoords="offset points", fontsize=8, color=INK, va="center")
+        text = axis.annotate(
+            label(name, 40), point, (0, 0), textcoords="offset points", fontsize=8, color=INK, va="center"
+        )
 
-        def put(place: tuple[int, int], label: Any = label) -> tuple[float, float, float, float]:
-            label.xyann = place
-            label.set_horizontalalignment("left" if place[0] > 0 else "right" if place[0] else "center")
-            box = label.get_window_extent()
+        def put(place: tuple[int, int], text: Any = text) -> tuple[float, float, float, float]:
+            text.xyann = place
+            text.set_horizontalalignment("left" if place[0] > 0 else "right" if place[0] else "center")
+            box = text.get_window_extent()
             return box.x0, box.y0, box.x1, box.y1
 
         def cost(place: tuple[int, int], put: Any = put) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from peft_core.files import read_text
 from peft_core.jobs.reports import page as report
 from peft_core.jobs.runs.folder import CONFIG, RunFolder
 from peft_core.jobs.runs.machine import peak_memory
@@ -42,7 +43,7 @@ def write_outcome(
 ) -> dict[str, Any]:
     """Writes files, report.html of (heading, HTML) sections with the config at its end, and at last results.json: a
     folder that has it is finished. Returns the results."""
-    sections = [*sections, ("Config", report.preformatted((folder.path / CONFIG).read_text()))]
+    sections = [*sections, ("Config", report.preformatted(read_text(folder.path / CONFIG)))]
     folder.write(files | {"report.html": report.page(title, lead, sections)})
     folder.write_results(results)
     return results

@@ -33,9 +33,10 @@ class Rotation(Delta):
 
     def blocks(self) -> Tensor:
         """R, as (blocks, b, b)."""
-        upper = self.vectors.new_zeros(len(self.vectors), self.size, self.size)
+        vectors = self.vectors.to(torch.promote_types(self.vectors.dtype, torch.float32))  # no solver works in 16 bits
+        upper = vectors.new_zeros(len(vectors), self.size, self.size)
         row, column = self.above  # type: ignore[misc]
-        upper = upper.index_put((torch.arange(len(upper), device=upper.device)[:, None], row, column), self.vectors)
+        upper = upper.index_put((torch.arange(len(upper), device=upper.device)[:, None], row, column), vectors)
         q = upper - upper.transpose(1, 2)
         eye = torch.eye(self.size, device=q.device, dtype=q.dtype)
         if not self.terms:
@@ -48,8 +49,9 @@ class Rotation(Delta):
         return r
 
     def forward(self, weight: Tensor) -> Tensor:
-        split = weight.reshape(weight.shape[0], -1, self.size).to(self.vectors.dtype)
-        return torch.einsum("onj,nij->oni", split, self.blocks()).reshape(weight.shape).to(weight.dtype)
+        blocks = self.blocks()
+        split = weight.reshape(weight.shape[0], -1, self.size).to(blocks.dtype)
+        return torch.einsum("onj,nij->oni", split, blocks).reshape(weight.shape).to(weight.dtype)
 
     @staticmethod
     def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["Rotation"]) -> Tensor:

@@ -1,0 +1,68 @@
+"""Which backbone an adapter belongs to: a sketch of the frozen weights, told apart without keeping them."""
+
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_core.adapter_state import also_trained
+from peft_core.attach import Record, is_inserted
+from peft_core.errors import PeftError
+from peft_core.stock import head_of
+
+BUCKETS, _TOLERANCE = 8, 0.02
+
+
+def backbone_of(model: nn.Module, without: Iterable[str] = ()) -> dict[str, Any]:
+    """Name and fingerprint of the stock model: a sketch of its frozen weights that survives a change of precision.
+
+    The frozen tensors fall into 8 buckets by the CRC-32 of their names; each gives Σ w / √(Σ w²), which changes by about
+    1 from one set of weights to another and by about 0.001 where they are rounded to bfloat16. The head, what adaptations
+    train and the parameters `without` are left out.
+    """
+    record: Record = model.__dict__.get("_peft_record") or Record()
+    left_out = {key for adaptation in record.adaptations.values() for key in adaptation.trained} | head_of(model).keys()
+    left_out |= set(without) | set(also_trained(model) if record.adaptations else ())
+    frozen = {k: p.detach() for k, p in model.named_parameters() if not is_inserted(k) and k not in left_out}
+    return {
+        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "name": _name(model),
+        "parameters": sum(p.numel() for p in frozen.values()),
+        "fingerprint": _sketch(frozen),
+    }
+
+
+def _name(model: nn.Module) -> str | None:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    if not config.get("architecture"):
+        return None
+    return ".".join(part for part in (config["architecture"], config.get("tag")) if part)
+
+
+def _sketch(tensors: dict[str, Tensor]) -> list[float]:
+    sums, squares = [0.0] * BUCKETS, [0.0] * BUCKETS
+    for key, tensor in tensors.items():
+        if tensor.is_meta:
+            raise PeftError("a model on the meta device has no weights to save or to load an adapter onto.")
+        bucket, values = zlib.crc32(key.encode()) % BUCKETS, tensor.float()
+        sums[bucket] += values.sum(dtype=torch.float64).item()
+        squares[bucket] += values.square().sum(dtype=torch.float64).item()
+    return [round(s / max(q, 1e-30) ** 0.5, 4) for s, q in zip(sums, squares, strict=True)]
+
+
+def check_backbone(model: nn.Module, card: dict[str, Any], folder: Path, without: Iterable[str] = ()) -> None:
+    """Raises PeftError unless `model` is the backbone that a card's entry describes, the parameters `without` apart."""
+    here = backbone_of(model, without)
+    for what, key in (("architecture", "class"), ("number of frozen parameters", "parameters")):
+        if card[key] != here[key]:
+            raise PeftError(
+                f"{folder} was trained on another backbone: its {what} is {card[key]}, this model's {here[key]}."
+            )
+    if any(abs(a - b) > _TOLERANCE for a, b in zip(card["fingerprint"], here["fingerprint"], strict=True)):
+        names = f" ({card['name']}, this one is {here['name']})" if card["name"] or here["name"] else ""
+        raise PeftError(
+            f"{folder} was trained on a backbone with other weights{names}: load that one, or force the load if you mean it."
+        )

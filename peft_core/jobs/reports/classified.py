@@ -1,0 +1,65 @@
+"""What every classifier's run leaves beside its own figures: predictions, confusion, the sections of its report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from peft_data import ClassificationData
+from peft_data.cache import DecodedPictures
+
+from peft_core.jobs.reports import page, plots
+from peft_core.jobs.reports.pictures import picture_section, prediction_rows
+from peft_core.jobs.reports.scores import Scores
+from peft_core.jobs.runs.folder import RunFolder
+
+Section = tuple[str, str]
+"""Heading and HTML."""
+
+
+def training(history: Sequence[dict[str, float]]) -> tuple[dict[str, bytes], list[Section]]:
+    """metrics.csv and curves.png, and their section; nothing where nothing was trained."""
+    if not history:
+        return {}, []
+    curves = plots.curves(history)
+    return (
+        {"metrics.csv": page.csv_bytes(history), "curves.png": curves},
+        [("Training", page.figure(curves, "training loss"))],
+    )
+
+
+def scored(
+    data: ClassificationData, scores: Scores | None, pictures: DecodedPictures | None, own: Sequence[Section] = ()
+) -> tuple[dict[str, bytes], list[Section]]:
+    """predictions.csv and confusion.png, and the sections of what was scored, a program's `own` after the pictures."""
+    if scores is None or pictures is None:
+        return {}, []
+    confusion = plots.confusion(scores.confusion, data.class_names)
+    counts = zip(scores.confusion.diagonal().tolist(), scores.confusion.sum(1).tolist(), strict=True)
+    rows = [
+        [name, f"{100 * right / total:.1f} %" if total else "–", right, total]
+        for name, (right, total) in zip(data.class_names, counts, strict=True)
+    ]
+    files = {"predictions.csv": page.csv_bytes(prediction_rows(data, scores, pictures)), "confusion.png": confusion}
+    return files, [
+        ("Pictures, wrong ones first", picture_section(data, scores, pictures)),
+        *own,
+        ("Confusion", page.figure(confusion, "confusion matrix")),
+        ("Accuracy of each class", page.table(rows, ["class", "accuracy", "right", "of"])),
+    ]
+
+
+def accuracy_words(scores: Scores | None) -> str:
+    """`accuracy 83.33 % (48 pictures: 70.4 to 91.3 % with 95 % confidence)`."""
+    if scores is None:
+        return "not scored"
+    low, high = scores.interval
+    sure = f"{int(scores.confusion.sum()):,} pictures: {100 * low:.1f} to {100 * high:.1f} % with 95 % confidence"
+    return f"accuracy {100 * scores.accuracy:.2f} % ({sure})"
+
+
+def use(folder: RunFolder) -> Section:
+    """The commands that use the run."""
+    program, run = folder.program.split()[0], shlex.quote(str(folder.path))
+    lines = [f"{program} predict --run {run} PICTURES_OR_FOLDERS", f"{program} merge --run {run} --out MERGED"]
+    return "Use it", page.preformatted("\n".join(lines))

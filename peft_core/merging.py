@@ -1,0 +1,75 @@
+"""Writing a change into stock weights: whether it may be written, and what else has to follow it."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from peft_core.attach import record_of, slots_of
+from peft_core.errors import NotMergeable
+from peft_core.grafts.graft import Delta, Graft, is_plain
+from peft_core.grafts.head import OwnHead
+from peft_core.grafts.shared import Shared
+from peft_core.grafts.weight_changes import changed_bias, changed_weight
+
+
+def check_mergeable(module: nn.Module, slot: str, graft: Graft, name: str, chosen: list[str]) -> None:
+    if isinstance(graft, OwnHead | Shared):
+        return
+    if not isinstance(graft, Delta):
+        raise NotMergeable(f"a {type(module).__name__} at role {slot} has no weight that could take what follows it.")
+    weight_name, bias_name = _names(module)
+    weight, bias = module._parameters.get(weight_name), module._parameters.get(bias_name)
+    if weight is None or not is_plain(weight):
+        raise NotMergeable(
+            f"the weight of a {type(module).__name__} at role {slot} is quantised: nothing can be written to it."
+        )
+    if bias is None and graft.bias(None) is not None:
+        raise NotMergeable(f"a {type(module).__name__} at role {slot} has no bias that could take the shift.")
+    for owner, slots in slots_of(module).items():
+        if owner == name:
+            break
+        if owner in chosen:
+            continue
+        for earlier in slots.values():
+            if isinstance(earlier, Delta) and _overlap(earlier, graft) and not (earlier.commutes and graft.commutes):
+                raise NotMergeable(
+                    f"{owner} acts on the same weight before {name} (role {slot}): merge {owner} first, or both together."
+                )
+
+
+def _overlap(one: Delta, other: Delta) -> bool:
+    if one.rows is None or other.rows is None:
+        return True
+    return max(one.rows[0], other.rows[0]) < min(one.rows[1], other.rows[1])
+
+
+def _names(module: nn.Module) -> tuple[str, str]:
+    return ("in_proj_weight", "in_proj_bias") if "in_proj_weight" in module._parameters else ("weight", "bias")
+
+
+def write(model: nn.Module, module: nn.Module, delta: Delta, undo: list[tuple[Tensor, Tensor]]) -> None:
+    weight_name, bias_name = _names(module)
+    weight, bias = module._parameters[weight_name], module._parameters.get(bias_name)
+    assert weight is not None
+    for stock in (weight, bias):
+        # what another adaptation remembers of a parameter that it trains is changed alike
+        for now in (*_remembered(model, stock), stock):
+            if now is not None:
+                new = changed_weight(now, [delta]) if stock is weight else changed_bias(now, [delta], now.dtype)
+                undo.append((now, now.detach().clone()))
+                now.copy_(new)  # type: ignore[arg-type]
+
+
+def _remembered(model: nn.Module, parameter: nn.Parameter | None) -> Iterator[Tensor]:
+    """The original of a parameter, and its trained value where that is put aside, with the adaptation that trains it."""
+    keys = [key for key, value in model.named_parameters() if value is parameter]
+    for adaptation in record_of(model).adaptations.values():
+        for remembered in (adaptation.originals, adaptation.kept):
+            yield from (remembered[key] for key in keys if key in remembered)
+
+
+def replace(model: nn.Module, module: nn.Module, new: nn.Module) -> None:
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is module:
+                parent._modules[name] = new
