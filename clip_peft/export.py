@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from clip_peft.learner import OpenVocabularyMethod
+from clip_peft.text.prompts import asked_for
 from clip_peft.training.features import frozen_image_tower
 from peft_core import PeftError, merge
 from peft_core.files import read_json, write_files
@@ -26,8 +26,6 @@ if TYPE_CHECKING:  # its import takes five seconds, and --help wants none of it
     from clip_peft.run import ClipRun
 
 What = Literal["weights", "model", "onnx"]
-OF_PICTURES = ("cocoop", "tpt")
-ON_FEATURES = ("clip_adapter", "tip_adapter")
 
 
 @command("clip")
@@ -50,10 +48,12 @@ def export(
     """
     folder = out_folder(out, run)
     loaded = load_run(run, ("clip_peft",))
-    loaded = loaded.with_classes(classes) if classes else loaded
+    loaded = loaded.with_classes(asked_for(classes)) if classes else loaded
     if loaded.columns is not None:
         raise PeftError(f"{loaded.model.method.name} exports the classes it was trained on: leave --classes out.")
     reasons = {kind: reason for kind in ("weights", "model", "onnx") if (reason := why_not(loaded, kind))}
+    if not what and len(reasons) == 3:
+        raise PeftError(reasons["weights"])
     for kind in what or ():
         if kind in reasons:
             raise PeftError(reasons[kind])
@@ -78,17 +78,16 @@ def merge_(*, run: str, out: str) -> Path:
 def why_not(run: ClipRun, kind: str) -> str | None:
     """Why a run cannot be exported as that; None where it can."""
     method = run.model.method  # type: ignore[union-attr]
-    name = method.name
+    name, beside = method.name, isinstance(method, OpenVocabularyMethod)
     if kind == "model":
-        if isinstance(method, OpenVocabularyMethod):
+        if beside:
             return f"{name} learns beside the model, whose weights stay the stock ones: export weights or onnx."
         if method.not_mergeable:
             return f"{name} cannot be merged into the model, because {method.not_mergeable}: export onnx."
         return None
-    if name in OF_PICTURES:
-        return f"{name} compares each picture with texts of its own, so it has no class weights: use `predict`."
-    if kind == "weights" and name in ON_FEATURES:
-        return f"{name} does more with image features than compare them with class weights: export onnx."
+    if beside and method.no_class_weights and (kind == "weights" or method.of_pictures):
+        instead = "use `predict`" if method.of_pictures else "export onnx"
+        return f"{name} has no class weights, because {method.no_class_weights}: {instead}."
     return None
 
 
@@ -134,10 +133,10 @@ def model_config(run: ClipRun) -> dict[str, Any] | None:
     """What stands in open_clip_config.json; None where the architecture has no config of that form."""
     import open_clip
 
-    from peft_core.jobs.hub.open_clip_models import REFERENCE
+    from peft_core.jobs.hub.references import REFERENCE, reference_of
 
     backbone, visual = run.config["backbone"], run.model.model.visual  # type: ignore[union-attr]
-    folder = importlib.import_module("clip_peft.reference").FOLDER if backbone == REFERENCE else Path(backbone)
+    folder = reference_of("clip_peft").FOLDER if backbone == REFERENCE else Path(backbone)
     path = folder / "open_clip_config.json"
     if path.is_file():
         return read_json(path)
@@ -160,10 +159,10 @@ class Deployed(nn.Module):
         self.register_buffer("mean", torch.tensor(run.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(run.std).view(1, 3, 1, 1))
         self.register_buffer("weights", whole.class_weights().clone())
-        whole.learner.weights = lambda: self.weights
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.whole((image - self.mean) / self.std).softmax(-1)
+        features = self.whole.encode((image - self.mean) / self.std)
+        return self.whole.logits(features, self.weights).softmax(-1)
 
 
 def write_onnx(run: ClipRun, folder: Path, opset: int) -> None:

@@ -1,11 +1,12 @@
 """Learnt tokens behind the patches of an image tower, new ones block by block: what MaPLe and PromptSRC put there."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
+from clip_peft.inside import Change, changed, open_to_change
 from peft_core.anatomies import describe
 from peft_core.errors import PeftError
 
@@ -28,27 +29,38 @@ class ImageTower:
         (paths,) = anatomy.blocks.values()
         self.blocks = [visual.get_submodule(path) for path in paths]
         self.width = stream.width
+        self.entry = _entry(visual, self.blocks[0])
+        open_to_change([self.entry, *self.blocks])
 
-    @contextmanager
-    def prompted(self, prompts: Sequence[Tensor]) -> Iterator[None]:
-        """Within the block images are encoded with prompts[0] (M D) behind their tokens, and, before block i, with
-        prompts[i] in place of what became of them; behind the last block they are taken out."""
+    def prompted(self, prompts: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Within the block images are encoded with prompts[0] (M D) behind their tokens, before the norm that stands in front
+        of the blocks (`ln_pre`), and, before block i, with prompts[i] in place of what became of them; behind the last block
+        they are taken out."""
         count = prompts[0].shape[0]
 
-        def put(i: int, x: Tensor) -> Tensor:
-            kept = x if i == 0 else x[:, :-count]
-            return torch.cat((kept, prompts[i].to(x.dtype).expand(x.shape[0], -1, -1)), dim=1)
+        def put(x: Tensor, prompt: Tensor, kept: int | None) -> Tensor:
+            return torch.cat((x[:, :kept], prompt.to(x.dtype).expand(x.shape[0], -1, -1)), dim=1)
 
-        handles = [
-            block.register_forward_pre_hook(lambda _, args, i=i: (put(i, args[0]), *args[1:]), prepend=True)
-            for i, block in enumerate(self.blocks[: len(prompts)])
-        ]
-        handles.append(self.blocks[-1].register_forward_hook(lambda _, __, y: y[:, :-count]))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        receives: dict[nn.Module, Change] = {self.entry: lambda x: put(x, prompts[0], None)}
+        for block, prompt in zip(self.blocks[1:], prompts[1:], strict=False):
+            receives[block] = lambda x, prompt=prompt: put(x, prompt, -count)
+        return changed(receives, {self.blocks[-1]: lambda y: y[:, :-count]})
+
+
+def check_format(who: str, tower: ImageTower, format: int) -> None:
+    """Raises PeftError for image prompts of the first format on a tower with a norm in front of its blocks, which they
+    skipped."""
+    if format < 2 and tower.entry is not tower.blocks[0] and not isinstance(tower.entry, nn.Identity):
+        raise PeftError(
+            f"this {who} adapter's image prompts stood behind {type(tower.entry).__name__}: train it again."
+        )
+
+
+def _entry(visual: nn.Module, first: nn.Module) -> nn.Module:
+    """The module through which all tokens come to the blocks: the norm in front of them, else the first block."""
+    tower = getattr(visual, "trunk", visual)
+    norm = getattr(tower, "ln_pre", getattr(tower, "norm_pre", None))
+    return first if norm is None else norm
 
 
 def checked_depth(who: str, depth: int, text: int, image: int) -> int:

@@ -1,7 +1,6 @@
-"""What a method adds beside a CLIP model: the frozen model as methods see it (`Clip`), and what learns (`Learner`)."""
+"""What a method adds beside a CLIP model: the method itself, and what learns (`Learner`)."""
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.text.prompts import Prompts, Tokenizer, checked_names, make_prompts, text_ids
-from clip_peft.text.run import TextPass
-from clip_peft.text.templates import templates
-from clip_peft.text.tower import TextTower
+from clip_peft.frozen import Clip, mean_features
+from clip_peft.text.prompts import checked_names, spoken
+from clip_peft.text.state import state_of
 from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
 
@@ -24,79 +22,23 @@ class OpenVocabularyMethod(Method):
     grafts: ClassVar[bool] = False
     of_classes: ClassVar[str | None] = None
     """What of it belongs to the classes it was trained on; None where it works with any names."""
+    customary: ClassVar[Mapping[str, str]] = {}
+    """Data set -> the template that the method's authors publish for it, where it is not CoOp's (`TEMPLATES`)."""
+    no_class_weights: ClassVar[str | None] = None
+    """Why logits are no product of image features and class weights; None where they are."""
+    of_pictures: ClassVar[bool] = False
+    """Whether each picture is compared with texts of its own, so that there are no weights to run elsewhere."""
 
     def install(self, plan: Plan) -> None:
         raise PeftError(f'{self.name} is no graft: use clip_peft.OpenVocabulary(model, "{self.name}", class_names).')
 
-    def learner(self, clip: "Clip", names: Sequence[str]) -> "Learner":
+    def learner(self, clip: Clip, names: Sequence[str]) -> "Learner":
         """What learns, for these classes."""
         raise NotImplementedError(f"{type(self).__name__} must define learner(clip, names)")
 
 
-class Clip:
-    """An open_clip model and its tokenizer."""
-
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, memory: float | None = None):
-        self.model: Any = model
-        self.tokenizer = tokenizer
-        self.tower = TextTower(model)
-        self.memory = memory
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Clip":
-        memo[id(self.tokenizer)] = self.tokenizer  # nobody changes it, and its tables are large
-        memo[id(self)] = new = object.__new__(type(self))
-        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return new
-
-    @property
-    def scale(self) -> Tensor:
-        """exp of the logit scale."""
-        return self.model.logit_scale.exp()
-
-    def compare(self, features: Tensor, texts: Tensor) -> Tensor:
-        """s · f̂ tᵀ, … B C, of image features … B E and texts … C E (see cosine)."""
-        return self.scale * cosine(features, texts)
-
-    def prompts(self, names: Sequence[str], template: str = "{}.", context: int = 0, position: str = "end") -> Prompts:
-        return make_prompts(self.tower, self.tokenizer, names, template, context, position)
-
-    def text_pass(self, prompts: Prompts) -> TextPass:
-        return TextPass(self.model, prompts, self.memory)
-
-    def text_passes(self, names: Sequence[str], template: str | Sequence[str]) -> list[TextPass]:
-        """One a template (see clip_peft.text.templates)."""
-        return [self.text_pass(self.prompts(names, one)) for one in templates(template)]
-
-    def image_features(self, images: Tensor) -> Tensor:
-        """B E, as the image tower gives them (not normalised); without graph where nothing of the tower trains."""
-        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.visual.parameters())
-        with torch.set_grad_enabled(trains):
-            return self.model.encode_image(images, normalize=False)
-
-    def words(self, text: str) -> Tensor:
-        """n D: the token embeddings of a text's own tokens, float32 copies."""
-        ids = torch.tensor(text_ids(self.tokenizer, text), device=self.tower.device)
-        return self.tower.embedding(ids).detach().float().clone()
-
-    def random(self, *shape: int) -> Tensor:
-        """float32 N(0, 0.02²) of (…, D)."""
-        return torch.randn(*shape, self.tower.width, device=self.tower.device) * 0.02
-
-
-def cosine(features: Tensor, texts: Tensor) -> Tensor:
-    """f̂ tᵀ, … B C, of image features … B E, which are normalised here, and texts … C E of norm 1. In float32 under autocast
-    too: bfloat16 would round logits of 30 to eighths."""
-    kind = features.device.type
-    if torch.is_autocast_enabled(kind):
-        with torch.autocast(kind, enabled=False):
-            return cosine(features.float(), texts.float())
-    return F.normalize(features, dim=-1) @ texts.to(features.dtype).transpose(-1, -2)
-
-
-def mean_features(passes: Sequence[TextPass]) -> Tensor:
-    """C E, of norm 1: the mean over templates of each text's normalised feature."""
-    features = [F.normalize(text_pass(), dim=-1) for text_pass in passes]
-    return F.normalize(torch.stack(features).mean(0), dim=-1) if len(features) > 1 else features[0]
+class OtherClasses(PeftError):
+    """A method that has learnt its classes is asked for others."""
 
 
 class Learner(nn.Module):
@@ -110,7 +52,10 @@ class Learner(nn.Module):
         self.clip = clip
         self.method: Any = method
         self.names = checked_names(names)
-        self._cached: tuple[Any, Tensor] | None = None
+        self._kept: dict[str, tuple[Any, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}}
 
     def set_names(self, names: Sequence[str]) -> None:
         """Other classes from here on.
@@ -119,16 +64,29 @@ class Learner(nn.Module):
             PeftError: what was learnt belongs to the classes it was learnt on.
         """
         names = checked_names(names)
-        if names != self.names and self.method.of_classes is not None:
-            raise PeftError(
+        if self.method.of_classes is not None and list(map(spoken, names)) != list(map(spoken, self.names)):
+            raise OtherClasses(
                 f"{self.method.name} cannot name other classes, because {self.method.of_classes}: train it on the new "
                 "classes, or use a method that learns a prompt (coop, kgcoop, maple)."
             )
-        self.names, self._cached = names, None
-        self.for_names()
+        before, self.names = self.names, names
+        try:
+            self.for_names()
+        except PeftError:
+            self.names = before
+            raise
+        self._kept = {}
 
     def for_names(self) -> None:
         """Whatever must be made anew for other classes."""
+
+    def from_format(self, tensors: dict[str, Tensor], format: int) -> dict[str, Tensor]:
+        """The tensors of an adapter of that format as they are meant today.
+
+        Raises:
+            PeftError: they mean nothing today.
+        """
+        return tensors
 
     # ---- text side -------------------------------------------------------------------------------------------------
 
@@ -141,26 +99,37 @@ class Learner(nn.Module):
         return list(self.parameters())
 
     def weights(self) -> Tensor:
-        """class_features(); remembered while no gradient is asked and nothing has changed."""
-        sources = self.text_parameters() + self.clip.tower.trainable()
+        """class_features(); where no gradient is asked it is kept as long as nothing that decides it has changed."""
+        sources = [*self.text_parameters(), *self.clip.tower.trainable()]
         if torch.is_grad_enabled() and any(p.requires_grad for p in sources):
             return self.class_features()
-        kind = self.clip.tower.device.type
+        return self.remembered("weights", self.class_features, self.text_parameters())
+
+    def remembered(self, what: str, make: Callable[[], Tensor], own: Iterable[Tensor] = ()) -> Tensor:
+        """make() without gradient; what an earlier call gave where the text tower, the tensors `own`, the settings, the
+        precision and the device are as they were then. Kept in one tuple, so that threads may share the learner."""
+        tower = self.clip.tower
+        kind = tower.device.type
+        modules, tensors = tower.parts()
+        state = None if tower.draws() else state_of(modules, [*tensors, *own])
+        if state is None:
+            return make()
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        key = (autocast, self.training, [(id(p), p.data_ptr(), p._version) for p in sources])
-        if self._cached is None or self._cached[0] != key or self._cached[1].device != self.clip.tower.device:
+        state = (*state, autocast, self.training, self.method, self.names)
+        kept = self._kept.get(what)
+        if kept is None or kept[0] != state:
             with torch.inference_mode(False), torch.no_grad():
-                self._cached = (key, self.class_features())
-        return self._cached[1]
+                self._kept[what] = kept = (state, make())
+        return kept[1]
 
     # ---- image side ------------------------------------------------------------------------------------------------
 
     def encode(self, images: Tensor) -> Tensor:
         return self.clip.image_features(images)
 
-    def logits(self, features: Tensor) -> Tensor:
-        """B C from image features B E."""
-        return self.clip.compare(features, self.weights())
+    def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
+        """B C from image features B E; `weights` are `weights()`, where they are at hand."""
+        return self.clip.compare(features, self.weights() if weights is None else weights)
 
     def loss(self, features: Tensor, labels: Tensor, images: Tensor | None = None) -> Tensor:
         """What training minimises; `images` are what `features` come from, None where features were cached."""
@@ -188,44 +157,3 @@ class TemplateLearner(Learner):
 
     def class_features(self) -> Tensor:
         return mean_features(self.text_passes)
-
-
-class ContextLearner(Learner):
-    """Learnt context vectors in front of (or around) the class name, and what follows them in `template`."""
-
-    def __init__(self, clip: Clip, method: Any, names: Sequence[str], context: Tensor, template: str = "{}.",
-                 position: str = "end", reference: str | Sequence[str] | None = None):  # fmt: skip
-        super().__init__(clip, method, names)
-        self.context = nn.Parameter(context)
-        self.template, self.position, self.reference = template, position, reference
-        self.hand: Tensor
-        self.register_buffer("hand", None, persistent=False)
-        self.for_names()
-
-    def for_names(self) -> None:
-        prompts = self.clip.prompts(self.names, self.template, self.context.shape[-2], self.position)
-        self.text_pass = self.clip.text_pass(prompts)
-        if self.reference is not None:
-            with torch.no_grad():
-                self.hand = mean_features(self.clip.text_passes(self.names, self.reference))
-
-    def class_features(self) -> Tensor:
-        return F.normalize(self.text_pass(self.context), dim=-1)
-
-
-def start_context(clip: Clip, method: str, context: int, init: str | None) -> Tensor:
-    """M D: the first `context` token embeddings of `init`, or N(0, 0.02²).
-
-    Raises:
-        PeftError: fewer than one token, or an `init` with fewer tokens than that.
-    """
-    if context < 1:
-        raise PeftError(f"{method} got context {context}: it must be 1 or more.")
-    if init is None:
-        return clip.random(context)
-    words = clip.words(init)
-    if len(words) < context:
-        raise PeftError(
-            f'{method}: init "{init}" has {len(words)} tokens, fewer than context {context}: lower context or leave init out.'
-        )
-    return words[:context]

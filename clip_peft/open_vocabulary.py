@@ -1,5 +1,6 @@
 """A CLIP model that names pictures with the classes it is given: a plain module, images → logits."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_peft.learner import Clip, Learner, OpenVocabularyMethod
-from clip_peft.text.prompts import Tokenizer
+from clip_peft.frozen import Clip
+from clip_peft.learner import Learner, OpenVocabularyMethod
+from clip_peft.text.prompts import alike
 from clip_peft.text.tower import TextTower
 from peft_core.adaptation import adapt
 from peft_core.errors import PeftError
+from peft_core.jobs.hub.backbone import Tokenizer
 from peft_core.method import Method
 from peft_core.registry import make_method
 
 STANDARD_VOCABULARY = 49408
+
+
+class NamesReadAlike(UserWarning):
+    """Class names that a tokenizer makes the same tokens of."""
 
 
 class OpenVocabulary(nn.Module):
@@ -33,13 +40,13 @@ class OpenVocabulary(nn.Module):
     Args:
         model: an open_clip model (`open_clip.create_model`); it is changed in place.
         method: a method's name, a preset's name or path, or a method's dataclass.
-        class_names: what the logits' columns stand for.
+        class_names: what the logits' columns stand for, by place: a name may stand there twice (as in ImageNet's list).
         tokenizer: `tokenizer(texts, context_length=…)` → ids; open_clip's standard one where the vocabulary fits.
         memory: bytes that the text tower's activations may take (see TextPass).
         **hyper: the method's settings; beside a method that grafts, `template` is that of the class texts.
 
     Raises:
-        PeftError: unknown names, class names that are empty, doubled or too long, a tokenizer that is missing.
+        PeftError: unknown names, class names that are empty or too long, a tokenizer that is missing.
     """
 
     def __init__(self, model: nn.Module, method: str | Path | Method = "zero_shot", class_names: Sequence[str] = (),
@@ -59,7 +66,7 @@ class OpenVocabulary(nn.Module):
             model.requires_grad_(False)
             try:
                 learner = settings.learner(clip, class_names)
-            except PeftError:
+            except BaseException:
                 for parameter, required in kept.items():
                     parameter.requires_grad_(required)
                 raise
@@ -69,6 +76,7 @@ class OpenVocabulary(nn.Module):
             learner = texts.learner(clip, class_names)  # first: it checks the names
             adapt(model, settings)
         self.learner: Learner = learner
+        self._warn_of_names()
         self.train(self.training)
 
     @property
@@ -87,8 +95,9 @@ class OpenVocabulary(nn.Module):
         """Image features B E, not normalised, as `logits` takes them: cache them where the image tower is frozen."""
         return self.learner.encode(images)
 
-    def logits(self, features: Tensor) -> Tensor:
-        return self.learner.logits(features)
+    def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
+        """B C of image features as `encode` gives them; `weights` are `class_weights()`, where they are at hand."""
+        return self.learner.logits(features, weights)
 
     @torch.no_grad()
     def class_weights(self) -> Tensor:
@@ -102,7 +111,15 @@ class OpenVocabulary(nn.Module):
             PeftError: what was learnt belongs to the classes it was learnt on.
         """
         self.learner.set_names(class_names)
+        self._warn_of_names()
         return self
+
+    def _warn_of_names(self) -> None:
+        """Tells of different names that are the same tokens; names that are spelled alike are the caller's will."""
+        for group in alike(self.learner.clip.tokenizer, self.class_names):
+            if len(set(group)) > 1:
+                message = f"these class names are the same tokens, so no model can tell them apart: {', '.join(group)}"
+                warnings.warn(message, NamesReadAlike, stacklevel=3)
 
     def trainable(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]

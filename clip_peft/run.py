@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 
 from clip_peft import saved
-from clip_peft.open_vocabulary import OpenVocabulary
-from clip_peft.text.prompts import checked_names
+from clip_peft.open_vocabulary import NamesReadAlike, OpenVocabulary
+from clip_peft.text.prompts import checked_names, places_among
 from clip_peft.training.evaluate import batches_of_logits
 from clip_peft.training.features import Encoder
 from peft_core.jobs.hub.open_clip_models import load_backbone
+from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.use import Prediction, Run, predictions, read_trained
 
 
@@ -39,10 +41,15 @@ class ClipRun(Run):
         """
         names = checked_names(class_names)
         whole: OpenVocabulary = self.model  # type: ignore[assignment]
-        known = whole.class_names
-        if getattr(whole.method, "of_classes", None) and names != known and set(names) <= set(known):
-            return dataclasses.replace(self, class_names=names, columns=tuple(map(known.index, names)))
-        whole.set_classes(names)
+        columns = places_among(names, whole.class_names)
+        if whole.learner.method.of_classes and columns is not None:
+            columns = None if columns == tuple(range(len(whole.class_names))) else columns
+            return dataclasses.replace(self, class_names=names, columns=columns)
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always", NamesReadAlike)
+            whole.set_classes(names)
+        for warning in heard:
+            tell(f"note: {warning.message}")
         return dataclasses.replace(self, class_names=names, columns=None)
 
     @torch.no_grad()

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from clip_peft.learner import OpenVocabularyMethod
 from clip_peft.open_vocabulary import OpenVocabulary
-from clip_peft.text.prompts import Tokenizer
+from clip_peft.text.templates import DEFAULT
 from peft_core import save_adapter
 from peft_core.adapter_file import load_adapter, write_adapter
 from peft_core.card import check_tensors, read_card, read_weights
 from peft_core.errors import PeftError
 from peft_core.fingerprint import check_backbone
-from peft_core.registry import make_method
+from peft_core.jobs.hub.backbone import Tokenizer
+from peft_core.registry import find_method, make_method
 
 
 def save(whole: OpenVocabulary, folder: str | os.PathLike, **card: Any) -> Path:
@@ -45,26 +45,33 @@ def load(model: nn.Module, folder: str | os.PathLike, tokenizer: Tokenizer | Non
     card, weights = read_card(folder), read_weights(folder)
     if "class_names" not in card:
         raise PeftError(f"{folder} names no classes: it is no adapter of clip_peft.")
-    (entry, *others) = card["adaptations"]
-    method = make_method(entry["method"], **entry["settings"])
-    if others or not isinstance(method, OpenVocabularyMethod):
-        load_adapter(model, folder, force)
-        whole = OpenVocabulary(model, "zero_shot", card["class_names"], tokenizer, template=card["template"], **options)
-        whole.method = method
-    else:
-        if not force:
-            check_backbone(model, card["backbone"], Path(folder))
-        whole = OpenVocabulary(model, method, card["class_names"], tokenizer, **options)
-        check_tensors(_expected(whole.learner, weights), weights, Path(folder))
-        whole.learner.load_state_dict(weights)
-    whole.requires_grad_(False).eval()
-    return whole if class_names is None else whole.set_classes(class_names)
+    (entry, *others), format = card["adaptations"], card.get("format", 1)
+    method = make_method(entry["method"], **find_method(entry["method"]).of_card(entry["settings"], format))
+    kept = {p: p.requires_grad for p in model.parameters()}
+    try:
+        if others or not isinstance(method, OpenVocabularyMethod):
+            text = card.get("template") or DEFAULT
+            whole = OpenVocabulary(model, "zero_shot", card["class_names"], tokenizer, template=text, **options)
+            load_adapter(model, folder, force)
+            whole.method = method
+        else:
+            if not force:
+                check_backbone(model, card["backbone"], Path(folder))
+            whole = OpenVocabulary(model, method, card["class_names"], tokenizer, **options)
+            check_tensors(_expected(whole.learner, weights), weights, Path(folder))
+            whole.learner.load_state_dict(whole.learner.from_format(weights, format))
+        whole if class_names is None else whole.set_classes(class_names)
+    except BaseException:
+        for parameter, required in kept.items():
+            parameter.requires_grad_(required)
+        raise
+    return whole.requires_grad_(False).eval()
 
 
 def _expected(learner: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The learner's tensors; a cache that is still empty takes any number of rows."""
     return {
-        key: torch.empty(weights[key].shape[:1] + value.shape[1:], device="meta")
+        key: value.new_empty(weights[key].shape[:1] + value.shape[1:], device="meta")
         if not value.numel() and key in weights and weights[key].dim()
         else value
         for key, value in learner.state_dict().items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from clip_peft.text.prompts import asked_for
 from clip_peft.training.evaluate import figures, score, test_augment
 from clip_peft.training.features import default_cache
 from clip_peft.training.few_shot import of_classes
@@ -87,5 +88,5 @@ def predict(
     """
     target = None if out is None else str(out_file(out, ".csv", run))
     loaded = load_run(run, CLIP if classes else CLASSIFIERS)
-    loaded = loaded.with_classes(classes) if classes else loaded
+    loaded = loaded.with_classes(asked_for(classes)) if classes else loaded
     return print_predictions(loaded, pictures, "clip_peft", top, batch_size, target)

@@ -1,12 +1,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, TemplateLearner
+from clip_peft.frozen import Clip
+from clip_peft.learner import Learner, OpenVocabularyMethod, TemplateLearner
 from clip_peft.text.templates import DEFAULT
-from peft_core.errors import PeftError
+from peft_core.values import Count, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +24,12 @@ class CLIPAdapter(OpenVocabularyMethod):
         template: of the class texts (see zero_shot).
     """
 
-    reduction: int = 4
-    ratio: float = 0.2
+    reduction: Count = 4
+    ratio: Share = 0.2
     template: str | Sequence[str] = DEFAULT
+    no_class_weights: ClassVar[str | None] = "it changes image features before they are compared"
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
-        if not 0 <= self.ratio <= 1:
-            raise PeftError(f"clip_adapter got ratio {self.ratio}: it must lie between 0 and 1.")
         return _CLIPAdapter(clip, self, names)
 
 
@@ -40,7 +41,7 @@ class _CLIPAdapter(TemplateLearner):
         self.down = nn.Linear(features, hidden, bias=False, device=device)
         self.up = nn.Linear(hidden, features, bias=False, device=device)
 
-    def logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
         f = features.to(self.down.weight.dtype)
         change = F.relu(self.up(F.relu(self.down(f))))
-        return super().logits(self.method.ratio * change + (1 - self.method.ratio) * f)
+        return super().logits(self.method.ratio * change + (1 - self.method.ratio) * f, weights)

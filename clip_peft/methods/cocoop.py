@@ -1,14 +1,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.learner import Clip, ContextLearner, Learner, OpenVocabularyMethod, start_context
+from clip_peft.context import ContextLearner, ContextMethod, start_context
+from clip_peft.frozen import Clip
+from clip_peft.learner import Learner
+from peft_core.values import Count
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoCoOp(OpenVocabularyMethod):
+class CoCoOp(ContextMethod):
     """CoCoOp: image i has the context v + π(f_i), π(f) = W₂ relu(W₁ f + b₁) + b₂ added to all M tokens; logits by image.
 
     Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022; KaiyangZhou/CoOp. f is normalised,
@@ -16,14 +20,16 @@ class CoCoOp(OpenVocabularyMethod):
     35,360 parameters on ViT-B-16.
 
     Args:
-        context: M, the first tokens of `init`.
+        context: M; where None, the number of tokens of `init`, or 4.
         init: a text whose token embeddings v starts from; None for N(0, 0.02²).
         reduction: E / hidden width of π.
     """
 
-    context: int = 4
+    context: Count | None = None
     init: str | None = "a photo of a"
-    reduction: int = 16
+    reduction: Count = 16
+    no_class_weights: ClassVar[str | None] = "it compares each picture with texts of its own"
+    of_pictures: ClassVar[bool] = True
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         return _CoCoOp(clip, self, names, start_context(clip, self.name, self.context, self.init))
@@ -42,7 +48,7 @@ class _CoCoOp(ContextLearner):
         """Those of the context alone, which stand for no image."""
         return F.normalize(self.text_pass(self.context), dim=-1)
 
-    def logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
         f = F.normalize(features, dim=-1)
         shift = self.meta_net(f.to(self.context.dtype))
         texts = F.normalize(self.text_pass((self.context + shift[:, None])[:, None]), dim=-1)  # B C E

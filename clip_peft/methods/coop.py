@@ -2,13 +2,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from clip_peft.learner import Clip, ContextLearner, Learner, OpenVocabularyMethod, start_context
+from clip_peft.context import ContextLearner, ContextMethod, start_context
+from clip_peft.frozen import Clip
+from clip_peft.learner import Learner
 from clip_peft.text.prompts import checked_names
 from peft_core.errors import PeftError
+from peft_core.values import Count
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoOp(OpenVocabularyMethod):
+class CoOp(ContextMethod):
     """CoOp: t_c = text([start] v_1 … v_M name . [end]) with learnt v (M, D); cross entropy on s · cos(f, t_c).
 
     Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022; KaiyangZhou/CoOp. v ~ N(0, 0.02²), or the
@@ -21,7 +24,7 @@ class CoOp(OpenVocabularyMethod):
         class_specific: v (C, M, D), one context a class (random start).
     """
 
-    context: int | None = None
+    context: Count | None = None
     init: str | None = None
     position: Literal["end", "middle", "front"] = "end"
     class_specific: bool = False
@@ -33,10 +36,7 @@ class CoOp(OpenVocabularyMethod):
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         if self.class_specific and self.init is not None:
             raise PeftError("coop: a class-specific context starts at random, so leave init out.")
-        context = self.context
-        if context is None:
-            context = 16 if self.init is None else len(clip.words(self.init))
-        start = start_context(clip, self.name, context, self.init)
+        start = start_context(clip, self.name, self.context, self.init, default=16)
         if self.class_specific:
-            start = clip.random(len(checked_names(names)), context)
+            start = clip.random(len(checked_names(names)), len(start))
         return ContextLearner(clip, self, names, start, position=self.position)

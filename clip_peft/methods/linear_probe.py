@@ -1,27 +1,38 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, mean_features
+from clip_peft.frozen import Clip, raw_features
+from clip_peft.learner import Learner, OpenVocabularyMethod
 from clip_peft.text.templates import DEFAULT
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe(OpenVocabularyMethod):
-    """Linear probe with a zero-shot start: logits = s · W f̂ with f̂ = f/‖f‖ and W (C, E) starting at the class features.
+    """Linear probe with a zero-shot start: logits = s · Ŵ f̂, rows and features of norm 1, W (C, E) from the class features.
 
     Silva-Rodríguez et al., "A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models", CVPR 2024 (ZS-LP);
-    jusiro/CLAP. W's rows are not normalised while it trains. C · E parameters.
+    jusiro/CLAP. W starts at the text features as the tower gives them (the mean over templates), whose norm of some 10 sets
+    how far a step turns a row; each forward normalises the rows. C · E parameters.
 
     Args:
         template: of the class texts that W starts from (see zero_shot).
+        normalise: False leaves the rows' norms free, W starting at norm 1: logits = s · W f̂, which a logit scale of 100 makes
+            diverge at the published learning rate.
     """
 
+    normalise: bool = True
     template: str | Sequence[str] = DEFAULT
+    customary: ClassVar[Mapping[str, str]] = {"imagenet": "ensemble8"}
     of_classes: ClassVar[str | None] = "each class has learnt a weight vector of its own"
+
+    @classmethod
+    def of_card(cls, settings: dict[str, Any], format: int) -> dict[str, Any]:
+        return settings if format > 1 else {"normalise": False} | settings
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         return _LinearProbe(clip, self, names)
@@ -31,11 +42,11 @@ class _LinearProbe(Learner):
     def __init__(self, clip: Clip, method: LinearProbe, names: Sequence[str]):
         super().__init__(clip, method, names)
         with torch.no_grad():
-            start = mean_features(clip.text_passes(self.names, method.template))
-        self.weight = nn.Parameter(start.float())
+            start = raw_features(clip.text_passes(self.names, method.template)).float()
+        self.weight = nn.Parameter(start if method.normalise else F.normalize(start, dim=-1))
 
     def class_features(self) -> Tensor:
-        return self.weight
+        return F.normalize(self.weight, dim=-1) if self.method.normalise else self.weight
 
-    def logits(self, features: Tensor) -> Tensor:
-        return self.clip.compare(features.to(self.weight.dtype), self.weight)
+    def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
+        return super().logits(features.to(self.weight.dtype), weights)

@@ -1,13 +1,17 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_peft.learner import Clip, ContextLearner, Learner, OpenVocabularyMethod
+from clip_peft.context import ContextLearner, checked_context, rest_of
+from clip_peft.frozen import Clip
+from clip_peft.learner import Learner, OpenVocabularyMethod
 from clip_peft.text.templates import DEFAULT, templates
 from peft_core.errors import PeftError
+from peft_core.values import Count, NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +19,8 @@ class ProGrad(OpenVocabularyMethod):
     """ProGrad: CoOp whose step never goes against zero-shot CLIP: g = g_d − λ (g_d·ĝ_g) ĝ_g where g_d·g_g < 0, else g_d.
 
     Zhu et al., "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023; BeierZhu/Prompt-align. g_d is the gradient of the
-    cross entropy, g_g that of KL(zero-shot ‖ learnt), ĝ_g = g_g/‖g_g‖. The context ends with the template's words and
-    starts with zeros. 8,192 parameters on ViT-B-16.
+    cross entropy, g_g that of KL(zero-shot ‖ learnt), ĝ_g = g_g/‖g_g‖. The context ends with the template's words (so many
+    tokens as they are words: what a comma adds stays in the text) and starts with zeros. 8,192 parameters on ViT-B-16.
 
     Args:
         context: M.
@@ -24,22 +28,28 @@ class ProGrad(OpenVocabularyMethod):
         template: of zero-shot CLIP, and what the context starts from (the words before the name).
     """
 
-    context: int = 16
-    strength: float = 1.0
+    context: Count = 16
+    strength: NotNegative = 1.0
     template: str = DEFAULT
+    customary: ClassVar[Mapping[str, str]] = {
+        "oxford_pets": "a type of pet, a photo of a {}.",
+        "oxford_flowers": "a type of flower, a photo of a {}.",
+        "food101": "a type of food, a photo of {}.",
+        "fgvc_aircraft": "a type of aircraft, a photo of a {}.",
+        "dtd": "a texture of {}.",
+    }
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         (template,) = templates(self.template)[:1]
-        if (lead := template.partition("{}")[0].strip()) == "":
-            words = clip.random(0)
-        else:
-            words = clip.words(lead)
-        if len(words) > self.context or self.context < 1:
+        lead = template.partition("{}")[0].strip()
+        checked_context(clip, self.name, self.context)
+        words = clip.words(lead)[: len(lead.split())] if lead else clip.random(0)
+        if len(words) > self.context:
             raise PeftError(
                 f'prograd: the template\'s words "{lead}" are {len(words)} tokens, more than context {self.context}: raise it.'
             )
         start = torch.cat((words.new_zeros(self.context - len(words), words.shape[1]), words))
-        return _ProGrad(clip, self, names, start, reference=self.template)
+        return _ProGrad(clip, self, names, start, rest_of(lead, clip, len(words)), reference=self.template)
 
 
 def projected(own: Tensor, general: Tensor, strength: float) -> Tensor:

@@ -1,18 +1,22 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.image_prompts import ImageTower, checked_depth
-from clip_peft.learner import Clip, ContextLearner, Learner, OpenVocabularyMethod, start_context
+from clip_peft.context import ContextLearner, ContextMethod, rest_of, start_context
+from clip_peft.frozen import Clip, raw_features
+from clip_peft.image_prompts import ImageTower, check_format, checked_depth
+from clip_peft.learner import Learner
 from peft_core.errors import PeftError
+from peft_core.values import Count, NotNegative, Positive, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSRC(OpenVocabularyMethod):
+class PromptSRC(ContextMethod):
     """PromptSRC: deep prompts of their own in both towers, held near zero-shot CLIP, and averaged over the epochs.
 
     Khattak et al., "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV 2023;
@@ -23,26 +27,25 @@ class PromptSRC(OpenVocabularyMethod):
 
     Args:
         depth: J blocks of each tower.
-        context: M text tokens; `init` gives their start.
-        image_tokens: prompts behind the patches.
+        context: M text tokens, which take the place of the first M of `init`; its other words stay in the text.
+        image_tokens: prompts behind the patches, the first ones before the norm in front of the blocks (`ln_pre`).
+        init: a text; None for a random start with nothing else before the name.
         text_weight, image_weight: w_t and w_i.
         mean, deviation: μ and σ, in epochs (base to new: 15 and 1 of 20 epochs).
-        template: of the hand-written prompts (see zero_shot; there the mean of 60).
+        template: of the hand-written prompts (see zero_shot).
     """
 
-    depth: int = 9
-    context: int = 4
-    image_tokens: int = 4
+    depth: Count = 9
+    context: Count = 4
+    image_tokens: Annotated[int, Range(1, 1024)] = 4
     init: str | None = "a photo of a"
-    text_weight: float = 25.0
-    image_weight: float = 10.0
+    text_weight: NotNegative = 25.0
+    image_weight: NotNegative = 10.0
     mean: float = 15.0
-    deviation: float = 1.0
-    template: str | Sequence[str] = "ensemble"
+    deviation: Positive = 1.0
+    template: str | Sequence[str] = "ensemble60"
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
-        if self.image_tokens < 1 or self.deviation <= 0:
-            raise PeftError("promptsrc needs at least one image token and a deviation above 0.")
         return _PromptSRC(clip, self, names)
 
 
@@ -50,8 +53,9 @@ class _PromptSRC(ContextLearner):
     def __init__(self, clip: Clip, method: PromptSRC, names: Sequence[str]):
         image = ImageTower(clip.model.visual, method.name)
         depth = checked_depth(method.name, method.depth, len(clip.tower.blocks), len(image.blocks))
-        start = start_context(clip, method.name, method.context, method.init)
-        super().__init__(clip, method, names, start, reference=method.template)
+        start = start_context(clip, method.name, method.context, method.init, rest=True)
+        text = rest_of(method.init, clip, method.context)
+        super().__init__(clip, method, names, start, text, reference=method.template)
         self.image_tower = image
         self.deep = nn.ParameterList([nn.Parameter(clip.random(method.context)) for _ in range(depth - 1)])
         self.image_prompts = nn.ParameterList(
@@ -63,6 +67,15 @@ class _PromptSRC(ContextLearner):
         # what has been averaged so far goes into checkpoints
         for i, parameter in enumerate(self.parameters()):
             self.register_buffer(f"average_{i}", torch.zeros_like(parameter))
+
+    @torch.no_grad()
+    def hand_features(self) -> Tensor:
+        """As there: the mean over templates is of the features as the tower gives them."""
+        return F.normalize(raw_features(self.hand_passes), dim=-1)
+
+    def from_format(self, tensors: dict[str, Tensor], format: int) -> dict[str, Tensor]:
+        check_format(self.method.name, self.image_tower, format)
+        return tensors
 
     def text_parameters(self) -> list[nn.Parameter]:
         return [self.context, *self.deep]

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -6,15 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, mean_features
+from clip_peft.frozen import Clip, mean_features, raw_features
+from clip_peft.learner import Learner, OpenVocabularyMethod
 from clip_peft.text.templates import DEFAULT
+from peft_core.values import NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRes(OpenVocabularyMethod):
-    """TaskRes: t' = t + α x on the normalised class features t (C, E), x (C, E) starting at zero; logits = s · cos(f, t').
+    """TaskRes: t' = t + α x on the class features t (C, E), x (C, E) starting at zero; logits = s · cos(f, t').
 
-    Yu et al., "Task Residual for Tuning Vision-Language Models", CVPR 2023; geekyutao/TaskRes.
+    Yu et al., "Task Residual for Tuning Vision-Language Models", CVPR 2023; geekyutao/TaskRes:
+    t is not normalised, the mean over templates of what the tower gives (norm about 10), to which x is added.
     512,000 parameters for 1,000 classes on ViT-B-16.
 
     Args:
@@ -22,8 +25,9 @@ class TaskRes(OpenVocabularyMethod):
         template: of the class texts (see zero_shot).
     """
 
-    alpha: float = 0.5
+    alpha: NotNegative = 0.5
     template: str | Sequence[str] = DEFAULT
+    customary: ClassVar[Mapping[str, str]] = {"imagenet": "ensemble8"}
     of_classes: ClassVar[str | None] = "each class has learnt a residual of its own"
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
@@ -33,11 +37,27 @@ class TaskRes(OpenVocabularyMethod):
 class _TaskRes(Learner):
     def __init__(self, clip: Clip, method: TaskRes, names: Sequence[str]):
         super().__init__(clip, method, names)
-        with torch.no_grad():
-            base = mean_features(clip.text_passes(self.names, method.template))
-        self.base: Tensor
-        self.register_buffer("base", base, persistent=False)
-        self.residual = nn.Parameter(torch.zeros_like(base, dtype=torch.float32))
+        self.text_passes = clip.text_passes(self.names, method.template)
+        shape = (len(self.names), clip.tower.features)
+        self.residual = nn.Parameter(torch.zeros(shape, device=clip.tower.device))
+
+    @property
+    def base(self) -> Tensor:
+        """t: C E, not normalised."""
+        return self.remembered("base", self.base_features)
+
+    @torch.no_grad()
+    def base_features(self) -> Tensor:
+        return raw_features(self.text_passes)
 
     def class_features(self) -> Tensor:
         return F.normalize(self.base + self.method.alpha * self.residual, dim=-1)
+
+    @torch.no_grad()
+    def from_format(self, tensors: dict[str, Tensor], format: int) -> dict[str, Tensor]:
+        """A former adapter's residual stood beside class features u of norm 1: x' with t + α x' along u + α x."""
+        if format > 1 or not self.method.alpha:
+            return tensors
+        t, alpha, x = self.base, self.method.alpha, tensors["residual"].to(self.residual.device)
+        there = (mean_features(self.text_passes) + alpha * x) * t.norm(dim=-1, keepdim=True)
+        return tensors | {"residual": ((there - t) / alpha).float()}

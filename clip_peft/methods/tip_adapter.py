@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, TemplateLearner, cosine
+from clip_peft.frozen import Clip, cosine
+from clip_peft.learner import Learner, OpenVocabularyMethod, TemplateLearner
 from clip_peft.text.templates import DEFAULT
 from peft_core.errors import PeftError
+from peft_core.values import NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,20 +20,27 @@ class TipAdapter(OpenVocabularyMethod):
     Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022;
     gaopengcuhk/Tip-Adapter. `remember(features, labels)` fills the cache: with several views of each picture (K N E) a key
     is the normalised mean of its unnormalised features. With `fine_tune` (Tip-Adapter-F) K trains: 8,192,000 parameters for
-    16 shots of 1,000 classes on ViT-B-16. α and β are the paper's start values; choose them on validation pictures.
+    16 shots of 1,000 classes on ViT-B-16.
 
     Args:
-        alpha: α.
-        beta: β.
+        alpha: α; None is 1.17, the paper's start value, until it is chosen on validation pictures.
+        beta: β; None likewise, 1.0.
         fine_tune: whether the keys train.
         template: of the class texts (see zero_shot).
     """
 
-    alpha: float = 1.17
-    beta: float = 1.0
+    alpha: NotNegative | None = None
+    beta: NotNegative | None = None
     fine_tune: bool = False
     template: str | Sequence[str] = DEFAULT
+    no_class_weights: ClassVar[str | None] = "it adds what a cache of pictures says"
+    customary: ClassVar[Mapping[str, str]] = {"imagenet": "ensemble7"}
     of_classes: ClassVar[str | None] = "its cache holds pictures of the classes it was filled with"
+
+    @property
+    def strengths(self) -> tuple[float, float]:
+        """α, β."""
+        return 1.17 if self.alpha is None else self.alpha, 1.0 if self.beta is None else self.beta
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         return _TipAdapter(clip, self, names)
@@ -64,12 +73,13 @@ class _TipAdapter(TemplateLearner):
             self.values = self.values.new_empty(keys.shape[0])
         super()._load_from_state_dict(state, prefix, *rest)
 
-    def logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
         if not len(self.keys):
             raise PeftError(
                 "tip_adapter's cache is empty: call learner.remember(features, labels) with training pictures."
             )
+        alpha, beta = self.method.strengths
         near = cosine(features.to(self.keys.dtype), self.keys)
-        weight = torch.exp(-self.method.beta * (1 - near))
+        weight = torch.exp(-beta * (1 - near))
         cache = weight.new_zeros(weight.shape[0], len(self.names)).index_add(1, self.values, weight)
-        return super().logits(features) + self.method.alpha * cache
+        return super().logits(features, weights) + alpha * cache

@@ -1,16 +1,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_peft.learner import Clip, ContextLearner, Learner, OpenVocabularyMethod, start_context
+from clip_peft.context import ContextLearner, ContextMethod, start_context
+from clip_peft.frozen import Clip
+from clip_peft.learner import Learner
 from peft_core.errors import PeftError
+from peft_core.values import Count, Positive, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class TPT(OpenVocabularyMethod):
+class TPT(ContextMethod):
     """TPT: at test time each picture gets a prompt of its own, by one step that lowers the entropy of its mean prediction.
 
     Shu et al., "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language Models", NeurIPS 2022; azshue/TPT.
@@ -19,7 +23,7 @@ class TPT(OpenVocabularyMethod):
     first view is named with the result. The contexts of a batch go through the text tower together. Nothing is kept.
 
     Args:
-        context: M, the first tokens of `init`.
+        context: M; where None, the number of tokens of `init`, or 4.
         init: a text whose token embeddings the context starts from.
         confident: share of the views that is kept, at least one.
         lr: of AdamW (weight decay 0.01, PyTorch's default).
@@ -27,16 +31,16 @@ class TPT(OpenVocabularyMethod):
         views: V, which scoring and predicting make of a picture: itself and random crops, mirrored or not.
     """
 
-    context: int = 4
+    context: Count | None = None
     init: str | None = "a photo of a"
-    confident: float = 0.1
-    lr: float = 5e-3
-    steps: int = 1
-    views: int = 64
+    confident: Annotated[float, Range(above=0, most=1)] = 0.1
+    lr: Positive = 5e-3
+    steps: Annotated[int, Range(1, 1000)] = 1
+    views: Annotated[int, Range(1, 4096)] = 64
+    no_class_weights: ClassVar[str | None] = "it compares each picture with texts of its own"
+    of_pictures: ClassVar[bool] = True
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
-        if not 0 < self.confident <= 1 or self.steps < 1 or self.views < 1:
-            raise PeftError("tpt needs a share `confident` above 0 and up to 1, at least one step and one view.")
         learner = _TPT(clip, self, names, start_context(clip, self.name, self.context, self.init))
         learner.context.requires_grad_(False)
         return learner
@@ -59,7 +63,7 @@ class _TPT(ContextLearner):
             raise PeftError(f"tpt needs several views of each picture, B V 3 H W, but got {tuple(images.shape)}.")
         return self.clip.image_features(images.flatten(0, 1)).unflatten(0, images.shape[:2])
 
-    def logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
         """B C of the first views, from B V E."""
         f = F.normalize(features.detach(), dim=-1).clone()
         with torch.inference_mode(False), torch.enable_grad():

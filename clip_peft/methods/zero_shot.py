@@ -1,7 +1,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clip_peft.learner import Clip, Learner, OpenVocabularyMethod, TemplateLearner
+from clip_peft.frozen import Clip
+from clip_peft.learner import Learner, OpenVocabularyMethod, TemplateLearner
 from clip_peft.text.templates import DEFAULT
 
 

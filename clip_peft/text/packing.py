@@ -33,13 +33,15 @@ class Packing:
     slot: Tensor
 
 
-def pack(prompts: Prompts, classes: slice, unified: bool, device: torch.device, *, padded: bool = False) -> Packing:
+def pack(prompts: Prompts, classes: slice, unified: bool, device: torch.device, *, padded: bool = False,
+         share: bool = True) -> Packing:  # fmt: skip
     """Pack some classes of `prompts`; `unified` says that they share their context vectors.
 
-    `padded` gives every class the length of the longest, one class a row (what padding costs, for comparison).
+    `padded` gives every class the length of the longest, one class a row (what padding costs, for comparison); without
+    `share` each class keeps its own copy of the tokens that all begin with.
     """
     ids, slots, pooled = prompts.ids[classes], prompts.slots[classes], prompts.pooled[classes]
-    shared = shared_tokens(ids, slots, pooled, unified)
+    shared = shared_tokens(ids, slots, pooled, unified) if share else 0
     lengths = (pooled - shared + 1).tolist()
     if padded:
         lengths = [max(lengths)] * len(lengths)

@@ -1,5 +1,7 @@
 """Class names as token ids, with places for learnt context: any tokenizer of open_clip, any template."""
 
+import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,22 +36,94 @@ class Prompts:
 
 
 def checked_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Class names with underscores as spaces.
+    """Class names as they are given; a name may stand there twice (ImageNet's list has two such pairs): columns are told
+    apart by their place.
 
     Raises:
-        PeftError: none, an empty one, or one that stands there twice.
+        PeftError: a single text, none, one that is no text or empty.
     """
     if isinstance(names, str):
         raise PeftError(f'class_names is the single text "{names}": pass a list of names.')
-    clean = tuple(" ".join(name.replace("_", " ").split()) for name in names)
-    if not clean:
+    try:
+        found = tuple(names)
+    except TypeError:
+        raise PeftError(f"class_names is {names!r}: pass a list of names.") from None
+    if not found:
         raise PeftError("class_names is empty: name at least one class.")
-    if "" in clean:
-        raise PeftError(f"class name number {clean.index('') + 1} is empty: give every class a name.")
-    if len(set(clean)) < len(clean):
-        twice = next(name for i, name in enumerate(clean) if name in clean[:i])
-        raise PeftError(f'class name "{twice}" is there twice: merge the classes or give them different names.')
-    return clean
+    for number, name in enumerate(found, start=1):
+        if not isinstance(name, str):
+            raise PeftError(f"class name number {number} is {name!r}, no text: give every class a name.")
+        if not spoken(name):
+            raise PeftError(f"class name number {number} is empty: give every class a name.")
+    return tuple(str(name) for name in found)
+
+
+def spoken(name: str) -> str:
+    """A class name as texts say it: underscores are spaces."""
+    return " ".join(name.replace("_", " ").split())
+
+
+def asked_for(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names that a user types, rather than a data set's.
+
+    Raises:
+        PeftError: one that stands there twice, or several in one, with commas.
+    """
+    names = checked_names(names)
+    twice = next((name for i, name in enumerate(names) if spoken(name) in map(spoken, names[:i])), None)
+    if twice is not None:
+        raise PeftError(f'class name "{spoken(twice)}" is there twice: leave one out.')
+    if len(names) == 1 and "," in names[0]:
+        parts = " ".join(shlex.quote(part.strip()) for part in names[0].split(",") if part.strip())
+        raise PeftError(f'"{names[0]}" is a single class name: separate several by spaces, --classes {parts}.')
+    return names
+
+
+def told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, with a number behind those that stand there before: missile, missile (2)."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return tuple(found)
+
+
+def places_among(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...] | None:
+    """Where `names` stand among `known` ones, the second of a name that stands twice at its second place; None where one is
+    not among them."""
+    places = {name: place for place, name in enumerate(told_apart([spoken(name) for name in known]))}
+    wanted = told_apart([spoken(name) for name in names])
+    return tuple(places[name] for name in wanted) if set(wanted) <= set(places) else None
+
+
+def alike(tokenizer: Tokenizer, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Groups of class names that are the same tokens, which no model can tell apart."""
+    rows, _ = token_rows(tokenizer, [spoken(name) for name in names])
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, row in zip(names, rows, strict=True):
+        groups.setdefault(tuple(row), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def checked_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, if it can be called as texts are tokenised here.
+
+    Raises:
+        PeftError: it takes no `context_length`, or gives no rows of ids.
+    """
+    try:
+        rows = tokenizer(["a", "b"], context_length=_ROOM)
+    except TypeError as error:
+        found: object = error
+    else:
+        if isinstance(rows, Tensor) and rows.shape == (2, _ROOM) and not rows.is_floating_point():
+            return tokenizer
+        found = f"it gives {type(rows).__name__}{f' {tuple(rows.shape)}' if isinstance(rows, Tensor) else ''}"
+    raise PeftError(
+        f"the tokenizer must be called as tokenizer(texts, context_length=n) and give ids N n ({found}): pass "
+        "open_clip.get_tokenizer(name), or a function that does so."
+    )
 
 
 def token_rows(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], int]:
@@ -85,24 +159,25 @@ def make_prompts(tower: TextTower, tokenizer: Tokenizer, names: Sequence[str], t
     the context on each side of the name ("middle"). `template` makes the text from the name.
 
     Raises:
-        PeftError: names that are empty, doubled or too long, a template without {}, an unknown position.
+        PeftError: names that are empty or too long, a template without {}, an unknown position.
     """
     names = checked_names(names)
+    texts = [spoken(name) for name in names]
     if template.count("{}") != 1:
         raise PeftError(f'template "{template}" must hold {{}} once, where the class name goes.')
     if position not in POSITIONS:
         raise PeftError(f'position "{position}" is none of {", ".join(POSITIONS)}.')
     if position != "end" and not template.startswith("{}"):
         raise PeftError(f'position "{position}" splits the text behind the name, so the template must start with {{}}.')
-    rows, pad = token_rows(tokenizer, [template.format(name) for name in names])
+    rows, pad = token_rows(tokenizer, [template.replace("{}", text) for text in texts])
     front, back = specials(tokenizer)
     lengths = [0] * len(names)
     if position != "end":
-        alone, _ = token_rows(tokenizer, names)
+        alone, _ = token_rows(tokenizer, texts)
         lengths = [len(row) - front - back for row in alone]
     length = min(tower.context_length, getattr(tokenizer, "context_length", None) or tower.context_length)
     _check_room(names, rows, context, length)
-    filler = rows[0][front]
+    filler = _filler(tokenizer, pad) if context else pad
     before = {"end": 0, "middle": context // 2, "front": 0}[position]
     ids = torch.full((len(names), length), pad)
     slots = torch.full((len(names), length), -1)
@@ -123,14 +198,19 @@ def make_prompts(tower: TextTower, tokenizer: Tokenizer, names: Sequence[str], t
     return Prompts(names, ids, slots, tower.pooled(ids), context)
 
 
+def _filler(tokenizer: Tokenizer, pad: int) -> int:
+    """The id of an ordinary word, to stand where context vectors go: never one that pools."""
+    return next(iter(text_ids(tokenizer, "a")), pad)
+
+
 def _check_room(names: Sequence[str], rows: list[list[int]], context: int, length: int) -> None:
-    over = {name: len(row) + context - length for name, row in zip(names, rows, strict=True)}
-    worst = max(over, key=lambda name: over[name])
+    over = [len(row) + context - length for row in rows]
+    worst = max(range(len(over)), key=over.__getitem__)
     if over[worst] > 0:
-        more = sum(n > 0 for n in over.values()) - 1
+        more = sum(n > 0 for n in over) - 1
         others = f" (and {more} more)" if more else ""
         with_context = f" beside {context} context tokens" if context else ""
         raise PeftError(
-            f'class name "{worst}"{others} is {over[worst]} tokens too long for a text of {length}{with_context}: shorten it'
-            f"{' or use fewer context tokens' if context else ''}."
+            f'class name "{spoken(names[worst])}"{others} is {over[worst]} tokens too long for a text of '
+            f"{length}{with_context}: shorten it{' or use fewer context tokens' if context else ''}."
         )

@@ -2,12 +2,13 @@
 
 In a causal tower a token never sees what comes behind it. So (1) nothing behind the pooled token is run, (2) the tokens
 before the class names, which all classes share, are run once and lend their keys and values to all classes, (3) what is
-left of the classes is packed row by row without padding. Features and gradients are those of the full-length pass.
+left of the classes is packed row by row without padding. Features and gradients are those of the full-length pass. Where
+dropout is active each class runs all of its tokens, since each draws its own; drop path, which draws once a sequence, makes
+the pass full-length.
 Towers that look both ways, and CoCa's class token behind the text, get the model's own forward at full length.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from clip_peft.inside import Change, changed, open_to_change
 from clip_peft.text.packing import Packing, pack
 from clip_peft.text.prompts import Prompts
 from clip_peft.text.tower import TextTower
@@ -42,6 +44,8 @@ class TextPass:
         self.prompts = prompts
         self.memory = memory
         self._packings: dict[tuple, Packing] = {}
+        if prompts.context:
+            open_to_change([self.tower.embedding, *self.tower.blocks])
 
     def __call__(
         self, context: Tensor | None = None, deep: Sequence[Tensor] = (), *, full_length: bool = False
@@ -131,16 +135,20 @@ class TextPass:
             x = torch.cat((put(text, vector), behind), dim=1)
             return x if batch_first else x.transpose(0, 1)
 
-        with hooked(self.tower, [lambda x, v=v: put(x, v) for v in vectors[:1]],
-                    [lambda x, v=v: put_deep(v, x) for v in vectors[1:]]):  # fmt: skip
+        gives: dict[nn.Module, Change] = {self.tower.embedding: lambda x: put(x, vectors[0])} if vectors else {}
+        receives: dict[nn.Module, Change] = {
+            block: lambda x, v=v: put_deep(v, x) for block, v in zip(self.tower.blocks[1:], vectors[1:], strict=False)
+        }
+        with changed(receives, gives):
             features = self.tower.model.encode_text(ids.repeat(images, 1), normalize=False)  # type: ignore[operator]
         return features.unflatten(0, (images, count))
 
     def _packing(self, classes: slice, unified: bool) -> Packing:
         device = self.tower.device
-        key = (classes.start, classes.stop, unified, device)
+        share = not self.tower.draws_tokens()
+        key = (classes.start, classes.stop, unified, share, device)
         if key not in self._packings:
-            self._packings[key] = pack(self.prompts, classes, unified, device)
+            self._packings[key] = pack(self.prompts, classes, unified, device, share=share)
         return self._packings[key]
 
     # ---- shapes ----------------------------------------------------------------------------------------------------
@@ -220,18 +228,3 @@ def _with_shared(t: Tensor, packing: Packing) -> Tensor:
     front = t[:, None, : packing.shared].expand(-1, packing.rows, -1, -1, -1)
     own = t[:, packing.shared :].unflatten(1, (packing.rows, packing.width))
     return torch.cat((front, own), dim=2).flatten(0, 1).transpose(1, 2)
-
-
-@contextmanager
-def hooked(tower: TextTower, embedding: list[Callable], deep: list[Callable]) -> Iterator[None]:
-    """Within the block, `embedding` changes what the token embedding gives and deep[i] what block i + 1 receives."""
-    handles = [tower.embedding.register_forward_hook(lambda _, __, y, f=f: f(y)) for f in embedding]
-    handles += [
-        block.register_forward_pre_hook(lambda _, args, f=f: (f(args[0]), *args[1:]), prepend=True)
-        for f, block in zip(deep, tower.blocks[1:], strict=False)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

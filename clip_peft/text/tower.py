@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_peft.inside import give, receive
 from peft_core.errors import PeftError
 from peft_core.grafts.branch import Branch
 from peft_core.grafts.graft import Delta, entering, grafts, leaving
@@ -92,6 +93,17 @@ class TextTower:
         return next((f"its text block {type(block).__name__} does more than a stock one" for block in self.blocks
                      if not _stock_block(block)), None)  # fmt: skip
 
+    def draws_tokens(self) -> bool:
+        """Whether dropout is active, the model's or a graft's: then equal tokens of two classes are no longer equal."""
+        return "token" in self._chances()
+
+    def draws(self) -> bool:
+        """Whether two passes over the same texts differ by chance."""
+        return self._chances() != {None}
+
+    def _chances(self) -> set[str | None]:
+        return {_draws(module) for part in self.parts()[0] for module in part.modules()}
+
     # ---- parts -----------------------------------------------------------------------------------------------------
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -112,20 +124,36 @@ class TextTower:
             return x
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
-    def trainable(self) -> list[nn.Parameter]:
+    def parts(self) -> tuple[list[nn.Module], list[Tensor]]:
+        """The modules of the text tower, and its parameters and buffers that stand beside them: on `CLIP` the image tower is
+        none of it."""
+        if self.root is not self.model:
+            return [self.root], []
+        names = ("transformer", "token_embedding", "ln_final", "text_projection")
+        modules = [part for name in names if isinstance(part := getattr(self.root, name, None), nn.Module)]
+        names = ("positional_embedding", "text_projection", "attn_mask")
+        return modules, [part for name in names if isinstance(part := getattr(self.root, name, None), Tensor)]
+
+    def trainable(self) -> list[Tensor]:
         """The text tower's parameters that require grad."""
-        names = (
-            "transformer",
-            "token_embedding",
-            "positional_embedding",
-            "ln_final",
-            "text_projection",
-            "proj",
-            "cls_emb",
-        )
-        parts = [part for name in names if (part := getattr(self.root, name, None)) is not None]
-        found = [p for part in parts for p in ((part,) if isinstance(part, Tensor) else part.parameters())]
-        return [p for p in found if p.requires_grad]  # type: ignore[misc]
+        modules, tensors = self.parts()
+        return [p for p in (*(p for part in modules for p in part.parameters()), *tensors) if p.requires_grad]
+
+
+def _draws(module: nn.Module) -> str | None:
+    """What a module in training draws chance for, if it does: each "token" (dropout), or a whole "sequence" (drop path, dropout
+    of channels or of attention weights)."""
+    if not module.training:
+        return None
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return None if not module.p else "token" if isinstance(module, nn.Dropout | nn.AlphaDropout) else "sequence"
+    rates = {name for name in ("dropout", "drop_path", "drop_prob") if _is_rate(module.__dict__.get(name))}
+    of_tokens = rates == {"dropout"} and not hasattr(module, "in_proj_weight")
+    return None if not rates else "token" if of_tokens else "sequence"
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def _stock_block(block: Any) -> bool:
@@ -140,8 +168,9 @@ def _stock_block(block: Any) -> bool:
     norms = [getattr(owner, name, None) for owner in (attention, block) for name in _PLAIN_NORMS]
     if any(norm is not None and not isinstance(norm, nn.Identity) for norm in norms):
         return False
-    # drop path draws once a sequence, and packed classes are none
-    if block.training and any(getattr(module, "drop_path", 0.0) for module in block.modules()):
+    if any(_draws(module) == "sequence" for module in block.modules()):  # and packed classes are none
+        return False
+    if (drop := getattr(attention, "attn_drop", None)) is not None and _draws(drop):
         return False
     # grafts that do not work token by token, and hooks of others, need the modules' own forward
     kinds = [graft for module in (attention, block) for graft in grafts(module)]
@@ -152,5 +181,5 @@ def _stock_block(block: Any) -> bool:
     return (
         not tapped
         and all(isinstance(graft, Delta | Branch) for graft in kinds)
-        and all(hook in (entering, leaving) for hook in hooks)
+        and all(hook in (entering, leaving, receive, give) for hook in hooks)
     )

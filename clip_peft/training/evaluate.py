@@ -34,17 +34,18 @@ def batches_of_logits(encoder: Encoder, pictures: Any) -> Iterator[Tensor]:
     features come from the cache where the image tower is frozen."""
     whole = encoder.whole.eval()
     views = test_views(whole.method)
+    weights = None if whole.learner.method.of_pictures else whole.learner.weights()
     pictures = decoded(pictures) if isinstance(pictures, Tensor) else pictures
     if not encoder.frozen and not views:
         for start in range(0, len(pictures), CHUNK):
             rows = range(start, min(start + CHUNK, len(pictures)))
-            yield whole(encoder.images(pictures.whole(rows)))
+            yield whole.logits(whole.encode(encoder.images(pictures.whole(rows))), weights)
         return
     features = encoder.views(pictures, [None, *range(1, views)], "crop_flip")
     size = CHUNK if not views else 4
     for start in range(0, len(pictures), size):
         part = [view[start : start + size].to(encoder.device) for view in features]
-        yield whole.logits(torch.stack(part, dim=1) if views else part[0])
+        yield whole.logits(torch.stack(part, dim=1) if views else part[0], weights)
 
 
 def test_augment(method: Any) -> str:

@@ -1,7 +1,7 @@
 """Image features that are computed once: views of pictures through a frozen image tower, kept on disk and mapped.
 
 A file is one view of one set of pictures, float32 N E. Its name is a hash of all that it depends on: the image tower's
-weights, mean and std, the pictures' bytes at the model's size, and the view's augmentation and seed. It is
+weights and settings, mean and std, the pictures' bytes at the model's size, and the view's augmentation and seed. It is
 written beside its place and moved there when it is whole; processes that want the same view wait for one another.
 """
 
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from clip_peft.learner import Learner, OpenVocabularyMethod
 from clip_peft.open_vocabulary import OpenVocabulary
+from peft_core.configuration import settings_of
 from peft_core.errors import PeftError
 from peft_core.files import cache_root
 
-VERSION = 1
+VERSION = 2
 CHUNK = 64
 """Pictures that are augmented and encoded at once."""
 
@@ -49,7 +50,6 @@ class Encoder:
     def __init__(self, whole: OpenVocabulary, mean: Sequence[float], std: Sequence[float], folder: Path | None = None):
         self.whole, self.mean, self.std, self.folder = whole, mean, std, folder
         self.frozen = frozen_image_tower(whole)
-        self._weights: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -75,6 +75,7 @@ class Encoder:
         self.whole.model.eval()
         try:
             digest = pictures.digest() if self.folder else ""
+            digest = digest and f"{self.tower()} {digest}"
             return [self._view(pictures, view, augment, seed, digest) for view in which]
         finally:
             self.whole.model.train(was_training)
@@ -91,7 +92,7 @@ class Encoder:
         if self.folder is None or not digest:
             return torch.cat(pieces())
         what = "as it is" if view is None or augment == "none" else f"{augment} {view} {seed}"
-        key = f"{VERSION} {self.weights()} {self.mean} {self.std} {digest} {what}"
+        key = f"{VERSION} {self.mean} {self.std} {digest} {what}"
         path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.f32"
         with _locked(path):
             if not path.is_file() or path.stat().st_size % (4 * len(pictures)):
@@ -110,11 +111,10 @@ class Encoder:
         size = path.stat().st_size // 4
         return torch.from_file(str(path), shared=False, size=size, dtype=torch.float32).view(len(pictures), -1)
 
-    def weights(self) -> str:
-        """A hash of the image tower's weights."""
-        if self._weights is None:
-            self._weights = _of_weights(self.whole.model.visual)  # type: ignore[arg-type]
-        return self._weights
+    def tower(self) -> str:
+        """A hash of the image tower: of its weights, and of its settings (activation, heads, pooling)."""
+        visual: Any = self.whole.model.visual
+        return f"{_of_weights(visual)} {hashlib.sha256(settings_of(visual).encode()).hexdigest()}"
 
 
 class Views:

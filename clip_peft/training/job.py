@@ -27,6 +27,7 @@ from clip_peft.training.features import Encoder, Views, default_cache, frozen_im
 from clip_peft.training.results import write_outcome
 from peft_core import count_parameters
 from peft_core.errors import PeftError
+from peft_core.jobs.data import left_out
 from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.training import CHECKPOINT, Progress, SaveState, make_trainer, planned_steps, quiet
@@ -128,6 +129,7 @@ def run(
         "data": data.name,
         "notes": data.notes,
         "pictures": {"train": len(train), "scored": len(scored or ())},
+        "left_out": left_out(data, {"train": train, "scored": scored}),
         "method": {"name": whole.method.name, **dataclasses.asdict(whole.method)} | options,
         "chosen_on_val": found,
         "backbone": about.name,
@@ -159,9 +161,10 @@ def training_views(
 def resolved(method: Method, template: str | None, data: str) -> tuple[Method, dict[str, Any]]:
     """The method with its texts' template, or the template apart for a method that grafts: what was asked for, else the
     data set's customary one where the method has the plain one."""
-    customary = TEMPLATES.get(data.rpartition("/")[2]) if data.startswith("coop/") else None
     if not isinstance(method, OpenVocabularyMethod):
         return method, {"template": template or DEFAULT}
+    of = data.rpartition("/")[2] if data.startswith("coop/") else ""
+    customary = method.customary.get(of) or TEMPLATES.get(of)
     has = getattr(method, "template", None)
     if has is None:
         if template:

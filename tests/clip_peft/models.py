@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from typing import Any
 
 import open_clip
@@ -31,6 +32,7 @@ def tokenizer() -> open_clip.SimpleTokenizer:
 
 
 def randomised(model: nn.Module) -> nn.Module:
+    """Random weights that do something, and the logit scale that OpenAI's models have."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -38,6 +40,7 @@ def randomised(model: nn.Module) -> nn.Module:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             elif "token_embedding" in name or "positional" in name:
                 parameter.copy_(torch.randn_like(parameter) * 0.5)
+        model.logit_scale.fill_(math.log(100))
     return model.eval()
 
 
@@ -50,7 +53,7 @@ def made_once(build: Any) -> Any:
 @made_once
 def clip(**text: Any) -> Any:
     torch.manual_seed(0)
-    return randomised(open_clip.CLIP(embed_dim=16, vision_cfg=VISION, text_cfg=TEXT | text))
+    return randomised(open_clip.CLIP(embed_dim=16, vision_cfg=VISION, text_cfg=TEXT | text, quick_gelu=True))
 
 
 @made_once

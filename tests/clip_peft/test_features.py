@@ -8,7 +8,7 @@ from peft_data.augment import augmentation
 from peft_data.batches import generator_of
 
 from clip_peft import OpenVocabulary
-from clip_peft.learner import cosine
+from clip_peft.frozen import cosine
 from clip_peft.training.contrast import Contrast
 from clip_peft.training.evaluate import reliability
 from clip_peft.training.features import Encoder, Views, frozen_image_tower

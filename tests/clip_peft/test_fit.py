@@ -77,7 +77,7 @@ def test_bf16_trains_float32_parameters(backbone: str, photos: str, tmp_path: Pa
 
 def test_caching_changes_nothing_but_time(backbone: str, photos: str, tmp_path: Path) -> None:
     """Without augmentation, cached features are those that each step would make."""
-    choice = {"name": "kgcoop", "context": 2}
+    choice = {"name": "kgcoop", "init": "a photo"}
     common = SHORT | {"augment": "none", "epochs": 2}
     for views in (2, 0):
         fit(

@@ -16,7 +16,7 @@ from clip_peft.text.templates import templates
 from tests.clip_peft.models import NAMES, clip, close, pictures, plain, siglip, tokenizer
 
 LABELS = torch.tensor([0, 3, 2, 6])
-SCALE = 1 / 0.07
+SCALE = 100.0
 
 
 def built(method: str, **hyper: Any) -> tuple[Any, Any]:
@@ -134,24 +134,49 @@ def test_tip_adapter():
     assert not whole.trainable()
 
 
-def test_taskres_and_linear_probe():
+def raw_texts(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model.encode_text(tokenizer()([f"a photo of a {name}." for name in NAMES]))
+
+
+def test_taskres_adds_to_features_as_the_tower_gives_them():
     model, whole = built("taskres", alpha=0.5)
     with torch.no_grad():
         whole.learner.residual.normal_()
-    expected = SCALE * unit(faces(model)) @ unit(texts(model) + 0.5 * whole.learner.residual).T
+    expected = SCALE * unit(faces(model)) @ unit(raw_texts(model) + 0.5 * whole.learner.residual).T
     close(whole(pictures()), expected)
+
+
+def test_linear_probe_turns_raw_rows_and_compares_unit_ones():
     model, whole = built("linear_probe")
+    close(whole.learner.weight, raw_texts(model))
     close(whole(pictures()), SCALE * unit(faces(model)) @ texts(model).T)
+    with torch.no_grad():
+        whole.learner.weight.mul_(2)
+    close(whole(pictures()), SCALE * unit(faces(model)) @ texts(model).T)
+    model, whole = built("linear_probe", normalise=False)
     with torch.no_grad():
         whole.learner.weight.mul_(2)
     close(whole(pictures()), 2 * SCALE * unit(faces(model)) @ texts(model).T)
 
 
+def test_linear_probe_falls_at_the_published_rate_and_scale():
+    _, whole = built("linear_probe")
+    optimizer, losses = torch.optim.SGD(whole.trainable(), lr=0.1, momentum=0.9), []
+    for _ in range(30):
+        losses.append(loss := whole.loss(pictures(), LABELS))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.2 * losses[0] and max(losses) <= 1.5 * losses[0]
+
+
 def image_pass(model: Any, prompts: list[Tensor]) -> Tensor:
-    """open_clip's image tower with tokens behind the patches, replaced block by block."""
-    visual, x = model.visual, model.visual._embeds(pictures())
+    """open_clip's image tower with tokens behind the patches: the first before ln_pre, then replaced block by block."""
+    visual, x = model.visual, model.visual.conv1(pictures()).flatten(2).transpose(1, 2)
     count = prompts[0].shape[0]
-    x = torch.cat((x, prompts[0].expand(len(x), -1, -1)), dim=1)
+    x = torch.cat((visual.class_embedding.expand(len(x), 1, -1), x), dim=1) + visual.positional_embedding
+    x = visual.ln_pre(torch.cat((x, prompts[0].expand(len(x), -1, -1)), dim=1))
     for i, block in enumerate(visual.transformer.resblocks):
         if 0 < i < len(prompts):
             x = torch.cat((x[:, :-count], prompts[i].expand(len(x), -1, -1)), dim=1)

@@ -127,7 +127,7 @@ def test_what_belongs_to_its_classes_takes_no_others(method: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--method.context", "30"], '10 tokens too long for a text of 24 beside 30 context tokens'),
+        (["--method.context", "30"], 'coop got context 30: a text of this model holds 24 tokens'),
         (["--method", "coopp"], 'unknown method "coopp", did you mean "coop"?'),
         (["--method.contxt", "3"], 'unknown option --method.contxt, did you mean "--method.context"?'),
         (["--shots", "-1"], "shots must be 1 or more, or 0 for all pictures, not -1"),

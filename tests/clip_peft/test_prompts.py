@@ -1,13 +1,15 @@
 """Class names as token ids with places for context, how they are packed, and names that do not do."""
 
+import open_clip
 import pytest
 import torch
 
 from clip_peft.text.packing import bins_of, choose_bins, pack, shared_tokens
+from clip_peft.text.prompts import alike, checked_names, make_prompts, places_among, told_apart
 from clip_peft.text.run import TextPass
 from clip_peft.text.tower import TextTower
 from peft_core import PeftError
-from tests.clip_peft.models import clip, prompts_of, random, tokenizer
+from tests.clip_peft.models import LENGTH, clip, prompts_of, random, tokenizer
 
 
 def test_rows_hold_every_class_once_and_no_more_than_fits():
@@ -48,7 +50,8 @@ def test_prompt_layouts():
         ([], 0, "class_names is empty: name at least one class."),
         ("cat", 0, 'class_names is the single text "cat": pass a list of names.'),
         (["cat", " "], 0, "class name number 2 is empty: give every class a name."),
-        (["red_ring", "red ring"], 0, 'class name "red ring" is there twice: merge the classes or give them different names.'),
+        (["cat", None], 0, "class name number 2 is None, no text: give every class a name."),
+        (7, 0, "class_names is 7: pass a list of names."),
         (["cat", "cat " * 30], 4, f'class name "{" ".join(["cat"] * 30)}" is 13 tokens too long for a text of 24 beside 4 '
          "context tokens: shorten it or use fewer context tokens."),
     ],
@@ -57,6 +60,24 @@ def test_bad_names(names, context, message):
     with pytest.raises(PeftError) as error:
         prompts_of(clip(), context, names=names)
     assert str(error.value) == message
+
+
+def test_a_name_may_stand_there_twice_and_columns_are_told_apart_by_their_place():
+    names = ["missile", "red_ring", "missile", "Missile"]
+    assert checked_names(names) == tuple(names)  # as they are given
+    assert told_apart(names) == ("missile", "red_ring", "missile (2)", "Missile")
+    assert places_among(["missile", "missile"], names) == (0, 2) and places_among(["red ring"], names) == (1,)
+    assert places_among(["missile"] * 3, names) is None and places_among(["tench"], names) is None
+    assert alike(tokenizer(), names) == [("missile", "missile", "Missile")]
+    assert prompts_of(clip(), names=names).names == tuple(names)
+    assert torch.equal(prompts_of(clip(), names=["red_ring"]).ids, prompts_of(clip(), names=["red ring"]).ids)
+
+
+def test_names_of_nothing_but_punctuation_with_a_tokenizer_that_strips_it():
+    bare = open_clip.SimpleTokenizer(context_length=LENGTH, clean="canonicalize")
+    prompts = make_prompts(TextTower(clip()), bare, ["?!", "cat"], "{}.", 3)
+    assert (prompts.slots >= 0).sum(1).tolist() == [3, 3]
+    assert (prompts.ids != 49407).sum(1).tolist() == [LENGTH - 1] * 2  # nothing but the mark at the end pools
 
 
 def test_bad_templates_and_shapes():

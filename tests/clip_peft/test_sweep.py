@@ -139,7 +139,7 @@ def test_a_run_that_fails_is_told(photos: str, backbone: str, tmp_path: Path, ca
     line += ["--backbone", backbone, "--out", str(tmp_path / "out"), "--workers", "1", "--set", "method.context=30"]
     assert main(line) == 1
     said = capsys.readouterr()
-    assert "10 tokens too long" in said.err and "- failed: " in said.out
+    assert "a text of this model holds 24 tokens" in said.err and "- failed: " in said.out
 
 
 @pytest.mark.parametrize(

@@ -213,3 +213,45 @@ def test_bfloat16_autocast_and_pure_bfloat16():
     reference = TextPass(model, prompts)(context)
     assert torch.cosine_similarity(features.float(), reference, dim=-1).min() > 0.999
     assert TextPass(model.bfloat16(), prompts)(context).dtype == torch.bfloat16
+
+
+def dropout_spread(run: TextPass, draws: int, **how) -> torch.Tensor:
+    """The mean squared distance of the features of two classes with one name, over draws of the dropout."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        found = torch.stack([run(**how) for _ in range(draws)])
+    return (found[:, 0] - found[:, 1]).square().mean()
+
+
+def test_each_class_draws_its_own_dropout():
+    model = adapt(clip(), "lora", rank=2, dropout=0.5, tower="text").train()
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if ".peft." in name:
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
+    run = TextPass(model, prompts_of(model, template="a photo of a very nice {}.", names=["cat", "cat"]))
+    full = dropout_spread(run, 300, full_length=True)
+    assert abs(dropout_spread(run, 300) / full - 1) < 0.2
+    run.tower.draws_tokens = lambda: False  # one draw for the words before the names, as if they were one class's
+    assert dropout_spread(run, 300) / full < 0.75
+    assert run.tower.draws()
+    model.eval()
+    del run.tower.draws_tokens
+    assert not run.tower.draws() and not run.tower.draws_tokens()
+    close(run(), run(full_length=True))
+
+
+@pytest.mark.parametrize(
+    "method, hyper, packs",
+    [("adaptformer", dict(bottleneck=4, dropout=0.3), True), ("lora", dict(dropout=0.3), True), ("lora", {}, True),
+     ("adapter_plus", dict(bottleneck=4), False)],
+)  # fmt: skip
+def test_dropout_of_grafts_keeps_the_packed_pass_without_sharing(method: str, hyper: dict, packs: bool):
+    model = adapt(clip(), method, tower="text", **hyper).train()
+    tower = TextTower(model)
+    assert (tower.full_length_because() is None) == packs
+    assert tower.draws_tokens() == bool(hyper.get("dropout"))
+    for module in model.transformer.modules():
+        module.drop_prob = 0.1  # drop path: one chance a sequence
+    assert "does more than a stock one" in str(tower.full_length_because())
