@@ -41,7 +41,7 @@ class Tokens(Graft):
 
     def before(self, x: Tensor) -> Tensor:
         if self.tokens is not None:
-            tokens = self.dropout(self.tokens.expand(len(x), -1, -1)).to(x.dtype)
+            tokens = self.dropout(self.tokens.expand(x.shape[0], -1, -1)).to(x.dtype)
         else:
             tokens = self._carried(x)
         return torch.cat((x[:, : self.prefix], tokens, x[:, self.prefix :]), dim=1)
