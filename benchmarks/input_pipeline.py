@@ -1,15 +1,18 @@
-"""How fast pictures come to the model: decoded once and kept as bytes, against Pillow and torchvision transforms.
+"""How fast pictures come to the model: decoded once and kept as bytes, against Pillow and torchvision transforms; first whole
+pictures, then random parts of them (`crop_flip`, torchvision's RandomResizedCrop and a mirror).
 
     python -m benchmarks.input_pipeline
 
-Writes JPEG files (500 × 375, quality 90) to a temporary folder and makes normalised float batches of them in each way,
+Writes JPEG files (500 × 375 by default, quality 90) to a temporary folder and makes normalised float batches of them in each way,
 one after the other, round by round; prints the medians of pictures a second and each way's time over the first's.
+`--width 4000 --height 3000` are a telephone's pictures.
 Everything runs in one thread, as each worker process of a usual loader does.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import statistics
 import tempfile
 import time
@@ -19,9 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft_data import Pictures
-from peft_data.augment import normalise
+from peft_data.augment import augmentation, normalise
 from peft_data.batches import Batches
 from peft_data.cache import decode
+from peft_data.chance import generator_of
+from peft_data.frames import decode_for_training
+from peft_data.video.batches import batches_of
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
@@ -30,22 +36,63 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Epoch = Callable[[], Iterator[torch.Tensor]]
 
 
-def main(images: int = 256, size: int = 224, batch_size: int = 64, rounds: int = 7) -> dict[str, float]:
-    """Prints the table and gives each way's time over that of Pillow and torchvision."""
+def main(
+    images: int = 256, size: int = 224, batch_size: int = 64, rounds: int = 7, width: int = 500, height: int = 375
+) -> dict[str, float]:
+    """Prints the tables and gives each way's time over that of Pillow and torchvision."""
+    ratios: dict[str, float] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            ways = _ways(_write(Path(folder), images), size, batch_size, Path(folder))
-            seconds = _interleaved(ways, rounds)
+            paths = _write(Path(folder), images, width, height)
+            print(
+                f"{images} JPEG files {width} × {height}, {size} px, batches of {batch_size}, {rounds} rounds, one thread"
+            )
+            for make in (_ways, _parts):
+                seconds = _interleaved(make(paths, size, batch_size, Path(folder)), rounds)
+                first = next(iter(seconds.values()))
+                print(f"{'way':<60}{'pictures a second':>18}{'time':>8}")
+                for way, taken in seconds.items():
+                    print(f"{way:<60}{images / taken:>18,.0f}{taken / first:>8.3f}")
+                ratios |= {way: taken / first for way, taken in seconds.items()}
     finally:
         torch.set_num_threads(threads)
-    first = next(iter(seconds.values()))
-    print(f"{images} JPEG files 500 × 375, {size} px, batches of {batch_size}, medians of {rounds} rounds, one thread")
-    print(f"{'way':<52}{'pictures a second':>18}{'time':>8}")
-    for way, taken in seconds.items():
-        print(f"{way:<52}{images / taken:>18,.0f}{taken / first:>8.3f}")
-    return {way: taken / first for way, taken in seconds.items()}
+    return ratios
+
+
+def _parts(paths: list[Path], size: int, batch_size: int, folder: Path) -> dict[str, Epoch]:
+    pictures = Pictures(paths, torch.zeros(len(paths), dtype=torch.int64), root=folder)
+    usual = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+
+    def pillow() -> Iterator[torch.Tensor]:
+        for rows in torch.randperm(len(paths)).split(batch_size):
+            opened = [Image.open(paths[row]).convert("RGB") for row in rows.tolist()]
+            yield torch.stack([usual(image) for image in opened])
+
+    def cut(limit: int) -> Epoch:
+        framed = decode_for_training(pictures, size, "crop_flip", workers=1, ram_limit=limit)
+        batches = batches_of(framed, batch_size)
+        return lambda: (normalise(batch.images, MEAN, STD) for batch in batches)
+
+    def reduced() -> Iterator[torch.Tensor]:
+        for step, batch in enumerate(small):
+            yield normalise(change(batch.images, generator_of(0, step)), MEAN, STD)
+
+    small, change = Batches(decode(pictures, size), batch_size), augmentation("crop_flip")
+    return {
+        "Pillow, torchvision RandomResizedCrop, mirror": pillow,
+        "cut from kept frames": cut(2 << 30),
+        "cut from the files, decoded for each part": cut(0),
+        "cut from pictures at the model's size (no file's detail)": reduced,
+    }
 
 
 def _ways(paths: list[Path], size: int, batch_size: int, folder: Path) -> dict[str, Epoch]:
@@ -77,13 +124,13 @@ def _ways(paths: list[Path], size: int, batch_size: int, folder: Path) -> dict[s
     }
 
 
-def _write(folder: Path, count: int) -> list[Path]:
+def _write(folder: Path, count: int, width: int, height: int) -> list[Path]:
     random = np.random.default_rng(0)
     paths = []
     for i in range(count):
         coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
         paths.append(folder / f"{i:05d}.jpg")
-        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(paths[-1], quality=90)
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(paths[-1], quality=90)
     return paths
 
 
@@ -101,6 +148,6 @@ def _interleaved(ways: dict[str, Epoch], rounds: int) -> dict[str, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for option, default in (("images", 256), ("size", 224), ("batch-size", 64), ("rounds", 7)):
-        parser.add_argument(f"--{option}", type=int, default=default)
+    for option, default in inspect.signature(main).parameters.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=default.default)
     main(**vars(parser.parse_args()))

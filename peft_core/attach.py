@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from peft_core.anatomies import refuse_wrapped
 from peft_core.errors import PeftError
-from peft_core.grafts.attention import check_supported
+from peft_core.grafts.attention import AdaptedAttention, Keyed, KeysValues, check_supported
 from peft_core.grafts.classes import Changes, Reader, ReadWithin, restore_class, swap_class
 from peft_core.grafts.graft import Delta, Graft, entering, leaving
 from peft_core.kernels import rebuild
@@ -119,6 +119,8 @@ def attach(model: nn.Module, plan: Plan, name: str) -> None:
                 swap_class(parent, Reader)
                 swap_class(module, ReadWithin)
             swap_class(module)
+        if isinstance(graft, KeysValues):
+            swap_class(module, AdaptedAttention if isinstance(module, nn.MultiheadAttention) else Keyed)
         if "peft" not in module._modules:
             module.add_module("peft", nn.ModuleDict())
         slots: Any = module.peft
@@ -127,10 +129,10 @@ def attach(model: nn.Module, plan: Plan, name: str) -> None:
         slots[name][slot] = graft
         graft.named(name, path, slot)
         hook(module, reads=graft.acts_before(), writes=graft.acts_after())
-    for path, branch in plan.taps:
+    for path, reader in plan.taps:
         module = model.get_submodule(path)
         hook(module, reads=True)
-        module.__dict__.setdefault("peft_taps", []).append((branch.key, branch.reads))
+        module.__dict__.setdefault("peft_taps", []).append((reader.key, reader.reads))
     if any(isinstance(graft, Delta) and graft.rebuilds_input for _, _, graft in plan.grafts):
         for module in model.modules():
             if rebuild.keeps_its_input(module) and rebuild.tag not in module._forward_hooks.values():
@@ -172,7 +174,14 @@ def detach(model: nn.Module, name: str) -> None:
 def _tidy(module: nn.Module) -> None:
     if not slots_of(module) and "peft_taps" not in module.__dict__:
         unhook(module, entering, leaving)
-    if not _changed(module) and not (isinstance(module, nn.MultiheadAttention) and slots_of(module.out_proj)):
+    keyed = any(isinstance(graft, KeysValues) for slots in slots_of(module).values() for graft in slots.values())
+    if not keyed:
+        restore_class(module, Keyed)
+    if (
+        not keyed
+        and not _changed(module)
+        and not (isinstance(module, nn.MultiheadAttention) and slots_of(module.out_proj))
+    ):
         if not any(isinstance(child, ReadWithin) and _changed(child) for child in module.children()):
             restore_class(module, Changes)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from peft_core.attach import Adaptation, Record, grafts_named
 from peft_core.errors import PeftError
+from peft_core.grafts.shared import Shared
 
 if TYPE_CHECKING:
     from peft_core.grafts.graft import Graft
@@ -121,6 +122,19 @@ def own_grafts(model: nn.Module, method: "Method", kind: type["Graft"] | None = 
     for _, _, graft in grafts_named(model, adaptation_of(model, method).name):
         if kind is None or isinstance(graft, kind):
             yield graft
+
+
+def forget_shared(model: nn.Module, method: "Method") -> None:
+    """Takes out what the method's grafts shared, when they need it no longer."""
+    slots: Any = model._modules.get("peft")
+    name = adaptation_of(model, method).name
+    own = slots[name]
+    for slot in [slot for slot, graft in own.items() if isinstance(graft, Shared)]:
+        del own[slot]
+    if not len(own):
+        del slots[name]
+    if not len(slots):
+        del model._modules["peft"]
 
 
 def adaptation_of(model: nn.Module, method: "Method") -> Adaptation:

@@ -8,11 +8,12 @@ from peft_core.attach import record_of, slots_of
 from peft_core.errors import NotMergeable
 from peft_core.grafts.graft import Delta, Graft, is_plain
 from peft_core.grafts.head import OwnHead
+from peft_core.grafts.shared import Shared
 from peft_core.grafts.weight_changes import changed_bias, changed_weight
 
 
 def check_mergeable(module: nn.Module, slot: str, graft: Graft, name: str, chosen: list[str]) -> None:
-    if isinstance(graft, OwnHead):
+    if isinstance(graft, OwnHead | Shared):
         return
     if not isinstance(graft, Delta):
         raise NotMergeable(f"a {type(module).__name__} at role {slot} has no weight that could take what follows it.")

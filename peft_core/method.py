@@ -1,6 +1,6 @@
 """All that a method's author reads: what a method is (`Method`), and what it asks a model for (`Plan`)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from peft_core.anatomies import Place, Stream, SubLayer
 from peft_core.errors import PeftError
-from peft_core.grafts.branch import Branch
+from peft_core.grafts.attention import KeysValues, Unrotated, keys_refused
+from peft_core.grafts.branch import Branch, Given
 from peft_core.grafts.graft import Delta, Graft
+from peft_core.grafts.shared import Reference, Shared
+from peft_core.grafts.side import Side, Tap
 from peft_core.grafts.tokens import Tokens
 from peft_core.places import Where
 from peft_core.values import Whole, check_fields
@@ -39,6 +42,9 @@ class Method:
     """Whether running statistics of the stock model's norms move while it trains, and are saved."""
     silences_dropout: ClassVar[bool] = False
     """Whether dropout and drop path of the frozen model are off while it trains."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What it takes besides a frozen model's weights: `head` (a classifier's), `tokens` (a stream that takes more of them),
+    `file` (it is made from a file alone), `words` (a tokenizer that learns new ones), `condition` (given before each call)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
 
@@ -84,7 +90,7 @@ class Plan(Where):
     """Handed to `Method.install`: iterates over places, and takes grafts and names of stock weights to train."""
 
     grafts: list[tuple[str, str, Graft]] = field(default_factory=list)  # module, slot, graft
-    taps: list[tuple[str, Branch]] = field(default_factory=list)  # module that is read, branch
+    taps: list[tuple[str, Branch | Tap]] = field(default_factory=list)  # module that is read, who reads
     trained: list[str] = field(default_factory=list)  # stock parameters
 
     def change_weight(self, place: Place, delta: Delta) -> None:
@@ -109,13 +115,19 @@ class Plan(Where):
         """x ← x + y + change(y), where y is what the residual step adds: behind layer scale, gate and drop path."""
         self.add_to_output(self._gate(sublayer), change, sublayer.output)
 
-    def add_branch(self, sublayer: SubLayer, change: nn.Module | Branch, read: str | None = None) -> None:
-        """x ← x + y + change(x), where y is what the residual step adds; with `read`, a module's path, change reads what
-        that module receives."""
+    def add_branch(
+        self, sublayer: SubLayer, change: nn.Module | Branch, read: str | None = None, normed: bool = False
+    ) -> None:
+        """x ← x + y + change(x), where y is what the residual step adds; with `normed` change reads norm x, as the step's
+        body does, with `read`, a module's path, what that module receives."""
         branch = change if isinstance(change, Branch) else Branch(change, read=True)
         gate, branch.output = self._gate(sublayer), sublayer.output
-        branch.reads = sublayer.arg if read in (None, sublayer.entry) else 0
         self.grafts.append((gate, f"{sublayer.kind}_branch", branch))
+        if normed and sublayer.windowed:
+            self.grafts.append((sublayer.norm, f"{sublayer.kind}_normed", Given(branch)))
+            return
+        read = sublayer.into[0] if normed and not sublayer.post else read
+        branch.reads = sublayer.arg if read in (None, sublayer.entry) else 0
         self.taps.append((read or sublayer.entry, branch))
 
     def _gate(self, sublayer: SubLayer) -> str:
@@ -125,6 +137,40 @@ class Plan(Where):
                 "two modules."
             )
         return sublayer.gate
+
+    def extend_keys_values(self, sublayer: SubLayer, make: nn.Module, apart: bool = False) -> None:
+        """The step's attention sees further keys and values (see `KeysValues`).
+
+        Raises:
+            PeftError: it is none, or one that takes none, with the reason.
+        """
+        reason = keys_refused(self.model.get_submodule(sublayer.body))
+        if reason is not None:
+            raise PeftError(f"{self.method.name} cannot extend {sublayer.body}: {reason}.")
+        self.grafts.append((sublayer.body, "keys_values", KeysValues(make, apart)))
+
+    def add_side(self, reads: Sequence[str], net: nn.Module, into: str, stream: Stream, adds: bool = False) -> None:
+        """`net` gets a list of what the modules `reads` receive and what `into` gives, all detached; its result takes the
+        place of what `into` gives, or with `adds` is added to it."""
+        taps = [Tap(stream.arg) for _ in reads]
+        side = Side(net, taps, adds)
+        side.output = stream.output
+        self.grafts.append((into, "side", side))
+        self.taps += zip(reads, taps, strict=True)
+
+    def shared(self, name: str, make: Callable[[], nn.Parameter | Tensor | nn.Module]) -> Reference:
+        """What several grafts of this method use: made once for the model, found by calling the reference.
+
+        A parameter trains and is saved, once; a plain tensor does neither, and has to come out the same when it is made
+        again (from a seed).
+        """
+        slot = f"shared_{name}"
+        for path, known, graft in self.grafts:
+            if (path, known) == ("", slot) and isinstance(graft, Shared):
+                return Reference(graft)
+        made = Shared(make())
+        self.grafts.append(("", slot, made))
+        return Reference(made)
 
     def join(self, module: str, slot: str, graft: Graft) -> None:
         """A graft that acts on what the module receives (`before`) or gives (`after`)."""
@@ -142,6 +188,11 @@ class Plan(Where):
             graft.arg, graft.output = stream.arg, stream.output
             graft.stays = following is None and not strip
             self.grafts.append((path, "tokens", graft))
+            if stream.rotary:
+                steps = (
+                    step for step in self.anatomy.sublayers if step.kind == "attn" and step.body.startswith(path + ".")
+                )
+                self.grafts += [(step.body, "unrotated", Unrotated()) for step in steps]
 
     def train(self, module: str, *names: str) -> None:
         """Train these stock parameters of a module."""

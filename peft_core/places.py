@@ -81,18 +81,26 @@ class Where:
             if width is None or size:
                 yield place, size
 
-    def sublayers(self, kinds: Iterable[str], width: Width) -> Iterator[tuple[SubLayer, int, int]]:
-        """The chosen residual steps of these kinds, the method's width there, and the stream's width D."""
+    def towers(self) -> Iterator[tuple[str | None, list[str]]]:
+        """The chosen towers with the paths of their blocks."""
+        return ((tower, self.anatomy.blocks[tower]) for tower in self._towers())
+
+    def sublayers(
+        self, kinds: Iterable[str], width: Width, limit: int | None = None
+    ) -> Iterator[tuple[SubLayer, int, int]]:
+        """The chosen residual steps of these kinds, the method's width there (up to `limit`, or D), and the stream's width D."""
         for sublayer in self.anatomy.sublayers:
             if sublayer.kind in kinds and self._chosen(sublayer.block, sublayer.tower):
                 dim = self.stream_of(sublayer).width
-                size = self.width(width, sublayer.block, sublayer.tower, dim)
+                size = self.width(width, sublayer.block, sublayer.tower, dim if limit is None else limit)
                 if size:
                     yield sublayer, size, dim
 
-    def chosen_blocks(self, width: Width, limit: int) -> Iterator[tuple[str | None, int, str, int]]:
-        """Tower, index, path and width of every chosen block."""
-        for tower in self._towers():
+    def chosen_blocks(
+        self, width: Width, limit: int, *towers: str | None
+    ) -> Iterator[tuple[str | None, int, str, int]]:
+        """Tower, index, path and width of every chosen block, of these towers alone where they are named."""
+        for tower in towers or self._towers():
             for index, path in enumerate(self.anatomy.blocks[tower]):
                 if self._chosen(index, tower) and (size := self.width(width, index, tower, limit)):
                     yield tower, index, path, size
@@ -160,6 +168,12 @@ class Where:
         )  # fmt: skip
         return (out if place.rows is None else place.rows[1] - place.rows[0]), inner
 
+    def key_width(self, sublayer: SubLayer) -> int:
+        """The width of an attention's keys, all heads together."""
+        roles = ("k", "cross_k")
+        keys = [p for p in self.anatomy.places if p.role in roles and f"{p.module}.".startswith(f"{sublayer.body}.")]
+        return self.shape(keys[0])[0]
+
     def stream_of(self, sublayer: SubLayer) -> Stream:
         name = sublayer.tower if sublayer.stream is None else sublayer.stream
         return self.anatomy.streams[name]
@@ -191,10 +205,9 @@ class Where:
         streams = [s for name, s in self.anatomy.streams.items() if name == tower] or list(
             self.anatomy.streams.values()
         )
-        reason = "rotary positions fix its length" if streams[0].rotary else streams[0].tokens_refused
-        if reason is not None:
+        if streams[0].tokens_refused is not None:
             part = "this" if tower is None else f"the {tower} tower of this"
-            raise PeftError(f"{part} {self.anatomy.family} cannot take extra tokens: {reason}.")
+            raise PeftError(f"{part} {self.anatomy.family} cannot take extra tokens: {streams[0].tokens_refused}.")
         return streams[0]
 
     def check(self, place: Place, change: Delta | type[Delta]) -> None:

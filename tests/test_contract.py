@@ -25,6 +25,7 @@ from peft_core import (
 )
 from peft_core.attach import is_inserted
 from peft_core.registry import make_method
+from peft_core.stock import head_of, trained_head
 from tests.tiny import MODELS, words
 
 
@@ -169,7 +170,7 @@ def test_only_its_parameters_train_and_each_gets_a_gradient(case: Case):
     (adaptation,) = record.adaptations.values()
     trains = {key for key, p in model.named_parameters() if p.requires_grad}
     assert trains == {k for k, _ in model.named_parameters() if is_inserted(k)} | set(adaptation.trained) | set(
-        record.head
+        trained_head(model)
     )
     if not trains:
         return
@@ -220,7 +221,7 @@ def test_remove_and_disabled_give_the_model_that_came_in(case: Case):
     tiny, model = MODELS[case.model], adapted(case).eval()
     stock = tiny.model().eval()
     perturb(model)
-    heads = model.__dict__["_peft_record"].heads
+    heads = head_of(model)
     stock.load_state_dict({k: v for k, v in model.state_dict().items() if k in heads}, strict=False)
     if case.method == "full":
         with pytest.raises(PeftError, match="keeps no copy"):

@@ -17,6 +17,7 @@ from torch import nn
 
 from peft_core import adapt, count_parameters, save_adapter
 from peft_core.errors import PeftError
+from peft_core.jobs.data import left_out
 from peft_core.jobs.hub.backbone import Backbone
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.training import CHECKPOINT, Progress, SaveState, make_trainer, planned_steps, quiet
@@ -111,6 +112,7 @@ def run(
         "seed": settings["seed"],
         "data": data.name,
         "pictures": {"train": len(pictures), scored_name or "test": len(held_out or ())},
+        "left_out": left_out(data, {"train": pictures, scored_name or "test": held_out}),
         "method": settings["method"].plain(),
         "backbone": about.name,
         **about_clips(data.train, settings),

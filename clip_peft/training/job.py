@@ -29,6 +29,7 @@ from clip_peft.training.features import Encoder, Views, default_cache, frozen_im
 from clip_peft.training.results import write_outcome
 from peft_core import count_parameters
 from peft_core.errors import PeftError
+from peft_core.jobs.data import left_out
 from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
 from peft_core.jobs.hub.references import REFERENCE
 from peft_core.jobs.runs.folder import RunFolder
@@ -140,6 +141,7 @@ def run(
         "data": data.name,
         "notes": (*data.notes, *told),
         "pictures": {"train": len(train), "scored": len(scored or ())},
+        "left_out": left_out(data, {"train": train, "scored": scored}),
         "method": {"name": whole.method.name, **dataclasses.asdict(whole.method)} | options,
         "chosen_on_val": found,
         "backbone": about.name,

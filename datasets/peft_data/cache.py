@@ -45,6 +45,11 @@ class DecodedPictures:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Pictures that could not be read and are left out: name and reason."""
+        return dict(self.skipped)
+
     def remaining(self, augment: str) -> str:
         """The augmentation that is left to be done to batches of these pictures: all of it."""
         return augment

@@ -65,6 +65,11 @@ class FramedPictures:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Pictures that could not be read and are left out: name and reason."""
+        return dict(self.skipped)
+
     def remaining(self, augment: str) -> str:
         """The augmentation that is left to be done to batches of these pictures."""
         return self.augment.then
@@ -75,9 +80,11 @@ class FramedPictures:
         Raises:
             UNREADABLE: it is decoded here and was damaged meanwhile.
         """
+        if self.kept is not None:  # drawn on the kept frame's own pixels, so that its part is exact
+            size = self.kept[row].shape[0], self.kept[row].shape[1]
+            return draw(self.augment, size, chance).cut([self.kept[row]], size, self.fit)[0]
         drawn = draw(self.augment, self.own[row], chance)
-        frame = self.kept[row] if self.kept is not None else self._decoded(row, drawn)
-        return drawn.cut([frame], self.own[row], self.fit)[0]
+        return drawn.cut([self._decoded(row, drawn)], self.own[row], self.fit)[0]
 
     def _decoded(self, row: int, drawn: Drawn) -> np.ndarray:
         # whole at twice the size that the part is wanted at, where the file can be decoded so

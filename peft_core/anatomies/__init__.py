@@ -94,6 +94,8 @@ class SubLayer:
     layer: str | None = None
     """The transformer block it stands in, where the model's blocks hold several (a UNet's do)."""
     post: bool = False
+    windowed: bool = False
+    """Its readers get the normed stream in windows."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", self.out or self.body)

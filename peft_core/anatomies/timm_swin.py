@@ -48,4 +48,6 @@ def _block(anatomy: Anatomy, block: nn.Module, here: str, stream: str) -> None:
     # attention is called window by window: its result is whole again where drop path takes it
     for number, (kind, reader) in enumerate((("attn", "attn.qkv"), ("mlp", "mlp.fc1")), start=1):
         norm, body, into, gate = (join(here, path) for path in (f"norm{number}", kind, reader, f"drop_path{number}"))
-        anatomy.sublayers.append(SubLayer(kind, index, norm, body, (into,), gate=gate, stream=stream))
+        anatomy.sublayers.append(
+            SubLayer(kind, index, norm, body, (into,), gate=gate, stream=stream, windowed=kind == "attn")
+        )

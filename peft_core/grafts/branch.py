@@ -32,3 +32,16 @@ class Branch(Graft):
         if self.factor != 1.0:
             change = change * self.factor
         return y + change.to(y.dtype)
+
+
+class Given(Graft):
+    """Lets a branch read what a module gives."""
+
+    def __init__(self, branch: Branch) -> None:
+        super().__init__()
+        self.__dict__["branch"] = branch
+
+    def after(self, y: Tensor) -> Tensor:
+        if self.branch.enabled:
+            state()[self.branch.key] = y
+        return y

@@ -36,8 +36,12 @@ def root() -> nn.Module | None:
 
 def opening(model: nn.Module, args: tuple) -> None:
     """The adapted model's forward pre-hook."""
-    if not torch.compiler.is_compiling():
-        _STATE.set({_OUTER: _STATE.get(), _ROOT: model})
+    if torch.compiler.is_compiling():
+        return
+    outer = within = _STATE.get()
+    while within is not None:  # a forward of this model that Ctrl-C ended, which calls no hook, is over
+        within, outer = within.get(_OUTER), within.get(_OUTER) if within.get(_ROOT) is model else outer
+    _STATE.set({_OUTER: outer, _ROOT: model})
 
 
 def closing(model: nn.Module, args: tuple, output: Any) -> None:

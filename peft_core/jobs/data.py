@@ -12,9 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import torch
 from peft_data import ClassificationData, open_data
 from peft_data.base import Pictures
+from peft_data.cache import check_decoding
+from peft_data.cache_file import fingerprint as of_split
 from peft_data.frames import decode_for_training
 from peft_data.names import formats, named
 from peft_data.video.clips import Clips
@@ -73,15 +74,19 @@ class Data(Choice):
 
     def open(self) -> ClassificationData:
         """The data set; the same object each time it is asked for with the same options."""
+        check_decoding(**self._decoding())
         options = {k: v for k, v in self.options.items() if k not in DECODING and (v is not None or k == "root")}
         opened = _opened(self.name, json.dumps(options, sort_keys=True))
         must_encode(opened.class_names, "the class")
         return opened
 
+    def _decoding(self) -> dict[str, Any]:
+        return {key: self.options[key] for key in DECODING if self.options.get(key) is not None}
+
     def decode(self, pictures: Pictures, size: tuple[int, int], augment: str = "none", **how: Any) -> Any:
         """The pictures at the model's size, unreadable ones dealt with as `on_bad_image` says; to train on with an `augment`
         that cuts parts, in their own frames."""
-        options = {key: self.options[key] for key in DECODING if self.options.get(key) is not None}
+        options = self._decoding()
         if isinstance(pictures, Clips):
             decoded: Any = decode_clips_for_training(pictures, size, augment, **options, **how)
             if decoded.short:
@@ -101,21 +106,20 @@ class Data(Choice):
         return decoded
 
 
-def fingerprint(data: ClassificationData) -> str:
-    """Of a data set's pictures, labels and class names: it changes with any file's name, size or time of change."""
-    digest = hashlib.sha256("\n".join(data.class_names).encode(errors="surrogateescape"))
-    for part in (data.train, data.val, data.test):
-        digest.update(part.labels.numpy().tobytes())
-        if isinstance(part.items, torch.Tensor):
-            digest.update(part.items.numpy().tobytes())
-        elif part.is_files:
-            for number, path in enumerate(part.items):
-                stat = path.stat() if path.exists() else None
-                name = f"{part.name(number)} {stat and (stat.st_size, int(stat.st_mtime))}\n"
-                digest.update(name.encode(errors="surrogateescape"))
-        else:
-            digest.update(str(getattr(part.items, "fingerprint", len(part))).encode())
-    return digest.hexdigest()[:16]
+def left_out(data: ClassificationData, decoded: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run did not use, for its results: how many files of the data's folder are no pictures (or clips), and by split the
+    names of those that cannot be read."""
+    unread = {split: list(part.left_out) for split, part in decoded.items() if part is not None and part.left_out}
+    return {"files": data.left_out, "unreadable": unread}
+
+
+def fingerprint(data: ClassificationData) -> str | None:
+    """Of a data set's pictures, labels and class names: it changes with any file's path, size or time of change. None
+    where it cannot be known."""
+    parts = [of_split(part) for part in (data.train, data.val, data.test) if len(part)]
+    if None in parts:
+        return None
+    return hashlib.sha256("\n".join([*data.class_names, *map(str, parts)]).encode()).hexdigest()[:16]
 
 
 def _is_of(name: str, module: ModuleType) -> bool:

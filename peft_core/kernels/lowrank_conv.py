@@ -75,13 +75,13 @@ class Narrow:
 
 def on_each(matrix: Tensor, x: Tensor) -> Tensor:
     """M x for each x of a batch; `@` would first copy the batch where M is a parameter's."""
-    return torch.bmm(matrix.expand(len(x), -1, -1), x)
+    return torch.bmm(matrix.expand(x.shape[0], -1, -1), x)
 
 
 def add_on_each(y: Tensor, matrix: Tensor, x: Tensor, scale: float) -> None:
     """y (B, c, h, w) += s · M x"""
     if y.is_contiguous():
-        y.flatten(2).baddbmm_(matrix.expand(len(x), -1, -1), x, alpha=scale)
+        y.flatten(2).baddbmm_(matrix.expand(x.shape[0], -1, -1), x, alpha=scale)
     else:
         y.add_(on_each(matrix, x).view(y.shape), alpha=scale)
 

@@ -70,7 +70,11 @@ class Bottleneck(nn.Module):
             x = x * self.gamma
         if not isinstance(self.scale, float) or self.scale != 1.0:
             x = x * self.scale
-        if self.drop_path and self.training:
-            keep = 1 - self.drop_path
-            x = x * (x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep) / keep)
+        return drop_samples(x, self.drop_path, self.training)
+
+
+def drop_samples(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Drop path: x of a sample is 0 with probability `rate` in training, else x / (1 − rate)."""
+    if not rate or not training:
         return x
+    return x * (x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - rate) / (1 - rate))

@@ -221,7 +221,7 @@ def test_other_mistakes():
     with pytest.raises(PeftError, match="no anatomy for torch.nn.modules.linear.Linear: known families are"):
         adapt(nn.Linear(2, 2), "lora")
     with pytest.raises(PeftError, match="cannot take extra tokens"):
-        adapt(MODELS["eva"].model(), "vpt")
+        adapt(MODELS["clip_text_model"].model(), "vpt")
     with pytest.raises(PeftError, match='already has an adaptation "lora"'):
         adapt(adapt(VIT.model(), "lora"), "lora")
     with pytest.raises(PeftError, match="has no adaptation"):

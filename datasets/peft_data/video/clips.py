@@ -111,6 +111,11 @@ class DecodedClips:
         return len(self.labels)
 
     @property
+    def left_out(self) -> dict[str, str]:
+        """Clips that could not be read and are left out, so far: name and reason."""
+        return dict(self.skipped) | self.broken
+
+    @property
     def decodes(self) -> bool:
         """Whether there is something to decode or cut when a clip is asked for."""
         return self.frames is None

@@ -1,0 +1,1 @@
+"""Side networks beside the frozen model."""
