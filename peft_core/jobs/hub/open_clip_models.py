@@ -17,7 +17,6 @@ from peft_core.jobs.hub.reach import PICKLES, in_cache, must_reach
 from peft_core.jobs.hub.references import REFERENCE, reference_of
 from peft_core.jobs.runs.process import tell
 
-
 LOOK = ("mean", "std", "interpolation", "resize_mode")
 
 
