@@ -72,7 +72,8 @@ def fit(
         eval_on: Score test, or val, to choose settings by.
         cache_views: Augmented views of each picture whose features are computed once, where the image tower is frozen;
             0 turns the cache off.
-        augment: none, flip, crop_flip or randaug.
+        augment: none, flip, crop_flip, crop_half_flip (at least half of the area), randaug; parts are cut from the file's own
+            frame.
         optimizer: SGD with momentum 0.9, or AdamW.
         lr: Highest learning rate.
         weight_decay: Not for biases and other 1-D tensors.
