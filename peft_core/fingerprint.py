@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from peft_core.adapter_state import also_trained
 from peft_core.attach import Record, is_inserted
+from peft_core.configuration import configuration_of, differs
 from peft_core.errors import PeftError
 from peft_core.stock import head_of
 
@@ -32,6 +33,7 @@ def backbone_of(model: nn.Module, without: Iterable[str] = ()) -> dict[str, Any]
         "name": _name(model),
         "parameters": sum(p.numel() for p in frozen.values()),
         "fingerprint": _sketch(frozen),
+        "configuration": configuration_of(model),
     }
 
 
@@ -65,4 +67,8 @@ def check_backbone(model: nn.Module, card: dict[str, Any], folder: Path, without
         names = f" ({card['name']}, this one is {here['name']})" if card["name"] or here["name"] else ""
         raise PeftError(
             f"{folder} was trained on a backbone with other weights{names}: load that one, or force the load if you mean it."
+        )
+    if what := differs(card.get("configuration") or {}, here["configuration"]):
+        raise PeftError(
+            f"{folder} was trained on a backbone that is made otherwise ({what}): load that one, or force the load."
         )

@@ -32,7 +32,9 @@ class Renamed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         new = importlib.import_module(str(_new_name(module.__name__)))
-        vars(module).update({key: value for key, value in vars(new).items() if not key.startswith("__")})
+        vars(module).update(
+            {key: value for key, value in vars(new).items() if not key.startswith("__") or key == "__file__"}
+        )
 
 
 def _new_name(old: str) -> str | None:

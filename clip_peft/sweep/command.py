@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from clip_peft.fit import fit
 from clip_peft.sweep.protocols import Row, Trial, trials, unscored
-from peft_core.config_files import find_config
 from peft_core.errors import PeftError
-from peft_core.files import read_yaml
+from peft_core.files import read_text
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.sweep.jobs import assignments, check_option, nested, slug
+from peft_core.jobs.sweep.preset import planned
 from peft_core.values import Seed, Whole
 
 DECIDED = ("data", "method", "backbone", "out", "shots", "classes", "seed", "overwrite")
@@ -23,6 +23,8 @@ PLANNED: dict[str, Any] = {
     "backbone": "reference",
 }  # fmt: skip
 """What a sweep consists of, and what it is where nothing is said."""
+WRITTEN = ("runs", "results.csv", "table.md", "report.html")
+"""What an older sweep left, whose plan was not kept."""
 
 
 @command("clip")
@@ -60,18 +62,19 @@ def sweep(
         overwrite: Run again what was run with other settings.
     """
     given = {key: value for key, value in locals().items() if key in PLANNED and value is not None}
-    plan = PLANNED | (with_preset(sweep, given | {"out": out}) if sweep else given)
+    plan = with_preset(sweep, given)
     for name in ("protocol", "data", "methods"):
         if not plan[name]:
             raise PeftError(f"a sweep needs --{name}, or a preset that says it (--sweep NAME).")
     folder, methods = Path(out).expanduser().absolute(), plan["methods"]
     own = own_settings(plan)
-    planned = list(trials(plan["protocol"], plan["data"], plan["targets"], methods, plan["seeds"], plan["shots"]))
-    jobs = {trial: settings_of(trial, folder, own[trial.method], plan["backbone"]) for trial in planned}
+    asked = list(trials(plan["protocol"], plan["data"], plan["targets"], methods, plan["seeds"], plan["shots"]))
+    jobs = {trial: settings_of(trial, folder, own[trial.method], plan["backbone"]) for trial in asked}
     for settings in {trial.method: settings for trial, settings in jobs.items()}.values():
         fit.resolve([("", settings)])  # a mistake is told before anything runs
     from clip_peft.sweep.report import write_tables
     from clip_peft.sweep.worker import carry_out
+    from peft_core.jobs.sweep.folder import SweepFolder
     from peft_core.jobs.sweep.outcome import Outcome
     from peft_core.jobs.sweep.pool import Pool, default_workers
 
@@ -87,23 +90,22 @@ def sweep(
         )
         tell(f"[{len(rows)}/{len(jobs)}, {time.monotonic() - began:.0f} s] {trial}: {outcome.error or words}")
         if len(rows) % 8 == 0 or len(rows) == len(jobs):
-            inorder = [row for one in planned for row in rows.get(one, ())]
+            inorder = [row for one in asked for row in rows.get(one, ())]
             write_tables(folder, plan["protocol"], inorder, failed, f"{len(rows)} of {len(jobs)} runs")
 
     def parcel(trial: Trial, out: Path) -> tuple[Any, ...]:
         return trial, jobs[trial], overwrite
 
-    with Pool(*default_workers(workers, threads), folder, carry_out, parcel) as pool:
-        pool.run(jobs, done)
-    print(f"{folder / 'table.md'}\n\n{(folder / 'table.md').read_text()}")
+    with SweepFolder(out, plan, overwrite, "clip_peft sweep", WRITTEN):
+        with Pool(*default_workers(workers, threads), folder, carry_out, parcel) as pool:
+            pool.run(jobs, done)
+    print(f"{folder / 'table.md'}\n\n{read_text(folder / 'table.md')}")
     return 1 if failed else 0
 
 
-def with_preset(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """A sweep's YAML with the given options over it."""
-    path = find_config("sweep", name, "clip")
-    found = sweep.resolve([(str(path), read_yaml(path)), ("", given)])
-    return {key: value for key, value in found.items() if key in PLANNED and value is not None}
+def with_preset(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The plan of a sweep's YAML with the given settings over it."""
+    return planned(sweep, PLANNED, name, given)
 
 
 def own_settings(plan: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:

@@ -11,13 +11,14 @@ from typing import Any
 
 import clip_peft.training.job  # noqa: F401  with all that it needs, once for all workers
 from clip_peft.fit import fit
+from clip_peft.learner import OtherClasses
 from clip_peft.sweep.protocols import Row, Trial, row_of
 from clip_peft.use import report
 from peft_core.card import WEIGHTS
-from peft_core.errors import PeftError
-from peft_core.files import write_files
-from peft_core.jobs.cli.options import hints
-from peft_core.jobs.data import Data, common
+from peft_core.files import read_json, write_files
+from peft_core.jobs.cli.options import MethodChoice, hints
+from peft_core.jobs.data import Data, common, fingerprint
+from peft_core.jobs.sweep.code import code_hash
 from peft_core.jobs.sweep.jobs import slug
 from peft_core.jobs.sweep.outcome import Outcome, trained
 
@@ -30,7 +31,8 @@ def carry_out(trial: Trial, settings: dict[str, Any], overwrite: bool) -> Outcom
         overwrite: run again what was run with other settings.
     """
     with Outcome() as outcome, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        results = trained(fit, settings, overwrite)
+        code = code_hash("clip_peft.training.job", MethodChoice.accepts(settings["method"]["name"]).__module__)
+        results = trained(fit, settings, overwrite, code)
         rows: list[Row] = []
         for column, target, classes in trial.scored:
             known = target is None and classes == trial.classes
@@ -41,21 +43,21 @@ def carry_out(trial: Trial, settings: dict[str, Any], overwrite: bool) -> Outcom
 
 
 def scored(run: Path, data: dict[str, Any], target: str | None, classes: str) -> dict[str, Any]:
-    """`test`'s figures of a run, kept beside it as long as its adapter is the same; {} for a method that cannot name these
-    classes."""
+    """`test`'s figures of a run, kept beside it as long as its adapter and the data are the same; {} for a method that
+    cannot name these classes."""
+    other = Data(target, {key: value for key, value in data.items() if key in hints(common)}) if target else None
+    chosen = (other or Data(data["name"], {key: value for key, value in data.items() if key != "name"})).absolute()
     adapter = hashlib.sha256((run / "adapter" / WEIGHTS).read_bytes()).hexdigest()
+    made_from = {"adapter": adapter, "data": fingerprint(chosen.open())}
     name = f"scores-{slug(target or data['name'])}-{classes}.json"
     if (run / name).is_file():
-        found = json.loads((run / name).read_text())
-        if found["adapter"] == adapter:
+        found = read_json(run / name, "delete it")
+        if all(found.get(key) == value for key, value in made_from.items()):
             return found
-    shared = {key: value for key, value in data.items() if key in hints(common)}
     try:
-        found = report(str(run), Data(target, shared).absolute() if target else None, "test", classes, True, quiet=True)
-    except PeftError as error:
-        if "cannot name other classes" not in str(error):
-            raise
+        found = report(str(run), chosen if target else None, "test", classes, True, quiet=True)
+    except OtherClasses:
         return {}
-    found["adapter"] = adapter
+    found |= made_from
     write_files(run, {name: json.dumps(found).encode()})
     return found

@@ -14,12 +14,11 @@ from diffusion_peft.commands.suited import unet_methods
 from diffusion_peft.control.options import is_control
 from diffusion_peft.evaluation.tables import show, write_evaluation
 from diffusion_peft.protocols import find_protocol
-from peft_core.config_files import find_config
 from peft_core.errors import PeftError
-from peft_core.files import read_yaml
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.sweep.jobs import Job, assignments, check_option, expand_methods, grid_points, nested
+from peft_core.jobs.sweep.preset import planned
 from peft_core.values import Seed, Whole
 
 if TYPE_CHECKING:
@@ -80,8 +79,7 @@ def sweep(
         "base": base,
         "evaluation": evaluation.options,
     }
-    given = {key: value for key, value in options.items() if value}
-    plan = PLANNED | (preset(sweep, given) if sweep else {}) | given
+    plan = with_preset(sweep, {key: value for key, value in options.items() if value})
     if not plan["data"]:
         raise PeftError("a sweep needs --data, for instance world/subjects/0 world/subjects/1.")
     from peft_core.jobs.sweep.folder import SweepFolder
@@ -97,13 +95,9 @@ def sweep(
     return 1 if failed else 0
 
 
-def preset(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """A sweep's YAML; its evaluation options with the given ones over them."""
-    path = find_config("sweep", name, "diffusion")
-    found = sweep.resolve([(str(path), read_yaml(path)), ("", {"out": "-"})])
-    found["evaluation"] = found["evaluation"].options
-    given["evaluation"] = found["evaluation"] | given.get("evaluation", {})
-    return {key: found[key] for key in PLANNED if found[key]}
+def with_preset(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The plan of a sweep's YAML with the given settings over it."""
+    return planned(sweep, PLANNED, name, given)
 
 
 def trainings(plan: dict[str, Any]) -> list[Job]:

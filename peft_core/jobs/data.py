@@ -12,10 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import torch
 from peft_data import ClassificationData, open_data
 from peft_data.base import Pictures
 from peft_data.cache import check_decoding
+from peft_data.cache_file import fingerprint as of_split
 from peft_data.frames import decode_for_training
 from peft_data.names import formats, named
 from peft_data.video.clips import Clips
@@ -113,21 +113,13 @@ def left_out(data: ClassificationData, decoded: Mapping[str, Any]) -> dict[str, 
     return {"files": data.left_out, "unreadable": unread}
 
 
-def fingerprint(data: ClassificationData) -> str:
-    """Of a data set's pictures, labels and class names: it changes with any file's name, size or time of change."""
-    digest = hashlib.sha256("\n".join(data.class_names).encode(errors="surrogateescape"))
-    for part in (data.train, data.val, data.test):
-        digest.update(part.labels.numpy().tobytes())
-        if isinstance(part.items, torch.Tensor):
-            digest.update(part.items.numpy().tobytes())
-        elif part.is_files:
-            for number, path in enumerate(part.items):
-                stat = path.stat() if path.exists() else None
-                name = f"{part.name(number)} {stat and (stat.st_size, int(stat.st_mtime))}\n"
-                digest.update(name.encode(errors="surrogateescape"))
-        else:
-            digest.update(str(getattr(part.items, "fingerprint", len(part))).encode())
-    return digest.hexdigest()[:16]
+def fingerprint(data: ClassificationData) -> str | None:
+    """Of a data set's pictures, labels and class names: it changes with any file's path, size or time of change. None
+    where it cannot be known."""
+    parts = [of_split(part) for part in (data.train, data.val, data.test) if len(part)]
+    if None in parts:
+        return None
+    return hashlib.sha256("\n".join([*data.class_names, *map(str, parts)]).encode()).hexdigest()[:16]
 
 
 def _is_of(name: str, module: ModuleType) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from peft_core.config_files import find_config
 from peft_core.errors import PeftError
-from peft_core.files import read_yaml
 from peft_core.jobs.cli.command import command
+from peft_core.jobs.sweep.preset import planned
 from peft_core.values import Seed, Whole
 
 
@@ -50,8 +49,7 @@ def sweep(
         overwrite: Change the plan of a sweep, and run again what another version of the code made.
     """
     given = {key: value for key, value in locals().items() if key in PLANNED and value is not None}
-    chosen = (with_preset(sweep, given | {"out": out}) if sweep else given).items()
-    plain = PLANNED | {key: value for key, value in chosen if key in PLANNED and value is not None}
+    plain = with_preset(sweep, given)
     if (plain["best"] > 0) != bool(plain["best_seeds"]):
         raise PeftError("best and best_seeds go together: so many of the best methods get those seeds too.")
     from vision_peft.sweep.run import run_sweep  # needs Lightning, which other commands must not wait for
@@ -66,6 +64,6 @@ PLANNED: dict[str, Any] = {
 """What a sweep's plan consists of, and what it is where nothing is said."""
 
 
-def with_preset(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    path = find_config("sweep", name, "vision")
-    return sweep.resolve([(str(path), read_yaml(path)), ("", given)])
+def with_preset(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The plan of a sweep's YAML with the given settings over it."""
+    return planned(sweep, PLANNED, name, given)

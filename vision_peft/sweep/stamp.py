@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import importlib
-import inspect
 import json
 from pathlib import Path
 
@@ -14,10 +12,11 @@ import peft_data.cache_file
 
 import peft_core
 from peft_core.config_files import find_config
-from peft_core.files import read_yaml
+from peft_core.files import read_json, read_yaml
 from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RESULTS
+from peft_core.jobs.sweep.code import code_hash
 from peft_core.jobs.sweep.jobs import Job
 from vision_peft import reference
 
@@ -27,7 +26,7 @@ STAMP = ".stamp"
 def differs(out: Path, job: Job) -> str:
     """How the stamp of a finished run in the sweep's folder differs from the one it would get now; "" where it does not."""
     path = out / f"{job.folder}{STAMP}"
-    old = json.loads(path.read_text()) if path.is_file() else {}
+    old = read_json(path) if path.is_file() else {}
     new = stamp_of(job)
     new |= stamp_of_recipe(old["recipe"].partition(" ")[0]) if "recipe" in old else {"recipe": "?"}
     differing = [f"{key} {old.get(key, 'unknown')} there, {new[key]} now" for key in new if old.get(key) != new[key]]
@@ -60,14 +59,9 @@ def stamp_of_recipe(name: str) -> dict[str, str]:
 
 @functools.cache
 def stamp_of_method(name: str) -> str:
-    """Of the method's code, comments and docstrings apart, and of the preset's settings."""
-    module = inspect.getmodule(MethodChoice.accepts(name))
-    assert module is not None
-    tree = ast.parse(inspect.getsource(module))
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.Module)) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return _hash((ast.dump(tree) + json.dumps(MethodChoice.preset(name), sort_keys=True)).encode())
+    """Of all code that a run of the method imports, comments and docstrings apart, and of the preset's settings."""
+    code = code_hash("vision_peft.job", "vision_peft.fit", MethodChoice.accepts(name).__module__)
+    return _hash((code + json.dumps(MethodChoice.preset(name), sort_keys=True)).encode())
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from peft_data.augment import augment_of
 from peft_data.base import Pictures
 from torch import nn
 
-from peft_core.files import write_files
+from peft_core.files import read_json, write_files
 from peft_core.jobs.data import Data
 from peft_core.jobs.hub.backbone import Backbone
 from peft_core.jobs.runs.folder import OtherRun, plain_config
@@ -43,7 +43,7 @@ def carry_out(settings: dict[str, Any], out: Path, folder: str, stamp: dict[str,
         outcome.notes = data.notes
         stamp = stamp | stamp_of_recipe(ready["recipe"])
         mark = run.path.with_name(run.path.name + STAMP)
-        if not mark.is_file() or json.loads(mark.read_text()) != stamp:
+        if not mark.is_file() or read_json(mark) != stamp:
             run.clear()  # what another version began is not gone on with
             write_files(mark.parent, {mark.name: json.dumps(stamp).encode()})
         try:

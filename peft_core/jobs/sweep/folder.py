@@ -7,7 +7,9 @@ errors/       tracebacks of failing runs
 
 from __future__ import annotations
 
+import shlex
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,15 @@ LEAST_FREE = 100 << 20
 
 
 class SweepFolder:
-    """The folder of one sweep; within `with` no other process runs it."""
+    """The folder of one sweep; within `with` no other process runs it.
 
-    def __init__(self, path: str, plan: dict[str, Any], overwrite: bool, program: str) -> None:
+    Args:
+        own: names that a folder without a plan may hold and be this sweep's.
+    """
+
+    def __init__(
+        self, path: str, plan: dict[str, Any], overwrite: bool, program: str, own: Collection[str] = ()
+    ) -> None:
         self.program = program
         self.path = Path(path).expanduser().absolute()
         if self.path.is_file():
@@ -42,7 +50,7 @@ class SweepFolder:
                     f"{self.path} holds another sweep ({key} is {content.get(key)} there, {plan[key]} here): give another "
                     "--out, or --overwrite to change its plan; runs that both plans have are kept."
                 )
-        elif is_used(self.path, own={LOCK}):
+        elif is_used(self.path, own={LOCK, *own}):
             raise PeftError(f"{self.path} holds files that are no sweep's: give --out another folder.")
         self.path.mkdir(parents=True, exist_ok=True)
         self.check_space()
@@ -57,8 +65,10 @@ class SweepFolder:
         self.write_plan()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         self.lock.release()
+        if isinstance(error, KeyboardInterrupt):
+            error.args = (*(error.args or (130,)), "the same command goes on with the runs that are not finished")
 
     def check_space(self) -> None:
         free = shutil.disk_usage(self.path).free
@@ -71,7 +81,7 @@ class SweepFolder:
     def write_plan(self) -> None:
         import yaml
 
-        text = f"# Run this again, or go on with it: {self.program} --config {self.path}\n"
+        text = f"# Run this again, or go on with it: {self.program} --config {shlex.quote(str(self.path))}\n"
         content = {"command": self.program} | self.plan | {"out": str(self.path)}
         write_files(self.path, {CONFIG: (text + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode()})
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from peft_data import DataError
 
 from peft_core.errors import PeftError
-from peft_core.jobs.runs.folder import OtherRun
+from peft_core.files import read_json, write_files
+from peft_core.jobs.runs.folder import CONFIG, OtherRun, RunFolder
 
 
 @dataclasses.dataclass
@@ -45,8 +48,24 @@ class Outcome:
         return True
 
 
-def trained(fit: Callable[..., dict[str, Any]], settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """The results of `fit`, read where the run is finished; another run in its folder is replaced with `overwrite`."""
+def trained(fit: Callable[..., dict[str, Any]], settings: dict[str, Any], overwrite: bool, code: str) -> dict[str, Any]:
+    """The results of `fit`, read where the run is finished; another run in its folder is replaced with `overwrite`.
+
+    Args:
+        code: the hash of the code that makes them, kept beside the folder.
+
+    Raises:
+        OtherRun: other settings or other code made what is there.
+    """
+    run = Path(settings["out"])
+    mark = run.with_name(f"{run.name}.stamp")
+    there = (run / CONFIG).is_file()
+    other = there and (read_json(mark) if mark.is_file() else {}).get("code") != code
+    if other and not overwrite:
+        raise OtherRun(f"{run} was made by other code: give another --out, or --overwrite to run it again.")
+    if other:
+        RunFolder(run, "").clear()
+    write_files(mark.parent, {mark.name: json.dumps({"code": code}).encode()})
     try:
         return fit(**(settings | {"overwrite": False}))
     except OtherRun:
