@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import torch
 from peft_data import ClassificationData
 from peft_data.cache import DecodedPictures
@@ -30,7 +29,15 @@ from peft_core.errors import PeftError
 from peft_core.jobs.data import left_out
 from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
 from peft_core.jobs.runs.folder import RunFolder
-from peft_core.jobs.runs.training import CHECKPOINT, Progress, SaveState, make_trainer, planned_steps, quiet
+from peft_core.jobs.runs.training import (
+    CHECKPOINT,
+    Progress,
+    SaveState,
+    make_trainer,
+    planned_steps,
+    quiet,
+    seed_everything,
+)
 from peft_core.method import Method
 from peft_core.registry import make_method
 
@@ -65,7 +72,7 @@ def run(
     card: dict[str, Any] = {"command": folder.program}
     saver = SaveState(folder.path, settings["save_every"], lambda: saved.save(whole, folder.path / "adapter", **card))
     count = settings["batch_size"] if settings["batch_size"] <= len(data.train) else len(data.train)
-    lightning.pytorch.seed_everything(settings["seed"], verbose=False)
+    seed_everything(settings["seed"], verbose=False)
     model, tokenizer, about = load(settings["backbone"])
     method, options = resolved(settings["method"].build(), settings["template"], data.name)
     whole = OpenVocabulary(model, method, data.class_names, tokenizer, memory=settings["text_memory"], **options)

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import torch
 from torch import nn
 
@@ -31,7 +30,15 @@ from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.learning import load_bitsandbytes
 from peft_core.jobs.runs.outcome import measured
 from peft_core.jobs.runs.process import tell
-from peft_core.jobs.runs.training import CHECKPOINT, Progress, SaveState, make_trainer, planned_steps, quiet
+from peft_core.jobs.runs.training import (
+    CHECKPOINT,
+    Progress,
+    SaveState,
+    make_trainer,
+    planned_steps,
+    quiet,
+    seed_everything,
+)
 from peft_core.method import Method
 
 OF_DENOISER = ("optimizer", "lr", "text_lr", "weight_decay", "warmup", "final_lr", "prior_weight", "snr_gamma",
@@ -158,7 +165,7 @@ def models(
     base: Base, settings: dict[str, Any], method: Method, tokens: list[NewToken], trains_text: bool
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The adapted UNet, and the text encoders where they train, at step 0."""
-    lightning.pytorch.seed_everything(settings["seed"], verbose=False)
+    seed_everything(settings["seed"], verbose=False)
     unet = base.part("unet")
     if settings["method"].name != "textual_inversion":
         adapt(unet, method).train()
