@@ -42,6 +42,9 @@ class Method:
     """Whether running statistics of the stock model's norms move while it trains, and are saved."""
     silences_dropout: ClassVar[bool] = False
     """Whether dropout and drop path of the frozen model are off while it trains."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What it takes besides a frozen model's weights: `head` (a classifier's), `tokens` (a stream that takes more of them),
+    `file` (it is made from a file alone), `words` (a tokenizer that learns new ones), `condition` (given before each call)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_peft.base.bases import Base
 from diffusion_peft.base.texts import add_token, fix_pooling
@@ -43,11 +43,20 @@ def add_vectors(base: Base, known: dict[str, int], token: str, tensors: Sequence
     firsts = _add(base, known, token, len(tensors[0]))
     for number, (encoder, vectors) in enumerate(zip(base.text_encoders, tensors, strict=True)):
         fix_pooling(encoder, base.tokenizers[number])
-        adapt(encoder, "textual_inversion", name=name, first=firsts[number], initial=[0] * len(vectors))
+        install_words(encoder, name, firsts[number], [0] * len(vectors))
         for _, _, graft in grafts_named(encoder, name):
             with torch.no_grad():
                 graft.vectors.copy_(vectors)  # type: ignore[union-attr,operator]
         encoder.requires_grad_(False).eval()
+
+
+def install_words(encoder: nn.Module, name: str, first: int, initial: Sequence[int]) -> None:
+    """Vectors of new tokens beside a text encoder's table, as the adaptation `name`.
+
+    Args:
+        first: id of the first one. initial: the ids that they start as.
+    """
+    adapt(encoder, "textual_inversion", name=name, first=first, initial=initial)
 
 
 def _add(base: Base, known: dict[str, int], token: str, vectors: int) -> list[int]:

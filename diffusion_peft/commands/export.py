@@ -78,20 +78,23 @@ def export(
 
 
 def _write_control(loaded: Run, run: str, target: Path, dtype: str) -> Path:
-    from diffusion_peft.control.files import FORMATS as as_files
     from diffusion_peft.control.files import write_control
 
     if not loaded.controls:
         raise PeftError(f"{run} was trained with {_weights_name(loaded).partition('__')[2]}, which is no control.")
     (use,) = loaded.controls
-    print(f"{use.name.partition('__')[2]}: {as_files[use.name.partition('__')[2]]}")
+    (adaptation,) = pick(loaded.unet, use.name)
+    print(f"{adaptation.method.name}: {adaptation.method.file}")  # type: ignore[attr-defined]
     return write_control(loaded.unet, target, use.name, getattr(torch, dtype))
 
 
 def _custom_diffusion(loaded: Run, run: str) -> Adaptation:
     adaptation = pick(loaded.unet, _weights_name(loaded))[0]
-    if adaptation.method.name != "custom_diffusion":
-        raise PeftError(f"{run} was trained with {adaptation.method.name}, not with custom_diffusion.")
+    if not adaptation.trained or not adaptation.method.keeps_originals:
+        raise PeftError(
+            f"{run} was trained with {adaptation.method.name}, not with custom_diffusion or another method that trains weights "
+            "of cross attention whole."
+        )
     return adaptation
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion_peft.commands.ranges import Denoising, Side, Vectors
+from diffusion_peft.commands.task import task_of
 from diffusion_peft.control.options import ControlOptions, check_control, is_control
 from diffusion_peft.data.concepts import Concept, read_concepts
 from diffusion_peft.personalize.slider_options import SliderOptions
+from diffusion_peft.training.needs import needs_of
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
@@ -22,10 +24,11 @@ def recipe_of(settings: dict[str, Any]) -> str:
     """The recipe that suits the options."""
     if settings["slider"].options:
         return "concept_slider"
+    name = settings["method"].build().name
+    if name in list_configs("recipe", "diffusion"):
+        return name
     if is_control(settings):
-        return settings["method"].name if settings["method"].name in list_configs("recipe", "diffusion") else "control"
-    if settings["method"].name in ("textual_inversion", "custom_diffusion"):
-        return settings["method"].name
+        return "control"
     return "dreambooth" if settings["prompt"] else "text_to_image"
 
 
@@ -144,7 +147,7 @@ def fit(
     def work(config: dict[str, Any]) -> dict[str, Any]:
         from diffusion_peft.training.job import run
 
-        return run(folder, concepts, settings, config)
+        return run(folder, task_of(settings, concepts), config)
 
     return run_once(folder, settings, work, headline)
 
@@ -166,9 +169,9 @@ def check(settings: dict[str, Any]) -> list[Concept]:
             "fit needs --data: a folder of pictures, world/subjects/0, or a list of concepts in a .json file."
         )
     concepts = read_concepts(settings)
-    if settings["method"].name == "textual_inversion" and any(c.placeholder is None for c in concepts):
+    if "words" in needs_of(settings["method"]) and any(c.placeholder is None for c in concepts):
         raise PeftError(
-            'textual_inversion needs --placeholder "<toy>" and --initializer toy: what trains is a new token.'
+            f'{settings["method"].name} needs --placeholder "<toy>" and --initializer toy: what trains is a new token.'
         )
     for concept in concepts:
         if concept.prior is not None and concept.class_prompt is None:

@@ -40,7 +40,7 @@ def join_(*, run: list[str], out: str) -> Path:
     trained: list[dict[str, Tensor]] = []
     for path, loaded in zip(run, single, strict=True):
         adaptation = next(iter(record_of(loaded.unet).adaptations.values())) if _is_adapted(loaded) else None
-        if adaptation is None or adaptation.method.name != "custom_diffusion" or not loaded.tokens:
+        if adaptation is None or not adaptation.trained or not loaded.tokens:
             raise PeftError(f"{path} is no Custom Diffusion run with new tokens: join takes those alone.")
         parameters = dict(loaded.unet.named_parameters())
         trained.append({key: parameters[key].detach().clone() for key in adaptation.trained})

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusion_peft.training.tasks import Task
+from diffusion_peft.control.options import is_control
+from diffusion_peft.data.concepts import Concept
+
+if TYPE_CHECKING:
+    from diffusion_peft.training.tasks import Task
 
 
-def task_of(settings: dict[str, Any]) -> Task:
-    from diffusion_peft.control.options import is_control
-
+def task_of(settings: dict[str, Any], concepts: list[Concept]) -> Task:
+    """The task of `fit`'s settings; what trains is imported here."""
     if settings["slider"].options:
         from diffusion_peft.personalize.slider_task import SliderTask as kind
     elif is_control(settings):
-        from diffusion_peft.control.task import ControlTask as kind
+        from diffusion_peft.control.task import ControlTask as kind  # type: ignore[assignment]
     else:
-        kind = Task
-    return kind(settings)
+        from diffusion_peft.training.tasks import Task as kind  # type: ignore[assignment]
+    return kind(settings, concepts)

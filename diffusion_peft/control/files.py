@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,10 @@ from peft_core.files import write_files
 from peft_core.fingerprint import backbone_of, check_backbone
 
 Tensors = dict[str, Tensor]
-FORMATS = {
-    "controlnet": "a folder for ControlNetModel.from_pretrained",
-    "t2i_adapter": "a folder for T2IAdapter.from_pretrained",
-    "ip_adapter": "ip_adapter.safetensors for load_ip_adapter",
-    "gligen": "unet/ for StableDiffusionGLIGENPipeline, and gligen.safetensors without the base's weights",
-    "control_lora": "control_lora.safetensors: changes to a ControlNetModel.from_unet",
-    "controlnext": "controlnext.safetensors (the network) and increments.safetensors (changes of the UNet's weights)",
-}
 
 
 def write_control(unet: nn.Module, out: Path, name: str | None = None, dtype: torch.dtype | None = None) -> Path:
-    """Writes a UNet's control (the only one where `name` is None) as `FORMATS` says; the folder.
+    """Writes a UNet's control (the only one where `name` is None) as its method does (`ControlMethod.file`); the folder.
 
     Raises:
         PeftError: no control or several, one that is scaled, or one that no other program can run.
@@ -44,11 +35,11 @@ def write_control(unet: nn.Module, out: Path, name: str | None = None, dtype: to
         raise PeftError(
             f"{adaptation.name} is scaled to {adaptation.scale}: set_scale(model, 1.0) before exporting it."
         )
-    _WRITERS[adaptation.method.name](unet, adaptation, found[0][1], out, dtype)
+    adaptation.method.write(unet, adaptation, found[0][1], out, dtype)  # type: ignore[attr-defined]
     return out
 
 
-def _saved(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: torch.dtype | None) -> None:
+def write_model(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: torch.dtype | None) -> None:
     if getattr(adaptation.method, "join", "zero") != "zero":
         raise PeftError(
             "diffusers' ControlNetModel adds its residuals as they are, and this one normalises them: use the run itself "
@@ -64,7 +55,7 @@ def _saved(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: tor
     ModelMixin.save_pretrained(net, out)
 
 
-def _image_prompt(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: torch.dtype | None) -> None:
+def write_image_prompt(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: torch.dtype | None) -> None:
     tensors = {f"image_proj.{key}": value for key, value in original_names(control.net.state_dict()).items()}
     for number, layer in zip(attention_numbers(unet), control.partners, strict=True):
         tensors[f"ip_adapter.{number}.to_k_ip.weight"] = layer.to_k.weight
@@ -103,7 +94,7 @@ _RESAMPLER = {".ln0.": ".0.norm1.", ".ln1.": ".0.norm2.", ".attn.to_out.0.": ".0
               ".ff.1.net.0.proj.": ".1.1.", ".ff.1.net.2.": ".1.3.", ".ff.0.": ".1.0."}  # fmt: skip
 
 
-def _grounding(unet: nn.Module, adaptation: Any, control: Control, out: Path, dtype: torch.dtype | None) -> None:
+def write_grounding(unet: nn.Module, adaptation: Any, control: Control, out: Path, dtype: torch.dtype | None) -> None:
     tensors = gligen_tensors(unet, control)
     mark = {"base": json.dumps(backbone_of(unet))}
     _write(out, "gligen.safetensors", tensors, dtype, mark)
@@ -154,7 +145,7 @@ def read_gligen(unet: nn.Module, file: str | Path, force: bool = False) -> Any:
     return gated(unet, load_file(file))
 
 
-def _changes(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: torch.dtype | None) -> None:
+def write_changes(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: torch.dtype | None) -> None:
     tensors = {key: value for key, value in control.state_dict().items() if not key.startswith("changes.")}
     for path, change in control.changes.items():
         key = f"{path.replace('/', '.')}.weight"
@@ -163,7 +154,7 @@ def _changes(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: t
     _write(out, "control_lora.safetensors", tensors, dtype, header)
 
 
-def _light(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: torch.dtype | None) -> None:
+def write_light(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: torch.dtype | None) -> None:
     _write(
         out,
         "controlnext.safetensors",
@@ -181,9 +172,3 @@ def _write(
 ) -> None:
     plain = {key: value.detach().cpu().to(dtype or value.dtype).contiguous() for key, value in tensors.items()}
     write_files(out, {name: save(plain, {"format": "pt"} | (header or {}))})
-
-
-_WRITERS: dict[str, Callable[..., None]] = {
-    "controlnet": _saved, "t2i_adapter": _saved, "ip_adapter": _image_prompt, "gligen": _grounding,
-    "control_lora": _changes, "controlnext": _light,
-}  # fmt: skip

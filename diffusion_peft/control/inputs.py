@@ -16,6 +16,7 @@ from diffusion_peft.base.bases import Base
 from diffusion_peft.control.conditions import compute
 from diffusion_peft.control.data import Grounded, Pair
 from diffusion_peft.control.grounding import MOST_BOXES, encode_boxes
+from diffusion_peft.control.method import ControlMethod
 from diffusion_peft.data.buckets import Crop, cut
 from diffusion_peft.data.cache import Cache, fingerprint, key_of
 from peft_core.errors import PeftError
@@ -156,12 +157,14 @@ def inputs_for(
     Raises:
         PeftError: conditions that the method cannot take.
     """
-    if (method.name == "gligen") != (kind == "box"):
-        raise PeftError(
-            f"{method.name} cannot take the condition {kind}: gligen takes box, the other methods all others."
+    assert isinstance(method, ControlMethod)
+    if (method.takes == "boxes") != (kind == "box"):
+        wanted = (
+            "box alone" if method.takes == "boxes" else "all others, and box is for methods of boxes such as gligen"
         )
-    if method.name == "gligen":
+        raise PeftError(f"{method.name} cannot take the condition {kind}: it takes {wanted}.")
+    if method.takes == "boxes":
         return BoxInputs(base)
-    if method.name == "ip_adapter":
+    if method.takes == "features":
         return FeatureInputs(kind, options["image_encoder"], method.plus, method.width, cache, device)  # type: ignore[attr-defined]
     return PictureInputs(kind, method.channels)  # type: ignore[attr-defined]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from diffusion_peft.control.conditions import check_condition
-from diffusion_peft.control.files import FORMATS
 from diffusion_peft.data.concepts import Concept
+from diffusion_peft.training.needs import needs_of
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.options import Choice
 
@@ -60,9 +60,7 @@ class ControlOptions(Choice):
 
 def is_control(settings: dict[str, Any]) -> bool:
     """Whether a run's method is a control (`settings` as `fit` has them, or a run folder's config)."""
-    method = settings["method"]
-    name = method.build().name if hasattr(method, "build") else method["name"] if isinstance(method, dict) else method
-    return name in FORMATS
+    return "condition" in needs_of(settings["method"])
 
 
 def check_control(settings: dict[str, Any]) -> list[Concept]:

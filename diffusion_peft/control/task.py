@@ -24,8 +24,8 @@ from peft_core.method import Method
 class ControlTask(Task):
     module = Controlled
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: dict[str, Any], concepts: list[Concept]) -> None:
+        super().__init__(settings, concepts)
         self.control = settings["control"].all()
         self.control["image_encoder"] = tower_of(self.control, settings["data"])
 
@@ -36,7 +36,7 @@ class ControlTask(Task):
         return ControlSamples(folder, self.settings, self.control["until"])
 
     def prepare(
-        self, base: Base, concepts: list[Concept], device: torch.device, trains_text: bool, samples: Samples
+        self, base: Base, device: torch.device, trains_text: bool, samples: Samples
     ) -> tuple[Any, dict[str, Any]]:
         assert isinstance(samples, ControlSamples)
         examples, shown = prepare_pairs(base, self.method(base), self.settings, self.control, device)

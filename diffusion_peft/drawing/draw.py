@@ -59,6 +59,16 @@ def check_drawing(base: Base, how: Drawing) -> None:
             raise PeftError(f"{base.name} draws sides that are multiples of {base.least_side}: try --{name} {near}.")
 
 
+def drawing_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_precision(dtype: str, device: torch.device) -> None:
+    """Raises PeftError: a precision that this device cannot compute a base in."""
+    if dtype == "float16" and device.type == "cpu":
+        raise PeftError("--dtype float16 needs a GPU: a processor's norms have none; use float32, or bfloat16.")
+
+
 def check_clip_skip(base: Base, clip_skip: int) -> None:
     """Raises PeftError: more layers left out than a text encoder has; SDXL's stop one before the last anyway."""
     depth = min(int(base.config(part).get("num_hidden_layers", 12)) for part in base.text_parts)

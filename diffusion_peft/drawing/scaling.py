@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from peft_core import set_scale
+from peft_core.adaptation import set_scale
+from peft_core.attach import Adaptation
+
+
+def _sized(models: Iterable[nn.Module], prefix: str = "") -> Iterator[tuple[nn.Module, Adaptation]]:
+    """The adaptations whose effect has a size: all but those of words."""
+    for model in models:
+        record = model.__dict__.get("_peft_record")
+        for adaptation in list(record.adaptations.values()) if record else ():
+            if adaptation.name.startswith(prefix) and "words" not in adaptation.method.needs:
+                yield model, adaptation
 
 
 def set_scales(models: Iterable[nn.Module], scale: float, prefix: str = "") -> int:
@@ -15,18 +25,13 @@ def set_scales(models: Iterable[nn.Module], scale: float, prefix: str = "") -> i
     Raises:
         PeftError: an adaptation that keeps no originals (`full`).
     """
-    count = 0
-    for model in models:
-        record = model.__dict__.get("_peft_record")
-        for adaptation in list(record.adaptations.values()) if record else ():
-            if adaptation.name.startswith(prefix) and adaptation.method.name != "textual_inversion":
-                set_scale(model, scale, adaptation.name)
-                count += 1
-    return count
+    found = list(_sized(models, prefix))
+    for model, adaptation in found:
+        set_scale(model, scale, adaptation.name)
+    return len(found)
 
 
 def can_be_scaled(models: Iterable[nn.Module]) -> bool:
     """Whether there is an adaptation with a size, and none that keeps no originals (`full`)."""
-    records = [model.__dict__["_peft_record"] for model in models if "_peft_record" in model.__dict__]
-    methods = [adaptation.method for record in records for adaptation in record.adaptations.values()]
-    return all(m.keeps_originals for m in methods) and any(m.name != "textual_inversion" for m in methods)
+    found = [adaptation.method for _, adaptation in _sized(models)]
+    return bool(found) and all(method.keeps_originals for method in found)

@@ -5,10 +5,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from diffusion_peft.control.encoders import SHRINK, empty_copy, new_parts, shared_copy
+from diffusion_peft.control.files import write_changes
+from diffusion_peft.control.method import ControlMethod
 from diffusion_peft.methods.controlnet import Encoder
 from peft_core.errors import PeftError
 from peft_core.grafts.classes import swap_class
-from peft_core.method import Method, Plan
+from peft_core.method import Plan
 from peft_core.parts.lowrank import LowRank
 
 ENCODER = ("down_blocks.", "mid_block.", "time_embedding.", "add_embedding.")
@@ -33,7 +35,7 @@ class LeanEncoder(Encoder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlLoRA(Method):
+class ControlLoRA(ControlMethod):
     """Control-LoRA: a ControlNet whose encoder is the UNet's own, changed at low rank.
 
     W_c = W + (α / r) B A for every linear and convolution of the encoder; hint encoder and zero convolutions are new, as
@@ -52,6 +54,8 @@ class ControlLoRA(Method):
     channels: int = 3
     shrink: int | None = None
 
+    file: ClassVar[str] = "control_lora.safetensors: changes to a ControlNetModel.from_unet"
+    write = staticmethod(write_changes)
     not_mergeable: ClassVar[str | None] = (
         "it reads a condition; `export --format control` writes a file of its changes."
     )

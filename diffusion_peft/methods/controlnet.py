@@ -5,8 +5,10 @@ from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control, add_residuals
 from diffusion_peft.control.encoders import SHRINK, empty_copy, new_parts, openness, own_copy, run_encoder
+from diffusion_peft.control.files import write_model
+from diffusion_peft.control.method import ControlMethod
 from peft_core.grafts.graft import Call, Graft
-from peft_core.method import Method, Plan
+from peft_core.method import Plan
 
 
 class Encoder(Control):
@@ -92,7 +94,7 @@ def cross_normalise(c: Tensor, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlNet(Method):
+class ControlNet(ControlMethod):
     """ControlNet: a trained copy of the UNet's encoder, joined to the frozen one by zero convolutions.
 
     Zhang et al., "Adding Conditional Control to Text-to-Image Diffusion Models", ICCV 2023:
@@ -114,6 +116,8 @@ class ControlNet(Method):
     channels: int = 3
     shrink: int | None = None
 
+    file: ClassVar[str] = "a folder for ControlNetModel.from_pretrained"
+    write = staticmethod(write_model)
     not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes a ControlNetModel."
 
     @property

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control
 from diffusion_peft.control.encoders import SHRINK
+from diffusion_peft.control.files import write_light
+from diffusion_peft.control.method import ControlMethod
 from diffusion_peft.methods.controlnet import cross_normalise
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Graft
-from peft_core.method import Method, Plan
+from peft_core.method import Plan
 
 
 class LightNet(nn.Module):
@@ -85,7 +87,7 @@ class Inject(Graft):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlNeXt(Method):
+class ControlNeXt(ControlMethod):
     """ControlNeXt: a light network whose features join the UNet once, with cross normalisation.
 
     Peng et al., "ControlNeXt: Powerful and Efficient Control for Image and Video Generation", 2024: behind the first down
@@ -105,6 +107,10 @@ class ControlNeXt(Method):
     shrink: int | None = None
 
     identity: ClassVar[bool] = False
+    file: ClassVar[str] = (
+        "controlnext.safetensors (the network) and increments.safetensors (changes of the UNet's weights)"
+    )
+    write = staticmethod(write_light)
     not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes its files."
 
     def install(self, plan: Plan) -> None:

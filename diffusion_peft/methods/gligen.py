@@ -1,12 +1,14 @@
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control
+from diffusion_peft.control.files import write_grounding
+from diffusion_peft.control.method import ControlMethod
 from peft_core.grafts.graft import Graft, match
-from peft_core.method import Method, Plan
+from peft_core.method import Plan
 
 
 class Grounding(Control):
@@ -76,7 +78,7 @@ class Carry(Graft):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GLIGEN(Method):
+class GLIGEN(ControlMethod):
     """GLIGEN: boxes with phrases, through gated self attention in every transformer block.
 
     Li et al., "GLIGEN: Open-Set Grounded Text-to-Image Generation", CVPR 2023: a box and its phrase become a token
@@ -86,6 +88,9 @@ class GLIGEN(Method):
     suggested), then 0. 209,102,240 parameters on SD 1.5.
     """
 
+    takes: ClassVar[Literal["picture", "features", "boxes"]] = "boxes"
+    file: ClassVar[str] = "unet/ for StableDiffusionGLIGENPipeline, and gligen.safetensors without the base's weights"
+    write = staticmethod(write_grounding)
     not_mergeable: ClassVar[str | None] = (
         "it reads boxes; `export --format control` writes a UNet for GLIGEN's pipeline."
     )

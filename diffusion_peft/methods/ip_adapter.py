@@ -1,14 +1,16 @@
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control
+from diffusion_peft.control.files import write_image_prompt
+from diffusion_peft.control.method import ControlMethod
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Graft, match
-from peft_core.method import Method, Plan
+from peft_core.method import Plan
 
 DIM_HEAD = 64
 """Of the resampler's attention; loaders tell its number of heads by it."""
@@ -77,7 +79,7 @@ class OverImage(Graft):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IPAdapter(Method):
+class IPAdapter(ControlMethod):
     """IP-Adapter: a picture as prompt, by keys and values of its own beside those of the text.
 
     Ye et al., "IP-Adapter: Text Compatible Image Prompt Adapter for Text-to-Image Diffusion Models", 2023:
@@ -97,6 +99,9 @@ class IPAdapter(Method):
     plus: bool = False
 
     identity: ClassVar[bool] = False
+    takes: ClassVar[Literal["picture", "features", "boxes"]] = "features"
+    file: ClassVar[str] = "ip_adapter.safetensors for load_ip_adapter"
+    write = staticmethod(write_image_prompt)
     not_mergeable: ClassVar[str | None] = (
         "it reads a picture; `export --format control` writes a file for load_ip_adapter."
     )

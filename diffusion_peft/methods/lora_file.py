@@ -22,7 +22,7 @@ class LoRAFile(Method):
 
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"file"})
+    needs: ClassVar[tuple[str, ...]] = ("file",)
 
     def install(self, plan: Plan) -> None:
         if not self.layers:

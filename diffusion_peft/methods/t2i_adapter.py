@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control, add_residuals
 from diffusion_peft.control.encoders import SHRINK
-from peft_core.method import Method, Plan
+from diffusion_peft.control.files import write_model
+from diffusion_peft.control.method import ControlMethod
+from peft_core.method import Plan
 
 
 class Maps(Control):
@@ -27,7 +29,7 @@ class Maps(Control):
 
 
 @dataclass(frozen=True, kw_only=True)
-class T2IAdapter(Method):
+class T2IAdapter(ControlMethod):
     """T2I-Adapter: a small network turns the condition into one feature map for each level of the UNet's encoder.
 
     Mou et al., "T2I-Adapter: Learning Adapters to Dig Out More Controllable Ability for Text-to-Image Diffusion Models",
@@ -45,6 +47,8 @@ class T2IAdapter(Method):
     shrink: int | None = None
 
     identity: ClassVar[bool] = False
+    file: ClassVar[str] = "a folder for T2IAdapter.from_pretrained"
+    write = staticmethod(write_model)
     not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes a T2IAdapter."
 
     def install(self, plan: Plan) -> None:

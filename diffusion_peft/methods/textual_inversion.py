@@ -49,6 +49,7 @@ class TextualInversion(Method):
     first: int = 0
     initial: Sequence[int] = ()
 
+    needs: ClassVar[tuple[str, ...]] = ("words",)
     not_mergeable: ClassVar[str | None] = (
         "its tokens belong to a tokenizer too: `diffusion_peft merge` writes the whole pipeline."
     )

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from diffusion_peft.base.bases import Base, load_base
 from diffusion_peft.base.texts import check_length
-from diffusion_peft.drawing.draw import Chunk, Drawing, check_drawing, draw, embed, embed_negative
+from diffusion_peft.drawing.draw import (
+    Chunk,
+    Drawing,
+    check_drawing,
+    check_precision,
+    draw,
+    drawing_device,
+    embed,
+    embed_negative,
+)
 from diffusion_peft.drawing.scaling import set_scales
 from diffusion_peft.use.adapters import add_file, add_run, config_of, short_names
 from peft_core.errors import PeftError
@@ -103,7 +112,7 @@ class Run:
             check_length(self.base, text, "the prompt")
         check_length(self.base, negative, "the negative prompt")
         check_drawing(self.base, how)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = drawing_device()
         for model in self.models.values():
             model.to(device)
         known = {text: embed(self.base, text, self.clip_skip) for text in dict.fromkeys(text for text, _ in asked)}
@@ -169,6 +178,7 @@ def combine(
     named = base or next((config["base"] for config in configs if config), None)
     if named is None:
         raise PeftError("which base? Name it with --base, as none of these adapters is a run folder.")
+    check_precision(dtype, drawing_device())
     run = Run(load_base(named, dtype))
     for folder, config, name, (_, weight) in zip(folders, configs, short_names(folders), adapters, strict=True):
         has_scale = True

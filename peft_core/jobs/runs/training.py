@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peft_core.adapter_state import adapter_state
+from peft_core.stock import adapter_state
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.runs.process import duration
@@ -30,8 +30,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.plugins.io import TorchCheckpointIO  # noqa: E402
 from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
 
-__all__ = ["AtomicCheckpoints", "LightningModule", "Progress", "SaveState", "keep_trainables", "make_trainer",
-           "planned_steps", "quiet", "read_checkpoint", "seed_everything"]  # fmt: skip
+__all__ = ["AtomicCheckpoints", "Callback", "LightningModule", "Progress", "SaveState", "keep_trainables", "make_trainer",
+           "planned_steps", "quiet", "read_checkpoint", "seed_everything", "Trainer"]  # fmt: skip
 CHECKPOINT = "last.ckpt"
 
 

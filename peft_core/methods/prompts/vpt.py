@@ -33,6 +33,7 @@ class VPT(Method):
     dropout: Rate = 0.0
     pool_prompts: bool = False
     identity: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("tokens",)
     silences_dropout: ClassVar[bool] = True
     not_mergeable: ClassVar[str | None] = "prompt tokens are part of the sequence, not of a weight."
 
