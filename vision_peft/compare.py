@@ -41,7 +41,7 @@ def compare(*, runs: list[str], out: str | None = None) -> str:
 
 
 def read(run: Path) -> dict[str, Any]:
-    results = json.loads((run / "results.json").read_text())
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     if results["accuracy"] is None:
         raise PeftError(f"{run} was not scored, so there is nothing to compare.")
     return results

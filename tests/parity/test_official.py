@@ -213,7 +213,7 @@ def check(
             parameter.grad,
             part,
             rtol=1e-8,
-            atol=1e-7 if case == "ssf" else 1e-10,
+            atol=1e-10,
             msg=lambda text, name=name: f"{name}: {text}",
         )
     with torch.no_grad():
@@ -221,7 +221,7 @@ def check(
             parameter -= STEP * parameter.grad
         model.eval()
         after()
-        torch.testing.assert_close(run(), there["stepped"], rtol=1e-8, atol=1e-6 if case == "ssf" else 1e-9)
+        torch.testing.assert_close(run(), there["stepped"], rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", CASES)

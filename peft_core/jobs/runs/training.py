@@ -22,7 +22,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from peft_core.adapter_state import adapter_state
+from peft_core.stock import adapter_state
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.runs.process import duration
