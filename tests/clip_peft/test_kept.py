@@ -168,6 +168,28 @@ def test_threads_share_a_model_with_different_prompts(build: Any, method: str, h
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    "build, method, hyper",
+    [
+        (clip, "maple", dict(depth=3)),
+        (clip, "promptsrc", dict(depth=2, template="a photo of a {}.")),
+        (siglip, "maple", dict(depth=3)),
+        (custom_clip, "coop", dict(context=4)),
+    ],
+)
+def test_activation_checkpointing_runs_blocks_again_with_their_prompts(build: Any, method: str, hyper: dict[str, Any]):
+    whole, labels = moved(OpenVocabulary(build(), method, NAMES, tokenizer(), **hyper)), torch.tensor([0, 1, 2, 3])
+
+    def gradients() -> list[torch.Tensor]:
+        return list(torch.autograd.grad(whole.loss(pictures(), labels), whole.trainable()))
+
+    expected = gradients()
+    whole.model.set_grad_checkpointing(True)
+    whole.model.train()  # checkpointing is off in eval mode; these towers draw no chance
+    for found, one in zip(gradients(), expected, strict=True):
+        close(found, one)
+
+
 def test_a_forward_that_raises_leaves_nothing_in_the_model():
     whole = moved(OpenVocabulary(clip(), "maple", NAMES, tokenizer(), depth=2))
     stock = whole.model.encode_image(pictures())
