@@ -19,11 +19,11 @@ from peft_core.values import Count, NotNegative, Positive, Seed, Share, Whole
 
 
 def recipe_of(settings: dict[str, Any]) -> str:
-    """The recipe that is called as the method, else CLIP-LoRA's for what grafts and CoOp's for the others."""
-    method = settings["method"]
-    if method.name in list_configs("recipe", "clip"):
-        return method.name
-    return "lora" if method.build().grafts else "coop"
+    """The recipe that is called as the preset or as the method it sets, else CLIP-LoRA's for what grafts and CoOp's."""
+    choice, recipes = settings["method"], list_configs("recipe", "clip")
+    method = choice.build()
+    found = next((name for name in (choice.name, method.name) if name in recipes), None)
+    return found or ("lora" if method.grafts else "coop")
 
 
 @command("clip", default_recipe=recipe_of)
@@ -41,7 +41,7 @@ def fit(
     eval_on: Literal["test", "val"] = "test",
     cache_views: Whole = 10,
     augment: str = "crop_flip",
-    optimizer: Literal["sgd", "adamw"] = "sgd",
+    optimizer: Literal["sgd", "adamw", "adam"] = "sgd",
     lr: Positive = 2e-3,
     weight_decay: NotNegative = 5e-4,
     batch_size: Count = 32,
@@ -68,12 +68,13 @@ def fit(
         shots: Training pictures a class, drawn as CoOp draws them; 0 takes all.
         classes: `base` trains and scores the first half of the labels, `new` the others.
         seed: Of the draw, the start, the order of the pictures and all chance in training.
-        template: Text around a class name, with {}; a data set's name; or `ensemble`. By default the data set's own.
+        template: Text around a class name, with {}; a data set's name; or `ensemble`. By default the method's own, which is
+            the one that its authors give for the data set; "a photo of a {}." for methods that graft, as CLIP-LoRA's authors.
         eval_on: Score test, or val, to choose settings by.
         cache_views: Augmented views of each picture whose features are computed once, where the image tower is frozen;
             0 turns the cache off.
-        augment: none, flip, crop_flip or randaug.
-        optimizer: SGD with momentum 0.9, or AdamW.
+        augment: none, flip, crop_flip, crop_half_flip (parts of half the area or more) or randaug.
+        optimizer: SGD with momentum 0.9, AdamW, or Adam, whose weight decay is L2.
         lr: Highest learning rate.
         weight_decay: Not for biases and other 1-D tensors.
         batch_size: Pictures a step, over all devices; a rest that fills no step is left out.

@@ -12,7 +12,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from peft_core.adaptation import adapt, take_out
-from peft_core.adapter_state import adapter_state, also_trained
 from peft_core.attach import Record, grafts_named, hook, inserted_by, is_inserted, record_of, unwrapped
 from peft_core.card import CARD, FORMAT, WEIGHTS, check_tensors, read_card, read_weights
 from peft_core.errors import PeftError
@@ -22,7 +21,7 @@ from peft_core.former import tensors_of
 from peft_core.grafts.head import OwnHead, copied_head
 from peft_core.method import Method
 from peft_core.registry import check_known, make_method
-from peft_core.stock import head_of, trained_head
+from peft_core.stock import adapter_state, also_trained, head_of, trained_head
 
 _LIBRARIES = ("torch", "timm", "open_clip_torch", "diffusers", "transformers", "safetensors")
 
@@ -170,8 +169,8 @@ def _give_head(model: nn.Module, name: str, weights: dict[str, Tensor]) -> dict[
     """A head of its own for an adaptation, of the file's number of classes; the file's tensors under their keys there."""
     moved = dict(weights)
     for path in record_of(model).head_paths:
-        own = {key: value for key, value in weights.items() if key.startswith(f"{path}.") and not is_inserted(key)}
         there = {k: v for k, v in weights.items() if k.startswith(f"{path}.peft.{name}.head.instead.")}
+        own = {k: v for k, v in weights.items() if k.startswith(f"{path}.") and not is_inserted(k) and not there}
         if not own and not there:
             continue
         bias = next((v for k, v in (own | there).items() if k.endswith("bias")), None)

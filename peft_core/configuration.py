@@ -33,7 +33,7 @@ def configuration_of(model: nn.Module) -> dict[str, str]:
     found: dict[str, Counter[str]] = {}
     for _, module in _stock(model):
         for trait in _TRAITS:
-            if isinstance(value := module.__dict__.get(trait), _PLAIN):
+            if trait in module.__dict__ and isinstance(value := module.__dict__[trait], _PLAIN):
                 found.setdefault(trait, Counter())[str(value)] += 1
         bare = not module._modules and not module._parameters and not module._buffers
         if bare and type(module).__name__ not in _OF_NO_EFFECT:

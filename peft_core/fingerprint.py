@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_core.adapter_state import also_trained
 from peft_core.attach import Record, is_inserted
+from peft_core.configuration import configuration_of, differs
 from peft_core.errors import PeftError
-from peft_core.stock import head_of
+from peft_core.stock import also_trained, head_of
 
 BUCKETS, _TOLERANCE = 8, 0.02
 
@@ -32,6 +32,7 @@ def backbone_of(model: nn.Module, without: Iterable[str] = ()) -> dict[str, Any]
         "name": _name(model),
         "parameters": sum(p.numel() for p in frozen.values()),
         "fingerprint": _sketch(frozen),
+        "configuration": configuration_of(model),
     }
 
 
@@ -65,4 +66,8 @@ def check_backbone(model: nn.Module, card: dict[str, Any], folder: Path, without
         names = f" ({card['name']}, this one is {here['name']})" if card["name"] or here["name"] else ""
         raise PeftError(
             f"{folder} was trained on a backbone with other weights{names}: load that one, or force the load if you mean it."
+        )
+    if what := differs(card.get("configuration") or {}, here["configuration"]):
+        raise PeftError(
+            f"{folder} was trained on a backbone that is made otherwise ({what}): load that one, or force the load."
         )

@@ -16,7 +16,7 @@ from peft_core.jobs.runs.learning import Learning
 
 
 class Contrast(Learning):
-    """The method's loss, AdamW or SGD (momentum 0.9), and CoOp's schedule: of E epochs, the first w at the constant rate
+    """The method's loss, AdamW, Adam or SGD (momentum 0.9), and CoOp's schedule: of E epochs, the first w at the constant rate
     `warmup_lr`, then lr · (f + (1 − f) · (1 + cos(π (e − w) / E)) / 2) in epoch e, f = `final_lr`. With `stepwise` e goes
     up with every step rather than every epoch, and the cosine ends with the run: (e − w) / (E − w).
 

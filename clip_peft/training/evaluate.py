@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,11 @@ import torch
 from peft_data.cache import DecodedPictures, decoded
 from torch import Tensor
 
+from clip_peft.frozen import mean_features
+from clip_peft.learner import OpenVocabularyMethod
+from clip_peft.text.templates import DEFAULT
 from clip_peft.training.features import CHUNK, Encoder
+from peft_core.adaptation import disabled
 from peft_core.jobs.reports.scores import Scores, by_class, sure
 
 BINS = 15
@@ -46,6 +51,23 @@ def batches_of_logits(encoder: Encoder, pictures: Any) -> Iterator[Tensor]:
     for start in range(0, len(pictures), size):
         part = [view[start : start + size].to(encoder.device) for view in features]
         yield whole.logits(torch.stack(part, dim=1) if views else part[0], weights)
+
+
+@torch.no_grad()
+def zero_shot(encoder: Encoder, pictures: Any, template: Any = None) -> float:
+    """The stock model's accuracy on the same pictures and names, by the method's own texts (`template` for methods that graft,
+    else the method's), to stand beside what was learnt."""
+    whole = encoder.whole.eval()
+    clip, names = whole.learner.clip, whole.class_names
+    text = template or getattr(whole.learner.method, "template", DEFAULT)
+    grafted = not isinstance(whole.method, OpenVocabularyMethod)
+    with disabled(whole.model) if grafted else contextlib.nullcontext():
+        weights = mean_features(clip.text_passes(names, text))
+        right = 0
+        for start, features in encoder.stock_features(pictures):
+            best = (features.to(encoder.device) @ weights.t().to(features.dtype)).argmax(-1).cpu()
+            right += int((best == pictures.labels[start : start + len(best)]).sum())
+    return right / len(pictures)
 
 
 def test_augment(method: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,15 @@ class Encoder:
         with torch.autocast(self.device.type, enabled=False):
             flat = self.whole.model.encode_image(self.images(images.flatten(0, -4)), normalize=False)  # type: ignore[operator]
         return flat.float().view(*images.shape[:-3], -1)
+
+    def stock_features(self, pictures: Any) -> Iterator[tuple[int, Tensor]]:
+        """(first row, features B E) of pictures as they are, through the stock image tower; kept ones where it is frozen."""
+        if self.frozen:
+            (features,) = self.views(pictures, [None])
+            yield from ((start, features[start : start + CHUNK]) for start in range(0, len(features), CHUNK))
+            return
+        for start in range(0, len(pictures), CHUNK):
+            yield start, self.encode(pictures.whole(range(start, min(start + CHUNK, len(pictures)))))
 
     def views(self, pictures: Any, which: Sequence[int | None], augment: str = "none", seed: int = 0) -> list[Tensor]:
         """N E for each view of pictures (uint8 N 3 H W, decoded ones, or in their own frames): None is the picture as it is

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import torch
 from peft_data import ClassificationData
 from peft_data.cache import DecodedPictures
@@ -18,19 +18,30 @@ from peft_data.video.batches import batches_of
 
 from clip_peft import saved
 from clip_peft.learner import OpenVocabularyMethod
-from clip_peft.open_vocabulary import OpenVocabulary
+from clip_peft.open_vocabulary import NamesReadAlike, OpenVocabulary
+from clip_peft.text.prompts import alike, spoken, text_ids
 from clip_peft.text.templates import DEFAULT, TEMPLATES
 from clip_peft.training.cache_search import search
 from clip_peft.training.contrast import Contrast
-from clip_peft.training.evaluate import figures, score, test_augment
+from clip_peft.training.evaluate import figures, score, test_augment, zero_shot
 from clip_peft.training.features import Encoder, Views, default_cache, frozen_image_tower
 from clip_peft.training.results import write_outcome
 from peft_core import count_parameters
 from peft_core.errors import PeftError
 from peft_core.jobs.data import left_out
 from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
+from peft_core.jobs.hub.references import REFERENCE
 from peft_core.jobs.runs.folder import RunFolder
-from peft_core.jobs.runs.training import CHECKPOINT, Progress, SaveState, make_trainer, planned_steps, quiet
+from peft_core.jobs.runs.process import tell
+from peft_core.jobs.runs.training import (
+    CHECKPOINT,
+    Progress,
+    SaveState,
+    make_trainer,
+    planned_steps,
+    quiet,
+    seed_everything,
+)
 from peft_core.method import Method
 from peft_core.registry import make_method
 
@@ -65,10 +76,15 @@ def run(
     card: dict[str, Any] = {"command": folder.program}
     saver = SaveState(folder.path, settings["save_every"], lambda: saved.save(whole, folder.path / "adapter", **card))
     count = settings["batch_size"] if settings["batch_size"] <= len(data.train) else len(data.train)
-    lightning.pytorch.seed_everything(settings["seed"], verbose=False)
+    seed_everything(settings["seed"], verbose=False)
     model, tokenizer, about = load(settings["backbone"])
     method, options = resolved(settings["method"].build(), settings["template"], data.name)
-    whole = OpenVocabulary(model, method, data.class_names, tokenizer, memory=settings["text_memory"], **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NamesReadAlike)  # among the notes
+        whole = OpenVocabulary(model, method, data.class_names, tokenizer, memory=settings["text_memory"], **options)
+    told = notes_on_names(whole, settings["backbone"])
+    for note in told:
+        tell(f"note: {note}")
     bf16 = wants_bf16(settings["precision"], whole)
     flags = {"max_epochs": planned_epochs(settings, len(data.train), len(data.class_names))}
     flags |= {"precision": "bf16-mixed"} if bf16 else {}
@@ -117,8 +133,11 @@ def run(
     found = search(encoder, val) if hasattr(whole.learner, "remember") else {}
     began = time.monotonic()
     scores = score(encoder, scored, len(data.class_names)) if scored else None
+    kept = whole.method.keeps_originals  # else there is no stock model to go back to
+    beside = zero_shot(encoder, scored, options.get("template")) if scored and kept else None
     results = {
         "accuracy": None,
+        "zero_shot_accuracy": beside,
         "ece": None,
         **(figures(scores, scored, data.class_names) if scores and scored else {"per_class": {}, "bins": []}),
         "evaluated_on": settings["eval_on"] if scored else None,
@@ -127,7 +146,7 @@ def run(
         "epoch": epochs,
         "seed": settings["seed"],
         "data": data.name,
-        "notes": data.notes,
+        "notes": (*data.notes, *told),
         "pictures": {"train": len(train), "scored": len(scored or ())},
         "left_out": left_out(data, {"train": train, "scored": scored}),
         "method": {"name": whole.method.name, **dataclasses.asdict(whole.method)} | options,
@@ -173,6 +192,22 @@ def resolved(method: Method, template: str | None, data: str) -> tuple[Method, d
     if template or (has == DEFAULT and customary):
         method = make_method(method, template=template or customary)
     return method, {}
+
+
+def notes_on_names(whole: OpenVocabulary, backbone: str) -> list[str]:
+    """What to know of the class names: those that no text tower can tell apart, and words that the model never saw."""
+    tokenizer, names = whole.learner.clip.tokenizer, whole.class_names
+    notes = [
+        f"these class names are the same tokens, so no model can tell them apart: {', '.join(group)}"
+        for group in alike(tokenizer, names)
+    ]
+    if backbone == REFERENCE:
+        words = sorted({word for name in names for word in spoken(name).split()})
+        strange = [word for word in words if len(text_ids(tokenizer, word)) != 1]
+        if strange:
+            shown = ", ".join(strange[:8]) + (f" and {len(strange) - 8} more" if len(strange) > 8 else "")
+            notes.append(f"the reference CLIP knows the words of the drawn world alone, and not {shown}")
+    return notes
 
 
 def planned_epochs(settings: dict[str, Any], pictures: int, classes: int) -> int:

@@ -43,6 +43,8 @@ def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
         ("data", f"{results['data']}: {results['pictures']['train']:,} training pictures, {results['pictures']['scored']:,} "
                  f"scored ({results['evaluated_on'] or 'nothing'})"),
         ("classes", f"{results['classes']}, {len(results['per_class'])}"),
+        ("zero-shot accuracy of the same pictures",
+         "" if results["zero_shot_accuracy"] is None else f"{100 * results['zero_shot_accuracy']:.2f} %"),
         ("expected calibration error", "" if results["ece"] is None else f"{results['ece']:.4f}"),
         ("method", outcome.method_words(results["method"])),
         ("backbone", f"{results['backbone']}, weights {results['checkpoint_family']}"),
