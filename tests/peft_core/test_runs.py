@@ -95,7 +95,8 @@ def test_full_disk_keeps_the_old_file(folder: RunFolder, monkeypatch: pytest.Mon
 
 def test_report_parts() -> None:
     assert csv_bytes([{"a": 1}, {"b": "x,y"}]) == b'a,b\n1,\n,"x,y"\n'
-    assert "<td>&lt;b&gt;</td>" in table([("<b>", 1234)]) and '<td class="n">1,234</td>' in table([("<b>", 1234)])
+    shown = table([("<b>", 1234)], ["name", "n"])
+    assert "<td>&lt;b&gt;</td>" in shown and '<td class="n">1,234</td>' in shown
     text = page("A < B", "lead", [("Part", "<p>")]).decode()
     assert "<title>A &lt; B</title>" in text and "http" not in text
     history = [{"step": 1, "lr": 0.1, "loss": 2.0}, {"step": 2, "accuracy": 0.5}, {"step": 2, "lr": 0.1, "loss": 1.0}]

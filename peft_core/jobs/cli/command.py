@@ -86,7 +86,7 @@ class Command:
             place = (key, choices.get(key.partition(".")[0], ""))
             if place not in known:
                 hint = check_key(key, self.hints, choices, where)
-                flag = key if self._is_positional(key.partition(".")[0]) else f"--{key}"
+                flag = self.name if self._is_positional(key) else f"--{key}"
                 known[place] = typed(value, hint, f"{key} in {where}" if where else flag)
             found[key] = known[place]
         return {name: self._argument(name, found, choices) for name in self.parameters}
