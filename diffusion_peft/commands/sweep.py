@@ -118,7 +118,11 @@ def trainings(plan: dict[str, Any]) -> list[Job]:
             found.append(Job(task, label, seed, point, "all", nested(settings, (*common[label], *point))))
     for job in {(job.method, job.point): job for job in reversed(found)}.values():
         check(fit.resolve([("", job.settings)]))
-    how_of(plan["evaluation"])
+    how = how_of(plan["evaluation"])
+    if not all(task.startswith("world/") for task in plan["data"]):
+        from diffusion_peft.evaluation.scorers import open_scorers
+
+        open_scorers(how.image_features, how.clip, drawn=False)  # not after a night of training
     return found
 
 
