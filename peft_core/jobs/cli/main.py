@@ -59,7 +59,7 @@ def run(program: str, commands: dict[str, Command], argv: list[str]) -> int:
         print(help_of(chosen, program, [word for word in words if word not in ("-h", "--help")]))
         return 0
     lean.own_process = True
-    result = chosen.function(**chosen.resolve(chosen.read_line(words, program)))
+    result = chosen.call(chosen.resolve(chosen.read_line(words, program)))
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
 
 
