@@ -91,9 +91,7 @@ def table(outline: nn.Module, model: nn.Module, names: list[str], some: list[str
 
 
 def prompts_of(model: nn.Module, names: list[str], context: int) -> Prompts:
-    # two names stand there twice
-    unique = [name if name not in names[:i] else name + "," for i, name in enumerate(names)]
-    return make_prompts(TextTower(model), open_clip.get_tokenizer("ViT-B-16"), unique, "{}.", context)
+    return make_prompts(TextTower(model), open_clip.get_tokenizer("ViT-B-16"), names, "{}.", context)
 
 
 def prompts_device(model: nn.Module) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from clip_peft.learner import OpenVocabularyMethod
-from clip_peft.open_vocabulary import OpenVocabulary
+from clip_peft.open_vocabulary import NamesReadAlike, OpenVocabulary
 from clip_peft.text.templates import DEFAULT
 from peft_core import save_adapter
 from peft_core.adapter_file import load_adapter, write_adapter
@@ -18,6 +19,7 @@ from peft_core.card import check_tensors, read_card, read_weights
 from peft_core.errors import PeftError
 from peft_core.fingerprint import check_backbone
 from peft_core.jobs.hub.backbone import Tokenizer
+from peft_core.method import Method
 from peft_core.registry import find_method, make_method
 
 
@@ -48,16 +50,21 @@ def load(model: nn.Module, folder: str | os.PathLike, tokenizer: Tokenizer | Non
     (entry, *others), format = card["adaptations"], card.get("format", 1)
     method = make_method(entry["method"], **find_method(entry["method"]).of_card(entry["settings"], format))
     kept = {p: p.requires_grad for p in model.parameters()}
+
+    def opened(method: str | Method, **settings: Any) -> OpenVocabulary:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NamesReadAlike)  # told when it was trained
+            return OpenVocabulary(model, method, card["class_names"], tokenizer, **settings, **options)
+
     try:
         if others or not isinstance(method, OpenVocabularyMethod):
-            text = card.get("template") or DEFAULT
-            whole = OpenVocabulary(model, "zero_shot", card["class_names"], tokenizer, template=text, **options)
+            whole = opened("zero_shot", template=card.get("template") or DEFAULT)
             load_adapter(model, folder, force)
             whole.method = method
         else:
             if not force:
                 check_backbone(model, card["backbone"], Path(folder))
-            whole = OpenVocabulary(model, method, card["class_names"], tokenizer, **options)
+            whole = opened(method)
             check_tensors(_expected(whole.learner, weights), weights, Path(folder))
             whole.learner.load_state_dict(whole.learner.from_format(weights, format))
         whole if class_names is None else whole.set_classes(class_names)

@@ -12,7 +12,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from peft_core.adaptation import adapt, take_out
-from peft_core.adapter_state import adapter_state, also_trained
 from peft_core.attach import Record, grafts_named, hook, inserted_by, is_inserted, record_of, unwrapped
 from peft_core.card import CARD, FORMAT, WEIGHTS, check_tensors, read_card, read_weights
 from peft_core.errors import PeftError
@@ -22,7 +21,7 @@ from peft_core.former import tensors_of
 from peft_core.grafts.head import OwnHead, copied_head
 from peft_core.method import Method
 from peft_core.registry import check_known, make_method
-from peft_core.stock import head_of, trained_head
+from peft_core.stock import adapter_state, also_trained, head_of, trained_head
 
 _LIBRARIES = ("torch", "timm", "open_clip_torch", "diffusers", "transformers", "safetensors")
 
@@ -148,10 +147,11 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
         for adaptation in [a for name, a in record.adaptations.items() if name not in before]:
             take_out(model, adaptation)
         raise
-    record, parameters = record_of(model), dict(model.named_parameters())
+    record, state = record_of(model), model.state_dict(keep_vars=True)
     for key in also:
-        record.loaded.setdefault(key, parameters[key].detach().clone())
-        parameters[key].requires_grad_(True)
+        record.loaded.setdefault(key, state[key].detach().clone())
+        if isinstance(state[key], nn.Parameter):
+            state[key].requires_grad_(True)
     model.load_state_dict(weights, strict=False)
     return model
 
@@ -170,8 +170,8 @@ def _give_head(model: nn.Module, name: str, weights: dict[str, Tensor]) -> dict[
     """A head of its own for an adaptation, of the file's number of classes; the file's tensors under their keys there."""
     moved = dict(weights)
     for path in record_of(model).head_paths:
-        own = {key: value for key, value in weights.items() if key.startswith(f"{path}.") and not is_inserted(key)}
         there = {k: v for k, v in weights.items() if k.startswith(f"{path}.peft.{name}.head.instead.")}
+        own = {k: v for k, v in weights.items() if k.startswith(f"{path}.") and not is_inserted(k) and not there}
         if not own and not there:
             continue
         bias = next((v for k, v in (own | there).items() if k.endswith("bias")), None)

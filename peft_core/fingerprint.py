@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_core.adapter_state import also_trained
 from peft_core.attach import Record, is_inserted
 from peft_core.configuration import configuration_of, differs
 from peft_core.errors import PeftError
-from peft_core.stock import head_of
+from peft_core.stock import also_trained, head_of
 
 BUCKETS, _TOLERANCE = 8, 0.02
 

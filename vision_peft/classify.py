@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchmetrics import CatMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from peft_core.adapter_state import adapter_state
 from peft_core.jobs.reports.scores import Scores, sure
 from peft_core.jobs.runs.learning import Learning
+from peft_core.stock import adapter_state
 from vision_peft.prefix_cache import PrefixCache
 
 

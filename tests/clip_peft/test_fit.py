@@ -1,14 +1,18 @@
 """Training from a folder of pictures to a run folder."""
 
 import csv
+import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from clip_peft.commands import main
+from clip_peft.export import export
 from clip_peft.fit import fit
 from clip_peft.use import report
 from tests.clip_peft.conftest import SHORT
@@ -89,3 +93,70 @@ def test_caching_changes_nothing_but_time(backbone: str, photos: str, tmp_path: 
         )
     one, other = (load_file(tmp_path / name / "adapter/adapter.safetensors")["context"] for name in "20")
     torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def recipe(name: str, **options) -> str:
+    from clip_peft.fit import recipe_of
+    from peft_core.jobs.cli.options import MethodChoice
+
+    return recipe_of({"method": MethodChoice(name, options)})
+
+
+def test_recipes_are_found_by_the_preset_or_by_its_method(tmp_path: Path) -> None:
+    own = tmp_path / "my_maple.yaml"
+    own.write_text("method: maple\ndepth: 2\n", encoding="utf-8")
+    assert recipe(str(own)) == "maple" and recipe("tip_adapter_f") == "tip_adapter"
+    assert recipe("tip_adapter", fine_tune=True) == "tip_adapter" and recipe("clip_lora") == recipe("bitfit") == "lora"
+    assert recipe("prograd") == recipe("clip_adapter") == "coop" and recipe("linear_probe") == "linear_probe"
+
+
+def test_published_recipes_of_caches_and_probes() -> None:
+    for name, expected in (
+        ("linear_probe", {"cache_views": 20, "warmup_epochs": 1, "warmup_lr": 1e-5, "lr": 0.1, "weight_decay": 0.0}),
+        ("tip_adapter", {"augment": "crop_half_flip", "optimizer": "adamw", "lr": 1e-3}),
+        ("taskres", {"optimizer": "adam", "lr": 2e-3}),
+    ):
+        settings = fit.resolve([("", {"data": {"name": "world/open/objects"}, "method": {"name": name}})])
+        assert {key: settings[key] for key in expected} == expected
+
+
+def test_alpha_and_beta_that_are_given_stay(backbone: str, photos: str, tmp_path: Path) -> None:
+    short = SHORT | {"epochs": 1, "shots": 2}
+    given = {"name": "tip_adapter", "alpha": 1.17, "beta": 1.0}
+    both = fit(data=photos, backbone=backbone, method=given, out=str(tmp_path / "both"), **short)
+    assert both["chosen_on_val"] == {} and (both["method"]["alpha"], both["method"]["beta"]) == (1.17, 1.0)
+    one = fit(
+        data=photos, backbone=backbone, method={"name": "tip_adapter", "beta": 5.5}, out=str(tmp_path / "one"), **short
+    )
+    assert one["method"]["beta"] == 5.5 and one["chosen_on_val"]["alpha"] == one["method"]["alpha"]
+
+
+def test_names_join_between_files_and_notes_tell_what_a_model_cannot_know(photos: str, tmp_path: Path, capsys) -> None:
+    """Folders called with underscores and in two spellings, named by the reference CLIP, which knows the drawn world alone."""
+    data = tmp_path / "photos"
+    for name, colour in (("Blue_ball", "blue"), ("Okapi", "red"), ("okapi", "green")):
+        for split in ("train", "test"):
+            shutil.copytree(Path(photos) / split / colour, data / split / name)
+    out = str(tmp_path / "run")
+    short = {"shots": 2, "cache_views": 0, "trainer": {"accelerator": "cpu"}}
+    results = fit(data=str(data), method="zero_shot", out=out, **short)
+    assert set(results["per_class"]) == {"Blue_ball", "Okapi", "okapi"}
+    assert results["zero_shot_accuracy"] == results["accuracy"]
+    notes = " ".join(results["notes"])
+    assert "no model can tell them apart: Okapi, okapi" in notes
+    assert "the reference CLIP knows the words of the drawn world alone, and not Okapi, ball, okapi" in notes
+    assert "no model can tell them apart" in capsys.readouterr().err
+    rows = list(csv.DictReader((tmp_path / "run/predictions.csv").open(encoding="utf-8")))
+    assert {row["true_class"] for row in rows} == {"Blue_ball", "Okapi", "okapi"}
+    picture = str(data / "test" / "Okapi" / "0.png")
+    assert main(["predict", picture, "--run", out]) == 0
+    assert {row["class"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))} == set(results["per_class"])
+    export(run=out, out=str(tmp_path / "plain"), what=["weights"])
+    assert json.loads((tmp_path / "plain/classes.json").read_text(encoding="utf-8"))["class_names"] == list(
+        results["per_class"]
+    )
+    assert report(out, None, "test", "trained", cache=False, quiet=True)["per_class"] == results["per_class"]
+    assert main(["predict", picture, "--run", out, "--classes", "zebra,okapi"]) == 2
+    assert "separate several by spaces, --classes zebra okapi." in capsys.readouterr().err
+    assert main(["predict", picture, "--run", out, "--classes", "cat", "cat"]) == 2
+    assert 'class name "cat" is there twice' in capsys.readouterr().err

@@ -92,6 +92,20 @@ def test_a_weight_file_does_not_say_its_activation(
         assert (note in capsys.readouterr().err) is told
 
 
+def test_a_weight_file_takes_the_look_of_its_architectures_published_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.touch()
+    monkeypatch.setattr(models, "_made", lambda *args, **options: options["force_preprocess_cfg"])
+    one = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "interpolation": "bilinear", "resize_mode": "shortest"}
+    assert load_backbone(f"MobileCLIP-S1@{file}") == one
+    assert load_backbone(f"ViT-B-16-SigLIP@{file}")["mean"] == (0.5, 0.5, 0.5)
+    assert "differ" not in capsys.readouterr().err
+    assert "mean" not in load_backbone(f"ViT-L-14@{file}")  # LAION's first weights have another than OpenAI's
+    assert "does not say its mean and std, in which ViT-L-14's published weights differ" in capsys.readouterr().err
+
+
 def test_an_adapter_on_another_model(tmp_path: Path) -> None:
     names, folder = ["cat", "tench"], tmp_path / "adapter"
     saved.save(OpenVocabulary(clip(), "coop", names, tokenizer(), context=2), folder)

@@ -34,7 +34,7 @@ def test_both_averages_and_the_spread() -> None:
     assert linear.of_groups == pytest.approx((55 + 90 + 20) / 3) and linear.of_tasks == pytest.approx(55.0)
     assert linear.spread is None
     assert vpt.of_tasks is None and vpt.groups["natural"] is None and vpt.seeds == ()
-    assert best_methods([lora, linear, vpt], 2) == ["lora"]
+    assert best_methods([lora, linear, vpt], 2, ["linear"]) == ["lora"]
 
 
 def test_groups_are_vtab_s() -> None:

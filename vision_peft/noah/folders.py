@@ -34,7 +34,7 @@ class SearchFolder(RunFolder):
         path = self.path / SCORES
         if not path.is_file():
             return {}
-        with open(path, newline="") as file:
+        with open(path, encoding="utf-8", newline="") as file:
             return {_read(row, space): _score(row) for row in csv.DictReader(file)}
 
     def write_scores(self, scores: dict[Subnet, Score], space: Space) -> None:
@@ -42,7 +42,7 @@ class SearchFolder(RunFolder):
         self.write({SCORES: csv_bytes(rows)})
 
     def read_candidates(self, space: Space) -> list[Candidate]:
-        with open(self.path / CANDIDATES, newline="") as file:
+        with open(self.path / CANDIDATES, encoding="utf-8", newline="") as file:
             return [
                 Candidate(_read(row, space), _score(row), int(row["parameters"]), int(row["generation"]), row["origin"])
                 for row in csv.DictReader(file)

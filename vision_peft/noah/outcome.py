@@ -56,7 +56,7 @@ def write(folder: RunFolder, method: NOAH, found: dict[str, dict[str, Any]], abo
     sections = [("Result", report.table(rows, HEADER) + (f"<p>{results['verdict']}</p>" if results["verdict"] else ""))]
     chart = subnet_picture(method.widths)
     if (search / RESULTS).is_file():
-        results["search"] = json.loads((search / RESULTS).read_text())
+        results["search"] = json.loads((search / RESULTS).read_text(encoding="utf-8"))
         picture = (search / "search.png").read_bytes()
         sections.append(("Search", search_words(results["search"]) + report.figure(picture, "candidates and front")))
     sections.append(("Chosen widths", report.figure(chart, "width of each method in each block")))
@@ -90,7 +90,7 @@ def table(found: Mapping[str, dict[str, Any]]) -> str:
 def finished_row(folder: Path) -> dict[str, Any] | None:
     """`row` of a folder, None where it is not finished."""
     path = folder / RESULTS
-    return row(json.loads(path.read_text())) if path.is_file() else None
+    return row(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def finished_rows(folder: Path) -> dict[str, dict[str, Any]]:

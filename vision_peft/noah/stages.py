@@ -92,7 +92,7 @@ class Stages:
         if folder.check(config, self.overwrite) == "finished":
             return
         folder.begin(config, self.overwrite)
-        pictures = json.loads((run / RESULTS).read_text())["pictures"]["val"]
+        pictures = json.loads((run / RESULTS).read_text(encoding="utf-8"))["pictures"]["val"]
         searching.carry_out(
             folder, run, self.forms, self.budget, self.evolution, seed, pictures, self.workers, self.ray
         )

@@ -11,9 +11,9 @@ from peft_data.batches import Batch, generator_of
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from peft_core.adapter_state import adapter_state
 from peft_core.attach import is_inserted
 from peft_core.grafts.graft import Graft
+from peft_core.stock import adapter_state
 from vision_peft.classify import Classifier
 from vision_peft.noah.forms import Forms
 from vision_peft.noah.space import Space, Subnet

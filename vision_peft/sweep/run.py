@@ -19,7 +19,7 @@ from peft_core.jobs.sweep.progress import Progress
 from vision_peft.sweep import report as sweep_report
 from vision_peft.sweep.plan import Plan, make_plan
 from vision_peft.sweep.stamp import differs, forget
-from vision_peft.sweep.table import best_methods, make_rows, record
+from vision_peft.sweep.table import baselines_of, best_methods, make_rows, record
 from vision_peft.sweep.worker import carry_out, parcel_of
 
 PROGRAM = "vision_peft sweep"
@@ -68,18 +68,15 @@ class Runner:
     def run(self, best: int, further: list[int]) -> int:
         """0, or 1 if a run failed."""
         plan = self.plan
-        choosing = list(plan.choosing())
-        finals = len(plan.tasks) * (
-            len(plan.methods) * len(plan.seeds) + (best + ("linear" in plan.methods)) * len(further)
-        )
+        choosing, baselines = list(plan.choosing()), baselines_of(plan.methods)
+        finals = len(plan.tasks) * (len(plan.methods) * len(plan.seeds) + (best + len(baselines)) * len(further))
         self.progress = Progress(len(choosing) + finals)
         try:
             chosen = self.choose(self.finish(choosing))
             self.finish(plan.final(chosen, plan.methods, plan.seeds))
             if further:
-                again = best_methods(make_rows(self.records(), plan.tasks), best)
-                again += [method for method in plan.methods if method == "linear"]
-                self.finish(plan.final(chosen, again, further))
+                again = best_methods(make_rows(self.records(), plan.tasks), best, baselines)
+                self.finish(plan.final(chosen, [*again, *baselines], further))
         finally:
             if self.pool is not None:
                 self.pool.close()
@@ -152,7 +149,7 @@ class Runner:
             rows = make_rows(records, plan.tasks)
             rows.sort(key=lambda row: list(plan.methods).index(row.method))
             table = sweep_report.table_md(rows, plan, rerun)
-            config = (path / CONFIG).read_text()
+            config = (path / CONFIG).read_text(encoding="utf-8")
             failed = [(str(job), why) for job, why in self.failed.items()]
             page = sweep_report.page(rows, records, self.choices, failed, plan, rerun, config)
             files = {"results.csv": report.csv_bytes(records), "table.md": table.encode(), "report.html": page}

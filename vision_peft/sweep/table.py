@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from peft_data import vtab, world
 from scipy.stats import rankdata
 
 from peft_core.jobs.sweep.jobs import Job
+from peft_core.registry import find_method, method_files
 
 GROUPS = ("natural", "specialised", "structured")
 RESAMPLES = 2000
@@ -117,10 +118,15 @@ def _spread(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def best_methods(rows: Sequence[Row], count: int, apart: str = "linear") -> list[str]:
-    """The `count` methods with the highest mean over all tasks, `apart` left out."""
+def baselines_of(methods: Sequence[str]) -> list[str]:
+    """Those of the methods that change nothing but the head."""
+    return [name for name in methods if name in method_files() and find_method(name).needs == ("head",)]
+
+
+def best_methods(rows: Sequence[Row], count: int, apart: Collection[str]) -> list[str]:
+    """The `count` methods with the highest mean over all tasks, those `apart` left out."""
     ranked = sorted((row for row in rows if row.of_tasks is not None), key=lambda row: -(row.of_tasks or 0.0))
-    return [row.method for row in ranked if row.method != apart][:count]
+    return [row.method for row in ranked if row.method not in apart][:count]
 
 
 def mean_ranks(

@@ -17,6 +17,8 @@ from peft_core.jobs.hub.reach import PICKLES, in_cache, must_reach
 from peft_core.jobs.hub.references import REFERENCE, reference_of
 from peft_core.jobs.runs.process import tell
 
+LOOK = ("mean", "std", "interpolation", "resize_mode")
+
 
 def list_backbones() -> dict[str, str]:
     """Name -> one line: the reference model and every pretrained model of open_clip."""
@@ -61,7 +63,9 @@ def load_backbone(spec: str) -> tuple[nn.Module, Tokenizer, Backbone]:
                 f"note: a weight file does not say its activation, and {architecture} has GELU: weights of OpenAI, MetaCLIP and "
                 f"DFN were trained with QuickGELU and need {architecture}-quickgelu@{file}"
             )
-        return _made(architecture, spec, Path(file).name, architecture, pretrained=_weights(Path(file), architecture))
+        weights = _weights(Path(file), architecture)
+        look = common_look(architecture)
+        return _made(architecture, spec, Path(file).name, architecture, pretrained=weights, force_preprocess_cfg=look)
     if folder.is_dir() or spec.startswith(("./", "../", "/", "~")):
         return _folder(spec, folder)
     architecture, _, tag = spec.partition("/")
@@ -77,9 +81,25 @@ def load_backbone(spec: str) -> tuple[nn.Module, Tokenizer, Backbone]:
     cached = in_cache(repository, "open_clip_model.safetensors") if repository.count("/") == 1 else None
     if not cached:
         must_reach(spec, repository or None, config.get("url"))
-    look = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode", "size") if key in config}
+    look = {key: config[key] for key in (*LOOK, "size") if key in config}
     return _made(architecture, spec, tag, architecture, pretrained=cached or tag, force_quick_gelu=quick,
                  force_preprocess_cfg=look)  # fmt: skip
+
+
+def common_look(architecture: str) -> dict[str, Any]:
+    """How pictures are prepared for a weight file of this architecture: what all of its published weights agree on. Where they
+    do not, open_clip's default stands, and a note says so."""
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    known = [open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]
+    looks = {key: {str(config.get(key)): config.get(key) for config in known} for key in LOOK}
+    unsure = [key for key in ("mean", "std") if len(looks[key]) > 1]
+    if unsure:
+        tell(
+            f"note: a weight file does not say its {' and '.join(unsure)}, in which {architecture}'s published weights differ: "
+            "OpenAI's are taken; a model folder (open_clip_config.json beside the weights) says them"
+        )
+    agreed = {key: next(iter(values.values())) for key, values in looks.items() if len(values) == 1}
+    return {key: value for key, value in agreed.items() if value is not None}
 
 
 def _known(architecture: str, tag: str | None = None) -> None:

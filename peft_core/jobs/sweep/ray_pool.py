@@ -170,7 +170,9 @@ def callback_class() -> type:
             self.end(trial, Outcome(**result["outcome"]))
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            reason = " ".join(str(trial.error_file and Path(trial.error_file).read_text()[-300:] or "unknown").split())
+            reason = " ".join(
+                str(trial.error_file and Path(trial.error_file).read_text(encoding="utf-8")[-300:] or "unknown").split()
+            )
             self.end(trial, Outcome(error=f"Ray lost its process ({reason})"))
 
     return Report
