@@ -72,12 +72,8 @@ def main() -> None:
         if frozen:
             encoder = Encoder(ours, (0.5,) * 3, (0.5,) * 3)
             some = torch.randint(0, 256, (min(8, batch), 3, height, width), dtype=torch.uint8)
-            once = (
-                seconds(lambda e=encoder, s=some: e.encode(s), args.device, of_process=True)
-                / len(some)
-                * pictures
-                * args.views
-            )
+            of_some = seconds(lambda e=encoder, s=some: e.encode(s), args.device, of_process=True)
+            once = of_some / len(some) * pictures * args.views
         width = ours.learner.clip.tower.features
         features = torch.randn(batch, width, device=args.device) if frozen else None
         runs = {"plain": step(plain, images, labels, None, args), "ours": step(ours, images, labels, features, args)}

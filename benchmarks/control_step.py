@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.diffusion_models import small_unet
 from benchmarks.diffusion_step import Step, step_options, with_input_gradient
-from benchmarks.measuring import CPU, interleaved, machine, ratios, write_ratios
+from benchmarks.measuring import CPU, interleaved, machine, ratios, wanted, write_ratios
 from diffusion_peft.control import controls_of, set_condition
 from peft_core import adapt, count_parameters
 from peft_core.counting import kept_bytes
@@ -73,7 +73,7 @@ def parameters(model: nn.Module) -> float:
 
 def main() -> None:
     args = step_options(__doc__).parse_args()
-    names = [name for name in METHODS if not args.only or any(word in name for word in args.only)]
+    names = wanted(args.only, METHODS)
     size = sum(p.numel() for p in small_unet(args.width).parameters()) / 1e6
     part = f"controls, UNet of {size:.1f} M, batch {args.batch}, {args.latent}² latents"
     print(f"{part}, {args.rounds} rounds, {machine(args.device)}")

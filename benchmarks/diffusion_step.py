@@ -17,7 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.diffusion_models import TARGETS, by_peft, ours, small_unet
-from benchmarks.measuring import CPU, autocast, has_bf16, interleaved, machine, options, peak, ratios, write_ratios
+from benchmarks.measuring import (
+    CPU,
+    autocast,
+    has_bf16,
+    interleaved,
+    machine,
+    options,
+    peak,
+    ratios,
+    wanted,
+    write_ratios,
+)
 from diffusion_peft.training.noise import denoising_loss
 from peft_core.counting import kept_bytes
 
@@ -69,7 +80,9 @@ class Step:
         device: torch.device = CPU,
     ) -> None:
         self.bf16, self.device = bf16, device
-        self.model = make(small_unet(width)).to(device).train()
+        with device:  # a UNet of full width takes seconds to be made on a CPU
+            unet = small_unet(width)
+        self.model = make(unet).to(device).train()
         chance = torch.Generator().manual_seed(1)
         self.x, self.target = (torch.randn(batch, 4, latent, latent, generator=chance).to(device) for _ in range(2))
         self.hidden = torch.randn(batch, 77, 768, generator=chance).to(device)
@@ -106,10 +119,8 @@ def compare(args: argparse.Namespace) -> None:
     part = f"UNet of {size:.1f} M, batch {args.batch}, {args.latent}² latents, {'bf16' if args.bf16 else 'float32'}"
     print(f"{part}, {args.rounds} interleaved pairs, {machine(args.device)}")
     print(f"| {'variant':34} | time to floor | kept bytes to floor | peak to floor |\n|---|---|---|---|")
-    for name, make in makers.items():
-        if args.only and not any(word in name for word in args.only):
-            continue
-        step = Step(make, *shape)  # two models in memory at a time
+    for name in wanted(args.only, makers):
+        step = Step(makers[name], *shape)  # two models in memory at a time
         kept, most = kept_bytes(step.loss, step.model) / floor_kept, step_peak(step) / floor_peak
         found = ratios(interleaved({"floor": floor.step, name: step.step}, args.rounds, args.device), "floor")[name]
         print(f"| {name:34} | {found:.2f} | {kept:.2f} | {most:.2f} |", flush=True)

@@ -7,7 +7,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,12 @@ def options(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--device", type=usable, default=CPU, metavar="{cpu,cuda}", help="cpu where nothing is said")
     parser.add_argument("--ratios", type=Path, metavar="FILE", help="write the ratios there too, a JSON line a row")
     return parser
+
+
+def wanted(words: Sequence[str], names: Iterable[str]) -> list[str]:
+    """The rows that `--only` asks for: those whose name holds a word, or is one; all without words."""
+    names = list(names)
+    return [n for n in names if not words or n in words or any(word in n for word in words if word not in names)]
 
 
 def usable(name: str) -> torch.device:

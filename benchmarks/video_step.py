@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measuring import CPU, interleaved, machine, options, ratios, write_ratios
+from benchmarks.measuring import CPU, interleaved, machine, options, ratios, wanted, write_ratios
 from benchmarks.variants import Trainer, Variant, floor, ours
 from peft_core.counting import count_flops, kept_bytes
 from vision_peft.video.over_time import DepthwiseOverTime
@@ -56,7 +56,7 @@ def steps(args: argparse.Namespace) -> None:
     print(f"{part}, {args.rounds} interleaved pairs, {machine(args.device)}")
     print(f"| {'method':22} | time | FLOPs | bytes kept |\n|---|---|---|---|")
     for variant in VARIANTS[1:]:
-        if args.methods and not any(word in variant.name for word in args.methods):
+        if variant.name not in wanted(args.methods, [v.name for v in VARIANTS]):
             continue
         own = Trainer(variant, args.arch, frames, device=args.device)
         runs = {"floor": base.step, variant.name: own.step}
