@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)  # random weights do for this
     torch.set_num_threads(1)
-    names = list(dict.fromkeys(open_clip.IMAGENET_CLASSNAMES))
+    names = open_clip.IMAGENET_CLASSNAMES
     names = names[:: max(1, len(names) // args.classes)][: args.classes]
     pictures = args.shots * len(names)
     print(f"{args.model}, {len(names)} classes, {args.shots} shots, {'bf16' if args.bf16 else 'float32'}, "

@@ -89,9 +89,7 @@ def table(
 
 
 def prompts_of(model: nn.Module, names: list[str], context: int) -> Prompts:
-    # two names stand there twice
-    unique = [name if name not in names[:i] else name + "," for i, name in enumerate(names)]
-    return make_prompts(TextTower(model), open_clip.SimpleTokenizer(), unique, "{}.", context)
+    return make_prompts(TextTower(model), open_clip.SimpleTokenizer(), names, "{}.", context)
 
 
 def step(model: nn.Module, prompts: Prompts, vectors: Tensor, name: str) -> Callable[[], tuple[Tensor, Tensor]]:

@@ -6,10 +6,9 @@ import dataclasses
 
 from torch import nn
 
-from peft_core.jobs.hub.backbone import Backbone
+from peft_core.jobs.hub.backbone import TOWER, Backbone
 from peft_core.jobs.hub.timm_models import list_backbones
 from peft_core.jobs.hub.timm_models import load_backbone as load_timm
-from peft_core.jobs.hub.towers import TOWER, load_tower
 from vision_peft.video import joint  # noqa: F401  (registers VideoMAE's architectures with timm)
 from vision_peft.video.classified import Classified
 
@@ -29,6 +28,8 @@ def load_backbone(spec: str, num_classes: int, drop_path: float = 0.0) -> tuple[
     """
     if not spec.startswith(TOWER):
         return load_timm(spec, num_classes, drop_path)
+    from peft_core.jobs.hub.towers import load_tower  # needs open_clip, which timm's models must not wait for
+
     visual, width, about = load_tower(spec.removeprefix(TOWER))
     head = nn.Linear(width, num_classes)
     nn.init.trunc_normal_(head.weight, std=0.02)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,22 @@ from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.reports import plots
+from peft_core.jobs.runs.folder import RESULTS, read_results
+from peft_core.jobs.runs.load import program_of
 
 ALIKE = ("data", "protocol", "evaluated_on", "backbone")
+NEEDED = (*ALIKE, "accuracy", "method", "seed", "parameters", "seconds")
 
 
 @command("vision")
-def compare(*, runs: list[str], out: str | None = None) -> str:
+def compare(runs: list[str], *, out: str | None = None) -> str:
     """Print a table of finished runs on one data set; runs that differ in their seed alone share a row, with the spread.
 
     Args:
-        runs: Run folders; what is no finished run is left out.
+        runs: Run folders, and folders of runs; what is no finished run is left out.
         out: Where to write compare.md and compare.png too.
     """
-    found = [read(Path(run)) for run in runs if (Path(run) / "results.json").is_file()]
+    found = [read(run) for run in finished(runs)]
     if not found:
         raise PeftError(f"none of {', '.join(runs)} holds a finished run: `vision_peft fit --out …` makes one.")
     for key in ALIKE:
@@ -40,8 +44,32 @@ def compare(*, runs: list[str], out: str | None = None) -> str:
     return text
 
 
+def finished(paths: Sequence[str]) -> list[Path]:
+    """The finished runs among these folders, and those right inside the others.
+
+    Raises:
+        PeftError: a folder that does not exist.
+    """
+    found: list[Path] = []
+    for path in (Path(each).expanduser() for each in paths):
+        if not path.is_dir():
+            raise PeftError(f"there is no folder {path}: give run folders, or a folder of them.")
+        inside = [path] if (path / RESULTS).is_file() else sorted(path.iterdir())
+        found += [each for each in inside if (each / RESULTS).is_file()]
+    return list(dict.fromkeys(found))
+
+
 def read(run: Path) -> dict[str, Any]:
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    """A run's results.
+
+    Raises:
+        PeftError: they are damaged, of another program, or without a score.
+    """
+    program_of(run, ("vision_peft",))
+    results = read_results(run)
+    missing = [key for key in NEEDED if key not in results]
+    if missing:
+        raise PeftError(f"{run / RESULTS} is damaged: it has no {missing[0]}.")
     if results["accuracy"] is None:
         raise PeftError(f"{run} was not scored, so there is nothing to compare.")
     return results

@@ -71,8 +71,8 @@ def fit(
         final_lr: Where the cosine ends, as a share of lr.
         label_smoothing: Share of the target that is spread over all classes.
         drop_path: Stochastic depth of the last block, rising from 0 in the first.
-        augment: none, flip, crop, multi_scale, jitter (each with _flip behind it, too: mirrors), randaug (mirrors) or
-            randaug_crop.
+        augment: none, flip, crop, multi_scale, jitter (each with _flip behind it, too: mirrors), crop_half_flip, randaug
+            (mirrors), randaug_crop or timm_randaug_crop; parts are cut from the file's own frame.
         resize: `squash` to the model's size, or `crop` the centre.
         normalise: The checkpoint's own mean and std, ImageNet's, 0.5, CLIP's, or none.
         video: How the model runs on clips, e.g. --video.attention joint.

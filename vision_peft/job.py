@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning.pytorch
 from peft_data import ClassificationData
 from peft_data.base import Pictures
 from peft_data.batches import Batch, Batches
@@ -20,7 +19,15 @@ from peft_core.errors import PeftError
 from peft_core.jobs.data import left_out
 from peft_core.jobs.hub.backbone import Backbone
 from peft_core.jobs.runs.folder import RunFolder
-from peft_core.jobs.runs.training import CHECKPOINT, Progress, SaveState, make_trainer, planned_steps, quiet
+from peft_core.jobs.runs.training import (
+    CHECKPOINT,
+    Progress,
+    SaveState,
+    make_trainer,
+    planned_steps,
+    quiet,
+    seed_everything,
+)
 from vision_peft.backbones import load_backbone
 from vision_peft.classify import Classifier
 from vision_peft.prefix_cache import prefix_cache
@@ -159,7 +166,7 @@ def prepare(
     data: ClassificationData, settings: dict[str, Any], load: Callable[..., tuple[nn.Module, Backbone]]
 ) -> tuple[nn.Module, Backbone]:
     """The adapted model at step 0, and what it expects of pictures."""
-    lightning.pytorch.seed_everything(settings["seed"], verbose=False)
+    seed_everything(settings["seed"], verbose=False)
     model, about = load(settings["backbone"], len(data.class_names), settings["drop_path"])
     if settings["normalise"] != "checkpoint":
         mean, std = NORMALISATIONS[settings["normalise"]]

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import torch
 from peft_data import ClassificationData
 from peft_data.cache import DecodedPictures
@@ -34,7 +33,15 @@ from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
 from peft_core.jobs.hub.references import REFERENCE
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
-from peft_core.jobs.runs.training import CHECKPOINT, Progress, SaveState, make_trainer, planned_steps, quiet
+from peft_core.jobs.runs.training import (
+    CHECKPOINT,
+    Progress,
+    SaveState,
+    make_trainer,
+    planned_steps,
+    quiet,
+    seed_everything,
+)
 from peft_core.method import Method
 from peft_core.registry import make_method
 
@@ -69,7 +76,7 @@ def run(
     card: dict[str, Any] = {"command": folder.program}
     saver = SaveState(folder.path, settings["save_every"], lambda: saved.save(whole, folder.path / "adapter", **card))
     count = settings["batch_size"] if settings["batch_size"] <= len(data.train) else len(data.train)
-    lightning.pytorch.seed_everything(settings["seed"], verbose=False)
+    seed_everything(settings["seed"], verbose=False)
     model, tokenizer, about = load(settings["backbone"])
     method, options = resolved(settings["method"].build(), settings["template"], data.name)
     with warnings.catch_warnings():

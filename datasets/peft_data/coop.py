@@ -157,10 +157,14 @@ def class_table(*places: Path) -> dict[str, str]:
     """WordNet id → name from the first `classnames.txt` that is there.
 
     Raises:
-        DataError: none is there.
+        DataError: none is there, or an id has no name.
     """
     path = next((place / "classnames.txt" for place in places if (place / "classnames.txt").is_file()), None)
-    return dict(line.partition(" ")[::2] for line in _lines(path or places[0] / "classnames.txt"))
+    file = path or places[0] / "classnames.txt"
+    table = {word: name.strip() for word, _, name in (line.partition(" ") for line in _lines(file))}
+    if nameless := [word for word, name in table.items() if not name]:
+        raise DataError(f"{file} has no name for {nameless[0]}: each line must be `n01440764 tench`")
+    return table
 
 
 def class_folders(folder: Path, labels: dict[str, int]) -> Pictures:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
 import sys
 from pathlib import Path
 
 import torch
 
 from peft_data.base import ClassificationData, Pictures
+from peft_data.errors import DataError
 from peft_data.splits import stratified
 
 NAMES = {"digits": "1,797 handwritten digits, 8 × 8 pixels, 10 classes; bundled with scikit-learn, needs no download"}
@@ -19,14 +22,26 @@ def load(name: str, seed: int) -> ClassificationData:
 
     Grey levels 0 to 16 become 0 to 255, the same in all three channels.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    grey = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)
+    table = _table()
+    grey = (table[:, :64].view(-1, 8, 8).double() * (255 / 16)).round().to(torch.uint8)
     images = grey[:, None].expand(-1, 3, -1, -1).contiguous()
-    whole = Pictures(images, torch.from_numpy(digits.target).long(), split="digits")
+    whole = Pictures(images, table[:, 64].long(), split="digits")
     train, val, test = (whole.subset(part) for part in stratified(whole.labels, SIZES, seed))
-    return ClassificationData(name, tuple(map(str, digits.target_names)), train, val, test, recipe="digits")
+    return ClassificationData(name, tuple(map(str, range(10))), train, val, test, recipe="digits")
+
+
+def _table() -> torch.Tensor:
+    """N 65: grey levels from 0 to 16, row by row, and the digit. Read from scikit-learn's own file, because importing
+    scikit-learn takes longer than a short training.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise DataError("the digits are bundled with scikit-learn, which is not installed: pip install scikit-learn")
+    with gzip.open(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt", encoding="ascii") as file:
+        return torch.tensor([[int(float(cell)) for cell in line.split(",")] for line in file])
 
 
 def write_pictures(folder: Path, count: int = 8) -> None:

@@ -70,7 +70,7 @@ def _without(data: ClassificationData, splits: Sequence[str]) -> list[str]:
 
 def _twice(data: ClassificationData) -> list[str]:
     parts = {split: getattr(data, split) for split in ("train", "val", "test")}
-    if not all(part.is_files for part in parts.values()):
+    if not all(part.is_files for part in parts.values()) or sum(map(len, parts.values())) > MOST_FILES:
         return []
     rows = [(part.items[i], split, label, part, i) for split, part in parts.items()
             for i, label in enumerate(part.labels.tolist())]  # fmt: skip
@@ -103,8 +103,6 @@ def _name(row: tuple) -> str:
 
 def _same_files(paths: Sequence[Path]) -> list[list[int]]:
     """Groups of places whose files hold the same bytes."""
-    if len(paths) > MOST_FILES:
-        return []
     sizes: dict[int, list[int]] = {}
     for place, path in enumerate(paths):
         try:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from peft_data.base import ClassificationData, Pictures, no_pictures
 from peft_data.errors import DataError, nearest
+from peft_data.findings import with_findings
 from peft_data.reach import unreachable
 from peft_data.splits import split_of, tenth_as_val, three_parts
 
@@ -60,16 +61,17 @@ def load(
     classes, number = _classes(name, [part for part in found.values() if part is not None], label)
     splits = {part: _pictures(name, part, rows, image, label, number) for part, rows in found.items()}
     train, val, test = splits.values()
-    notes = []
+    notes, drawn = [], ("val",) if not len(val) else ()
     if not len(test) and not len(val):
+        drawn = ("val", "test")
         train, val, test = three_parts(train, 0.2, 0.2, seed)
         notes.append(f"{name} has a train split alone: it is split 60/20/20 by the seed {seed}")
     elif not len(test):
-        test, val = val, no_pictures("val")
+        test, val, drawn = val, no_pictures("val"), ("val",)
         notes.append(f"{name} has no test split: its validation split is the test set, and val a tenth of train")
     if not len(val):
         train, val = tenth_as_val(train, seed)
-    return ClassificationData(name, classes, train, val, test, notes=tuple(notes))
+    return with_findings(ClassificationData(name, classes, train, val, test), notes, drawn=drawn)
 
 
 class TablePictures(Sequence):

@@ -64,9 +64,10 @@ def _write(folder: Path, task: str, seed: int, size: int) -> None:
             clips, labels = draw_clips(task, split, count, seed, size)
             for number, (clip, label) in enumerate(zip(clips, labels.tolist(), strict=True)):
                 write_mp4(temporary / split / CLASSES[task][label] / f"{number:04d}.mp4", clip)
-        if not folder.is_dir():  # another process may have been faster
-            os.replace(temporary, folder)
+        os.replace(temporary, folder)
     except OSError as error:
+        if folder.is_dir():
+            return  # another process was faster
         raise DataError(
             f"clips cannot be kept in {folder.parent} ({error}): free some space or point PEFT_DATA_CACHE elsewhere"
         ) from error

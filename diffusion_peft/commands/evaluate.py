@@ -52,8 +52,8 @@ def evaluate(
         count: Pictures a prompt, with seeds seed, seed + 1, …
         seed: Of the first picture.
         scales: Of the adapter's scale sweep, by default 0 0.25 0.5 0.75 1; one value draws none.
-        image_features: A timm model; by default DINO, for drawn pictures or where it cannot be reached `reference`.
-        clip: An open_clip model; by default ViT-B-32/openai, or `reference` as above.
+        image_features: A timm model; by default DINO, `reference` for drawn pictures.
+        clip: An open_clip model; by default ViT-B-32/openai, `reference` for drawn pictures.
         steps: Denoising steps.
         guidance: Weight of the prompt.
         at_once: Pictures in one batch.

@@ -85,6 +85,11 @@ def sweep(
     from peft_core.jobs.sweep.folder import SweepFolder
 
     jobs = trainings(plan)
+    if not all(task.startswith("world/") for task in plan["data"]):
+        from diffusion_peft.evaluation.scorers import open_scorers
+
+        how = how_of(plan["evaluation"])
+        open_scorers(how.image_features, how.clip, drawn=False)  # said now, not after a night of training
     with SweepFolder(out, plan, overwrite, PROGRAM) as folder:
         failed = train(jobs, folder, plan["evaluation"], workers, threads, overwrite)
         finished = [job for job in jobs if folder.is_finished(job)]

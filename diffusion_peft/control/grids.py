@@ -13,6 +13,7 @@ from diffusion_peft.control.data import Grounded, Pair
 from diffusion_peft.control.examples import Shown
 from diffusion_peft.control.inputs import Inputs, as_picture
 from diffusion_peft.control.use import Conditions
+from diffusion_peft.drawing.draw import calls_of
 from diffusion_peft.training.samples import Samples
 
 
@@ -31,7 +32,8 @@ class ControlSamples(Samples):
     def before(self, unet: nn.Module) -> Conditions:
         assert self.shown is not None and self.inputs is not None
         entries = [entry for entry in self.shown.conditions[: len(self.texts)] for _ in range(self.count)]
-        return Conditions(unet, [(None, self.inputs, entries)], self.until, self.how.steps)
+        assert self.base is not None
+        return Conditions(unet, [(None, self.inputs, entries)], self.until, calls_of(self.base, self.how.steps))
 
     def framed(self, rows: Sequence[Sequence[Image.Image]]) -> list[list[tuple[Image.Image, str]]]:
         assert self.shown is not None

@@ -21,7 +21,7 @@ from diffusion_peft.control.options import ControlOptions, is_control
 from diffusion_peft.data.buckets import Size, fit_to
 from diffusion_peft.data.cache import Cache
 from diffusion_peft.data.pictures import Picture
-from diffusion_peft.drawing.draw import Chunk
+from diffusion_peft.drawing.draw import Chunk, calls_of
 from peft_core.attach import pick
 from peft_core.errors import PeftError
 
@@ -66,17 +66,21 @@ class Conditions:
     Args:
         entries: one a picture, by control: (adaptation's name or None, inputs, entries).
         until: share of the denoising steps in which the controls act.
-        steps: denoising steps.
+        steps: calls of the UNet a picture (`calls_of`).
     """
 
     def __init__(
         self, unet: nn.Module, entries: Sequence[tuple[str | None, Inputs, Sequence[Any]]], until: float, steps: int
     ) -> None:
-        self.unet, self.entries, self.calls = unet, entries, int(until * steps)
+        self.unet, self.entries, self.calls = unet, entries, int(until * steps) if until < 1 else None
 
     def __call__(self, chunk: Chunk) -> None:
+        """Gives the conditions of these pictures; of none, at the end, turns the controls off."""
         device = next(self.unet.parameters()).device
         for name, inputs, entries in self.entries:
+            if not len(chunk):
+                set_condition(self.unet, None, name)
+                continue
             batch = inputs.batch([entries[number] for number in chunk])
             set_condition(self.unet, {k: v.to(device) for k, v in batch.items()}, name, self.calls)
 
@@ -139,7 +143,7 @@ def giving(
                 known[id(condition)] = use.inputs.entry(_pair(condition, size, use.kind), fit_to(*size, [size]))
             entries.append(known[id(condition)])
         share = use.until if until is None else until
-        sets.append(Conditions(base.part("unet"), [(use.name, use.inputs, entries)], share, steps))
+        sets.append(Conditions(base.part("unet"), [(use.name, use.inputs, entries)], share, calls_of(base, steps)))
 
     def before(chunk: Chunk) -> None:
         for each in sets:

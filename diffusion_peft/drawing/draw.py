@@ -110,21 +110,33 @@ def draw(
     done: Callable[[int, Image.Image], object] = lambda number, image: None,
     before: Callable[[Chunk], object] = lambda chunk: None,
 ) -> list[Image.Image]:
-    """A picture for each (prompt, seed); `done(number, picture)` is called after each, `before(numbers)` before a batch."""
+    """A picture for each (prompt, seed); `done(number, picture)` is called after each, `before(numbers)` before a batch and,
+    with no numbers, at the end."""
     vae = base.part("vae") if vae is None else vae
     none = {name: None for name in base.index if name.startswith(("text_encoder", "tokenizer"))}
     pipeline = base.pipeline(unet=unet, vae=vae, **none)
     device = next(unet.parameters()).device
     pipeline.vae.to(device)
     pictures: list[Image.Image] = []
-    with _eval_mode(unet):
-        for start in range(0, len(prompts), how.at_once):
-            chunk = prompts[start : start + how.at_once]
-            before(range(start, start + len(chunk)))
-            for image in _draw_chunk(pipeline, [p for p, _ in chunk], [s for _, s in chunk], negative, how, device):
-                done(len(pictures), image)
-                pictures.append(image)
+    try:
+        with _eval_mode(unet):
+            for start in range(0, len(prompts), how.at_once):
+                chunk = prompts[start : start + how.at_once]
+                before(range(start, start + len(chunk)))
+                for image in _draw_chunk(pipeline, [p for p, _ in chunk], [s for _, s in chunk], negative, how, device):
+                    done(len(pictures), image)
+                    pictures.append(image)
+    finally:
+        before(range(0))
     return pictures
+
+
+def calls_of(base: Base, steps: int) -> int:
+    """How often the UNet is called for a picture in so many denoising steps: some schedulers take more than one a step."""
+    stock = base.part("scheduler")
+    scheduler = type(stock).from_config(stock.config)
+    scheduler.set_timesteps(steps)
+    return len(scheduler.timesteps)
 
 
 def _draw_chunk(

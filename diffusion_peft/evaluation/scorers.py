@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from peft_core.errors import PeftError
-from peft_core.jobs.runs.process import tell
 
 REFERENCE = "reference"
 DINO, CLIP = "vit_small_patch16_224.dino", "ViT-B-32/openai"
@@ -82,23 +82,27 @@ def _ready(model: nn.Module) -> nn.Module:
 
 
 def open_scorers(image: str | None, clip: str | None, drawn: bool) -> tuple[ImageScorer, ClipScorer]:
-    """The scorers asked for; where None, the reference models for drawn pictures, else the protocol's own models, and
-    the reference models (this is said) where these cannot be reached.
+    """The scorers asked for; where None, the reference models for drawn pictures, else the protocol's own models.
 
     Raises:
-        PeftError: an unknown name, weights that were asked for and cannot be reached.
+        PeftError: an unknown name, weights that cannot be had. The reference models, which know drawn pictures alone, judge
+            photographs only where they are asked for by name.
     """
-    made = []
-    for given, usual, make, option in (
-        (image, DINO, image_scorer, "--image_features"),
-        (clip, CLIP, clip_scorer, "--clip"),
-    ):
-        try:
-            made.append(make(given or (REFERENCE if drawn else usual)))
-        except PeftError as error:
-            if given:
-                raise PeftError(str(error).replace("--backbone", option)) from error
-            tell(f"note: {usual} cannot be reached, the shipped reference model scores in its place; it knows drawn "
-                 f"pictures alone, so name a model of this machine with {option}")  # fmt: skip
-            made.append(make(REFERENCE))
-    return made[0], made[1]  # type: ignore[return-value]
+    return (
+        _opened(image_scorer, image, DINO, drawn, "--image_features"),  # type: ignore[return-value]
+        _opened(clip_scorer, clip, CLIP, drawn, "--clip"),
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(make: Callable[[str], ImageScorer], given: str | None, usual: str, drawn: bool, option: str) -> ImageScorer:
+    try:
+        return make(given or (REFERENCE if drawn else usual))
+    except PeftError as error:
+        why = str(error).replace("--backbone", option)
+        if given or drawn:
+            raise PeftError(why) from error
+        raise PeftError(
+            f"these pictures are judged by {usual}, which cannot be had ({why.partition(': ')[0].rstrip('.')}): give {option} a "
+            f"model of this machine, or {option} {REFERENCE} for figures of the shipped model, which knows drawn pictures alone."
+        ) from error

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -7,22 +7,20 @@ from torch import Tensor, nn
 from diffusion_peft.control.encoders import SHRINK, empty_copy, new_parts, shared_copy
 from diffusion_peft.control.files import write_changes
 from diffusion_peft.control.method import ControlMethod
-from diffusion_peft.methods.controlnet import Encoder
+from diffusion_peft.methods.controlnet import Residuals
 from peft_core.errors import PeftError
 from peft_core.grafts.classes import swap_class
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
 
 ENCODER = ("down_blocks.", "mid_block.", "time_embedding.", "add_embedding.")
 
 
-class LeanEncoder(Encoder):
+class LeanEncoder(Residuals):
     """The UNet's own encoder run a second time, under low-rank changes; only these and the new parts belong to it."""
 
     def __init__(self, net: nn.Module, changes: dict[str, LowRank]) -> None:
-        nn.Module.__setattr__(self, "training", True)
-        super().__init__(nn.Identity())
-        del self.net
+        super().__init__()
         self.__dict__["net"] = net  # its weights are the UNet's: no submodule
         self.changes = nn.ModuleDict({path.replace(".", "/"): change for path, change in changes.items()})
         self.controlnet_cond_embedding = net.controlnet_cond_embedding
@@ -59,6 +57,10 @@ class ControlLoRA(ControlMethod):
     not_mergeable: ClassVar[str | None] = (
         "it reads a condition; `export --format control` writes a file of its changes."
     )
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(shrink=1, rank=2),)
 
     def install(self, plan: Plan) -> None:
         if self.rank < 1:

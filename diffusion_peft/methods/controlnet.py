@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -7,16 +8,15 @@ from diffusion_peft.control.branch import Control, add_residuals
 from diffusion_peft.control.encoders import SHRINK, empty_copy, new_parts, openness, own_copy, run_encoder
 from diffusion_peft.control.files import write_model
 from diffusion_peft.control.method import ControlMethod
+from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Call, Graft
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
 
 
-class Encoder(Control):
-    """The copied encoder; its residuals go onto the UNet's skip connections and its middle."""
+class Residuals(Control):
+    """An encoder `net`, whose residuals go onto the UNet's skip connections and its middle."""
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
+    net: Any
 
     def residuals(self, condition: dict[str, Tensor], given: dict[str, Any]) -> tuple[list[Tensor], Tensor]:
         return run_encoder(self.net, condition["picture"], given)
@@ -38,30 +38,32 @@ def added(given: dict[str, Any], down: list[Tensor], mid: Tensor) -> dict[str, A
     return {keys[0]: add_residuals(given, keys[0], down), keys[1]: mid if known is None else known + mid}
 
 
+class Encoder(Residuals):
+    """The copied encoder."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+
 class NormedEncoder(Encoder):
     """The residuals wait until the UNet's own features are known, whose mean and deviation they take."""
 
     def __init__(self, net: nn.Module, strength: float) -> None:
         super().__init__(net)
         self.strength = strength
-        self.waiting: list[Tensor] = []
-
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"waiting": []}
 
     def join(self, prepared: Any, given: dict[str, Any]) -> dict[str, Any]:
         down, mid = self.residuals(prepared, given)
-        self.waiting = [*down, mid]
+        state()[self.key, "waiting"] = [*down, mid]
         return {}
-
-    def quiet(self) -> None:
-        self.waiting = []
 
     def next(self, y: Tensor) -> Tensor:
         """y with the last of the residuals that wait, brought to y's mean and deviation."""
-        if not self.waiting:
+        waiting = state().get((self.key, "waiting"))
+        if not waiting:
             return y
-        return y + cross_normalise(self.waiting.pop(), y) * (self.strength * self.factor)
+        return y + cross_normalise(waiting.pop(), y) * (self.strength * self.factor)
 
 
 class AtMiddle(Graft):
@@ -123,6 +125,10 @@ class ControlNet(ControlMethod):
     @property
     def identity(self) -> bool:  # type: ignore[override]
         return self.join == "zero"
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return cls(shrink=1), cls(shrink=1, join="norm")
 
     def install(self, plan: Plan) -> None:
         options = plan.options_at("conv_in")

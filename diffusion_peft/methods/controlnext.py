@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,8 +12,9 @@ from diffusion_peft.control.files import write_light
 from diffusion_peft.control.method import ControlMethod
 from diffusion_peft.methods.controlnet import cross_normalise
 from peft_core.errors import PeftError
+from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Graft
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
 
 
 class LightNet(nn.Module):
@@ -64,25 +65,23 @@ class Light(Control):
         self.net = net
 
     def join(self, prepared: Any, given: dict[str, Any]) -> dict[str, Any]:
-        self.partners[0].features = self.net(prepared["picture"], given["timestep"])  # type: ignore[assignment]
+        state()[self.key, "features"] = self.net(prepared["picture"], given["timestep"])
         return {}
-
-    def quiet(self) -> None:
-        self.partners[0].features = None  # type: ignore[assignment]
 
 
 class Inject(Graft):
     """y ← y + scale · the features, brought to y's mean, deviation and size."""
 
-    features: Tensor | None = None
+    key: str = ""
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"features": None}
+    def named(self, adaptation: str, path: str, slot: str) -> None:
+        self.key = adaptation
 
     def after(self, y: Tensor) -> Tensor:
-        if self.features is None:
+        features = state().pop((self.key, "features"), None)
+        if features is None:
             return y
-        change = F.adaptive_avg_pool2d(cross_normalise(self.features, y), y.shape[-2:])
+        change = F.adaptive_avg_pool2d(cross_normalise(features, y), y.shape[-2:])
         return y + (change if self.factor == 1.0 else change * self.factor)
 
 
@@ -113,6 +112,10 @@ class ControlNeXt(ControlMethod):
     write = staticmethod(write_light)
     not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes its files."
 
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(shrink=1, width=8),)
+
     def install(self, plan: Plan) -> None:
         if self.width < 8 or self.width % 8:
             raise PeftError(f"controlnext got the width {self.width}: it must be a multiple of 8.")
@@ -120,11 +123,10 @@ class ControlNeXt(ControlMethod):
         first: Any = plan.model.get_submodule("down_blocks.0.resnets.0")
         with torch.device(options["device"]):
             net = LightNet(first.out_channels, self.width, self.channels, self.shrink or SHRINK).to(options["dtype"])
-        root, inject = Light(net), Inject()
+        root = Light(net)
         root.size = (self.channels, self.shrink or SHRINK)
-        root.partners.append(inject)
         plan.join("", "branch", root)
-        plan.join("down_blocks.0", "inject", inject)
+        plan.join("down_blocks.0", "inject", Inject())
         for place, _ in plan.places(self.targets) if self.targets else ():
             module = plan.model.get_submodule(place.module)
             plan.train(place.module, *(name for name, p in module._parameters.items() if p is not None))

@@ -4,9 +4,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from diffusion_peft.control.branch import Control
+from diffusion_peft.control.branch import Control, Handed, handed
 from diffusion_peft.control.files import write_grounding
 from diffusion_peft.control.method import ControlMethod
+from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Graft, match
 from peft_core.method import Plan
 
@@ -30,13 +31,7 @@ class Grounding(Control):
         return self.net(condition["boxes"], condition["present"], positive_embeddings=condition["phrases"])
 
     def join(self, prepared: Tensor, given: dict[str, Any]) -> dict[str, Any]:
-        for fuser in self.partners:
-            fuser.tokens = prepared  # type: ignore[assignment]
-        return {}
-
-    def quiet(self) -> None:
-        for fuser in self.partners:
-            fuser.tokens = None  # type: ignore[assignment]
+        return self.hand_down(given, prepared)
 
     def effect(self) -> float:
         gates = [gate for f in self.partners for gate in (f.net.alpha_attn, f.net.alpha_dense)]  # type: ignore[union-attr]
@@ -46,34 +41,36 @@ class Grounding(Control):
 class Fuser(Graft):
     """Between self attention and cross attention: x ← x + fused(x) − x, for the norm and (see `Carry`) for the stream."""
 
-    tokens: Tensor | None = None
-    change: Tensor | None = None
+    key: str = ""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"tokens": None, "change": None}
+    def named(self, adaptation: str, path: str, slot: str) -> None:
+        self.key = adaptation
 
     def before(self, x: Tensor) -> Tensor:
-        if self.tokens is None:
+        tokens = handed(self.key)
+        if tokens is None:
             return x
         own = match(x, self.net.alpha_attn)  # type: ignore[arg-type]
-        change = (self.net(own, match(self.tokens, self.net.alpha_attn)) - own).to(x.dtype)  # type: ignore[arg-type]
-        self.change = change if self.factor == 1.0 else change * self.factor
-        return x + self.change
+        change = (self.net(own, match(tokens, self.net.alpha_attn)) - own).to(x.dtype)  # type: ignore[arg-type]
+        change = change if self.factor == 1.0 else change * self.factor
+        state()[self.key, "change"] = change
+        return x + change
 
 
 class Carry(Graft):
     """At cross attention: its output takes the change along into the stream."""
 
-    def __init__(self, fuser: Fuser) -> None:
-        super().__init__()
-        self.__dict__["fuser"] = fuser
+    key: str = ""
+
+    def named(self, adaptation: str, path: str, slot: str) -> None:
+        self.key = adaptation
 
     def after(self, y: Tensor) -> Tensor:
-        change, self.fuser.change = self.fuser.change, None
+        change = state().pop((self.key, "change"), None)
         return y if change is None else y + change
 
 
@@ -112,5 +109,6 @@ class GLIGEN(ControlMethod):
                 net = GatedSelfAttentionDense(width, int(text), heads, attention.inner_dim // heads)
             fuser = Fuser(net.to(options["dtype"]))
             root.partners.append(fuser)
+            plan.join(sublayer.layer or sublayer.norm.rpartition(".")[0], "handed", Handed())
             plan.join(sublayer.norm, "fuser", fuser)
-            plan.join(sublayer.body, "carry", Carry(fuser))
+            plan.join(sublayer.body, "carry", Carry())

@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -5,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_peft.control.branch import Control
+from diffusion_peft.control.branch import Control, Handed, handed
 from diffusion_peft.control.files import write_image_prompt
 from diffusion_peft.control.method import ControlMethod
 from peft_core.errors import PeftError
+from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Graft, match
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
 
 DIM_HEAD = 64
 """Of the resampler's attention; loaders tell its number of heads by it."""
@@ -33,45 +35,40 @@ class Tokens(Control):
         return self.net(condition["features"])
 
     def join(self, prepared: Tensor, given: dict[str, Any]) -> dict[str, Any]:
-        for layer in self.partners:
-            layer.tokens = prepared  # type: ignore[assignment]
-        return {}
-
-    def quiet(self) -> None:
-        for layer in self.partners:
-            layer.tokens = None  # type: ignore[assignment]
+        return self.hand_down(given, prepared)
 
 
 class Asks(Graft):
-    """At the query projection: keeps what it gives for the attention over the image's tokens."""
+    """At the query projection: what it gives is at hand for the attention over the image's tokens."""
 
-    def __init__(self, layer: "OverImage") -> None:
-        super().__init__()
-        self.__dict__["layer"] = layer
+    key: str = ""
+
+    def named(self, adaptation: str, path: str, slot: str) -> None:
+        self.key = adaptation
 
     def after(self, y: Tensor) -> Tensor:
-        self.layer.query = None if self.layer.tokens is None else y
+        if handed(self.key) is not None:
+            state()[self.key, "query"] = y
         return y
 
 
 class OverImage(Graft):
     """Before the output projection: softmax(Q K_tᵀ) V_t + s · softmax(Q K_iᵀ) V_i."""
 
-    tokens: Tensor | None = None
-    query: Tensor | None = None
+    key: str = ""
 
     def __init__(self, heads: int, to_k: nn.Linear, to_v: nn.Linear) -> None:
         super().__init__()
         self.heads, self.to_k, self.to_v = heads, to_k, to_v
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"tokens": None, "query": None}
+    def named(self, adaptation: str, path: str, slot: str) -> None:
+        self.key = adaptation
 
     def before(self, x: Tensor) -> Tensor:
-        if self.tokens is None or self.query is None:
+        query, found = state().pop((self.key, "query"), None), handed(self.key)
+        if found is None or query is None:
             return x
-        tokens, query = match(self.tokens, self.to_k.weight), self.query
-        self.query = None
+        tokens = match(found, self.to_k.weight)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2).to(query.dtype)
                    for t in (query, self.to_k(tokens), self.to_v(tokens)))  # fmt: skip
         seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -106,6 +103,10 @@ class IPAdapter(ControlMethod):
         "it reads a picture; `export --format control` writes a file for load_ip_adapter."
     )
 
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return cls(width=6), cls(width=6, plus=True)
+
     def install(self, plan: Plan) -> None:
         if (self.width or 1) < 1 or (self.tokens is not None and self.tokens < 1):
             raise PeftError(f"ip_adapter got width {self.width} and tokens {self.tokens}: they must be 1 or more.")
@@ -119,7 +120,8 @@ class IPAdapter(ControlMethod):
             attention: Any = plan.model.get_submodule(sublayer.body)
             layer = OverImage(attention.heads, *(copied(part, options) for part in (attention.to_k, attention.to_v)))
             root.partners.append(layer)
-            plan.join(f"{sublayer.body}.to_q", "asks", Asks(layer))
+            plan.join(sublayer.body, "handed", Handed())
+            plan.join(f"{sublayer.body}.to_q", "asks", Asks())
             plan.join(f"{sublayer.body}.to_out.0", "image", layer)
 
     def projection(self, text: int) -> nn.Module:

@@ -109,13 +109,9 @@ def drawers(runs: Sequence[Path], out: Path, how: How) -> dict[Path, tuple[Held,
     found = {}
     for run in runs:
         held = held_out(read_run_config(run), how)
-        drawer = ConditionDrawer(
-            out / "pictures", None, run, "-".join(run.absolute().parts[-3:]), how.drawing, how.dtype
-        )
-        kinds = [
-            pair.condition if isinstance(pair.condition, Grounded) else as_picture(pair, held.kind)
-            for pair in held.pairs
-        ]
+        label = "-".join(run.absolute().parts[-3:])
+        drawer = ConditionDrawer(out / "pictures", None, run, label, how.drawing, how.dtype)
+        kinds = [p.condition if isinstance(p.condition, Grounded) else as_picture(p, held.kind) for p in held.pairs]
         each = [condition for condition in kinds for _ in range(how.count)]
         drawer.given = {key: given for asked in held.ways.values() for key, given in zip(asked, each, strict=True)}
         found[run] = held, drawer
@@ -123,11 +119,12 @@ def drawers(runs: Sequence[Path], out: Path, how: How) -> dict[Path, tuple[Held,
 
 
 def check(runs: list[Path], how: How) -> None:
-    """Raises PeftError: a run that is not finished or whose conditions nobody can judge."""
+    """Raises PeftError: a run that is not finished or whose conditions nobody can judge; models that cannot be had."""
     for run in runs:
         if not (run / RESULTS).is_file():
             raise PeftError(f"{run} is not finished: give its `fit` command again, which goes on where it stopped.")
-        held_out(read_run_config(run), how)
+    held = [held_out(read_run_config(run), how) for run in runs]
+    open_scorers(how.image_features, how.clip, all(each.truth is not None for each in held))
 
 
 def draw(runs: list[Path], out: Path, how: How) -> None:

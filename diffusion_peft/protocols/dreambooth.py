@@ -85,14 +85,20 @@ class Asker:
         return self.bases.setdefault(name, Drawer(self.root, name, None, BASE, self.how.drawing, self.how.dtype))
 
 
+def is_drawn(asker: Asker) -> bool:
+    """Whether all subjects are of the drawn world."""
+    return all(s.data.startswith("world/") for found in asker.subjects.values() for s in found)
+
+
 def check(runs: list[Path], how: How) -> None:
-    """Raises PeftError: a run that is not finished, or that taught no subject; prompts without a place for it."""
+    """Raises PeftError: a run that is not finished, or that taught no subject; prompts without a place for it; models that
+    judge and cannot be had."""
     unfinished = [run for run in runs if not (run / RESULTS).is_file()]
     if unfinished:
         raise PeftError(
             f"{unfinished[0]} is not finished: give its `fit` command again, which goes on where it stopped."
         )
-    Asker(runs, Path(), how)
+    open_scorers(how.image_features, how.clip, is_drawn(Asker(runs, Path(), how)))
 
 
 def draw(runs: list[Path], out: Path, how: How) -> None:
@@ -176,8 +182,7 @@ class Judge:
 def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
     """Draws, judges, and shows."""
     asker = Asker(runs, out, how)
-    drawn_data = all(s.data.startswith("world/") for found in asker.subjects.values() for s in found)
-    image, clip = open_scorers(how.image_features, how.clip, drawn_data)
+    image, clip = open_scorers(how.image_features, how.clip, is_drawn(asker))
     judge = Judge(asker, image, clip)
     names = dict(zip(runs, how.labels or [asker.configs[run]["method"]["name"] for run in runs], strict=True))
     rows, shown, limits, of_base = [], [], {}, {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import lightning.pytorch
 import torch
 from torch import nn
 
@@ -16,6 +15,7 @@ from diffusion_peft.data.concepts import NewToken
 from peft_core.adaptation import adapt
 from peft_core.anatomies import anatomy_of
 from peft_core.errors import PeftError
+from peft_core.jobs.runs.training import seed_everything
 from peft_core.method import Method
 
 
@@ -23,7 +23,7 @@ def models(
     base: Base, settings: dict[str, Any], method: Method, tokens: list[NewToken], trains_text: bool
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The adapted UNet, and the text encoders where they train, at step 0."""
-    lightning.pytorch.seed_everything(settings["seed"], verbose=False)
+    seed_everything(settings["seed"], verbose=False)
     unet = base.part("unet")
     if "words" not in method.needs:
         adapt(unet, method).train()

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
 from PIL import Image
 from torch import nn
 
 from diffusion_peft.base.bases import Base
 from diffusion_peft.drawing.draw import Chunk, Drawing, Prompt, draw, embed, embed_negative, grid, png_of
 from peft_core.files import write_files
+from peft_core.jobs.runs.training import Callback, Trainer
 
 
 class Samples(Callback):

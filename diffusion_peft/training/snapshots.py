@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback
+from peft_core.jobs.runs.training import Callback
 
 SNAPSHOTS = "snapshots"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import json
@@ -127,9 +126,27 @@ def _is_of(name: str, module: ModuleType) -> bool:
     return bool(named(name, module)) or (hasattr(module, "claims") and path.exists() and module.claims(path))
 
 
-@functools.lru_cache(maxsize=4)
+_OPENED: dict[tuple[str, str], tuple[Any, ClassificationData]] = {}
+
+
 def _opened(name: str, options: str) -> ClassificationData:
-    return open_data(name, **json.loads(options))
+    """The data set, from memory where the same one was opened before and no folder of its files has changed since."""
+    known = _OPENED.pop((name, options), None)
+    if known is None or known[0] != _state(name, known[1]):
+        opened = open_data(name, **json.loads(options))
+        known = (_state(name, opened), opened)
+    _OPENED[name, options] = known
+    while len(_OPENED) > 4:
+        del _OPENED[next(iter(_OPENED))]
+    return known[1]
+
+
+def _state(name: str, data: ClassificationData) -> dict[Path, int]:
+    """When the folders that a data set was read from changed last."""
+    files = [path for part in (data.train, data.val, data.test) if part.is_files for path in part.items]
+    folders = {Path(name).expanduser(), *(path.parent for path in files)}
+    folders |= {folder.parent for folder in folders}
+    return {folder: folder.stat().st_mtime_ns for folder in folders if folder.exists()}
 
 
 def _joined(functions: list[Callable]) -> Callable:

@@ -13,6 +13,7 @@ from diffusion_peft.methods.controlnet import cross_normalise
 from diffusion_peft.methods.gligen import Fuser
 from diffusion_peft.methods.ip_adapter import OverImage
 from peft_core import PeftError, adapt, remove, set_scale
+from peft_core.grafts.calls import state
 from tests.diffusion_peft import control
 from tests.diffusion_peft.pipelines import stable_diffusion
 from tests.diffusion_peft.test_counts import inserted, unet
@@ -64,7 +65,7 @@ def test_decoupled_attention() -> None:
     layer = attention.to_out[0].peft["ip_adapter"]["image"]
     assert isinstance(layer, OverImage) and torch.equal(layer.to_k.weight, attention.to_k.weight)
     x, text, image = torch.randn(2, 9, 32), torch.randn(2, 5, 24), torch.randn(2, 4, 24)
-    layer.tokens = image
+    tagged = root.hand_down({"encoder_hidden_states": text}, image)["encoder_hidden_states"]
     set_scale(model, 0.7)
 
     def one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -74,7 +75,9 @@ def test_decoupled_attention() -> None:
     q = attention.to_q(x)
     mixed = one(q, attention.to_k(text), attention.to_v(text)) + 0.7 * one(q, layer.to_k(image), layer.to_v(image))
     stock = plain.mid_block.attentions[0].transformer_blocks[0].attn2
-    torch.testing.assert_close(attention(x, text), stock.to_out[0](mixed), rtol=0, atol=1e-5)
+    torch.testing.assert_close(attention(x, tagged), stock.to_out[0](mixed), rtol=0, atol=1e-5)
+    state().clear()
+    torch.testing.assert_close(attention(x, text), stock(x, text), rtol=0, atol=0)
 
 
 @torch.no_grad()
@@ -91,14 +94,13 @@ def test_gated_attention() -> None:
     both = F.layer_norm(torch.cat([x, net.linear(h)], 1), (32,), net.norm1.weight, net.norm1.bias)
     y = x + torch.tanh(torch.tensor(0.6)) * net.attn(both)[:, :9]
     y = y + torch.tanh(torch.tensor(-0.4)) * net.ff(F.layer_norm(y, (32,), net.norm2.weight, net.norm2.bias))
-    fuser.tokens = h
-    torch.testing.assert_close(fuser.before(x), y, rtol=0, atol=1e-5)
     text = torch.randn(2, 5, 24)
-    fuser.tokens = fuser.change = None
     base_of = lambda stream: block.attn2(block.norm2(stream), text) + stream  # noqa: E731
     without = base_of(y)
-    fuser.tokens = h
+    state()["gligen", "here"] = h
+    torch.testing.assert_close(fuser.before(x), y, rtol=0, atol=1e-5)
     torch.testing.assert_close(base_of(x), without, rtol=0, atol=1e-5)
+    state().clear()
 
 
 def test_cross_normalisation() -> None:

@@ -96,7 +96,7 @@ def test_mistakes(lora_run: Path, sd15: str, toys: str, tmp_path: Path, capsys: 
     assert "there is no run folder" in said("--run nowhere")
     assert 'no protocol "dreambuth", did you mean "dreambooth"' in said(f"--run {lora_run} --protocol dreambuth")
     assert "--labels names 2 of 1 runs" in said(f"--run {lora_run} --labels a b")
-    assert "--count must be at least 1" in said(f"--run {lora_run} --count 0")
+    assert "--count must be 1 or more" in said(f"--run {lora_run} --count 0")
     assert "needs {} once" in said(f"--run {lora_run} --prompts dog")
     assert main(["evaluate", "--run", str(lora_run), f"{lora_run}/../lora2"]) == 2
     assert "several runs need --out" in capsys.readouterr().err

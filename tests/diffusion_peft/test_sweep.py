@@ -85,7 +85,7 @@ def test_a_table_that_goes_on(sd15: str, tmp_path: Path, here: type[Here], capsy
         (["--set", "lr=-1"], "--lr must be above 0"),
         (["--grid", "lr=1e-3,-1"], "--lr must be above 0"),
         (["--grid", "lr=1e-3,1e-3"], "needs values that differ"),
-        (["--evaluation.count", "0"], "--count must be at least 1"),
+        (["--evaluation.count", "0"], "--evaluation.count must be 1 or more"),
         (["--evaluation.cuont", "2"], 'did you mean "--evaluation.count"'),
         (["--methods", "lorra"], 'did you mean "lora"'),
     ],

@@ -1,16 +1,25 @@
 """The command line as the signature of functions."""
 
+import os
+import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 
-from peft_core.errors import PeftError
+from peft_core import values
+from peft_core.errors import PeftError, nearest
+from peft_core.jobs.cli import options
 from peft_core.jobs.cli.command import Command, command
+from peft_core.jobs.cli.help import help_of
 from peft_core.jobs.cli.main import main
 from peft_core.jobs.cli.options import Choice, MethodChoice
-from peft_core.values import describe
+from peft_core.jobs.cli.trainer import TrainerFlags
+from peft_core.jobs.hub.reach import WAIT, deadline
+from peft_core.registry import make_method
+from peft_core.values import Range, describe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,3 +229,90 @@ def test_methods_and_presets_as_choices() -> None:
 )
 def test_types_in_words(hint: object, words: str) -> None:
     assert describe(hint) == words
+
+
+def test_an_option_may_be_a_word_of_python() -> None:
+    @command("vision")
+    def write(*, as_: Literal["text", "picture"] = "text", size: Annotated[int, Range(1, 9)] = 3) -> tuple:
+        """Write.
+
+        Args:
+            as_: What it becomes.
+        """
+        return as_, size
+
+    layers = write.read_line(["--as", "picture", "--size", "4"])
+    assert write.call(write.resolve(layers)) == ("picture", 4) and write(as_="picture") == ("picture", 3)
+    assert write.call(write.resolve([("", {"as": "picture"})])) == ("picture", 3)
+    assert "--as                    What it becomes. (one of text, picture; default text)" in help_of(write, "art")
+    assert "(a whole number, in [1, 9]; default 3)" in help_of(write, "art")
+    with pytest.raises(PeftError, match=r"--size must be in \[1, 9\], not 10"):
+        write(size=10)
+
+
+def test_each_value_is_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """The line, a recipe and a default recipe that looks at the values: every value is typed once, the method made once."""
+    from peft_core.jobs.cli import command as module
+
+    typed, made = [], []
+    monkeypatch.setattr(
+        module, "typed", lambda value, hint, what: typed.append(what) or values.typed(value, hint, what)
+    )
+    monkeypatch.setattr(options, "make_method", lambda *name, **more: made.append(name) or make_method(*name, **more))
+
+    @command("vision", default_recipe=lambda found: "digits" if found["method"].build().rank == 3 else None)
+    def learn(*, method: MethodChoice = "lora", recipe: str | None = None, lr: float = 1.0, batch_size: int = 1,
+              trainer: TrainerFlags = None) -> None:  # fmt: skip
+        """Learn."""
+
+    found = learn.resolve(learn.read_line(["--method.rank", "3", "--lr", "2"]))
+    assert found["lr"] == 2.0 and found["batch_size"] != 1 and found["method"].build().rank == 3
+    assert len(typed) == len(set(typed)) and len(made) <= 2
+
+
+def test_words_of_other_programs_are_understood(run) -> None:
+    from vision_peft.fit import fit
+
+    for word, meant in (
+        ("max_epochs", "epochs"),
+        ("learning_rate", "lr"),
+        ("output_dir", "out"),
+        ("rank", "method.rank"),
+    ):
+        with pytest.raises(PeftError, match=f'unknown option --{word}, did you mean "--{meant}"'):
+            fit.read_line(["--data", "digits", f"--{word}", "1"])
+
+
+@pytest.mark.parametrize(
+    ("word", "likely"), [("loar", "lora"), ("fti", "fit"), ("name", ""), ("nope", ""), ("vtb", "vtab")]
+)
+def test_hints_are_not_far_fetched(word: str, likely: str) -> None:
+    found = nearest(word, ["augment", "compile", "noah", "lora", "fit", "vtab"])
+    assert found == (f', did you mean "{likely}"?' if likely else "")
+
+
+def test_stopping_says_what_is_left(commands: list[Command], capsys: pytest.CaptureFixture) -> None:
+    @command("vision")
+    def stop(*, how: int = 0) -> None:
+        """Stop."""
+        if how == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        raise KeyboardInterrupt(*((130, "the same command goes on") if how else ()))
+
+    assert main("art", [stop], ["stop"]) == 130 and capsys.readouterr().err == "art: stopped.\n"
+    assert main("art", [stop], ["stop", "--how", "2"]) == 130
+    assert capsys.readouterr().err == "art: stopped; the same command goes on.\n"
+    assert main("art", [stop], ["stop", "--how", "1"]) == 143 and capsys.readouterr().err == "art: stopped.\n"
+    assert main("art", commands, ["--version"]) == 0 and capsys.readouterr().out.startswith("art 0.")
+
+
+def test_how_long_a_hub_has_to_answer(
+    commands: list[Command], calls: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(WAIT, "3")
+    assert deadline() == 3.0
+    assert main("art", commands, ["draw", "--paper", "x", "--wait", "2.5"]) == 0 and deadline() == 2.5
+    assert main("art", commands, ["draw", "--wait=nan", "--paper", "x"]) == 2
+    monkeypatch.delenv(WAIT)
+    assert deadline() == 10.0

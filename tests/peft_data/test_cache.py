@@ -6,6 +6,7 @@ import resource
 import shutil
 from collections import namedtuple
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import pytest
 import torch
 from peft_data import DataError, Pictures, cache_file
 from peft_data.base import no_pictures
-from peft_data.cache import CHUNK, decode
+from peft_data.cache import CHUNK, check_decoding, decode
+from peft_data.pictures import read_picture
+from peft_data.reach import cache_root, deadline, unreachable
 from PIL import Image
 
 from tests.peft_data.drawn import picture
@@ -150,7 +153,7 @@ def test_a_full_disk_keeps_the_old_file(split, tmp_path, monkeypatch) -> None:
 
 
 def test_a_folder_that_cannot_be_made(split, tmp_path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="cannot be kept in .*cache_dir"):
         decode(split, 8, cache_dir=tmp_path / "file/c")
 
@@ -193,3 +196,72 @@ def test_keys_tell_pictures_apart(split, tmp_path) -> None:
     keys = [cache_file.cache_key(split, Fit(size, mode)) for size in ((8, 8), (8, 9)) for mode in ("squash", "crop")]
     keys.append(cache_file.cache_key(split.subset([1, 0]), Fit((8, 8))))
     assert len(set(keys)) == 5 and keys[0] == cache_file.cache_key(split, Fit((8, 8)))
+
+
+def test_a_whole_file_serves_where_nothing_can_be_written(split, tmp_path, monkeypatch) -> None:
+    first = decode(split, 8, cache_dir=tmp_path / "c")
+
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(cache_file, "FileLock", refused)
+    assert torch.equal(decode(split, 8, cache_dir=tmp_path / "c").images, first.images)
+    with pytest.raises(
+        DataError, match=f"cannot be kept in .*{os.strerror(errno.EACCES)}.*name another with cache_dir"
+    ):
+        decode(split, 9, cache_dir=tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "notes", [b"3", b"[]", b"{}", b'{"bytes": 13440}', b'{"bytes": 13440, "left_out": 3}', b"[" * 50_000]
+)
+def test_a_file_with_other_notes_is_made_again(split, tmp_path, notes) -> None:
+    first = decode(split, 8, cache_dir=tmp_path / "c")
+    (path,) = (tmp_path / "c").glob("*.u8")
+    path.write_bytes(bytes(first.images.numel()) + notes + len(notes).to_bytes(8, "little"))
+    assert torch.equal(decode(split, 8, cache_dir=tmp_path / "c").images, first.images)
+
+
+def test_processes_that_want_the_same_decode_it_once(split, tmp_path, monkeypatch) -> None:
+    read, count = read_picture, []
+    monkeypatch.setattr("peft_data.cache.read_picture", lambda source: (count.append(1), read(source))[1])
+    with ThreadPoolExecutor(4) as pool:  # each takes the lock by a handle of its own, as a process does
+        found = list(pool.map(lambda _: decode(split, 8, cache_dir=tmp_path / "c").images, range(4)))
+    assert all(torch.equal(images, found[0]) for images in found) and len(count) == len(split)
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [({"workers": -1}, "workers must be 0"), ({"workers": 10**6}, "workers must be 0"), ({"workers": True}, "workers must be 0"),
+     ({"on_bad_image": "x"}, "must be 'raise' or 'skip'"), ({"cache_dir": __file__}, "which is a file")],
+)  # fmt: skip
+def test_options_that_mean_nothing_are_refused_before_anything_is_read(option, says) -> None:
+    with pytest.raises(DataError, match=says):
+        check_decoding(**option)
+
+
+def test_where_data_is_kept_and_how_long_a_hub_may_take(monkeypatch) -> None:
+    for name in ("VISUAL_PEFT_CACHE", "XDG_CACHE_HOME", "VISUAL_PEFT_WAIT"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_root() == Path.home() / ".cache/visual-peft" and deadline() == 10
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache_root() == Path("/x/visual-peft")
+    monkeypatch.setenv("VISUAL_PEFT_CACHE", "~/y")
+    assert cache_root() == Path.home() / "y" and cache_file.default_folder() == Path.home() / "y/pictures"
+    for wrong in ("0", "-3", "soon", "inf", "nan"):
+        monkeypatch.setenv("VISUAL_PEFT_WAIT", wrong)
+        with pytest.raises(DataError, match="VISUAL_PEFT_WAIT must be seconds above 0"):
+            deadline()
+    monkeypatch.setenv("VISUAL_PEFT_WAIT", "0.2")
+    assert unreachable("http://192.0.2.1/") and unreachable("no address")
+
+
+def test_a_split_has_a_fingerprint(split) -> None:
+    first = cache_file.fingerprint(split)
+    assert first and first == cache_file.fingerprint(split) != cache_file.fingerprint(split.subset([0, 1]))
+    assert first != cache_file.fingerprint(Pictures(split.items, split.labels.flip(0), root=split.root))
+    picture(split.items[5], seed=77)
+    os.utime(split.items[5], (1, 1))
+    assert first != cache_file.fingerprint(split)
+    tensor = Pictures(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.arange(2))
+    assert cache_file.fingerprint(tensor) != cache_file.fingerprint(Pictures(tensor.items + 1, tensor.labels))

@@ -48,7 +48,7 @@ MISTAKES = {
     "test --run RUN --split vla": '--split takes one of test, val, train, not "vla", did you mean "val"?',
     "merge --run RUN --out m.pt": "--out m.pt must end in .safetensors",
     "export --run RUN --out m.pt": "--out m.pt must end in .onnx",
-    "list method": 'what takes one of methods, data, backbones, recipes, sweeps, not "method", did you mean "methods"?',
+    "list method": 'list takes one of methods, data, backbones, recipes, sweeps, not "method", did you mean "methods"?',
     "list": "list needs what",
 }
 

@@ -110,9 +110,10 @@ def same_probabilities(run_folder: Path, file: Path) -> bool:
     run = load_run(run_folder)
     session = onnxruntime.InferenceSession(file)
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(run.class_names)
-    images = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
+    images = torch.randint(0, 256, (3, 3, *run.fit.size), dtype=torch.uint8)
     for batch in (images, images[:1]):
-        (found,) = session.run(None, {"image": (batch / 255).numpy()})
+        seen = torch.stack([run.pixels(image) for image in batch])  # as the run's own crop has them
+        (found,) = session.run(None, {"image": (seen / 255).numpy()})
         wanted = torch.stack([prediction.probabilities for prediction in run.predict(batch)])
         assert torch.allclose(torch.from_numpy(found), wanted, atol=1e-5)
     return True

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
-from peft_core import PeftError, adapt, count_parameters, disabled, load_run, merge
+from peft_core import PeftError, adapt, count_parameters, disabled, load_adapter, load_run, merge, save_adapter
 from peft_core.jobs.hub.timm_models import _load_weights
 from peft_core.registry import make_method
 from tests.tiny import MODELS, clip
@@ -180,6 +180,33 @@ def test_videomae_keys_of_both_layouts(tmp_path: Path) -> None:
     assert set(mapped) == {key for key in own if not key.startswith("head")}
 
 
+@pytest.mark.parametrize(("file", "norm", "trains"), [
+    ("pretrained", "fresh", True), ("pretrained", "file", False), ("fine-tuned", "fresh", False),
+])  # fmt: skip
+def test_a_new_last_norm_trains_and_is_saved_with_the_head(file: str, norm: str, trains: bool, tmp_path: Path) -> None:
+    own = shaken(videomae()).state_dict()
+    renamed = {key.replace("fc_norm", "encoder.norm"): value for key, value in own.items()}
+    state = {key: value for key, value in (renamed if file == "pretrained" else own).items() if key != "pos_embed"}
+
+    def stock() -> nn.Module:
+        model = videomae()
+        model.load_state_dict(model.map_keys(state))
+        return as_video(model, 4, SIZE, {"norm": norm, "head": "batch_norm"})
+
+    model = adapt(stock(), "linear")
+    new = torch.equal(model.fc_norm.weight, torch.ones(48))
+    assert new == trains and model.fc_norm.weight.requires_grad == trains
+    assert count_parameters(model).head == 5 * 49 + (96 if trains else 0)
+    model.train()
+    nn.functional.cross_entropy(model(clips()), torch.tensor([0, 1])).backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= parameter.grad
+    again = load_adapter(stock(), save_adapter(model, tmp_path / "a")).eval()
+    torch.testing.assert_close(again(clips()), model.eval()(clips()))
+
+
 def test_videomae_positions_follow_the_frames() -> None:
     with torch.device("meta"):
         model = timm.create_model("videomae_base_patch16_224", num_classes=174)
@@ -222,7 +249,7 @@ def test_run_on_clips(run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     assert results["pictures"] == {"train": 12, "test": 8} and results["evaluated_on"] == "test"
     assert results["clips"] == {
-        "frames": 4, "kind": "uniform", "stride": 8, "views": 2, "crops": 1, "decoder": "pyav",
+        "frames": 4, "kind": "uniform", "stride": 8, "views": 2, "crops": 1, "decoder": "pyav", "windows": "slowfast",
     }  # fmt: skip
     assert results["parameters"]["head"] == 2 * 97
     assert 'class="grid wide"' in (run / "report.html").read_text()  # strips of frames

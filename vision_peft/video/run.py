@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft_data.clip_folder import clips_in
 from peft_data.errors import DataError
-from peft_data.pictures import is_picture
-from peft_data.video.clips import ClipFit, read_clip, views_of
-from peft_data.video.decoding import is_video
+from peft_data.video.clips import ClipFit, read_frames, views_of
 from peft_data.video.sampling import Sampling
 from torch import Tensor, nn
 
 from peft_core import PeftError
 from peft_core.jobs.hub.backbone import Backbone
+from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.use import Run, search
 from vision_peft.video.classified import as_video
 
@@ -45,9 +45,12 @@ class VideoRun(Run):
             return views_of(self.fit.tensor(image[chosen].cpu())[:, None], sampling)
         path = Path(image)
         try:
-            return views_of(read_clip(path, fit, lambda length: sampling.test(length).flatten()), sampling)
+            frames, replaced = read_frames(path, fit, lambda length: sampling.test(length).flatten())
         except DataError as error:
             raise PeftError(f"{path} {error}.") from error
+        if replaced:
+            tell(f"note: {replaced} frames of {path} cannot be decoded: the one before takes their place")
+        return views_of(frames, sampling)
 
     def predict(self, images: Any, batch_size: int = 8) -> list[Any]:
         """The class of each clip: paths or uint8 tensors `L 3 h w`, one or several."""
@@ -61,13 +64,6 @@ class VideoRun(Run):
             PeftError: a path that does not exist, or no clip at all.
         """
         return search(paths, "clip", clips_in)
-
-
-def clips_in(folder: Path) -> list[Path]:
-    """Folders of frames, the folder itself among them, then video files."""
-    folders = [folder, *sorted(each for each in folder.rglob("*") if each.is_dir())]
-    of_frames = [each for each in folders if any(map(is_picture, each.iterdir()))]
-    return of_frames + sorted(each for each in folder.rglob("*") if is_video(each) and each.is_file())
 
 
 def on_clips(model: nn.Module, about: Backbone, card: dict[str, Any]) -> nn.Module:

@@ -37,16 +37,20 @@ class Command:
     def __init__(self, function: Callable, domain: str, default_recipe: Callable[[dict], str | None] | None) -> None:
         functools.update_wrapper(self, function)
         self.function, self.domain, self.default_recipe = function, domain, default_recipe
-        self.parameters = inspect.signature(function).parameters
+        self.parameters = {_option(name): each for name, each in inspect.signature(function).parameters.items()}
         self.name = function.__name__.strip("_")
 
     @functools.cached_property
     def hints(self) -> dict[str, Any]:
-        return hints(self.function)
+        return {_option(name): hint for name, hint in hints(self.function).items()}
 
     def __call__(self, *positional: Any, **given: Any) -> Any:
         first = dict(zip(self.parameters, positional, strict=False))
-        return self.function(**self.resolve([("", first | given)]))
+        return self.call(self.resolve([("", first | {_option(name): value for name, value in given.items()})]))
+
+    def call(self, arguments: Mapping[str, Any]) -> Any:
+        """Runs the function on what `resolve` gives."""
+        return self.function(**{self.parameters[name].name: value for name, value in arguments.items()})
 
     # ---- values ----------------------------------------------------------------------------------------------------
 
@@ -86,7 +90,7 @@ class Command:
             place = (key, choices.get(key.partition(".")[0], ""))
             if place not in known:
                 hint = check_key(key, self.hints, choices, where)
-                flag = key if self._is_positional(key.partition(".")[0]) else f"--{key}"
+                flag = self.name if self._is_positional(key) else f"--{key}"
                 known[place] = typed(value, hint, f"{key} in {where}" if where else flag)
             found[key] = known[place]
         return {name: self._argument(name, found, choices) for name in self.parameters}
@@ -165,6 +169,11 @@ class Command:
                 raise PeftError(f'"{loose[1]}" is one too many: {self.name} takes one {self.positional}.')
             layer[str(self.positional)] = loose if many else loose[0]
         return [*files, ("", layer)]
+
+
+def _option(name: str) -> str:
+    """`as` for an argument `as_`, which Python would not take without the underscore."""
+    return name.rstrip("_")
 
 
 def command(domain: str, default_recipe: Callable[[dict], str | None] | None = None) -> Callable[[Callable], Command]:

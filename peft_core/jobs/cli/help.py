@@ -29,7 +29,9 @@ def help_of(command: Command, program: str, argv: Sequence[str] = ()) -> str:
     choices |= {key: words[0] for key, words in split_line(argv)[0] if words and is_choice(command.hints.get(key))}
     for key, name in choices.items():
         command.hints[key].check_name(name, command.domain)
-    about, lines, groups = argument_docs(command.function), [], []
+    about = {name.rstrip("_"): text for name, text in argument_docs(command.function).items()}
+    lines: list[str] = []
+    groups: list[str] = []
     for name, parameter in command.parameters.items():
         hint, chosen = command.hints[name], choices.get(name, "")
         if not is_choice(hint):

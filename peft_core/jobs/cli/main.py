@@ -15,6 +15,7 @@ from peft_core.errors import PeftError, nearest
 from peft_core.jobs.cli.command import Command
 from peft_core.jobs.cli.help import help_of, overview
 from peft_core.jobs.hub.reach import WAIT, deadline
+from peft_core.jobs.runs import lean
 
 
 def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None = None, errors: tuple = ()) -> int:
@@ -57,7 +58,8 @@ def run(program: str, commands: dict[str, Command], argv: list[str]) -> int:
     if "-h" in words or "--help" in words:
         print(help_of(chosen, program, [word for word in words if word not in ("-h", "--help")]))
         return 0
-    result = chosen.function(**chosen.resolve(chosen.read_line(words, program)))
+    lean.own_process = True
+    result = chosen.call(chosen.resolve(chosen.read_line(words, program)))
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
 
 

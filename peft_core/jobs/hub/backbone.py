@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+TOWER = "open_clip:"
+"""Begins the name of an image tower where backbones of timm are named, too: `open_clip:ViT-B-16/openai`."""
 Tokenizer = Callable[..., Tensor]
 """Texts to token ids, as open_clip's tokenizers do it."""
 

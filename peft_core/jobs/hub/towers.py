@@ -7,11 +7,8 @@ from typing import Any
 from torch import nn
 
 from peft_core.errors import PeftError
-from peft_core.jobs.hub.backbone import Backbone
+from peft_core.jobs.hub.backbone import TOWER, Backbone
 from peft_core.jobs.hub.open_clip_models import load_backbone
-
-TOWER = "open_clip:"
-"""Begins the name of an image tower where backbones of timm are named, too: `open_clip:ViT-B-16/openai`."""
 
 
 def load_tower(spec: str) -> tuple[nn.Module, int, Backbone]:

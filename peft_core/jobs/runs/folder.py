@@ -55,8 +55,9 @@ class RunFolder:
         Raises:
             PeftError: the folder holds another run that has trained, or files of something else.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise PeftError(f"{self.path} is a file: give --out another folder.")
+        there = next((place for place in (self.path, *self.path.absolute().parents) if place.exists()), self.path)
+        if there.exists() and not there.is_dir():
+            raise PeftError(f"{there} is a file: give --out another folder.")
         if not (self.path / CONFIG).is_file():
             if is_used(self.path):
                 raise PeftError(f"{self.path} holds files that are no run's: give --out another folder.")

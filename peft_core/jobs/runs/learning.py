@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from peft_core import lifecycle
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
-from peft_core.jobs.runs.training import keep_trainables
+from peft_core.jobs.runs.training import LightningModule, keep_trainables
 
 Optimizer = Literal["adamw", "adam", "sgd", "adamw8bit"]
 

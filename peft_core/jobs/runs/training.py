@@ -17,16 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from peft_core.stock import adapter_state
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.runs.process import duration
+from peft_core.jobs.runs.lean import leave_out_metrics
 
+leave_out_metrics()
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything  # noqa: E402
+from lightning.pytorch.plugins.io import TorchCheckpointIO  # noqa: E402
+from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
+
+__all__ = ["AtomicCheckpoints", "Callback", "LightningModule", "Progress", "SaveState", "keep_trainables", "make_trainer",
+           "planned_steps", "quiet", "read_checkpoint", "seed_everything", "Trainer"]  # fmt: skip
 CHECKPOINT = "last.ckpt"
 
 

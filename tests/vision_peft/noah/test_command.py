@@ -13,7 +13,9 @@ from peft_core import PeftError, adapt, count_parameters, load_adapter, load_run
 from peft_core.jobs.cli.main import main
 from peft_core.registry import make_method
 from tests.vision_peft.noah.conftest import BUDGET, SMALL
+from tests.vision_peft.test_use import same_probabilities
 from vision_peft.backbones import load_backbone
+from vision_peft.commands import main as vision_peft
 from vision_peft.noah.command import SpaceChoice, noah
 from vision_peft.noah.fitness import Fitness
 from vision_peft.noah.folders import SearchFolder
@@ -164,3 +166,8 @@ def test_few_shot_space_on_vit_b() -> None:
     assert forms.count(largest) == count_parameters(adapt(model, space.method(largest))).inserted
     vtab = Space(**SpaceChoice.preset("vtab"))
     assert Forms(model, vtab).count(vtab.largest(12)) == 654_456
+
+
+def test_export_and_use_of_the_chosen_subnet(searched: Path, tmp_path: Path) -> None:
+    assert vision_peft(["export", "--run", str(searched), "--out", str(tmp_path / "m.onnx")]) == 0
+    assert same_probabilities(searched, tmp_path / "m.onnx")
