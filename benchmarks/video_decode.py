@@ -33,7 +33,7 @@ WANTED = {
 }
 
 
-def main(frames: int = 300, rounds: int = 9, device: torch.device = CPU, ratios: Path | None = None) -> None:
+def tables(frames: int = 300, rounds: int = 9, device: torch.device = CPU, ratios: Path | None = None) -> None:
     """Prints a table for each distance of key frames."""
     ways = WAYS | ({"torchcodec": functools.partial(torchcodec, device=device)} if "torchcodec" in WAYS else {})
     unit = "second" if device.type == "cuda" else "CPU second"
@@ -114,9 +114,13 @@ def check(path: Path, indices: list[int]) -> None:
         assert np.array_equal(one, other)
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
-    main(args.frames, args.rounds, args.device, args.ratios)
+    tables(args.frames, args.rounds, args.device, args.ratios)
+
+
+if __name__ == "__main__":
+    main()

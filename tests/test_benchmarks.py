@@ -1,5 +1,6 @@
 """Benchmarks start, say what they take, and run to their end at the smallest sizes."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -28,11 +29,9 @@ def run(*command: str, seconds: int) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.stem not in ON_CPU_ALONE], ids=lambda file: file.stem)
 def test_every_benchmark_takes_a_device(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    import runpy
-
     monkeypatch.setattr(sys, "argv", [file.stem, "--help"])
     with pytest.raises(SystemExit, match="0"):
-        runpy.run_module(f"benchmarks.{file.stem}", run_name="__main__")
+        importlib.import_module(f"benchmarks.{file.stem}").main()
     help = capsys.readouterr().out
     assert "--device {cpu,cuda}" in help and f"python -m benchmarks.{file.stem}" in help
 
