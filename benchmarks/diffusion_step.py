@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from benchmarks.diffusion_models import TARGETS, by_peft, ours, small_unet
 from benchmarks.measuring import (
     CPU,
+    add_precision,
     autocast,
-    has_bf16,
     interleaved,
     machine,
     options,
     peak,
+    precisions,
     ratios,
     wanted,
     write_ratios,
@@ -103,7 +104,7 @@ class Step:
             self.optimizer.zero_grad(set_to_none=True)
 
 
-def compare(args: argparse.Namespace) -> None:
+def compare(args: argparse.Namespace, precision: str) -> None:
     makers = {"full fine-tuning": full}
     others = {"HF PEFT": ("peft", by_peft), "LyCORIS": ("lycoris", by_lycoris)}
     for tool in [tool for tool, (package, _) in others.items() if importlib.util.find_spec(package) is None]:
@@ -112,11 +113,11 @@ def compare(args: argparse.Namespace) -> None:
     for name in TARGETS:
         makers |= {f"ours, {name}": ours(name)}
         makers |= {f"{tool}, {name}": made_by(name) for tool, (_, made_by) in others.items()}
-    shape = (args.batch, args.latent, args.width, args.bf16, args.device)
+    shape = (args.batch, args.latent, args.width, precision == "bf16", args.device)
     floor = Step(with_input_gradient, *shape)
     floor_kept, floor_peak = kept_bytes(floor.loss, floor.model), step_peak(floor)
     size = sum(p.numel() for p in floor.model.parameters()) / 1e6
-    part = f"UNet of {size:.1f} M, batch {args.batch}, {args.latent}² latents, {'bf16' if args.bf16 else 'float32'}"
+    part = f"UNet of {size:.1f} M, batch {args.batch}, {args.latent}² latents, {precision}"
     print(f"{part}, {args.rounds} interleaved pairs, {machine(args.device)}")
     print(f"| {'variant':34} | time to floor | kept bytes to floor | peak to floor |\n|---|---|---|---|")
     for name in wanted(args.only, makers):
@@ -148,13 +149,11 @@ def step_options(about: str | None) -> argparse.ArgumentParser:
 
 def main() -> None:
     parser = step_options(__doc__)
-    parser.add_argument("--bf16", action="store_true")
+    add_precision(parser, "float32")
     parser.add_argument("--whole", action="store_true")
     args = parser.parse_args()
-    if args.bf16 and not has_bf16(args.device):
-        print("this device has no bf16 units: its times under bf16 say nothing")
-    if not args.whole:
-        compare(args)
+    for precision in () if args.whole else precisions(args):
+        compare(args, precision)
     if args.whole or not args.only:
         from benchmarks.diffusion_whole_step import whole
 

@@ -109,6 +109,18 @@ def has_bf16(device: torch.device = CPU) -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def add_precision(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--precision", choices=("float32", "bf16", "both"), default=default)
+
+
+def precisions(args: argparse.Namespace) -> list[str]:
+    """Those of `--precision` in which the device computes."""
+    if args.precision == "float32" or has_bf16(args.device):
+        return ["float32", "bf16"] if args.precision == "both" else [args.precision]
+    print("bf16: this device has no bf16 units, left out")
+    return [] if args.precision == "bf16" else ["float32"]
+
+
 def machine(device: torch.device = CPU) -> str:
     """What the figures were taken on, in one line."""
     if device.type == "cuda":

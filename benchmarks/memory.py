@@ -7,7 +7,7 @@ python -m benchmarks.memory --only lora ssf       # rows whose name holds one of
 import torch
 
 from benchmarks.kernel_choices import add_choices, choose
-from benchmarks.measuring import machine, options, peak, write_ratios
+from benchmarks.measuring import add_precision, machine, options, peak, precisions, write_ratios
 from benchmarks.variants import Trainer, chosen
 from peft_core.counting import kept_bytes
 
@@ -17,22 +17,23 @@ def main() -> None:
     parser.add_argument("--arch", default="vit_small_patch16_224")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--bf16", action="store_true")
+    add_precision(parser, "float32")
     add_choices(parser)
     args = parser.parse_args()
     choose(args)
-    rows = {}
-    for variant in chosen(args.only):
-        trainer = Trainer(variant, args.arch, args.batch, args.bf16, args.device)
-        rows[variant.name] = (kept_bytes(trainer.loss, trainer.model), step_peak(trainer))
-    kept, most = rows["floor"]
-    part = f"{args.arch}, batch {args.batch}, {'bf16' if args.bf16 else 'float32'}"
-    print(f"{part}, {machine(args.device)}")
-    print(f"floor: {kept / 2**20:.1f} MiB kept, {most / 2**20:.1f} MiB peak beyond weights")
-    print(f"| {'variant':34} | kept to floor | peak to floor |\n|---|---|---|")
-    for name, (own_kept, own_peak) in rows.items():
-        print(f"| {name:34} | {own_kept / kept:.2f} | {own_peak / most:.2f} |")
-        write_ratios(args.ratios, part, name, kept=own_kept / kept, peak=own_peak / most)
+    for precision in precisions(args):
+        rows = {}
+        for variant in chosen(args.only):
+            trainer = Trainer(variant, args.arch, args.batch, precision == "bf16", args.device)
+            rows[variant.name] = (kept_bytes(trainer.loss, trainer.model), step_peak(trainer))
+        kept, most = rows["floor"]
+        part = f"{args.arch}, batch {args.batch}, {precision}"
+        print(f"\n{part}, {machine(args.device)}")
+        print(f"floor: {kept / 2**20:.1f} MiB kept, {most / 2**20:.1f} MiB peak beyond weights")
+        print(f"| {'variant':34} | kept to floor | peak to floor |\n|---|---|---|")
+        for name, (own_kept, own_peak) in rows.items():
+            print(f"| {name:34} | {own_kept / kept:.2f} | {own_peak / most:.2f} |")
+            write_ratios(args.ratios, part, name, kept=own_kept / kept, peak=own_peak / most)
 
 
 def step_peak(trainer: Trainer) -> int:

@@ -38,7 +38,7 @@ has() {  # has LIBRARY…
 }
 
 part() {  # part SECONDS NAME LIBRARIES MODULE ARGUMENTS…
-    local limit=$1 name=$2 libraries=$3 module=$4 missing rc start=$SECONDS
+    local limit=$(($1 * SLOWER)) name=$2 libraries=$3 module=$4 missing rc start=$SECONDS
     shift 4
     echo
     echo "== $name"
@@ -56,26 +56,25 @@ part() {  # part SECONDS NAME LIBRARIES MODULE ARGUMENTS…
 }
 
 if [ -n "$QUICK" ]; then
-    VIT=(--arch test_vit --batch 2 --rounds 1) KINDS=("lora r8 qkv" "HF PEFT LoRA r8 qkv") COMPILED=("floor")
+    VIT=(--arch test_vit --batch 2 --rounds 1) KINDS=("lora r8 qkv" "HF PEFT LoRA r8 qkv") COMPILED=("lora r8 qkv")
     UNET=(--width 16 --latent 8 --batch 1 --rounds 1) SETS=("ours, attention" "HF PEFT, attention")
-    TEXT=(--arch ViT-S-32-alt --classes 3 --context 4)
+    TEXT=(--arch ViT-S-32-alt --classes 3 --context 4) BACKEND=aot_eager SLOWER=4  # compiling for a CPU takes minutes
 else
     VIT=(--arch vit_base_patch16_224 --batch 64 --rounds 20) COMPILED=("lora r8 qkv" "HF PEFT LoRA r8 qkv")
     KINDS=("lora r8 qkv" "HF PEFT LoRA r8 qkv" "r8 all linears" "full" "ssf" "adaptformer" "vpt deep")
     UNET=(--width 320 --latent 64 --batch 4 --rounds 8) SETS=("ours" "HF PEFT")
-    TEXT=(--classes 500 --context 16 --repeats 5)
+    TEXT=(--classes 500 --context 16 --repeats 5) BACKEND=inductor SLOWER=1
 fi
 MEMORY=("${VIT[@]:0:4}")
 TO=(--ratios "$RATIOS")
 
 part 120 "checks" "timm" on_gpu_checks $QUICK
-part 50 "train step" "timm" train_step "${VIT[@]}" "${TO[@]}" --only "${KINDS[@]}"
-part 25 "memory" "timm" memory "${MEMORY[@]}" "${TO[@]}" --only "${KINDS[@]}"
-part 25 "memory bf16" "timm" memory "${MEMORY[@]}" --bf16 "${TO[@]}" --only "${KINDS[@]}"
+part 55 "train step" "timm" train_step "${VIT[@]}" "${TO[@]}" --only "${KINDS[@]}"
+part 45 "memory" "timm" memory "${MEMORY[@]}" --precision both "${TO[@]}" --only "${KINDS[@]}"
 part 30 "text pass" "open_clip" text_pass "${TEXT[@]}" "${TO[@]}"
-part 60 "diffusion step" "diffusers" diffusion_step "${UNET[@]}" "${TO[@]}" --only "${SETS[@]}"
-part 45 "diffusion step bf16" "diffusers" diffusion_step "${UNET[@]}" --bf16 "${TO[@]}" --only "${SETS[@]}"
-part 110 "train step compiled" "timm" train_step "${VIT[@]}" --compile --precision bf16 "${TO[@]}" --only "${COMPILED[@]}"
+part 100 "diffusion step" "diffusers" diffusion_step "${UNET[@]}" --precision both "${TO[@]}" --only "${SETS[@]}"
+part 110 "train step compiled" "timm" train_step "${VIT[@]}" --compile $BACKEND --precision bf16 "${TO[@]}" --only "${COMPILED[@]}"
+
 echo
 echo "== ratios to the floor (text pass: to all 77 tokens), and to Hugging Face PEFT"
 "$PYTHON" -m benchmarks.ratio_table "$RATIOS"

@@ -9,7 +9,7 @@ python -m benchmarks.train_step --merging never     # fix a choice of the kernel
 import torch
 
 from benchmarks.kernel_choices import add_choices, choose
-from benchmarks.measuring import has_bf16, interleaved, machine, options, ratios, write_ratios
+from benchmarks.measuring import add_precision, interleaved, machine, options, precisions, ratios, write_ratios
 from benchmarks.ratio_table import counterpart
 from benchmarks.variants import Trainer, chosen
 from peft_core.counting import count_flops
@@ -21,17 +21,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--precision", choices=("float32", "bf16", "both"), default="both")
+    add_precision(parser, "both")
     parser.add_argument("--flops", action="store_true", help="count floating-point operations too")
-    parser.add_argument("--compile", action="store_true", help="torch.compile every model, the floor's too")
+    parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND",
+                        help="torch.compile every model, the floor's too")  # fmt: skip
     add_choices(parser)
     args = parser.parse_args()
     choose(args)
-    precisions = [p for p in ("float32", "bf16") if args.precision in (p, "both")]
-    if "bf16" in precisions and not has_bf16(args.device):
-        precisions.remove("bf16")
-        print("bf16: this device has no bf16 units, left out")
-    for precision in precisions:
+    for precision in precisions(args):
         trainers = {
             v.name: Trainer(v, args.arch, args.batch, precision == "bf16", args.device, args.compile)
             for v in chosen(args.only)
@@ -39,7 +36,7 @@ def main() -> None:
         flops = {name: count_flops(trainer.step) for name, trainer in trainers.items()} if args.flops else {}
         seconds = interleaved({name: trainer.step for name, trainer in trainers.items()}, args.rounds, args.device)
         found = ratios(seconds, "floor")
-        part = f"{args.arch}, batch {args.batch}, {precision}{', compiled' if args.compile else ''}"
+        part = f"{args.arch}, batch {args.batch}, {precision}{f', {args.compile}' if args.compile else ''}"
         print(f"\n{part}, {args.rounds} interleaved rounds, {machine(args.device)}")
         print(f"| {'variant':34} | time to floor | FLOPs to floor |\n|---|---|---|")
         for name in trainers:

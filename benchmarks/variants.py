@@ -94,7 +94,7 @@ class Trainer:
     batch: int
     bf16: bool = False
     device: torch.device = CPU
-    compile: bool = False
+    compile: str | None = None
     forward: Callable[[Tensor], Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class Trainer:
             prefix = Prefix(self.model)
             self.x, self.forward = prefix.features(self.x), prefix.rest
         if self.compile:
-            self.forward = torch.compile(self.forward)
+            self.forward = torch.compile(self.forward, backend=self.compile)
         self.trainables = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trainables, lr=1e-5)
 
