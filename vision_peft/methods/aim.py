@@ -10,7 +10,7 @@ from peft_core.grafts.branch import Branch
 from peft_core.grafts.graft import Graft, match
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import Bottleneck
-from peft_core.values import Count, Rate, Widths
+from peft_core.values import Count, Positive, Rate, Widths
 from vision_peft.video.over_time import add_weighed, check_tower, clips_of, share_of_stream
 
 
@@ -38,7 +38,7 @@ class AIM(Method):
     width: Widths | None = None
     per_block: Literal[3, 4] = 3
     frames: Count = 8
-    scale: float = 0.5
+    scale: Positive = 0.5
     drop_path: Rate = 0.0
     not_mergeable: ClassVar[str | None] = (
         "attention over time and bottlenecks with an activation are no change of weights."

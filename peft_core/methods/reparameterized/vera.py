@@ -11,7 +11,7 @@ from peft_core.grafts.shared import Reference
 from peft_core.grafts.weight_changes import add_rows
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import add_scaled, new_parameter, rows_of
-from peft_core.values import Count, Seed
+from peft_core.values import Count, NotNegative, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class VeRA(Method):
 
     rank: Count = 256
     targets: Sequence[str] | None = None
-    d_initial: float = 0.1
+    d_initial: NotNegative = 0.1
     seed: Seed = 0
 
     def install(self, plan: Plan) -> None:
