@@ -32,7 +32,16 @@ from peft_core.grafts.head import OwnHead
 from peft_core.merging import check_mergeable, replace, write
 from peft_core.method import Method, Plan
 from peft_core.registry import make_method
-from peft_core.stock import find_heads, freeze, head_of, settle_statistics, silence, write_trained
+from peft_core.stock import (
+    find_heads,
+    freeze,
+    head_of,
+    head_prefixes,
+    settle_statistics,
+    silence,
+    statistics_of,
+    write_trained,
+)
 
 
 def adapt(
@@ -79,7 +88,7 @@ def adapt(
 
 def _install(model: nn.Module, plan: Plan, adaptation: Adaptation, heads: list[str]) -> None:
     if "_peft_record" not in model.__dict__:
-        record = model.__dict__["_peft_record"] = Record(head_paths=heads)
+        record = model.__dict__["_peft_record"] = Record(head_paths=heads, statistics=statistics_of(model))
         freeze(model, record, adaptation.train_head)
         model.register_load_state_dict_post_hook(_forgive_missing_adapters)
         model.register_forward_pre_hook(opening, prepend=True)
@@ -132,14 +141,16 @@ def remove(model: nn.Module, name: str | None = None) -> nn.Module:
         _needs_originals(adaptation, "removed")
     for adaptation in chosen:
         write_trained(inner, adaptation, 0.0)
-    loaded, last = record_of(inner).loaded, len(chosen) == len(record_of(inner).adaptations)
+    record = record_of(inner)
+    before, last = record.statistics | record.loaded, len(chosen) == len(record.adaptations)
     for adaptation in chosen:
         take_out(inner, adaptation)
     if last:
-        parameters = dict(inner.named_parameters())
+        state, head = inner.state_dict(), head_prefixes(record)
         with torch.no_grad():
-            for key, original in loaded.items():
-                parameters[key].copy_(original)
+            for key, original in before.items():
+                if key in state and not key.startswith(head):
+                    state[key].copy_(original)
     return model
 
 

@@ -147,10 +147,11 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
         for adaptation in [a for name, a in record.adaptations.items() if name not in before]:
             take_out(model, adaptation)
         raise
-    record, parameters = record_of(model), dict(model.named_parameters())
+    record, state = record_of(model), model.state_dict(keep_vars=True)
     for key in also:
-        record.loaded.setdefault(key, parameters[key].detach().clone())
-        parameters[key].requires_grad_(True)
+        record.loaded.setdefault(key, state[key].detach().clone())
+        if isinstance(state[key], nn.Parameter):
+            state[key].requires_grad_(True)
     model.load_state_dict(weights, strict=False)
     return model
 

@@ -41,11 +41,18 @@ class Record:
     silenced: list[tuple[str, str, float]] = field(default_factory=list)
     loaded: dict[str, Tensor] = field(default_factory=dict)
     """Original values of stock parameters that an adapter file held beside its adaptations' own."""
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    """Running statistics of the stock model's norms, as they came."""
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside torch.compile's, DistributedDataParallel's and DataParallel's wrappers."""
-    names = {"OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module"}
+    names = {
+        "OptimizedModule": "_orig_mod",
+        "DistributedDataParallel": "module",
+        "DataParallel": "module",
+        "AveragedModel": "module",
+    }
     while "_peft_record" not in model.__dict__ and (inner := names.get(type(model).__name__)) is not None:
         model = getattr(model, inner)
     return model

@@ -23,10 +23,14 @@ def find_heads(model: nn.Module, anatomy: Anatomy) -> list[str]:
     return list(dict.fromkeys(path for path in paths if path))
 
 
+def head_prefixes(record: Record) -> tuple[str, ...]:
+    return tuple(f"{path}." for path in record.head_paths)
+
+
 def head_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of the head as it is now, by their keys."""
     record: Record = model.__dict__.get("_peft_record") or Record()
-    prefixes = tuple(f"{path}." for path in record.head_paths)
+    prefixes = head_prefixes(record)
     state = model.state_dict(keep_vars=True)
     return {key: value for key, value in state.items() if key.startswith(prefixes) and not is_inserted(key)}
 
@@ -40,7 +44,7 @@ def trained_head(model: nn.Module) -> dict[str, Tensor]:
 
 def freeze(model: nn.Module, record: Record, train_head: bool) -> None:
     """Everything is frozen, the head unless it is to train; what required grad before is remembered."""
-    prefixes = tuple(f"{path}." for path in record.head_paths)
+    prefixes = head_prefixes(record)
     for key, parameter in model.named_parameters():
         record.required_grad[key] = parameter.requires_grad
         parameter.requires_grad_(key.startswith(prefixes) and train_head)
@@ -53,7 +57,7 @@ def settle_statistics(model: nn.Module) -> None:
     """Norms with running statistics stay in eval, but for the head's, and for methods that train the whole model."""
     record: Record = model.__dict__.get("_peft_record") or Record()
     frozen = bool(record.adaptations) and not any(a.method.moves_statistics for a in record.adaptations.values())
-    heads = tuple(f"{path}." for path in record.head_paths)
+    heads = head_prefixes(record)
     for path, module in list(model.named_modules()):
         if not isinstance(module, _NormBase) or is_inserted(path):
             continue
@@ -147,21 +151,24 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     was unfrozen by hand."""
     record = record_of(model)
     changed = {key for adaptation in record.adaptations.values() for key in adaptation.trained}
-    changed |= trained_head(model).keys() | set(also_trained(model)) | _moved_statistics(model)
+    changed |= trained_head(model).keys() | set(also_trained(model))
     state = model.state_dict()
     return {key: value for key, value in state.items() if is_inserted(key) or key in changed}
 
 
 def also_trained(model: nn.Module) -> list[str]:
-    """Stock parameters outside the head that train although no adaptation asked for them, and those that a file held."""
+    """What else of the stock model changed: parameters outside the head that train although no adaptation asked for them,
+    those that a file held, and running statistics that moved."""
     record = record_of(model)
     known = {key for adaptation in record.adaptations.values() for key in adaptation.trained} | head_of(model).keys()
     trains = [key for key, p in model.named_parameters() if p.requires_grad and not is_inserted(key)]
-    return [key for key in dict.fromkeys((*trains, *record.loaded)) if key not in known]
+    state = model.state_dict()
+    here = {key: before for key, before in record.statistics.items() if key in state}
+    moved = [key for key, before in here.items() if not torch.equal(state[key].cpu(), before.cpu())]
+    return [key for key in dict.fromkeys((*trains, *record.loaded, *moved)) if key not in known]
 
 
-def _moved_statistics(model: nn.Module) -> set[str]:
-    if not any(adaptation.method.moves_statistics for adaptation in record_of(model).adaptations.values()):
-        return set()
-    kept = model.state_dict().keys() - dict(model.named_parameters()).keys()
-    return {key for key in kept if key.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")}
+def statistics_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the running statistics of the stock model's norms."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return {k: b.clone() for k, b in model.named_buffers() if k.rpartition(".")[2] in names and not is_inserted(k)}

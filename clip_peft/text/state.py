@@ -5,13 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 def state_of(modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> tuple | None:
     """Values of all parameters and buffers, classes, settings (a graft's factor, an activation) and hooks of the modules, and
-    the values of the tensors; None where values cannot be read (under a functorch transform, while a graph is captured).
+    the values of the tensors; None where values cannot be read (under a functorch transform, while a graph is captured, of
+    sharded and quantised tensors).
 
     Values are compared by what they are, not by who wrote them: writes to `.data`, which no version counter sees, count.
     """
@@ -32,7 +34,7 @@ def _values(tensors: list[Tensor]) -> tuple | None:
     sums: dict[torch.device, list[Tensor]] = {}
     facts = []
     for t in tensors:
-        if torch._C._functorch.is_functorch_wrapped_tensor(t):
+        if torch._C._functorch.is_functorch_wrapped_tensor(t) or is_traceable_wrapper_subclass(t):
             return None
         facts.append((tuple(t.shape), t.dtype, t.device, None if t.is_inference() else t._version))
         if t.is_meta:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from peft_data import cache_file
 from peft_data.augment import augmentation
@@ -233,6 +233,8 @@ def _reason(items: object, row: int, error: BaseException) -> str:
             return "is missing"
         if path.is_file() and not path.stat().st_size:
             return "is empty"
-        if type(error).__name__ == "UnidentifiedImageError":
+        if isinstance(error, UnidentifiedImageError):
             return "is no picture"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels: save it smaller"
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from peft_data import clip_lists, few_shot, fgvc, vtab
+from peft_data import clip_lists, coop, few_shot, fgvc, huggingface, vtab
 from peft_data.base import ClassificationData, Pictures, no_pictures
 from peft_data.errors import DataError, nearest
 from peft_data.findings import same_name, with_findings
@@ -20,10 +20,6 @@ from peft_data.video.decoding import is_video
 from peft_data.walk import LeftOut, files_in, folders_in, walk
 
 NAMES: dict[str, str] = {}
-_LISTS = (
-    "train*.json", "train*.txt", "*.mat", "lists/*.mat", "devkit/*.mat", "dataset_dict.json", "dataset_info.json",
-    "annotations/train_meta.list*",
-)  # fmt: skip
 _LOOKED_AT = 2000
 """Files by which a folder is judged to hold videos or pictures."""
 
@@ -32,9 +28,8 @@ Items = Callable[[Path, LeftOut], list[Path]]
 
 def claims(path: Path) -> bool:
     """Whether it is a folder without the lists that other formats have, and not of videos."""
-    if not path.is_dir() or any(any(path.glob(pattern)) for pattern in _LISTS):
-        return False
-    return not holds_videos(path) and not clip_lists.claims(path)
+    others = (vtab, fgvc, few_shot, coop, huggingface, clip_lists)
+    return path.is_dir() and not any(other.claims(path) for other in others) and not holds_videos(path)
 
 
 def holds_videos(path: Path) -> bool:

@@ -214,7 +214,10 @@ def _frame(item: Any, most: int, keep: bool) -> tuple[np.ndarray, Size]:
     share = 0.0 if not keep else most / min(own) if own else 1.0
     least = (max(1, round(own[0] * 2 * share)), max(1, round(own[1] * 2 * share))) if own and 2 * share < 1 else None
     image = read_picture(item, least)
-    own = own or (image.height, image.width)
+    if (
+        own is None or image.height >= own[0] or image.width >= own[1]
+    ):  # whole: what was read knows better than the header
+        own = image.height, image.width
     if not keep:
         return np.empty((0, 0, 3), np.uint8), own
     if min(own) > most:

@@ -85,6 +85,11 @@ def sweep(
     from peft_core.jobs.sweep.folder import SweepFolder
 
     jobs = trainings(plan)
+    if not all(task.startswith("world/") for task in plan["data"]):
+        from diffusion_peft.evaluation.scorers import open_scorers
+
+        how = how_of(plan["evaluation"])
+        open_scorers(how.image_features, how.clip, drawn=False)  # said now, not after a night of training
     with SweepFolder(out, plan, overwrite, PROGRAM) as folder:
         failed = train(jobs, folder, plan["evaluation"], workers, threads, overwrite)
         finished = [job for job in jobs if folder.is_finished(job)]
@@ -118,11 +123,7 @@ def trainings(plan: dict[str, Any]) -> list[Job]:
             found.append(Job(task, label, seed, point, "all", nested(settings, (*common[label], *point))))
     for job in {(job.method, job.point): job for job in reversed(found)}.values():
         check(fit.resolve([("", job.settings)]))
-    how = how_of(plan["evaluation"])
-    if not all(task.startswith("world/") for task in plan["data"]):
-        from diffusion_peft.evaluation.scorers import open_scorers
-
-        open_scorers(how.image_features, how.clip, drawn=False)  # not after a night of training
+    how_of(plan["evaluation"])
     return found
 
 

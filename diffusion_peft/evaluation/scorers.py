@@ -103,6 +103,6 @@ def _opened(make: Callable[[str], ImageScorer], given: str | None, usual: str, d
         if given or drawn:
             raise PeftError(why) from error
         raise PeftError(
-            f"these pictures are judged by {usual}, which cannot be had ({why.rstrip('.')}): give {option} a model of this "
-            f"machine, or {option} {REFERENCE} for figures of the shipped model, which knows drawn pictures alone."
+            f"these pictures are judged by {usual}, which cannot be had ({why.partition(': ')[0].rstrip('.')}): give {option} a "
+            f"model of this machine, or {option} {REFERENCE} for figures of the shipped model, which knows drawn pictures alone."
         ) from error

@@ -308,6 +308,23 @@ def test_batch_norm_of_the_frozen_part_stands_still(method: str, tmp_path: Path)
     assert all(m.training for m in model.modules()) and type(model).__name__ == "VisionTransformer"
 
 
+def test_statistics_that_moved_all_the_same_are_saved_and_taken_back(tmp_path: Path) -> None:
+    model = adapt(hybrid(), "lora")
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.training = True  # as a conversion to another class of norm would leave it
+    x = torch.randn(4, 3, 32, 32) * 2 + 1
+    model(x)
+    y = model.eval()(x)
+    again = load_adapter(hybrid(), save_adapter(model, tmp_path / "a")).eval()
+    torch.testing.assert_close(again(x), y)
+    for changed in (model, again):
+        head = copy.deepcopy(changed.head)
+        plain = hybrid().eval()
+        plain.head = head
+        torch.testing.assert_close(remove(changed).eval()(x), plain(x), rtol=0, atol=0)
+
+
 def test_full_fine_tuning_moves_batch_norm_and_saves_it(tmp_path: Path) -> None:
     model = adapt(hybrid(), "full").train()
     x = torch.randn(4, 3, 32, 32) * 2 + 1

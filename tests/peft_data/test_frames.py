@@ -205,3 +205,24 @@ def test_every_part_comes_from_the_generator_alone(split: Pictures, name: str) -
     first, again, other = (framed.augmented(range(6), name, seed) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png", "webp", "jpg"])
+def test_turned_pictures_of_every_format_know_their_size(tmp_path: Path, monkeypatch, suffix: str) -> None:
+    monkeypatch.setenv("VISUAL_PEFT_CACHE", str(tmp_path / "cache"))
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.zeros((120, 400, 3), np.uint8)).save(tmp_path / f"a.{suffix}", exif=exif)
+    pictures = Pictures([tmp_path / f"a.{suffix}"], torch.zeros(1).long(), root=tmp_path)
+    for limit in (2 << 30, 10):
+        framed = decode_for_training(pictures, SIZE, "crop", ram_limit=limit)
+        assert framed.own == ((400, 120),) and (framed.kept is None) == (limit == 10)
+        assert framed.augmented([0], "crop", 0).shape == (1, 3, SIZE, SIZE)
+
+
+def test_a_picture_of_too_many_pixels_says_so(tmp_path: Path, monkeypatch) -> None:
+    Image.new("RGB", (300, 300)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30_000)
+    pictures = Pictures([tmp_path / "a.png"], torch.zeros(1).long(), root=tmp_path)
+    with pytest.raises(DataError, match="a.png: has more than 0 million pixels: save it smaller"):
+        decode(pictures, 8)

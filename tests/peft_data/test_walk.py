@@ -139,3 +139,10 @@ def test_archives_are_to_be_unpacked(tmp_path: Path) -> None:
     (tmp_path / "p.zip").write_bytes(b"PK")
     with pytest.raises(DataError, match="is an archive: unpack it"):
         open_data(str(tmp_path / "p.zip"))
+
+
+def test_stray_lists_beside_class_folders_do_not_matter(tmp_path: Path) -> None:
+    class_folders(tmp_path / "p", {"cat": 4, "dog": 4})
+    for name in ("training_notes.txt", "train_log.json", "colours.mat", "README.md"):
+        (tmp_path / "p" / name).write_text("notes")
+    assert open_data(str(tmp_path / "p")).class_names == ("cat", "dog")
