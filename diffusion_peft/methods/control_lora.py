@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ from diffusion_peft.control.method import ControlMethod
 from diffusion_peft.methods.controlnet import Residuals
 from peft_core.errors import PeftError
 from peft_core.grafts.classes import swap_class
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
 from peft_core.values import Count, Positive
 
@@ -58,6 +58,10 @@ class ControlLoRA(ControlMethod):
     not_mergeable: ClassVar[str | None] = (
         "it reads a condition; `export --format control` writes a file of its changes."
     )
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(shrink=1, rank=2),)
 
     def install(self, plan: Plan) -> None:
         if self.rank < 1:

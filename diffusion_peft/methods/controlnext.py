@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from diffusion_peft.methods.controlnet import cross_normalise
 from peft_core.errors import PeftError
 from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Graft
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
 from peft_core.values import Count
 
 
@@ -112,6 +112,10 @@ class ControlNeXt(ControlMethod):
     )
     write = staticmethod(write_light)
     not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes its files."
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(shrink=1, width=8),)
 
     def install(self, plan: Plan) -> None:
         if self.width < 8 or self.width % 8:

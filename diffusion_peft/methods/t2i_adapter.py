@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ from diffusion_peft.control.branch import Control, add_residuals
 from diffusion_peft.control.encoders import SHRINK
 from diffusion_peft.control.files import write_model
 from diffusion_peft.control.method import ControlMethod
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
 from peft_core.values import Count
 
 
@@ -51,6 +52,10 @@ class T2IAdapter(ControlMethod):
     file: ClassVar[str] = "a folder for T2IAdapter.from_pretrained"
     write = staticmethod(write_model)
     not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes a T2IAdapter."
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(shrink=1),)
 
     def install(self, plan: Plan) -> None:
         import diffusers

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,9 +51,14 @@ class TextualInversion(Method):
     initial: Sequence[Whole] = ()
 
     needs: ClassVar[tuple[str, ...]] = ("words",)
+    suits: ClassVar[tuple[str, ...]] = ("transformers CLIP text model",)
     not_mergeable: ClassVar[str | None] = (
         "its tokens belong to a tokenizer too: `diffusion_peft merge` writes the whole pipeline."
     )
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(first=1, initial=tuple(range(1, 90))),)
 
     def install(self, plan: Plan) -> None:
         if not self.initial:

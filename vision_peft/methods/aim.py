@@ -1,4 +1,5 @@
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -40,9 +41,16 @@ class AIM(Method):
     frames: Count = 8
     scale: Positive = 0.5
     drop_path: Rate = 0.0
+    needs: ClassVar[tuple[str, ...]] = ("tokens", "positions")
+    suits: ClassVar[tuple[str, ...]] = ("timm ViT", "open_clip tower", "open_clip model")
     not_mergeable: ClassVar[str | None] = (
         "attention over time and bottlenecks with an activation are no change of weights."
     )
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        small = cls(width=8, frames=2, per_block=4)
+        return small, replace(small, tower="image")
 
     def install(self, plan: Plan) -> None:
         check_tower(plan)

@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -31,6 +32,10 @@ class Adapter(Method):
     scale: Positive = 1.0
     dropout: Rate = 0.0
     not_mergeable: ClassVar[str | None] = "a bottleneck with an activation is no change of a weight."
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return tuple(cls(bottleneck=4, position=position) for position in ("houlsby", "pfeiffer", "parallel"))
 
     def install(self, plan: Plan) -> None:
         kinds = ("attn", "cross_attn", "mlp") if self.position == "houlsby" else ("mlp",)

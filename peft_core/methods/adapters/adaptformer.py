@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +25,10 @@ class AdaptFormer(Method):
     learn_scale: bool = False
     dropout: Rate = 0.1
     not_mergeable: ClassVar[str | None] = "a branch with an activation beside the MLP is no change of its weights."
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(bottleneck=8, dropout=0.0, learn_scale=True),)
 
     def install(self, plan: Plan) -> None:
         for sublayer, width, dim in plan.sublayers(("mlp",), self.bottleneck):

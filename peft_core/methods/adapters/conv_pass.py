@@ -1,5 +1,5 @@
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -33,7 +33,14 @@ class ConvPass(Method):
     positions: Sequence[Literal["attn", "mlp"]] = ("attn", "mlp")
     scale: Positive = 1.0
     dropout: Rate = 0.1
+    needs: ClassVar[tuple[str, ...]] = ("grid",)
     not_mergeable: ClassVar[str | None] = "a convolution over the patches is no change of a layer that sees one token."
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 327_552),)
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        small = cls(bottleneck=4, dropout=0.0)
+        return small, replace(small, tower="image"), replace(small, positions=("mlp",))
 
     def install(self, plan: Plan) -> None:
         for sublayer, width, dim in plan.sublayers(self.positions, self.bottleneck):

@@ -1,10 +1,11 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
 from torch import Tensor
 
 from peft_core.errors import PeftError
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
 from peft_core.parts.factors import rows_of, split_dimension
 from peft_core.parts.kronecker import Kronecker
 from peft_core.parts.ranked import Ranked
@@ -34,6 +35,10 @@ class LoKr(Ranked):
     decompose_both: bool = False
     full_matrix: bool = False
     tucker: bool = False
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(rank=2, alpha=3.0, targets=("attn", "mlp"), tucker=True, decompose_both=True),)
 
     def install(self, plan: Plan) -> None:
         if self.factor < 1 and self.factor != -1:

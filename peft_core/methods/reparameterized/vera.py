@@ -1,6 +1,7 @@
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,11 @@ class VeRA(Method):
     targets: Sequence[str] | None = None
     d_initial: NotNegative = 0.1
     seed: Seed = 0
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 24_576),)
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(rank=4, targets=("attn", "mlp")),)
 
     def install(self, plan: Plan) -> None:
         places = [place for place, _ in plan.places(self.targets, change=VectorPair)]
