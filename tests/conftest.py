@@ -1,6 +1,23 @@
-"""What holds in every test: shapes that functions declare are checked."""
+"""What holds in every test: shapes that functions declare are checked, and the versions at work are printed."""
+
+import platform
+from importlib import metadata
+from typing import Any
 
 from tests.shapes import install
+
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "open_clip_torch",
+    "transformers",
+    "diffusers",
+    "peft",
+    "lightning",
+    "datasets",
+    "numpy",
+)
 
 DECLARING = (
     "peft_core.kernels.lowrank_linear",
@@ -15,3 +32,8 @@ DECLARING = (
     "peft_core.prefix",
 )
 WATCHED = install(DECLARING)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+    terminalreporter.write_line(f"Python {platform.python_version()}, {versions}")
