@@ -65,7 +65,8 @@ def trained(fit: Callable[..., dict[str, Any]], settings: dict[str, Any], overwr
         raise OtherRun(f"{run} was made by other code: give another --out, or --overwrite to run it again.")
     if other:
         RunFolder(run, "").clear()
-    write_files(mark.parent, {mark.name: json.dumps({"code": code}).encode()})
+    if other or not there or not mark.is_file():
+        write_files(mark.parent, {mark.name: json.dumps({"code": code}).encode()})
     try:
         return fit(**(settings | {"overwrite": False}))
     except OtherRun:
