@@ -11,6 +11,7 @@ from diffusion_peft.data.concepts import Concept
 from diffusion_peft.training.needs import needs_of
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.options import Choice
+from peft_core.values import Share, Whole
 
 
 def control(
@@ -21,10 +22,10 @@ def control(
     boxes_column: str | None = None,
     phrases_column: str | None = None,
     image_encoder: str | None = None,
-    drop: float = 0.0,
+    drop: Share = 0.0,
     early: bool = False,
-    until: float = 1.0,
-    effect_every: int = 0,
+    until: Share = 1.0,
+    effect_every: Whole = 0,
 ) -> None:
     """Options of a control.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 from peft_core.jobs.cli.options import Choice
+from peft_core.values import NotNegative, Range
 
 
 def slider(
@@ -12,9 +14,9 @@ def slider(
     negative: str | None = None,
     target: str | None = None,
     attributes: list[str] | None = None,
-    strength: float = 4.0,
-    guidance: float = 3.0,
-    steps: int = 50,
+    strength: NotNegative = 4.0,
+    guidance: NotNegative = 3.0,
+    steps: Annotated[int, Range(2, 1000)] = 50,
 ) -> None:
     """Options of a slider.
 
