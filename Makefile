@@ -1,4 +1,5 @@
-# make demo: adapt a frozen ViT to real pictures and look at the result. make test: everything CI runs.
+# make demo: adapt a frozen ViT to real pictures and look at the result. make test: everything CI runs; make test-all: the
+# slow part too.
 # Both set up .venv first (uv where it is installed, else venv and pip); from then on they start at once.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2])' 2>/dev/null && command -v $$p && break; done)
@@ -6,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-all lint clean
 
 setup: $(READY)
 
@@ -28,6 +29,9 @@ demo: $(READY)
 	@$(BIN)/vision_peft predict --run demo/lora demo/pictures
 
 test: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
+
+test-all: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(READY)

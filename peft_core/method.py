@@ -43,10 +43,13 @@ class Method:
     silences_dropout: ClassVar[bool] = False
     """Whether dropout and drop path of the frozen model are off while it trains."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """What it takes besides a frozen model's weights: `head` (a classifier's), `tokens` (a stream that takes more of them),
-    `file` (it is made from a file alone), `words` (a tokenizer that learns new ones), `condition` (given before each call)."""
+    """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
+    of patches, `positions` that are not rotary; a classifier's `head`, a `file` (it is made from one alone), `words` (a
+    tokenizer that learns new ones), a `condition` (given before each call)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = ()
+    """Settings, and how many parameters they insert on ViT-B/16, as the paper or its code has it."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -61,6 +64,11 @@ class Method:
     def of_card(cls, settings: dict[str, Any], format: int) -> dict[str, Any]:
         """Settings as a card of an older format means them, so that an adapter does what it did when it was saved."""
         return settings
+
+    @classmethod
+    def examples(cls) -> "Iterable[Method]":
+        """Settings small enough for models of two or three blocks, on which the contract is tried (`peft_core.testing`)."""
+        return (cls(),)
 
     def install(self, plan: "Plan") -> None:
         raise NotImplementedError(f"{type(self).__name__} must define install(plan)")

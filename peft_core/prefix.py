@@ -1,5 +1,7 @@
 """The frozen blocks below the earliest trained one give the same features for a picture at every epoch: run them once."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
@@ -42,14 +44,14 @@ class Prefix:
         return start
 
     @torch.no_grad()
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Annotated[Tensor, "B N D"]:
         """What block `start` receives: B N D."""
         tokens = self.anatomy.embed(self.model, x)  # type: ignore[misc]
         for block in self.blocks[: self.start]:
             tokens = block(tokens)
         return tokens
 
-    def rest(self, features: Tensor) -> Tensor:
+    def rest(self, features: Annotated[Tensor, "B N D"]) -> Tensor:
         """The model's output from what block `start` receives."""
         for block in self.blocks[self.start :]:
             features = block(features)

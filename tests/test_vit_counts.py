@@ -6,7 +6,8 @@ import pytest
 import timm
 import torch
 
-from peft_core import adapt, count_parameters
+from peft_core import adapt, count_parameters, list_methods
+from peft_core.registry import find_method
 
 VIT_B16 = [
     ("full", {}, 85_798_656),
@@ -34,7 +35,11 @@ VIT_B16 = [
 ]
 
 
-@pytest.mark.parametrize("method, hyper, inserted", VIT_B16, ids=lambda value: str(value))
+STATED = [(name, *stated) for name in list_methods() for stated in find_method(name).vit_b16]
+"""What methods say of themselves."""
+
+
+@pytest.mark.parametrize("method, hyper, inserted", VIT_B16 + STATED, ids=lambda value: str(value))
 def test_exact_parameter_count_on_vit_b16(method: str, hyper: dict[str, Any], inserted: int):
     with torch.device("meta"):
         model = timm.create_model("vit_base_patch16_224", num_classes=100)

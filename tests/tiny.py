@@ -1,5 +1,6 @@
 """Tiny models of every family, with random weights that do something: residual branches, layer scales and heads included."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,37 +8,26 @@ from typing import Any
 import open_clip
 import timm
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffusion_peft.control import controls_of, set_condition
+from peft_core.anatomies import Anatomy, describe
+from peft_core.testing import Family
 
 
 @dataclass(frozen=True)
-class Tiny:
-    """A family's model, a batch for it, and how to make one tensor of its output."""
+class Tiny(Family):
+    """A family's model as the contract takes it.
 
-    build: Callable[[], nn.Module]
-    batch: Callable[[], dict[str, Any]]
-    out: Callable[[Any], Tensor] = lambda y: y
+    Args:
+        tokens: whether it takes prompts as it is, without a tower named.
+        linears: roles of its linear layers and convolutions.
+    """
+
     tokens: bool = True
     linears: tuple[str, ...] = ("q", "k", "v", "proj", "fc1", "fc2")
-    prepare: Callable[[Any], object] = lambda model: None
-
-    def model(self) -> nn.Module:
-        torch.manual_seed(0)
-        model = self.build()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() == 1:
-                    parameter.add_(torch.randn_like(parameter) * 0.1)
-        return model
-
-    def __call__(self, model: nn.Module) -> Tensor:
-        self.prepare(model)
-        torch.manual_seed(7)
-        return self.out(model(**self.batch()))
 
 
 def vit(name: str = "vit_tiny_patch16_224", **changes: Any) -> Callable[[], nn.Module]:
@@ -64,7 +54,10 @@ def words(name: str, length: int = 12) -> Callable[[], dict[str, Any]]:
 def clip(**text: Any) -> Callable[[], nn.Module]:
     vision = dict(image_size=32, layers=2, width=64, head_width=16, patch_size=8)
     words = dict(context_length=12, vocab_size=100, width=32, heads=2, layers=2) | text
-    return lambda: open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=words)
+    scale = math.log(100)  # what training ends at
+    return lambda: open_clip.CLIP(
+        embed_dim=16, vision_cfg=vision, text_cfg=words, quick_gelu=True, init_logit_scale=scale
+    )
 
 
 def custom_text_clip() -> nn.Module:
@@ -86,6 +79,38 @@ def unet() -> nn.Module:
         sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=24, attention_head_dim=4,
+    )  # fmt: skip
+
+
+class BehindBatchNorm(nn.Module):
+    """A ViT behind a stem with BatchNorm, as hybrids have; it states its own anatomy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.ReLU())
+        self.vit = vit(depth=2)()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.vit(self.stem(x))
+
+    def peft_anatomy(self) -> Anatomy | None:
+        inner = describe(self.vit)
+        return None if inner is None else inner.under("vit")
+
+
+def mmdit() -> nn.Module:
+    return SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        caption_projection_dim=32, joint_attention_dim=24, pooled_projection_dim=16, pos_embed_max_size=8, qk_norm="rms_norm",
+        dual_attention_layers=(0,),
+    )  # fmt: skip
+
+
+def noise_with_text() -> dict[str, Any]:
+    g = torch.Generator().manual_seed(3)
+    return dict(
+        hidden_states=torch.randn(2, 4, 8, 8, generator=g), encoder_hidden_states=torch.randn(2, 5, 24, generator=g),
+        pooled_projections=torch.randn(2, 16, generator=g), timestep=torch.tensor([3, 70]),
     )  # fmt: skip
 
 
@@ -126,34 +151,42 @@ def both(features: tuple) -> Tensor:
     return torch.cat(features[:2])
 
 
+def timm_model(name: str, size: int = 32, **changes: Any) -> Callable[[], nn.Module]:
+    settings: dict[str, Any] = dict(img_size=size, embed_dim=48, depth=2, num_heads=3, num_classes=5) | changes
+    return lambda: timm.create_model(name, **settings)
+
+
+SWIN: dict[str, Any] = dict(
+    img_size=56, embed_dim=16, depths=(1, 2), num_heads=(2, 4), num_classes=5, drop_path_rate=0.0
+)
+
 MODELS: dict[str, Tiny] = {
     "vit": Tiny(vit(), pictures()),
     "deit": Tiny(vit("deit_tiny_distilled_patch16_224"), pictures()),
     "dinov2_registers": Tiny(vit("vit_small_patch14_reg4_dinov2", init_values=0.5), pictures()),
     "average_pooled": Tiny(vit(class_token=False, global_pool="avg", fc_norm=True), pictures()),
-    "eva": Tiny(
-        lambda: timm.create_model(
-            "eva02_base_patch14_224", img_size=32, patch_size=8, embed_dim=48, num_heads=3, depth=2, num_classes=5
-        ),
-        pictures(),
-        tokens=False,
-    ),
-    "eva_fused": Tiny(
-        lambda: timm.create_model(
-            "eva02_tiny_patch14_224", img_size=32, patch_size=8, embed_dim=48, num_heads=3, depth=2, num_classes=5
-        ),
-        pictures(),
-        tokens=False,
-    ),
-    "clip_image": Tiny(lambda: clip()().visual, pictures("x")),
-    "clip": Tiny(clip(), clip_batch, both, tokens=False),
+    "attention_pooled": Tiny(timm_model("vit_base_patch16_siglip_224", patch_size=8, depth=2), pictures()),
+    "norms_behind": Tiny(timm_model("vit_base_patch16_rpn_224", patch_size=8), pictures()),
+    "rms_norm": Tiny(timm_model("aimv2_large_patch14_224", 28), pictures(size=28)),
+    "grouped_keys": Tiny(timm_model("vit_base_patch16_sapiens2", embed_dim=32, num_heads=2, num_kv_heads=1), pictures()),
+    "batch_norm": Tiny(BehindBatchNorm, pictures()),
+    "swin": Tiny(lambda: timm.create_model("swin_tiny_patch4_window7_224", **SWIN), pictures(size=56), tokens=False),
+    "eva": Tiny(timm_model("eva02_base_patch14_224", patch_size=8), pictures()),
+    "eva_fused": Tiny(timm_model("eva02_tiny_patch14_224", patch_size=8), pictures()),
+    "clip_image": Tiny(lambda: clip()().visual, pictures("x"), exact=False),
+    "clip": Tiny(clip(), clip_batch, both, tokens=False, exact=False),
     "custom_text_clip": Tiny(
-        custom_text_clip, lambda: pictures("image", 160)() | words("text")(), both, tokens=False
+        custom_text_clip, lambda: pictures("image", 160)() | words("text")(), both, tokens=False, exact=False
     ),
     "clip_text_model": Tiny(text_model, words("input_ids"), lambda y: y.pooler_output, tokens=False),
     "unet": Tiny(
         unet, noise, lambda y: y.sample, tokens=False, prepare=give_condition,
         linears=("q", "k", "v", "proj", "cross_q", "cross_k", "cross_v", "cross_proj", "fc1", "fc2", "proj_io", "conv", "time",
                  "time_embed"),
+    ),
+    "mmdit": Tiny(
+        mmdit, noise_with_text, lambda y: y.sample,
+        linears=("q", "k", "v", "proj", "fc1", "fc2", "context_q", "context_k", "context_v", "context_proj", "context_fc1",
+                 "context_fc2", "modulation", "context_modulation", "patch_embed", "context_embed", "proj_io"),
     ),
 }  # fmt: skip

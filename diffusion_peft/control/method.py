@@ -18,6 +18,7 @@ class ControlMethod(Method):
     """A method whose branch reads a condition, which `set_condition` gives."""
 
     needs: ClassVar[tuple[str, ...]] = ("condition",)
+    suits: ClassVar[tuple[str, ...]] = ("diffusers UNet",)
     takes: ClassVar[Literal["picture", "features", "boxes"]] = "picture"
     """Which conditions: pictures of the same size, features of an image tower (a picture as prompt), or boxes with phrases."""
     file: ClassVar[str] = ""

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,8 +10,9 @@ from diffusion_peft.control.method import ControlMethod
 from diffusion_peft.methods.controlnet import Residuals
 from peft_core.errors import PeftError
 from peft_core.grafts.classes import swap_class
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
+from peft_core.values import Count, Positive
 
 ENCODER = ("down_blocks.", "mid_block.", "time_embedding.", "add_embedding.")
 
@@ -46,17 +47,21 @@ class ControlLoRA(ControlMethod):
         channels, shrink: as of controlnet.
     """
 
-    rank: int = 32
-    alpha: float | None = None
+    rank: Count = 32
+    alpha: Positive | None = None
     targets: Sequence[str] = ("attn", "cross_attn", "mlp", "proj_io", "conv", "time", "time_embed")
-    channels: int = 3
-    shrink: int | None = None
+    channels: Count = 3
+    shrink: Count | None = None
 
     file: ClassVar[str] = "control_lora.safetensors: changes to a ControlNetModel.from_unet"
     write = staticmethod(write_changes)
     not_mergeable: ClassVar[str | None] = (
         "it reads a condition; `export --format control` writes a file of its changes."
     )
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(shrink=1, rank=2),)
 
     def install(self, plan: Plan) -> None:
         if self.rank < 1:

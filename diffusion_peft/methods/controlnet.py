@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +10,8 @@ from diffusion_peft.control.files import write_model
 from diffusion_peft.control.method import ControlMethod
 from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Call, Graft
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
+from peft_core.values import Count, NotNegative
 
 
 class Residuals(Control):
@@ -113,9 +115,9 @@ class ControlNet(ControlMethod):
     """
 
     join: Literal["zero", "norm"] = "zero"
-    strength: float = 0.2
-    channels: int = 3
-    shrink: int | None = None
+    strength: NotNegative = 0.2
+    channels: Count = 3
+    shrink: Count | None = None
 
     file: ClassVar[str] = "a folder for ControlNetModel.from_pretrained"
     write = staticmethod(write_model)
@@ -124,6 +126,10 @@ class ControlNet(ControlMethod):
     @property
     def identity(self) -> bool:  # type: ignore[override]
         return self.join == "zero"
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return cls(shrink=1), cls(shrink=1, join="norm")
 
     def install(self, plan: Plan) -> None:
         options = plan.options_at("conv_in")

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,8 @@ from diffusion_peft.methods.controlnet import cross_normalise
 from peft_core.errors import PeftError
 from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Graft
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
+from peft_core.values import Count
 
 
 class LightNet(nn.Module):
@@ -100,10 +101,10 @@ class ControlNeXt(ControlMethod):
         channels: of the condition. shrink: as of controlnet.
     """
 
-    width: int = 64
+    width: Count = 64
     targets: Sequence[str] = ("proj", "cross_proj")
-    channels: int = 3
-    shrink: int | None = None
+    channels: Count = 3
+    shrink: Count | None = None
 
     identity: ClassVar[bool] = False
     file: ClassVar[str] = (
@@ -111,6 +112,10 @@ class ControlNeXt(ControlMethod):
     )
     write = staticmethod(write_light)
     not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes its files."
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(shrink=1, width=8),)
 
     def install(self, plan: Plan) -> None:
         if self.width < 8 or self.width % 8:

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from peft_core.method import Method, Plan
 
@@ -17,6 +18,8 @@ class CustomDiffusion(Method):
     """
 
     targets: Sequence[str] = ("cross_k", "cross_v")
+
+    suits: ClassVar[tuple[str, ...]] = ("diffusers UNet",)
 
     def install(self, plan: Plan) -> None:
         for place, _ in plan.places(self.targets):

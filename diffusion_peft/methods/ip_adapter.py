@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,8 @@ from diffusion_peft.control.method import ControlMethod
 from peft_core.errors import PeftError
 from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Graft, match
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
+from peft_core.values import Count
 
 DIM_HEAD = 64
 """Of the resampler's attention; loaders tell its number of heads by it."""
@@ -90,8 +92,8 @@ class IPAdapter(ControlMethod):
         plus: a resampler of all patches (four layers of cross attention from learnt queries) in place of one projection.
     """
 
-    width: int | None = None
-    tokens: int | None = None
+    width: Count | None = None
+    tokens: Count | None = None
     plus: bool = False
 
     identity: ClassVar[bool] = False
@@ -101,6 +103,10 @@ class IPAdapter(ControlMethod):
     not_mergeable: ClassVar[str | None] = (
         "it reads a picture; `export --format control` writes a file for load_ip_adapter."
     )
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return cls(width=6), cls(width=6, plus=True)
 
     def install(self, plan: Plan) -> None:
         if (self.width or 1) < 1 or (self.tokens is not None and self.tokens < 1):

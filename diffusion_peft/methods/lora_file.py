@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -23,6 +23,18 @@ class LoRAFile(Method):
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     needs: ClassVar[tuple[str, ...]] = ("file",)
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        layers = {
+            "conv_in": {"kind": "lora", "rank": 2, "scale": 1.5},
+            "mid_block.resnets.0.conv1": {"kind": "loha", "rank": 2, "scale": 0.5, "cores": True},
+            "mid_block.attentions.0.transformer_blocks.0.attn1.to_q": {"kind": "dora", "rank": 3, "scale": 1.0},
+            "mid_block.attentions.0.transformer_blocks.0.ff.net.2": {
+                "kind": "lokr", "rank": 2, "scale": 2.0, "whole1": True, "whole2": False, "cores": False, "outer": [4, 8],
+            },
+        }  # fmt: skip
+        return (cls(layers=layers),)
 
     def install(self, plan: Plan) -> None:
         if not self.layers:

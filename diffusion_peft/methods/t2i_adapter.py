@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,7 +9,8 @@ from diffusion_peft.control.branch import Control, add_residuals
 from diffusion_peft.control.encoders import SHRINK
 from diffusion_peft.control.files import write_model
 from diffusion_peft.control.method import ControlMethod
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
+from peft_core.values import Count
 
 
 class Maps(Control):
@@ -42,14 +44,18 @@ class T2IAdapter(ControlMethod):
         channels: of the condition. shrink: as of controlnet.
     """
 
-    blocks_each: int = 2
-    channels: int = 3
-    shrink: int | None = None
+    blocks_each: Count = 2
+    channels: Count = 3
+    shrink: Count | None = None
 
     identity: ClassVar[bool] = False
     file: ClassVar[str] = "a folder for T2IAdapter.from_pretrained"
     write = staticmethod(write_model)
     not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes a T2IAdapter."
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(shrink=1),)
 
     def install(self, plan: Plan) -> None:
         import diffusers

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Delta
 from peft_core.method import Method, Plan
+from peft_core.values import Whole
 
 
 class Rows(Delta):
@@ -46,13 +47,18 @@ class TextualInversion(Method):
         initial: a token id for each vector, whose row it starts as.
     """
 
-    first: int = 0
-    initial: Sequence[int] = ()
+    first: Whole = 0
+    initial: Sequence[Whole] = ()
 
     needs: ClassVar[tuple[str, ...]] = ("words",)
+    suits: ClassVar[tuple[str, ...]] = ("transformers CLIP text model",)
     not_mergeable: ClassVar[str | None] = (
         "its tokens belong to a tokenizer too: `diffusion_peft merge` writes the whole pipeline."
     )
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(first=1, initial=tuple(range(1, 90))),)
 
     def install(self, plan: Plan) -> None:
         if not self.initial:

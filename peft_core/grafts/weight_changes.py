@@ -4,7 +4,7 @@ The stock parameters stay where they are and read as they are: sharding, weight 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,12 @@ def transforms_are_active() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list[Delta]) -> Tensor:
+def linear(
+    x: Annotated[Tensor, "... in"],
+    weight: Annotated[Tensor, "out in"],
+    bias: Annotated[Tensor | None, "out"],
+    deltas: list[Delta],
+) -> Annotated[Tensor, "... out"]:
     """A linear under weight changes: their kernel where they share one, else F.linear with W' and b'."""
     if not deltas:
         return F.linear(x, weight, bias)

@@ -7,7 +7,7 @@ In this orientation the small factor stands left, which BLAS runs 2–6 times fa
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,9 @@ class Part(NamedTuple):
     rows: tuple[int, int] | None
 
 
-def merged(weight: Tensor, parts: tuple[Part, ...], factors: Sequence[Tensor]) -> Tensor:
+def merged(
+    weight: Annotated[Tensor, "out in"], parts: tuple[Part, ...], factors: Sequence[Tensor]
+) -> Annotated[Tensor, "out in"]:
     """W + Σ s·B A, computed in the factors' precision where that is the higher one."""
     dtype = torch.promote_types(weight.dtype, factors[0].dtype)
     if len(parts) == 1 and parts[0].rows is None:
@@ -104,7 +106,9 @@ class _LowRankLinear(torch.autograd.Function):
         return dx, dw, db, None, None, None, None, *d_factors
 
 
-def through_up(g: Tensor, parts: tuple[Part, ...], ups: Sequence[Tensor]) -> Tensor:
+def through_up(
+    g: Annotated[Tensor, "N out"], parts: tuple[Part, ...], ups: Sequence[Tensor]
+) -> Annotated[Tensor, "r N"]:
     """s · Bᵀ gᵀ of every part, one above the other: (Σ r, N)."""
     return _stack([_scaled(up.to(g.dtype).t() @ _rows(g, part).t(), part) for part, up in zip(parts, ups, strict=True)])
 
@@ -159,7 +163,12 @@ def _rows(g: Tensor, part: Part) -> Tensor:
     return g if part.rows is None else g[:, part.rows[0] : part.rows[1]]
 
 
-def lowrank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list[Any]) -> Tensor:
+def lowrank_linear(
+    x: Annotated[Tensor, "... in"],
+    weight: Annotated[Tensor, "out in"],
+    bias: Annotated[Tensor | None, "out"],
+    deltas: list[Any],
+) -> Annotated[Tensor, "... out"]:
     """F.linear(x, W + Σ s·B A, b): x (…, in), W (out, in), A (r, in), B (rows, r)."""
     parts = tuple(Part(delta.scale * delta.factor, delta.rows) for delta in deltas)
     factors = [factor for delta in deltas for factor in (delta.A, delta.B)]

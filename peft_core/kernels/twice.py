@@ -1,7 +1,7 @@
 """What the kernels with a backward of their own have in common: a second derivative, and rows whose division loses digits."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,12 @@ def gradients(run: Callable[..., Tensor], inputs: Sequence[Any], grad: Tensor, w
 
 
 @torch.no_grad()
-def weak_rows(spread: Tensor, shift: Tensor | None, divisor: Tensor, dtype: torch.dtype) -> Tensor | None:
+def weak_rows(
+    spread: Annotated[Tensor, "out"],
+    shift: Annotated[Tensor | None, "out"],
+    divisor: Annotated[Tensor, "out"],
+    dtype: torch.dtype,
+) -> Annotated[Tensor | None, "weak"]:
     """Indices of the outputs y = d ⊙ z + shift from which z cannot be won back: |d| is near 0, or the shift, rounded to 16
     bits with y, leaves no digits of z. None where there are none.
 
@@ -41,7 +46,7 @@ def weak_rows(spread: Tensor, shift: Tensor | None, divisor: Tensor, dtype: torc
 
 
 @torch.no_grad()
-def spread_of(x: Tensor, weight: Tensor) -> Tensor:
+def spread_of(x: Annotated[Tensor, "... in"], weight: Annotated[Tensor, "out in"]) -> Annotated[Tensor, "out"]:
     """The standard deviation of x Wᵀ over the first rows of x: (out)."""
     rows = x.detach().flatten(0, -2)[:SAMPLE].to(weight.dtype)
     return (rows @ weight.t()).std(0, unbiased=False) if len(rows) else weight.new_zeros(len(weight))

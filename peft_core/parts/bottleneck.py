@@ -1,7 +1,7 @@
 """The bottleneck that adapters share: s · γ ⊙ Up(drop(act(Down x))), Down (h, D), Up (D, h)."""
 
 import math
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ class Bottleneck(nn.Module):
         self.dropout = dropout
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Annotated[Tensor, "... D"]) -> Annotated[Tensor, "... D"]:
         x = ACTIVATIONS[self.activation](self.down(match(x, self.down.weight)))
         x = self.up(F.dropout(x, self.dropout, self.training) if self.dropout else x)
         if self.gamma is not None:

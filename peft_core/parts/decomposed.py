@@ -5,7 +5,7 @@ comes from the output, dm = Σ g ⊙ (y − b) / m. Where that division loses di
 those rows of V x / ‖V‖ are computed again.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from peft_core.kernels.twice import gradients, is_differentiated, spread_of, wea
 from peft_core.parts.lowrank import LowRank
 
 
-def row_norms(weight: Tensor) -> Tensor:
+def row_norms(weight: Tensor) -> Annotated[Tensor, "out"]:
     """‖·‖₂ of each output's weights, (out); never 0, so that an all-zero row stays one."""
     return weight.flatten(1).norm(dim=1).clamp_min(torch.finfo(weight.dtype).tiny)
 
@@ -98,7 +98,12 @@ def _differentiable(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, bias: Ten
     return dx, dw, db, None, None, None, None, None, *rest
 
 
-def decomposed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["Decomposed"]) -> Tensor:
+def decomposed_linear(
+    x: Annotated[Tensor, "... in"],
+    weight: Annotated[Tensor, "out in"],
+    bias: Annotated[Tensor | None, "out"],
+    deltas: list["Decomposed"],
+) -> Annotated[Tensor, "... out"]:
     """F.linear(x, m V/‖V‖, b): x (…, in), W (out, in), on rows of W where the deltas have some."""
     if _overlap(deltas) or any(delta.factor != 1.0 for delta in deltas) or torch.compiler.is_compiling():
         return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight.dtype))  # type: ignore[arg-type]

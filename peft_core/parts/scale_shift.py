@@ -5,7 +5,7 @@ dγ = (Σ g ⊙ y − β Σ g)/γ, dβ = Σ g, dx = g W'. Where the division los
 is kept too, and those rows of z are computed again.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,12 @@ def _scaled(weight: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tensor:
     return (weight * gamma.unsqueeze(1)).to(dtype)
 
 
-def scale_shift_linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["ScaleShift"]) -> Tensor:
+def scale_shift_linear(
+    x: Annotated[Tensor, "... in"],
+    weight: Annotated[Tensor, "out in"],
+    bias: Annotated[Tensor | None, "out"],
+    deltas: list["ScaleShift"],
+) -> Annotated[Tensor, "... out"]:
     """F.linear(x, γ W, γ b + β): x (…, in), W (out, in), γ and β (out)."""
     only = deltas[0]
     if (

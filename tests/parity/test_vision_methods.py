@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peft_core import adapt, merge
+from peft_core import PeftError, adapt, merge
 from tests.tiny import MODELS, pictures
 
 X = pictures()()["x"]
@@ -185,3 +185,33 @@ def test_initial_values():
     assert not down.up.weight.any() and not down.up.bias.any() and not down.down.bias.any()
     ssf = adapt(stock(), "ssf").blocks[0].mlp.fc1.peft.ssf.fc1
     assert abs(ssf.gamma.mean() - 1) < 0.01 and 0.015 < ssf.gamma.std() < 0.025 and 0.015 < ssf.beta.std() < 0.025
+
+
+def test_the_authors_starts() -> None:
+    torch.manual_seed(0)
+    plus = adapt(stock(), "adapter_plus", bottleneck=24, init="houlsby").blocks[0].peft.adapter_plus.output.change
+    for weight in (plus.down.weight, plus.up.weight):  # N(0, 0.01²) truncated at 2σ: standard deviation 0.88 σ
+        assert weight.abs().max() <= 0.02 and 0.0075 < weight.std() < 0.0095
+    assert not plus.down.bias.any() and not plus.up.bias.any()
+    for settings, start in (({}, 0.1), ({"scale": 0.3}, 0.3), ({"learn_scale": True}, 1.0)):
+        model = adapt(stock(), "adaptformer", bottleneck=4, **settings)
+        scale = model.blocks[0].drop_path2.peft.adaptformer.mlp_branch.change.scale
+        assert torch.as_tensor(scale).item() == pytest.approx(start)
+    model = adapt(stock(), "noah", widths={"vpt": [1, 10, 5], "lora": 2, "adapter": 2})
+    tokens = [block.peft.noah.tokens.tokens for block in model.blocks]
+    bound = (6 / (48 * 11)) ** 0.5  # Xavier over 10 × 48, the widest
+    assert all(each.abs().max() <= bound for each in tokens) and tokens[1].abs().max() > 0.98 * bound
+    assert model.blocks[0].drop_path2.peft.noah.output.change.activation == "quick_gelu"
+
+
+def test_prompt_dropout_draws_a_mask_a_sample() -> None:
+    model = adapt(stock(), "vpt", tokens=4, deep=True, dropout=0.5).train()
+    seen = model.blocks[1].peft.vpt.tokens.before(torch.zeros(32, 17, 48))[:, 1:5]
+    assert len({tuple((row == 0).flatten().tolist()) for row in seen}) == 32
+
+
+def test_prompts_are_averaged_where_the_model_averages() -> None:
+    with pytest.raises(PeftError, match="pool_prompts is for models that average their tokens"):
+        adapt(stock(), "vpt", pool_prompts=True)
+    model = adapt(MODELS["average_pooled"].model(), "vpt", tokens=4, pool_prompts=True).eval()
+    assert model.forward_features(X).shape[1] == 16 + 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from peft_core import PeftError, adapt, load_adapter, remove, save_adapter
-from tests.test_contract import perturb
+from peft_core.testing import perturb
 from tests.tiny import MODELS
 
 

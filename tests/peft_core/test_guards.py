@@ -166,3 +166,11 @@ def test_values_that_are_no_numbers_are_not_loaded(tmp_path: Path) -> None:
     folder = save_adapter(model, tmp_path / "a")
     with pytest.raises(PeftError, match="no finite numbers"):
         load_adapter(vit()(), folder)
+
+
+def test_declared_shapes_are_checked_while_tests_run() -> None:
+    from tests.conftest import WATCHED
+
+    assert len(WATCHED) >= 10
+    with pytest.raises(AssertionError, match="weight of scale_shift_linear is .*: in is 5 elsewhere"):
+        scale_shift_linear(torch.randn(2, 5), torch.randn(3, 4), None, [])

@@ -37,7 +37,7 @@ def listed_pictures(folder: Path, list_name: str, inside: str, labels: Sequence[
         picture(folder / name, seed=i)
         lines.append(f"{name} {label}\n")
     (folder / list_name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / list_name).write_text("".join(lines))
+    (folder / list_name).write_text("".join(lines), encoding="utf-8")
 
 
 def vtab_task(folder: Path, classes: int = 4, sizes: tuple[int, int, int] = (8, 4, 6)) -> Path:

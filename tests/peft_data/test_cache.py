@@ -153,7 +153,7 @@ def test_a_full_disk_keeps_the_old_file(split, tmp_path, monkeypatch) -> None:
 
 
 def test_a_folder_that_cannot_be_made(split, tmp_path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="cannot be kept in .*cache_dir"):
         decode(split, 8, cache_dir=tmp_path / "file/c")
 

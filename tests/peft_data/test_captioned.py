@@ -119,7 +119,7 @@ def test_subjects_as_a_folder_and_by_name(tmp_path) -> None:
     subjects.write_subject(3, tmp_path / "s", name="sks thing")
     files = sorted((tmp_path / "s").glob("*.png"))
     assert len(files) == 5 and Image.open(files[0]).size == (64, 64)
-    assert files[0].with_suffix(".txt").read_text().startswith("a photo of sks thing on a")
+    assert files[0].with_suffix(".txt").read_text(encoding="utf-8").startswith("a photo of sks thing on a")
     assert subjects.number_of("world/subjects/7") == 7 and len(subjects.NAMES) >= 8
     for wrong in ("world/subjects/99", "world/subjects/x"):
         with pytest.raises(DataError, match="world/subjects/0 to"):

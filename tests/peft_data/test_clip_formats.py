@@ -58,9 +58,9 @@ def test_class_folders_of_frames(tmp_path: Path) -> None:
 @pytest.mark.parametrize("between", [" ", ",", "\t", ", "])
 def test_lists_divided_by_blank_comma_or_tab(clip: Path, tmp_path: Path, between: str) -> None:
     put(clip, tmp_path / "a b.mp4", tmp_path / "c.mp4", tmp_path / "d.mp4")
-    (tmp_path / "train.csv").write_text(f"a b.mp4{between}0\nc.mp4{between}1\n")
-    (tmp_path / "val.csv").write_text(f"c.mp4{between}1\n")
-    (tmp_path / "test.csv").write_text(f"\nd.mp4{between}0\n")
+    (tmp_path / "train.csv").write_text(f"a b.mp4{between}0\nc.mp4{between}1\n", encoding="utf-8")
+    (tmp_path / "val.csv").write_text(f"c.mp4{between}1\n", encoding="utf-8")
+    (tmp_path / "test.csv").write_text(f"\nd.mp4{between}0\n", encoding="utf-8")
     data = open_data(str(tmp_path))
     assert names(data.train) == [("a b.mp4", 0), ("c.mp4", 1)] and names(data.test) == [("d.mp4", 0)]
     assert data.train.sampling.kind == "dense" and data.train.sampling.stride == 16
@@ -68,9 +68,9 @@ def test_lists_divided_by_blank_comma_or_tab(clip: Path, tmp_path: Path, between
 
 def test_lists_of_mmaction_and_folders_of_frames(clip: Path, tmp_path: Path) -> None:
     frames(tmp_path / "v" / "one", tmp_path / "v" / "two")
-    (tmp_path / "sthv2_train_list_rawframes.txt").write_text("one 33 0\ntwo 20 1\n")
-    (tmp_path / "sthv2_val_list_rawframes.txt").write_text("two 20 1\n")
-    (tmp_path / "names.txt").write_text("pushing\npulling\n")
+    (tmp_path / "sthv2_train_list_rawframes.txt").write_text("one 33 0\ntwo 20 1\n", encoding="utf-8")
+    (tmp_path / "sthv2_val_list_rawframes.txt").write_text("two 20 1\n", encoding="utf-8")
+    (tmp_path / "names.txt").write_text("pushing\npulling\n", encoding="utf-8")
     data = open_data(
         "kinetics400", root=str(tmp_path), videos=str(tmp_path / "v"), class_names=str(tmp_path / "names.txt")
     )
@@ -80,13 +80,13 @@ def test_lists_of_mmaction_and_folders_of_frames(clip: Path, tmp_path: Path) -> 
 
 def test_lists_with_mistakes(clip: Path, tmp_path: Path) -> None:
     put(clip, tmp_path / "a.mp4")
-    (tmp_path / "train.csv").write_text("a.mp4 0\ngone/b.mp4 1\n")
+    (tmp_path / "train.csv").write_text("a.mp4 0\ngone/b.mp4 1\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"(?s)one clip is listed in .*train.csv but not there: .*gone/b.mp4"):
         open_data(str(tmp_path))
-    (tmp_path / "train.csv").write_text("a.mp4 0\na.mp4\n")
+    (tmp_path / "train.csv").write_text("a.mp4 0\na.mp4\n", encoding="utf-8")
     with pytest.raises(DataError, match="line 2 of .*train.csv has no label"):
         open_data(str(tmp_path))
-    (tmp_path / "train.csv").write_text("a.mp4 wave\n")
+    (tmp_path / "train.csv").write_text("a.mp4 wave\n", encoding="utf-8")
     with pytest.raises(DataError, match="label 'wave': labels must be whole numbers from 0"):
         open_data(str(tmp_path))
     with pytest.raises(DataError, match="has no list of training clips"):
@@ -98,19 +98,21 @@ def test_something_something(clip: Path, tmp_path: Path) -> None:
     put(clip, *(videos / f"{number}.webm" for number in range(12)))
     templates = ["Holding [something] next to [something]", "Pushing [something] from left to right"]
     (tmp_path / "labels.json").write_text(
-        json.dumps({t.replace("[", "").replace("]", ""): str(n) for n, t in enumerate(templates)})
+        json.dumps({t.replace("[", "").replace("]", ""): str(n) for n, t in enumerate(templates)}), encoding="utf-8"
     )
     rows = [{"id": str(number), "label": "x", "template": templates[number % 2]} for number in range(12)]
-    (tmp_path / "train.json").write_text(json.dumps(rows[:10]))
-    (tmp_path / "validation.json").write_text(json.dumps(rows[10:]))
+    (tmp_path / "train.json").write_text(json.dumps(rows[:10]), encoding="utf-8")
+    (tmp_path / "validation.json").write_text(json.dumps(rows[10:]), encoding="utf-8")
     data = open_data("ssv2", root=str(tmp_path))
     assert data.class_names == ("Holding something next to something", "Pushing something from left to right")
     assert (len(data.train), len(data.val)) == (9, 1) and data.test.labels.tolist() == [0, 1]
     assert data.train.directional and data.train.sampling.kind == "uniform"
-    (tmp_path / "validation.json").write_text(json.dumps([{"id": "1", "template": "Holding [something] near"}]))
+    (tmp_path / "validation.json").write_text(
+        json.dumps([{"id": "1", "template": "Holding [something] near"}]), encoding="utf-8"
+    )
     with pytest.raises(DataError, match="which is no label"):
         open_data("ssv2", root=str(tmp_path))
-    (tmp_path / "labels.json").write_text("{")
+    (tmp_path / "labels.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match="labels.json cannot be read .*damaged"):
         open_data("ssv2", root=str(tmp_path))
 
@@ -118,7 +120,7 @@ def test_something_something(clip: Path, tmp_path: Path) -> None:
 def test_hmdb51(clip: Path, tmp_path: Path) -> None:
     for word in ("brush_hair", "wave"):
         put(clip, *(tmp_path / word / f"{n}.avi" for n in range(3)))
-        (tmp_path / f"{word}_test_split2.txt").write_text("0.avi 1 \n1.avi 2 \n2.avi 0 \n")
+        (tmp_path / f"{word}_test_split2.txt").write_text("0.avi 1 \n1.avi 2 \n2.avi 0 \n", encoding="utf-8")
     data = open_data("hmdb51", root=str(tmp_path), split=2)
     assert data.class_names == ("brush hair", "wave")
     assert names(data.train) == [("brush_hair/0.avi", 0), ("wave/0.avi", 1)]
@@ -133,9 +135,9 @@ def test_ucf101(clip: Path, tmp_path: Path) -> None:
     put(clip, tmp_path / "Archery" / "a.avi", tmp_path / "Biking" / "b.avi")
     lists = tmp_path / "ucfTrainTestlist"
     lists.mkdir()
-    (lists / "classInd.txt").write_text("1 Archery\n2 Biking\n")
-    (lists / "trainlist01.txt").write_text("Archery/a.avi 1\nBiking/b.avi 2\n")
-    (lists / "testlist01.txt").write_text("Biking/b.avi\n")
+    (lists / "classInd.txt").write_text("1 Archery\n2 Biking\n", encoding="utf-8")
+    (lists / "trainlist01.txt").write_text("Archery/a.avi 1\nBiking/b.avi 2\n", encoding="utf-8")
+    (lists / "testlist01.txt").write_text("Biking/b.avi\n", encoding="utf-8")
     data = open_data("ucf101", root=str(tmp_path))
     assert names(data.train) == [("Archery/a.avi", 0), ("Biking/b.avi", 1)] and names(data.test) == [
         ("Biking/b.avi", 1)
@@ -146,10 +148,10 @@ def test_diving48(clip: Path, tmp_path: Path) -> None:
     put(clip, tmp_path / "rgb" / "x_1.mp4", tmp_path / "rgb" / "x_2.mp4")
     for part in ("train", "test"):
         rows = [{"vid_name": f"x_{n}", "label": n - 1, "start_frame": 0, "end_frame": 9} for n in (1, 2)]
-        (tmp_path / f"Diving48_V2_{part}.json").write_text(json.dumps(rows))
+        (tmp_path / f"Diving48_V2_{part}.json").write_text(json.dumps(rows), encoding="utf-8")
     data = open_data("diving48", root=str(tmp_path))
     assert names(data.test) == [("rgb/x_1.mp4", 0), ("rgb/x_2.mp4", 1)] and data.test.directional
-    (tmp_path / "Diving48_V2_test.json").write_text("[{}]")
+    (tmp_path / "Diving48_V2_test.json").write_text("[{}]", encoding="utf-8")
     with pytest.raises(DataError, match="Diving48_V2_test.json is damaged"):
         open_data("diving48", root=str(tmp_path))
 
@@ -163,7 +165,7 @@ def test_lists_with_a_header(clip: Path, tmp_path: Path) -> None:
         data = open_data(str(tmp_path))
         assert len(data.train) + len(data.val) == 4 and len(data.class_names) == 2 and data.train.kind == "clips"
     assert data.class_names == ("run", "wave")
-    (tmp_path / "test.csv").write_text("path,label\na.mp4,jump\n")
+    (tmp_path / "test.csv").write_text("path,label\na.mp4,jump\n", encoding="utf-8")
     with pytest.raises(DataError, match="test.csv has the class 'jump', which train has not"):
         open_data(str(tmp_path))
     (tmp_path / "test.csv").write_bytes("a.mp4 0\né.mp4 1\n".encode("latin-1"))
@@ -177,16 +179,16 @@ def test_one_table_of_clips(clip: Path, tmp_path: Path) -> None:
         with open(tmp_path / f"v/{number}.mp4", "ab") as file:
             file.write(bytes([number]))  # no two are the same
     rows = [f"v/{number}.mp4;{('run', 'wave')[number % 2]};{'Test' if number > 7 else 'train'}" for number in range(10)]
-    (tmp_path / "clips.csv").write_text("\n".join(["path;label;split", *rows]))
+    (tmp_path / "clips.csv").write_text("\n".join(["path;label;split", *rows]), encoding="utf-8")
     data = open_data(str(tmp_path / "clips.csv"), frames=4)
     assert data.class_names == ("run", "wave") and data.train.sampling.frames == 4 and data.name == "clips"
     assert [len(part) for part in (data.train, data.val, data.test)] == [8, 0, 2] and data.notes == ()
     (tmp_path / "one.csv").write_text(
-        "path,label\n" + "".join(row.rpartition(";")[0].replace(";", ",") + "\n" for row in rows)
+        "path,label\n" + "".join(row.rpartition(";")[0].replace(";", ",") + "\n" for row in rows), encoding="utf-8"
     )
     data = open_data(str(tmp_path / "one.csv"), test=0.4)
     assert [len(part) for part in (data.train, data.val, data.test)] == [4, 2, 4]
-    (tmp_path / "one.csv").write_text("path,label\nv/0.mp4,run\nv/none.mp4,wave\n")
+    (tmp_path / "one.csv").write_text("path,label\nv/0.mp4,run\nv/none.mp4,wave\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"(?s)one clip is listed in .*one.csv but not there.*none.mp4"):
         open_data(str(tmp_path / "one.csv"))
 

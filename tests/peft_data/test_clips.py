@@ -113,7 +113,7 @@ def test_torchcodec_gives_the_frames_that_pyav_gives(video: Path, folder: Path) 
             assert (
                 np.abs(np.asarray(one).astype(int) - np.asarray(two)).max() <= 3
             )  # each converts colours in its own way
-    (folder / "text.mp4").write_text("not a video, " * 50)
+    (folder / "text.mp4").write_text("not a video, " * 50, encoding="utf-8")
     with pytest.raises(DataError, match=r"is no video that can be read \(Could not open"):
         open_clip(folder / "text.mp4", "torchcodec")
 
@@ -159,7 +159,7 @@ def test_folder_of_frames_in_the_order_of_their_numbers(folder: Path) -> None:
 def test_what_is_no_clip(folder: Path) -> None:
     import av
 
-    (folder / "words.mp4").write_text("not a video, " * 50)
+    (folder / "words.mp4").write_text("not a video, " * 50, encoding="utf-8")
     (folder / "nothing.mp4").touch()
     (folder / "none").mkdir()
     with av.open(str(folder / "sound.mp4"), "w") as file:
@@ -240,7 +240,7 @@ def test_three_crops_stand_along_the_longer_side(tmp_path: Path) -> None:
 def test_broken_clips_are_reported_or_left_out(clips: Clips, tmp_path: Path) -> None:
     for path in clips.items:
         shutil.copy(path, tmp_path)
-    (tmp_path / "6.mp4").write_text("no video")
+    (tmp_path / "6.mp4").write_text("no video", encoding="utf-8")
     bad = Clips(sorted(tmp_path.glob("*.mp4")), torch.arange(7) % 2, root=tmp_path, sampling=Sampling(8))
     with pytest.raises(DataError, match=r"(?s)1 of 7 clips cannot be read: .*on_bad_image='skip'.*6.mp4: is no video"):
         decode(bad, 16)

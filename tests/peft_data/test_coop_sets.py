@@ -23,7 +23,7 @@ def pets(tmp_path: Path) -> Path:
     for names in PETS.values():
         for name in names:
             picture(tmp_path / f"oxford_pets/images/{name}.jpg")
-    (tmp_path / "oxford_pets/split_zhou_OxfordPets.json").write_text(split_file(PETS))
+    (tmp_path / "oxford_pets/split_zhou_OxfordPets.json").write_text(split_file(PETS), encoding="utf-8")
     return tmp_path
 
 
@@ -62,7 +62,7 @@ def test_missing_pictures_are_all_listed(pets: Path) -> None:
     ],
 )
 def test_split_files_of_another_form(pets: Path, text: str, says: str) -> None:
-    (pets / "oxford_pets/split_zhou_OxfordPets.json").write_text(text)
+    (pets / "oxford_pets/split_zhou_OxfordPets.json").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=says):
         open_data("coop/oxford_pets", root=str(pets))
 
@@ -81,14 +81,14 @@ def test_aircraft(tmp_path: Path) -> None:
     folder = tmp_path / "fgvc_aircraft"
     for number in ("01", "02", "03", "04"):
         picture(folder / f"images/{number}.jpg")
-    (folder / "variants.txt").write_text("707-320\nDC-10\n")
-    (folder / "images_variant_train.txt").write_text("01 707-320\n02 DC-10\n")
-    (folder / "images_variant_val.txt").write_text("03 DC-10\n")
-    (folder / "images_variant_test.txt").write_text("04 707-320\n")
+    (folder / "variants.txt").write_text("707-320\nDC-10\n", encoding="utf-8")
+    (folder / "images_variant_train.txt").write_text("01 707-320\n02 DC-10\n", encoding="utf-8")
+    (folder / "images_variant_val.txt").write_text("03 DC-10\n", encoding="utf-8")
+    (folder / "images_variant_test.txt").write_text("04 707-320\n", encoding="utf-8")
     data = open_data("coop/fgvc_aircraft", root=str(tmp_path))
     assert data.class_names == ("707-320", "DC-10") and data.train.labels.tolist() == [0, 1]
     assert data.val.labels.tolist() == [1] and data.test.name(0) == "04.jpg"
-    (folder / "images_variant_val.txt").write_text("03 DC-9\n")
+    (folder / "images_variant_val.txt").write_text("03 DC-9\n", encoding="utf-8")
     with pytest.raises(DataError, match="gives 03 the class 'DC-9', which variants.txt has not"):
         open_data("coop/fgvc_aircraft", root=str(tmp_path))
 
@@ -99,7 +99,7 @@ def test_imagenet_and_its_variants(tmp_path: Path) -> None:
     for word in words:
         picture(tmp_path / f"imagenet/images/train/{word}/x.JPEG")
         picture(tmp_path / f"imagenet/images/val/{word}/y.JPEG")
-    (tmp_path / "imagenet/classnames.txt").write_text(table)
+    (tmp_path / "imagenet/classnames.txt").write_text(table, encoding="utf-8")
     data = open_data("coop/imagenet", root=str(tmp_path))
     assert data.class_names == tuple(words.values()) and (len(data.train), len(data.val), len(data.test)) == (3, 0, 3)
 

@@ -25,9 +25,13 @@ def test_birds(tmp_path) -> None:
     names = [f"{c + 1:03d}.Bird_{'AB'[c]}/{i}.jpg" for c in range(2) for i in range(12)]
     for name in names:
         picture(folder / "images" / name)
-    (folder / "images.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
-    (folder / "image_class_labels.txt").write_text("".join(f"{i} {(i + 11) // 12}\n" for i in range(1, 25)))
-    (folder / "train_test_split.txt").write_text("".join(f"{i} {int(i % 12 != 0)}\n" for i in range(1, 25)))
+    (folder / "images.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)), encoding="utf-8")
+    (folder / "image_class_labels.txt").write_text(
+        "".join(f"{i} {(i + 11) // 12}\n" for i in range(1, 25)), encoding="utf-8"
+    )
+    (folder / "train_test_split.txt").write_text(
+        "".join(f"{i} {int(i % 12 != 0)}\n" for i in range(1, 25)), encoding="utf-8"
+    )
     data = open_data("fgvc/cub", root=str(tmp_path))
     assert sizes(data) == [20, 2, 2] and data.class_names == ("Bird A", "Bird B")
     assert data.test.name(1) == "images/002.Bird_B/11.jpg" and data.test.labels.tolist() == [0, 1]

@@ -44,7 +44,9 @@ def test_files_of_one_size_with_other_bytes_are_not_the_same(tmp_path: Path) -> 
 def test_a_table_with_a_picture_twice(tmp_path: Path) -> None:
     class_folders(tmp_path, {"cat": 4, "dog": 4})
     rows = [f"{c}/{i}.jpg,{c},train" for c in ("cat", "dog") for i in range(4)]
-    (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows, "cat/0.jpg,dog,test", "dog/1.jpg,dog,test"]))
+    (tmp_path / "t.csv").write_text(
+        "\n".join(["path,label,split", *rows, "cat/0.jpg,dog,test", "dog/1.jpg,dog,test"]), encoding="utf-8"
+    )
     notes = " ".join(open_data(str(tmp_path / "t.csv")).notes)
     assert "2 pictures are both in what is trained on and in test" in notes
     assert "cat/0.jpg is cat and cat/0.jpg dog" in notes
@@ -53,7 +55,7 @@ def test_a_table_with_a_picture_twice(tmp_path: Path) -> None:
 def test_a_class_that_is_tested_and_never_trained(tmp_path: Path) -> None:
     class_folders(tmp_path, {"cat": 4, "dog": 4, "dogs": 1})
     rows = [f"{c}/{i}.jpg;{c};Training" for c in ("cat", "dog") for i in range(4)]
-    (tmp_path / "t.csv").write_text("\n".join(["path;label;split", *rows, "dogs/0.jpg;dogs;TEST"]))
+    (tmp_path / "t.csv").write_text("\n".join(["path;label;split", *rows, "dogs/0.jpg;dogs;TEST"]), encoding="utf-8")
     with pytest.raises(DataError, match=r"class 'dogs' in val or test, which train has not \(did you mean 'dog'\?\)"):
         open_data(str(tmp_path / "t.csv"))
 

@@ -10,7 +10,7 @@ from tests.peft_data.drawn import class_folders, picture
 def test_class_folders_are_split_by_the_seed(tmp_path) -> None:
     class_folders(tmp_path / "photos", {"cat": 10, "dog": 20})
     (tmp_path / "photos/.hidden").mkdir()
-    (tmp_path / "photos/cat/Thumbs.db").write_text("x")
+    (tmp_path / "photos/cat/Thumbs.db").write_text("x", encoding="utf-8")
     picture(tmp_path / "photos/dog/deeper/x.PNG")
     data = open_data(str(tmp_path / "photos"), seed=1)
     assert data.name == "photos" and data.class_names == ("cat", "dog") and data.recipe is None

@@ -35,7 +35,9 @@ def test_the_published_table() -> None:
 def test_no_note_on_published_sizes(tmp_path) -> None:
     one = picture(tmp_path / "kitti/images/one.jpg")
     for split, size in (("train800", 800), ("val200", 200), ("test", 711)):
-        (tmp_path / f"kitti/{split}.txt").write_text("".join(f"images/{one.name} {i % 4}\n" for i in range(size)))
+        (tmp_path / f"kitti/{split}.txt").write_text(
+            "".join(f"images/{one.name} {i % 4}\n" for i in range(size)), encoding="utf-8"
+        )
     data = open_data("vtab/kitti", root=str(tmp_path))
     assert data.notes == () and len(data.train + data.val) == 1000 and len(data.test) == 711
 
@@ -71,10 +73,10 @@ def test_a_folder_of_tasks_is_no_data_set(tmp_path) -> None:
 )
 def test_lists_that_are_wrong(tmp_path, line, says) -> None:
     task = vtab_task(tmp_path / "kitti")
-    (task / "val200.txt").write_text(f"images/val200/000000.jpg 1\n{line}\n")
+    (task / "val200.txt").write_text(f"images/val200/000000.jpg 1\n{line}\n", encoding="utf-8")
     with pytest.raises(DataError, match=says):
         open_data("vtab/kitti", root=str(tmp_path))
-    (task / "val200.txt").write_text("\n")
+    (task / "val200.txt").write_text("\n", encoding="utf-8")
     with pytest.raises(DataError, match="lists no picture"):
         open_data("vtab/kitti", root=str(tmp_path))
     (task / "val200.txt").write_bytes(b"\xff\xfe")
@@ -92,7 +94,7 @@ def few_shot(folder, shots=2):
                 picture(folder / f"images/{word}/{name[:3]}{i}.jpg")
                 lines.append(f"{word}/{name[:3]}{i}.jpg {label}\n")
         (folder / "annotations").mkdir(exist_ok=True)
-        (folder / "annotations" / name).write_text("".join(lines))
+        (folder / "annotations" / name).write_text("".join(lines), encoding="utf-8")
     return folder
 
 
@@ -109,11 +111,11 @@ def test_few_shot_lists(tmp_path) -> None:
 def test_published_few_shot_sets_by_name(tmp_path) -> None:
     folder = few_shot(tmp_path / "standford-cars")
     path = folder / "annotations/train_meta.list.num_shot_2.seed_0"
-    path.write_text(path.read_text() * 2)
+    path.write_text(path.read_text(encoding="utf-8") * 2, encoding="utf-8")
     data = open_data("few_shot/stanford-cars", root=str(tmp_path), shots=2)
     assert data.name == "few_shot/stanford-cars" and len(data.class_names) == 196
     assert "6 lines" in data.notes[0]
-    path.write_text("apple_pie/tra0.jpg 196\n")
+    path.write_text("apple_pie/tra0.jpg 196\n", encoding="utf-8")
     with pytest.raises(DataError, match="labels must be 0 to 195"):
         open_data("few_shot/stanford-cars", root=str(tmp_path), shots=2)
 
@@ -125,7 +127,7 @@ def fgvc(folder, inside="images/", ids=(3, 7)):
         for i in range(count):
             entries[f"{names[ids[i % 2]]}/{split}{i}.jpg"] = ids[i % 2]
             picture(folder / inside / f"{names[ids[i % 2]]}/{split}{i}.jpg")
-        (folder / f"{split}.json").write_text(json.dumps(entries))
+        (folder / f"{split}.json").write_text(json.dumps(entries), encoding="utf-8")
     return folder
 
 
@@ -146,8 +148,10 @@ def test_fgvc(tmp_path) -> None:
 def test_where_fgvc_pictures_lie(tmp_path, inside) -> None:
     fgvc(tmp_path / "birds", inside)
     assert len(open_data(str(tmp_path / "birds")).train) == 18
-    (tmp_path / "birds/classes.txt").write_text("3 003.Sooty\n7 Parakeet (male)\n")
-    (tmp_path / "birds/val.json").write_text((tmp_path / "birds/test.json").read_text())
+    (tmp_path / "birds/classes.txt").write_text("3 003.Sooty\n7 Parakeet (male)\n", encoding="utf-8")
+    (tmp_path / "birds/val.json").write_text(
+        (tmp_path / "birds/test.json").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     data = open_data(str(tmp_path / "birds"))
     assert data.class_names == ("Sooty", "Parakeet (male)")
     assert [len(part) for part in (data.train, data.val, data.test)] == [20, 4, 4]
@@ -166,6 +170,6 @@ def test_where_fgvc_pictures_lie(tmp_path, inside) -> None:
 )
 def test_fgvc_lists_that_are_wrong(tmp_path, split, text, says) -> None:
     fgvc(tmp_path / "birds")
-    (tmp_path / f"birds/{split}.json").write_text(text)
+    (tmp_path / f"birds/{split}.json").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=says):
         open_data(str(tmp_path / "birds"))

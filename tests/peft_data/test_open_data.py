@@ -89,7 +89,7 @@ def test_a_root_that_a_set_has_no_use_for(data: str, tmp_path) -> None:
 
 
 def test_a_file_of_no_format(tmp_path) -> None:
-    (tmp_path / "notes.md").write_text("hello")
+    (tmp_path / "notes.md").write_text("hello", encoding="utf-8")
     with pytest.raises(DataError, match="no data set of a known format"):
         open_data(str(tmp_path / "notes.md"))
 
@@ -103,12 +103,12 @@ def test_each_path_has_one_format(tmp_path) -> None:
     vtab_task(tmp_path / "task")
     class_folders(tmp_path / "photos", {"a": 1, "b": 1})
     (tmp_path / "cub").mkdir()
-    (tmp_path / "cub/train.json").write_text("{}")
-    (tmp_path / "table.csv").write_text("path,label\n")
+    (tmp_path / "cub/train.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "table.csv").write_text("path,label\n", encoding="utf-8")
     (tmp_path / "pets/annotations").mkdir(parents=True)
-    (tmp_path / "pets/annotations/train_meta.list.num_shot_1.seed_0").write_text("")
+    (tmp_path / "pets/annotations/train_meta.list.num_shot_1.seed_0").write_text("", encoding="utf-8")
     (tmp_path / "saved").mkdir()
-    (tmp_path / "saved/dataset_dict.json").write_text("{}")
+    (tmp_path / "saved/dataset_dict.json").write_text("{}", encoding="utf-8")
     names = [info.name for info in pkgutil.iter_modules(peft_data.__path__)]
     formats = [module for name in names if hasattr(module := importlib.import_module(f"peft_data.{name}"), "claims")]
     want = dict(task="vtab", photos="folder", cub="fgvc", pets="few_shot", saved="huggingface")

@@ -26,7 +26,7 @@ def test_json_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json(tmp_path / "a.json") == {"a": 1}
     for text, says in (("{", "no json file"), ("[" * 200_000, "nested too deep")):
-        (tmp_path / "a.json").write_text(text)
+        (tmp_path / "a.json").write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=f"a.json .*{says}"):
             read_json(tmp_path / "a.json")
     with pytest.raises(DataError, match="there is no such file"):

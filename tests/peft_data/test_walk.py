@@ -144,5 +144,5 @@ def test_archives_are_to_be_unpacked(tmp_path: Path) -> None:
 def test_stray_lists_beside_class_folders_do_not_matter(tmp_path: Path) -> None:
     class_folders(tmp_path / "p", {"cat": 4, "dog": 4})
     for name in ("training_notes.txt", "train_log.json", "colours.mat", "README.md"):
-        (tmp_path / "p" / name).write_text("notes")
+        (tmp_path / "p" / name).write_text("notes", encoding="utf-8")
     assert open_data(str(tmp_path / "p")).class_names == ("cat", "dog")

@@ -185,7 +185,7 @@ def test_load_keeps_and_reuses_the_pictures(tmp_path, monkeypatch) -> None:
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("PEFT_DATA_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match="another folder .PEFT_DATA_CACHE"):
         cache.cached("x", lambda: {"a": torch.zeros(3)})

@@ -249,7 +249,7 @@ def test_run_on_clips(run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     assert results["pictures"] == {"train": 12, "test": 8} and results["evaluated_on"] == "test"
     assert results["clips"] == {
-        "frames": 4, "kind": "uniform", "stride": 8, "views": 2, "crops": 1, "decoder": "pyav",
+        "frames": 4, "kind": "uniform", "stride": 8, "views": 2, "crops": 1, "decoder": "pyav", "windows": "slowfast",
     }  # fmt: skip
     assert results["parameters"]["head"] == 2 * 97
     assert 'class="grid wide"' in (run / "report.html").read_text()  # strips of frames

@@ -1,6 +1,6 @@
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, get_type_hints
@@ -44,6 +44,7 @@ class NOAH(Method):
     dropout: Rate = 0.0
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     identity: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("tokens",)
     not_mergeable: ClassVar[str | None] = "prompt tokens and bottlenecks are no change of a weight."
 
     def __post_init__(self) -> None:
@@ -62,6 +63,10 @@ class NOAH(Method):
         """Method -> its settings, for those that stand in at least one block."""
         present = {name: w for name, w in self.widths.items() if isinstance(w, int) or any(w)}
         return {name: part(name, width, self.dropout, self.settings.get(name, {})) for name, width in present.items()}
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(widths={"vpt": 2, "lora": 2, "adapter": 2}),)
 
     def install(self, plan: Plan) -> None:
         for method in self.parts().values():

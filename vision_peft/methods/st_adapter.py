@@ -1,5 +1,5 @@
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -37,11 +37,19 @@ class STAdapter(Method):
     positions: Sequence[Literal["attn", "mlp"]] = ("mlp",)
     frames: Count = 8
     mean_first: bool = True
+    needs: ClassVar[tuple[str, ...]] = ("tokens", "positions")
+    suits: ClassVar[tuple[str, ...]] = ("timm ViT", "open_clip tower", "open_clip model")
     not_mergeable: ClassVar[str | None] = "a convolution over frames is no change of a layer that sees one frame."
 
     @classmethod
     def of_card(cls, settings: dict[str, Any], format: int) -> dict[str, Any]:
         return settings if format > 1 else settings | {"mean_first": False}
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        # in the last block nothing that patch tokens become after attention reaches a class token
+        small = cls(width=8, frames=2, positions=("attn",))
+        return small, replace(small, tower="image"), replace(small, positions=("attn", "mlp"), blocks=(0,))
 
     def install(self, plan: Plan) -> None:
         check_tower(plan)

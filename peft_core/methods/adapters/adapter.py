@@ -1,9 +1,10 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import Bottleneck
-from peft_core.values import Rate, Widths
+from peft_core.values import Positive, Rate, Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,13 @@ class Adapter(Method):
     bottleneck: Widths = 8
     position: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
     activation: str = "gelu"
-    scale: float = 1.0
+    scale: Positive = 1.0
     dropout: Rate = 0.0
     not_mergeable: ClassVar[str | None] = "a bottleneck with an activation is no change of a weight."
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return tuple(cls(bottleneck=4, position=position) for position in ("houlsby", "pfeiffer", "parallel"))
 
     def install(self, plan: Plan) -> None:
         kinds = ("attn", "cross_attn", "mlp") if self.position == "houlsby" else ("mlp",)

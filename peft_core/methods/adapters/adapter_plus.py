@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -25,6 +26,10 @@ class AdapterPlus(Method):
     drop_path: Rate = 0.1
     init: Literal["zero", "houlsby"] = "zero"
     not_mergeable: ClassVar[str | None] = "a bottleneck with an activation is no change of a weight."
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(bottleneck=4),)
 
     def install(self, plan: Plan) -> None:
         for sublayer, width, dim in plan.sublayers(("mlp",), self.bottleneck):

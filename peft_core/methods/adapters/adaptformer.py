@@ -1,9 +1,10 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import Bottleneck
-from peft_core.values import Rate, Widths
+from peft_core.values import Positive, Rate, Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +21,14 @@ class AdaptFormer(Method):
     """
 
     bottleneck: Widths = 64
-    scale: float | None = None
+    scale: Positive | None = None
     learn_scale: bool = False
     dropout: Rate = 0.1
     not_mergeable: ClassVar[str | None] = "a branch with an activation beside the MLP is no change of its weights."
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(bottleneck=8, dropout=0.0, learn_scale=True),)
 
     def install(self, plan: Plan) -> None:
         for sublayer, width, dim in plan.sublayers(("mlp",), self.bottleneck):

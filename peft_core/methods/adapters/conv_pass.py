@@ -1,5 +1,5 @@
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,7 +10,7 @@ from peft_core.errors import PeftError
 from peft_core.grafts.graft import match
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import ACTIVATIONS, drop_samples
-from peft_core.values import Rate, Widths
+from peft_core.values import Positive, Rate, Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,16 @@ class ConvPass(Method):
 
     bottleneck: Widths = 8
     positions: Sequence[Literal["attn", "mlp"]] = ("attn", "mlp")
-    scale: float = 1.0
+    scale: Positive = 1.0
     dropout: Rate = 0.1
+    needs: ClassVar[tuple[str, ...]] = ("grid",)
     not_mergeable: ClassVar[str | None] = "a convolution over the patches is no change of a layer that sees one token."
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 327_552),)
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        small = cls(bottleneck=4, dropout=0.0)
+        return small, replace(small, tower="image"), replace(small, positions=("mlp",))
 
     def install(self, plan: Plan) -> None:
         for sublayer, width, dim in plan.sublayers(self.positions, self.bottleneck):

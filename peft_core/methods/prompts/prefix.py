@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -35,6 +36,11 @@ class Prefix(Method):
     hidden: Count = 512
     identity: ClassVar[bool] = False
     not_mergeable: ClassVar[str | None] = "keys and values that stand beside the picture's are no change of a weight."
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 184_320), ({"reparameterize": True}, 9_857_024))
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return cls(tokens=3), cls(tokens=2, reparameterize=True, hidden=5)
 
     def install(self, plan: Plan) -> None:
         for sublayer, count, dim in plan.sublayers(("attn", "cross_attn"), self.tokens, limit=1000):

@@ -1,5 +1,5 @@
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,6 +36,10 @@ class VPT(Method):
     needs: ClassVar[tuple[str, ...]] = ("tokens",)
     silences_dropout: ClassVar[bool] = True
     not_mergeable: ClassVar[str | None] = "prompt tokens are part of the sequence, not of a weight."
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return cls(tokens=2), cls(tokens=2, deep=True), cls(tokens=2, tower="image")
 
     def install(self, plan: Plan) -> None:
         if not self.deep and not isinstance(self.tokens, int):

@@ -1,6 +1,7 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
 from peft_core.parts.decomposed import Decomposed
 from peft_core.parts.ranked import Ranked
 
@@ -19,6 +20,10 @@ class DoRA(Ranked):
         targets: roles or groups.
         rs: rank-stabilised scale.
     """
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(rank=2, alpha=3.0, targets=("attn", "mlp")),)
 
     def install(self, plan: Plan) -> None:
         for place, rank in plan.places(self.targets, self.rank, Decomposed):

@@ -1,6 +1,7 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
 from peft_core.parts.hadamard import Hadamard
 from peft_core.parts.ranked import Ranked
 
@@ -22,6 +23,10 @@ class LoHa(Ranked):
     """
 
     tucker: bool = False
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(rank=2, alpha=3.0, targets=("attn", "mlp"), tucker=True),)
 
     def install(self, plan: Plan) -> None:
         for place, rank in plan.places(self.targets, self.rank, Hadamard):

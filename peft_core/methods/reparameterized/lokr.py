@@ -1,12 +1,15 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from peft_core.errors import PeftError
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
 from peft_core.parts.factors import rows_of, split_dimension
 from peft_core.parts.kronecker import Kronecker
 from peft_core.parts.ranked import Ranked
+from peft_core.values import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +31,14 @@ class LoKr(Ranked):
         tucker: convolutions larger than 1 × 1 by a Tucker core of rank × rank × kh × kw (PEFT's `use_effective_conv2d`).
     """
 
-    factor: int = -1
+    factor: Annotated[int, Range(-1)] = -1
     decompose_both: bool = False
     full_matrix: bool = False
     tucker: bool = False
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(rank=2, alpha=3.0, targets=("attn", "mlp"), tucker=True, decompose_both=True),)
 
     def install(self, plan: Plan) -> None:
         if self.factor < 1 and self.factor != -1:

@@ -1,6 +1,7 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from peft_core.method import Plan
+from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
 from peft_core.parts.ranked import Ranked
 from peft_core.values import Rate
@@ -25,6 +26,10 @@ class LoRA(Ranked):
     """
 
     dropout: Rate = 0.0
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return cls(rank=2), cls(rank=2, alpha=3.0, rs=True, targets=("attn", "mlp"))
 
     def install(self, plan: Plan) -> None:
         for place, rank in plan.places(self.targets, self.rank, LowRank):

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated
@@ -83,6 +83,10 @@ class OFT(Method):
     block_count: Count | None = None
     targets: Sequence[str] | None = None
     neumann_terms: Whole = 0
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(block_size=4, targets=("attn", "mlp")),)
 
     def install(self, plan: Plan) -> None:
         if self.neumann_terms == 1:

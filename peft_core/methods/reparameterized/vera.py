@@ -1,6 +1,7 @@
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from peft_core.grafts.shared import Reference
 from peft_core.grafts.weight_changes import add_rows
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import add_scaled, new_parameter, rows_of
-from peft_core.values import Count, Seed
+from peft_core.values import Count, NotNegative, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,13 @@ class VeRA(Method):
 
     rank: Count = 256
     targets: Sequence[str] | None = None
-    d_initial: float = 0.1
+    d_initial: NotNegative = 0.1
     seed: Seed = 0
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 24_576),)
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(rank=4, targets=("attn", "mlp")),)
 
     def install(self, plan: Plan) -> None:
         places = [place for place, _ in plan.places(self.targets, change=VectorPair)]

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,7 +37,13 @@ class LST(Method):
     skip: Count | None = 4
     temperature: Positive = 0.1
     identity: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("stream",)
     not_mergeable: ClassVar[str | None] = "a network beside the frozen one is no change of its weights."
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 1_819_305),)
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(reduction=4, skip=None),)
 
     def install(self, plan: Plan) -> None:
         for tower, blocks in plan.towers():

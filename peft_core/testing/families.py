@@ -1,0 +1,140 @@
+"""Tiny models for the contract, what a method lacks on one, and how it is moved and judged."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_core.anatomies import Anatomy, anatomy_of
+from peft_core.method import Method
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny model of a family, a batch for it, and how to make one tensor of its output.
+
+    Args:
+        build: makes the model with random weights; called once.
+        batch: keyword arguments of a forward.
+        out: the output as one tensor.
+        prepare: called with the model before each forward.
+        exact: its stock classes compute as the adapted ones do, to the last bit (`nn.MultiheadAttention` does not).
+    """
+
+    build: Callable[[], nn.Module]
+    batch: Callable[[], dict[str, Any]]
+    out: Callable[[Any], Tensor] = lambda y: y
+    prepare: Callable[[Any], object] = lambda model: None
+    exact: bool = True
+
+    @functools.cached_property
+    def stock(self) -> nn.Module:
+        """The model, built once: not to be changed."""
+        torch.manual_seed(0)
+        model = self.build()
+        with torch.no_grad():  # vectors start at 0 or 1, where much has no effect
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        return model
+
+    @functools.cached_property
+    def anatomy(self) -> Anatomy:
+        return anatomy_of(self.stock)
+
+    @functools.cached_property
+    def unused(self) -> set[str]:
+        """Parameters that no output depends on."""
+        model = self.model().train().requires_grad_(True)
+        loss(self(model)).backward()
+        return {key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+
+    @functools.cached_property
+    def outputs(self) -> dict[str, Tensor]:
+        """Of the stock model in `eval` mode, in train mode with `still` statistics of its norms, and wholly in `train` mode."""
+        model = self.model()
+        found = {"eval": self(model.eval()).detach()}
+        for module in model.train().modules():
+            if getattr(module, "running_mean", None) is not None:
+                module.eval()
+        found["still"] = self(model).detach()
+        return found | {"train": self(model.train()).detach()}
+
+    def model(self) -> nn.Module:
+        """A model of its own, always of the same weights."""
+        model = copy.deepcopy(self.stock)
+        torch.manual_seed(1)
+        return model
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        self.prepare(model)
+        torch.manual_seed(7)
+        return self.out(model(**self.batch()))
+
+
+def perturb(model: nn.Module) -> None:
+    """Move every trainable a little, as training would: reproducible and large enough to be seen in the output."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for _, parameter in sorted((k, p) for k, p in model.named_parameters() if p.requires_grad):
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+def loss(y: Tensor) -> Tensor:
+    """Weighs each output by another number: the squares of CLIP's features sum to 1 whatever the adapter does."""
+    return (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum()
+
+
+def lacks(method: Method, anatomy: Anatomy) -> str | None:
+    """What of a method's `suits`, `needs` and tower a family has not."""
+    if method.suits and anatomy.family not in method.suits:
+        return f"is no {method.suits[0]}"
+    if method.tower is not None and method.tower not in anatomy.blocks:
+        return f"tower {method.tower}"
+    towers = [tower for tower in anatomy.blocks if method.tower in (None, tower)]
+    streams = [anatomy.streams.get(tower) for tower in towers]
+    for need, has in (
+        ("stream", all(streams)),
+        ("tokens", all(s is not None and s.takes_tokens for s in streams)),
+        ("positions", all(s is not None and not s.rotary for s in streams)),
+        (
+            "grid",
+            all(s.grid for name, s in anatomy.streams.items() if name is None or name in towers or not any(streams)),
+        ),
+    ):
+        if need in method.needs and not has:
+            return need
+    return None
+
+
+def usual_families() -> dict[str, Family]:
+    """A tiny timm ViT, and a tiny open_clip model where open_clip is installed."""
+    import timm
+
+    def pictures(name: str) -> Callable[[], dict[str, Any]]:
+        return lambda: {name: torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))}
+
+    def vit() -> nn.Module:
+        sizes: dict[str, Any] = dict(img_size=32, patch_size=8, embed_dim=48, num_heads=3, depth=2, num_classes=5)
+        return timm.create_model("vit_tiny_patch16_224", init_values=0.5, **sizes)
+
+    found = {"vit": Family(vit, pictures("x"))}
+    try:
+        import open_clip
+    except ImportError:
+        return found
+    vision: Any = dict(image_size=32, layers=2, width=64, head_width=16, patch_size=8)
+    words: Any = dict(context_length=12, vocab_size=100, width=32, heads=2, layers=2)
+    text = torch.randint(1, 90, (2, 12), generator=torch.Generator().manual_seed(3))
+    text[:, -1] = 99
+    clip = Family(
+        lambda: open_clip.CLIP(16, vision, words), lambda: pictures("image")() | {"text": text},
+        lambda y: torch.cat(y[:2]), exact=False,
+    )  # fmt: skip
+    return found | {"clip": clip}

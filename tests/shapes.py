@@ -1,0 +1,89 @@
+"""Shapes that functions declare are checked at every call while the tests run.
+
+A parameter or result annotated `Annotated[Tensor, "B N D"]` has three axes; an axis of one name has one length throughout a
+call, a number is that length, and a leading `...` stands for any axes, the same ones wherever it stands.
+"""
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor
+
+OURS = ("peft_core", "vision_peft", "clip_peft", "diffusion_peft", "tests", "benchmarks")
+
+
+def shapes_of(function: Callable[..., Any]) -> dict[str, str]:
+    """Parameter (or `return`) -> what its annotation says of its axes."""
+    if not any("Annotated[" in str(hint) for hint in getattr(function, "__annotations__", {}).values()):
+        return {}
+    found = {}
+    for name, hint in get_type_hints(function, include_extras=True).items():
+        for part in (hint, *getattr(hint, "__args__", ())):
+            words = [word for word in getattr(part, "__metadata__", ()) if isinstance(word, str)]
+            if words and getattr(part, "__origin__", None) in (Tensor, Tensor | None):
+                found[name] = words[0]
+    return found
+
+
+def compare(where: str, said: str, tensor: Tensor, lengths: dict[str, Any]) -> None:
+    axes, shape = said.split(), tuple(tensor.shape)
+    free = axes[0] == "..."
+    names = axes[1:] if free else axes
+    rest = shape[len(shape) - len(names) :]
+    assert len(shape) == len(names) or (free and len(shape) > len(names)), f"{where} is {shape}, declared {said}"
+    if free:
+        front = shape[: len(shape) - len(names)]
+        assert lengths.setdefault("...", front) == front, f"{where}: its leading axes are {front}, not {lengths['...']}"
+    for name, length in zip(names, rest, strict=True):
+        expected = int(name) if name.isdigit() else lengths.setdefault(name, length)
+        assert length == expected, f"{where} is {shape}, declared {said}: {name} is {expected} elsewhere"
+
+
+def checked(function: Callable[..., Any], shapes: dict[str, str]) -> Callable[..., Any]:
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        lengths: dict[str, Any] = {}
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in shapes and isinstance(value, Tensor):
+                compare(f"{name} of {function.__qualname__}", shapes[name], value, lengths)
+        result = function(*args, **kwargs)
+        if "return" in shapes and isinstance(result, Tensor):
+            compare(f"the result of {function.__qualname__}", shapes["return"], result, lengths)
+        return result
+
+    return run
+
+
+def install(modules: Sequence[str]) -> list[str]:
+    """Checks every function and method of these modules that declares shapes; their names."""
+    watched: list[str] = []
+    replaced: dict[int, Any] = {}
+    for module in map(importlib.import_module, modules):
+        for name, value in list(vars(module).items()):
+            if inspect.isclass(value) and value.__module__ == module.__name__:
+                for key, method in list(vars(value).items()):
+                    if inspect.isfunction(method) and (shapes := shapes_of(method)):
+                        setattr(value, key, checked(method, shapes))
+                        watched.append(f"{module.__name__}.{name}.{key}")
+            elif inspect.isfunction(value) and value.__module__ == module.__name__ and (shapes := shapes_of(value)):
+                replaced[id(value)] = checked(value, shapes)
+                watched.append(f"{module.__name__}.{name}")
+    ours = [module for name, module in sys.modules.items() if name.partition(".")[0] in OURS]
+    for module in ours:
+        for name, value in list(vars(module).items()):
+            if id(value) in replaced and inspect.isfunction(value):
+                setattr(module, name, replaced[id(value)])
+            elif inspect.isclass(value) and value.__module__ in modules:
+                for key, method in list(vars(value).items()):
+                    if isinstance(method, staticmethod) and id(method.__func__) in replaced:
+                        setattr(value, key, staticmethod(replaced[id(method.__func__)]))
+    return watched
