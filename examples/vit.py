@@ -26,15 +26,12 @@ def stock() -> torch.nn.Module:
     torch.manual_seed(0)
     if args.backbone:
         return timm.create_model(args.backbone, pretrained=True, num_classes=10, img_size=32)
-    return timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=96, depth=4, num_heads=3, num_classes=10
-    )
+    small = dict(img_size=32, patch_size=8, embed_dim=96, depth=4, num_heads=3)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=10, **small)
 
 
 digits = load_digits()
-pictures = F.interpolate(torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1, size=32).expand(
-    -1, 3, -1, -1
-)
+pictures = F.interpolate(torch.tensor(digits.images).float()[:, None] / 8 - 1, size=32).expand(-1, 3, -1, -1)
 labels = torch.tensor(digits.target)
 order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
 train, test = order[:1000], order[1000:]
