@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -16,6 +16,7 @@ from peft_core.attach import Adaptation, pick
 from peft_core.errors import PeftError, nearest
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs.process import tell
+from peft_core.values import Range
 
 FORMATS = {
     "diffusers_lora": "pytorch_lora_weights.safetensors for load_lora_weights (lora, dora)",
@@ -40,7 +41,7 @@ def export(
     format: str,
     out: str | None = None,
     as_: Literal["own", "lora", "diff"] = "own",
-    compress: float | None = None,
+    compress: Annotated[float, Range(above=0, most=1)] | None = None,
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
 ) -> Path:
     """Write a run's adapter as a file that other tools load.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 from peft_core.jobs.cli.options import Choice
-from peft_core.values import NotNegative, Range
+from peft_core.values import Range
 
 
 def slider(
@@ -14,8 +14,8 @@ def slider(
     negative: str | None = None,
     target: str | None = None,
     attributes: list[str] | None = None,
-    strength: NotNegative = 4.0,
-    guidance: NotNegative = 3.0,
+    strength: float = 4.0,
+    guidance: float = 3.0,
     steps: Annotated[int, Range(2, 1000)] = 50,
 ) -> None:
     """Options of a slider.
