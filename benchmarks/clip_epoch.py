@@ -11,17 +11,16 @@ python -m benchmarks.clip_epoch --device cuda --classes 500 --steps 10
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import open_clip
 import torch
 
+from benchmarks.measuring import autocast, machine, options, seconds, write_ratios
 from clip_peft import OpenVocabulary
 from clip_peft.text.run import TextPass
 from clip_peft.training.features import Encoder, frozen_image_tower
@@ -38,13 +37,12 @@ class FullLength(TextPass):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--model", default="ViT-B-16", help="an architecture (random weights) or `reference`")
     parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--views", type=int, default=10)
     parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--only", nargs="*", default=list(METHODS), choices=METHODS)
     args = parser.parse_args()
@@ -53,8 +51,8 @@ def main() -> None:
     names = open_clip.IMAGENET_CLASSNAMES
     names = names[:: max(1, len(names) // args.classes)][: args.classes]
     pictures = args.shots * len(names)
-    print(f"{args.model}, {len(names)} classes, {args.shots} shots, {'bf16' if args.bf16 else 'float32'}, {args.device}, "
-          f"{args.steps} steps of each, torch {torch.__version__}")  # fmt: skip
+    print(f"{args.model}, {len(names)} classes, {args.shots} shots, {'bf16' if args.bf16 else 'float32'}, "
+          f"{args.steps} steps of each, {machine(args.device)}")  # fmt: skip
     print("| method | batch | s/epoch, 77 tokens | s/epoch, ours | faster | features once, s | whole run faster |\n"
           "|---|---|---|---|---|---|---|")  # fmt: skip
     for method in args.only:
@@ -74,14 +72,15 @@ def main() -> None:
         if frozen:
             encoder = Encoder(ours, (0.5,) * 3, (0.5,) * 3)
             some = torch.randint(0, 256, (min(8, batch), 3, height, width), dtype=torch.uint8)
-            once = seconds(lambda e=encoder, s=some: e.encode(s), args.device) / len(some) * pictures * args.views
+            of_some = seconds(lambda e=encoder, s=some: e.encode(s), args.device, of_process=True)
+            once = of_some / len(some) * pictures * args.views
         width = ours.learner.clip.tower.features
         features = torch.randn(batch, width, device=args.device) if frozen else None
         runs = {"plain": step(plain, images, labels, None, args), "ours": step(ours, images, labels, features, args)}
         taken: dict[str, list[float]] = {name: [] for name in runs}
         for number in range(args.steps + 1):
             for name, run in runs.items():
-                value = seconds(run, args.device)
+                value = seconds(run, args.device, of_process=True)
                 if number or args.steps == 1:  # the first is the warm-up, where there are others
                     taken[name] = [value] if args.steps == 1 else [*taken[name], value]
         steps = math.ceil(pictures / batch)
@@ -89,9 +88,11 @@ def main() -> None:
         whole = plain_epoch * epochs / (our_epoch * epochs + once)
         print(f"| {method} | {batch} | {plain_epoch:.2f} | {our_epoch:.2f} | {plain_epoch / our_epoch:.1f} × | "
               f"{once:.1f} | {whole:.1f} × ({epochs} epochs) |", flush=True)  # fmt: skip
+        write_ratios(args.ratios, f"epoch of {args.model}, {len(names)} classes, to 77 tokens", method,
+                     time=our_epoch / plain_epoch)  # fmt: skip
 
 
-def made(model: str, method: str, names: list[str], device: str) -> OpenVocabulary:
+def made(model: str, method: str, names: list[str], device: torch.device) -> OpenVocabulary:
     torch.manual_seed(0)
     if model == "reference":
         from clip_peft import reference
@@ -104,22 +105,11 @@ def step(
     whole: OpenVocabulary, images: torch.Tensor, labels: torch.Tensor, features: Any, args: Any
 ) -> Callable[[], None]:
     def run() -> None:
-        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bf16):
+        with autocast(args.device, args.bf16):
             loss = whole.loss(images, labels) if features is None else whole.learner.loss(features, labels, None)
         loss.backward()
 
     return run
-
-
-def seconds(run: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    start = clock()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
 
 
 if __name__ == "__main__":

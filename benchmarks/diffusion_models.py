@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import peft
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
@@ -38,6 +37,8 @@ def small_unet(width: int = 80) -> UNet2DConditionModel:
 
 def by_peft(name: str) -> Callable[[nn.Module], nn.Module]:
     def make(unet: Any) -> nn.Module:
+        import peft
+
         unet.requires_grad_(False)
         unet.add_adapter(peft.LoraConfig(r=4, lora_alpha=4, target_modules=PATTERNS[name]))
         return unet

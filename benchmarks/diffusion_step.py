@@ -1,5 +1,6 @@
-"""Time and kept bytes of a diffusion training step, as ratios to the floor: the frozen UNet's forward and the backward
-pass of its input's gradient. And a whole step beside diffusers' own loop, which encodes picture and text in every step.
+"""Time, kept bytes and peak memory of a diffusion training step, as ratios to the floor: the frozen UNet's forward and the
+backward pass of its input's gradient. And a whole step beside diffusers' own loop, which encodes picture and text in every
+step.
 
 python -m benchmarks.diffusion_step                     # an SD 1.5-shaped UNet of a quarter of the width, batch 2, 32² latents
 python -m benchmarks.diffusion_step --rounds 5 --only attention
@@ -9,13 +10,26 @@ python -m benchmarks.diffusion_step --whole             # the whole step alone
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.diffusion_models import TARGETS, by_peft, ours, small_unet
-from benchmarks.variants import interleaved, machine, ratios
+from benchmarks.measuring import (
+    CPU,
+    add_precision,
+    autocast,
+    interleaved,
+    machine,
+    options,
+    peak,
+    precisions,
+    ratios,
+    wanted,
+    write_ratios,
+)
 from diffusion_peft.training.noise import denoising_loss
 from peft_core.counting import kept_bytes
 
@@ -44,7 +58,7 @@ def by_lycoris(name: str) -> Callable[[nn.Module], nn.Module]:
         LycorisNetwork.apply_preset({"target_module": MODULES[name], "exclude_name": [".*time_emb_proj.*"]})
         network = create_lycoris(unet, 1.0, linear_dim=4, linear_alpha=4, conv_dim=4, conv_alpha=4, algo="lora")
         network.apply_to()
-        unet.__dict__["lycoris"] = list(network.parameters())
+        unet.__dict__["lycoris"] = network
         return unet
 
     return make
@@ -57,17 +71,31 @@ def full(unet: nn.Module) -> nn.Module:
 class Step:
     """A training step of one UNet on fixed inputs."""
 
-    def __init__(self, make: Callable[[nn.Module], nn.Module], batch: int, latent: int) -> None:
-        self.model = make(small_unet()).train()
+    def __init__(
+        self,
+        make: Callable[[nn.Module], nn.Module],
+        batch: int,
+        latent: int,
+        width: int = 80,
+        bf16: bool = False,
+        device: torch.device = CPU,
+    ) -> None:
+        self.bf16, self.device = bf16, device
+        with device:  # a UNet of full width takes seconds to be made on a CPU
+            unet = small_unet(width)
+        self.model = make(unet).to(device).train()
         chance = torch.Generator().manual_seed(1)
-        self.x, self.target = (torch.randn(batch, 4, latent, latent, generator=chance) for _ in range(2))
-        self.hidden = torch.randn(batch, 77, 768, generator=chance)
-        self.time = torch.full((batch,), 400)
-        trained = [p for p in self.model.parameters() if p.requires_grad] + self.model.__dict__.get("lycoris", [])
+        self.x, self.target = (torch.randn(batch, 4, latent, latent, generator=chance).to(device) for _ in range(2))
+        self.hidden = torch.randn(batch, 77, 768, generator=chance).to(device)
+        self.time = torch.full((batch,), 400, device=device)
+        network = self.model.__dict__.get("lycoris")  # hooked to the UNet, not a part of it
+        beside = [] if network is None else list(network.to(device).parameters())
+        trained = [p for p in self.model.parameters() if p.requires_grad] + beside
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True) if trained else None
 
     def loss(self) -> Tensor:
-        return denoising_loss(self.model(self.x, self.time, self.hidden).sample, self.target)
+        with autocast(self.device, self.bf16):
+            return denoising_loss(self.model(self.x, self.time, self.hidden).sample.float(), self.target)
 
     def step(self) -> None:
         self.loss().backward()
@@ -76,29 +104,42 @@ class Step:
             self.optimizer.zero_grad(set_to_none=True)
 
 
-def compare(args: argparse.Namespace) -> None:
+def compare(args: argparse.Namespace, precision: str) -> None:
     makers = {"full fine-tuning": full}
+    others = {"HF PEFT": ("peft", by_peft), "LyCORIS": ("lycoris", by_lycoris)}
+    for tool in [tool for tool, (package, _) in others.items() if importlib.util.find_spec(package) is None]:
+        print(f"{tool} is not installed: its rows are left out")
+        del others[tool]
     for name in TARGETS:
-        makers |= {f"ours, {name}": ours(name), f"HF PEFT, {name}": by_peft(name), f"LyCORIS, {name}": by_lycoris(name)}
-    floor = Step(with_input_gradient, args.batch, args.latent)
-    floor_kept = kept_bytes(floor.loss, floor.model)
+        makers |= {f"ours, {name}": ours(name)}
+        makers |= {f"{tool}, {name}": made_by(name) for tool, (_, made_by) in others.items()}
+    shape = (args.batch, args.latent, args.width, precision == "bf16", args.device)
+    floor = Step(with_input_gradient, *shape)
+    floor_kept, floor_peak = kept_bytes(floor.loss, floor.model), step_peak(floor)
     size = sum(p.numel() for p in floor.model.parameters()) / 1e6
-    print(
-        f"UNet of {size:.1f} M, batch {args.batch}, {args.latent}² latents, {args.rounds} interleaved pairs, {machine()}"
-    )
-    print(f"| {'variant':34} | time to floor | kept bytes to floor |\n|---|---|---|")
-    for name, make in makers.items():
-        if args.only and not any(word in name for word in args.only):
-            continue
-        step = Step(make, args.batch, args.latent)  # two models in memory at a time
-        kept = kept_bytes(step.loss, step.model) / floor_kept
-        found = ratios(interleaved({"floor": floor.step, name: step.step}, args.rounds), "floor")[name]
-        print(f"| {name:34} | {found:.2f} | {kept:.2f} |", flush=True)
+    part = f"UNet of {size:.1f} M, batch {args.batch}, {args.latent}² latents, {precision}"
+    print(f"{part}, {args.rounds} interleaved pairs, {machine(args.device)}")
+    print(f"| {'variant':34} | time to floor | kept bytes to floor | peak to floor |\n|---|---|---|---|")
+    for name in wanted(args.only, makers):
+        step = Step(makers[name], *shape)  # two models in memory at a time
+        kept, most = kept_bytes(step.loss, step.model) / floor_kept, step_peak(step) / floor_peak
+        found = ratios(interleaved({"floor": floor.step, name: step.step}, args.rounds, args.device), "floor")[name]
+        print(f"| {name:34} | {found:.2f} | {kept:.2f} | {most:.2f} |", flush=True)
+        write_ratios(args.ratios, part, name, time=found, kept=kept, peak=most)
 
 
-def options(about: str | None) -> argparse.ArgumentParser:
+def step_peak(step: Step) -> int:
+    """Of the second step, so that the optimiser's state is there."""
+    step.step()
+    return peak(step.step, step.device)
+
+
+def step_options(about: str | None) -> argparse.ArgumentParser:
     """What benchmarks of steps on the small UNet have in common."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(about)
+    parser.add_argument(
+        "--width", type=int, default=80, help="channels of its first level, a multiple of 16; SD 1.5 has 320"
+    )
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--latent", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=15)
@@ -107,15 +148,16 @@ def options(about: str | None) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    parser = options(__doc__)
+    parser = step_options(__doc__)
+    add_precision(parser, "float32")
     parser.add_argument("--whole", action="store_true")
     args = parser.parse_args()
-    if not args.whole:
-        compare(args)
+    for precision in () if args.whole else precisions(args):
+        compare(args, precision)
     if args.whole or not args.only:
         from benchmarks.diffusion_whole_step import whole
 
-        whole(args.batch, args.latent, args.rounds)
+        whole(args)
 
 
 if __name__ == "__main__":

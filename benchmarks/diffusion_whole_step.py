@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import multiprocessing
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.diffusion_models import by_peft, ours, small_unet
-from benchmarks.variants import interleaved, machine, ratios
+from benchmarks.measuring import interleaved, machine, options, ratios, write_ratios
 from diffusion_peft.training.denoise import Denoiser
 from peft_core.jobs.runs.machine import peak_memory
 
@@ -29,7 +30,7 @@ MEASURED = 3
 class Side:
     """One loop's models and its next step; `losses` so far."""
 
-    def __init__(self, name: str, batch: int, latent: int) -> None:
+    def __init__(self, name: str, batch: int, latent: int, width: int, device: torch.device) -> None:
         torch.manual_seed(0)
         self.vae = AutoencoderKL(
             block_out_channels=(32, 64, 128, 128), layers_per_block=2, latent_channels=4, norm_num_groups=16,
@@ -39,16 +40,17 @@ class Side:
             CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
         )
         self.text.requires_grad_(False).eval()
-        self.pictures = torch.rand(batch, 3, 8 * latent, 8 * latent) * 2 - 1
-        self.ids = torch.randint(1000, 40000, (batch, 77))
+        self.vae.to(device), self.text.to(device)
+        self.pictures = (torch.rand(batch, 3, 8 * latent, 8 * latent) * 2 - 1).to(device)
+        self.ids = torch.randint(1000, 40000, (batch, 77)).to(device)
         self.losses: list[float] = []
         self.cached = None
         if name == "ours":
             self.cached = self.encoded(one_by_one=True)
             del self.vae, self.text
             gc.collect()
-        unet = SIDES[name](small_unet()).train()
-        self.denoiser = Denoiser(unet, {}, torch.linspace(0.999, 0.005, 1000), 1000)
+        unet = SIDES[name](small_unet(width)).train()
+        self.denoiser = Denoiser(unet, {}, torch.linspace(0.999, 0.005, 1000), 1000).to(device)
         self.optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], 1e-4)
 
     @torch.no_grad()
@@ -56,7 +58,7 @@ class Side:
         parts = [self.vae.encode(some).latent_dist for some in self.pictures.split(1 if one_by_one else 64)]
         mean, logvar = (torch.cat([getattr(part, key) for part in parts]) for key in ("mean", "logvar"))
         hidden = self.text(self.ids).last_hidden_state
-        return {"mean": mean, "logvar": logvar, "hidden": hidden, "sizes": torch.zeros(len(self.pictures), 6)}
+        return {"mean": mean, "logvar": logvar, "hidden": hidden, "sizes": mean.new_zeros(len(mean), 6)}
 
     def step(self) -> None:
         batch = self.cached or self.encoded()
@@ -67,38 +69,42 @@ class Side:
         self.losses.append(loss.item())
 
 
-def peak(name: str, batch: int, latent: int, threads: int) -> int:
-    """Bytes that the process held at most, the libraries' own included."""
+def peak(name: str, threads: int, *shape: Any) -> int:
+    """Bytes that the process held at most, the libraries' own included; on a GPU those of its tensors."""
     torch.set_num_threads(threads)
-    side = Side(name, batch, latent)
+    side = Side(name, *shape)
     for _ in range(MEASURED):
         side.step()
     return peak_memory()["bytes"]
 
 
-def whole(batch: int, latent: int, rounds: int) -> None:
+def whole(args: argparse.Namespace) -> None:
     """Prints how many times longer diffusers' loop takes, how the losses differ, and both peaks."""
-    sides = {name: Side(name, batch, latent) for name in SIDES}
-    found = ratios(interleaved({name: side.step for name, side in sides.items()}, rounds), "ours")
+    shape = (args.batch, args.latent, args.width, args.device)
+    sides = {name: Side(name, *shape) for name in SIDES}
+    found = ratios(interleaved({name: side.step for name, side in sides.items()}, args.rounds, args.device), "ours")
     one, other = (side.losses for side in sides.values())
     apart = max(abs(a - b) / a for a, b in zip(one, other, strict=False))
-    print(f"whole step, batch {batch}, {8 * latent} px, {rounds} interleaved rounds, {machine()}")
+    part = f"whole step, batch {args.batch}, {8 * args.latent} px"
+    print(f"{part}, {args.rounds} interleaved rounds, {machine(args.device)}")
     print(f"diffusers' order of work takes {found['diffusers']:.2f} × ours; over {min(len(one), len(other))} steps the losses "
           f"differ by {apart:.1e} of themselves at most")  # fmt: skip
     sides.clear()
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        peaks = {name: pool.apply(peak, (name, batch, latent, torch.get_num_threads())) for name in SIDES}
+        peaks = {name: pool.apply(peak, (name, torch.get_num_threads(), *shape)) for name in SIDES}
     words = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in peaks.items())
     print(f"peak memory of the process: {words}: {peaks['diffusers'] / peaks['ours']:.2f} ×")
+    write_ratios(args.ratios, part, "diffusers to ours", time=found["diffusers"],
+                 peak=peaks["diffusers"] / peaks["ours"])  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--latent", type=int, default=32)
+    parser.add_argument("--width", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=15)
-    args = parser.parse_args()
-    whole(args.batch, args.latent, args.rounds)
+    whole(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -3,25 +3,25 @@
 python -m benchmarks.latency
 """
 
-import argparse
-
 import timm
 import torch
 from torch import nn
 
-from benchmarks.variants import VARIANTS, interleaved, machine, ratios
+from benchmarks.measuring import interleaved, machine, options, ratios, write_ratios
+from benchmarks.variants import chosen
 from peft_core import NotMergeable, merge
 from peft_core.attach import is_inserted
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--arch", default="vit_small_patch16_224")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--only", nargs="*", default=[], help="rows whose name holds one of these words")
     args = parser.parse_args()
     models: dict[str, nn.Module] = {"stock": timm.create_model(args.arch, num_classes=100).eval()}
-    for variant in VARIANTS:
+    for variant in chosen(args.only):
         if variant.prefix or variant.name == "floor":
             continue
         model = variant.make(timm.create_model(args.arch, num_classes=100)).eval()
@@ -32,13 +32,18 @@ def main() -> None:
                 models[f"{variant.name}, merged"] = merge(merged)
             except NotMergeable:
                 continue
-    x = torch.randn(args.batch, 3, *models["stock"].patch_embed.img_size)
+    x = torch.randn(args.batch, 3, *models["stock"].patch_embed.img_size, device=args.device)
+    models = {name: model.to(args.device) for name, model in models.items()}
     with torch.inference_mode():
-        seconds = interleaved({name: lambda model=model: model(x) for name, model in models.items()}, args.rounds)
-    print(f"{args.arch}, batch {args.batch}, float32, {args.rounds} interleaved rounds, {machine()}")
+        seconds = interleaved(
+            {name: lambda model=model: model(x) for name, model in models.items()}, args.rounds, args.device
+        )
+    part = f"{args.arch}, batch {args.batch}, float32, forward"
+    print(f"{part}, {args.rounds} interleaved rounds, {machine(args.device)}")
     print(f"| {'variant':42} | time to stock |\n|---|---|")
     for name, ratio in ratios(seconds, "stock").items():
         print(f"| {name:42} | {ratio:.2f} |")
+        write_ratios(args.ratios, part, name, time=ratio)
 
 
 if __name__ == "__main__":

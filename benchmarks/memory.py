@@ -4,48 +4,42 @@ python -m benchmarks.memory                       # ViT-S/16, batch 8, float32
 python -m benchmarks.memory --only lora ssf       # rows whose name holds one of these words
 """
 
-import argparse
-import os
+import torch
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-
-import torch  # noqa: E402
-from torch.profiler import ProfilerActivity, profile
-
-from benchmarks.variants import Trainer, chosen, machine
+from benchmarks.kernel_choices import add_choices, choose
+from benchmarks.measuring import add_precision, machine, options, peak, precisions, write_ratios
+from benchmarks.variants import Trainer, chosen
 from peft_core.counting import kept_bytes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--arch", default="vit_small_patch16_224")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--bf16", action="store_true")
+    add_precision(parser, "float32")
+    add_choices(parser)
     args = parser.parse_args()
-    rows = {}
-    for variant in chosen(args.only):
-        trainer = Trainer(variant, args.arch, args.batch, args.bf16)
-        rows[variant.name] = (kept_bytes(trainer.loss, trainer.model), step_peak(trainer))
-    kept, peak = rows["floor"]
-    print(f"{args.arch}, batch {args.batch}, {'bf16' if args.bf16 else 'float32'}, {machine()}")
-    print(f"floor: {kept / 2**20:.1f} MiB kept, {peak / 2**20:.1f} MiB peak beyond weights")
-    print(f"| {'variant':34} | kept to floor | peak to floor |\n|---|---|---|")
-    for name, (own_kept, own_peak) in rows.items():
-        print(f"| {name:34} | {own_kept / kept:.2f} | {own_peak / peak:.2f} |")
+    choose(args)
+    for precision in precisions(args):
+        rows = {}
+        for variant in chosen(args.only):
+            trainer = Trainer(variant, args.arch, args.batch, precision == "bf16", args.device)
+            rows[variant.name] = (kept_bytes(trainer.loss, trainer.model), step_peak(trainer))
+        kept, most = rows["floor"]
+        part = f"{args.arch}, batch {args.batch}, {precision}"
+        print(f"\n{part}, {machine(args.device)}")
+        print(f"floor: {kept / 2**20:.1f} MiB kept, {most / 2**20:.1f} MiB peak beyond weights")
+        print(f"| {'variant':34} | kept to floor | peak to floor |\n|---|---|---|")
+        for name, (own_kept, own_peak) in rows.items():
+            print(f"| {name:34} | {own_kept / kept:.2f} | {own_peak / most:.2f} |")
+            write_ratios(args.ratios, part, name, kept=own_kept / kept, peak=own_peak / most)
 
 
 def step_peak(trainer: Trainer) -> int:
-    """Largest sum of live allocations within one step (after a first one, so that optimiser state is there)."""
+    """Of the second step: after the first, so that the optimiser's state is there."""
     trainer.step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
-        trainer.step()
-    live = peak = 0
-    records = [event for event in run.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
-    for record in sorted(records, key=lambda record: record.start_ns()):
-        live += record.nbytes()  # negative where memory is freed
-        peak = max(peak, live)
-    return peak
+    return peak(trainer.step, trainer.device)
 
 
 if __name__ == "__main__":

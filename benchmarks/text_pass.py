@@ -11,20 +11,16 @@ python -m benchmarks.text_pass --context 16 --device cuda
 
 import argparse
 import logging
-import os
-import statistics
-import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-
-import open_clip  # noqa: E402
+import open_clip
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.measuring import interleaved, machine, options, peak, write_ratios
 from clip_peft.text.packing import pack
 from clip_peft.text.prompts import Prompts, make_prompts
 from clip_peft.text.run import TextPass
@@ -35,39 +31,39 @@ PASSES = ("77 tokens", "truncated", "shared prefix, padded", "packed (ours)")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
+    parser.add_argument("--arch", default="ViT-B-16", help="of open_clip, with random weights")
     parser.add_argument("--context", type=int, nargs="*", default=[16, 4])
     parser.add_argument("--classes", type=int, default=50, help="for time and memory: every k-th of the 1,000 names")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.getLogger().setLevel(logging.ERROR)  # random weights do for this
     names = open_clip.IMAGENET_CLASSNAMES
-    outline = open_clip.create_model("ViT-B-16", device="meta").requires_grad_(False)
-    model = open_clip.create_model("ViT-B-16").requires_grad_(False).to(args.device)
+    outline = open_clip.create_model(args.arch, device="meta").requires_grad_(False)
+    model = open_clip.create_model(args.arch).requires_grad_(False).to(args.device)
     some = list(names)[:: max(1, len(names) // args.classes)][: args.classes]
-    print(f"ViT-B-16, float32, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{args.arch}, float32, {machine(args.device)}")
     for context in args.context:
         print(f"\n{context} context tokens: forward and backward to the context")
-        table(outline, model, list(names), some, context, args.repeats)
+        table(args, outline, model, list(names), some, context)
 
 
-def table(outline: nn.Module, model: nn.Module, names: list[str], some: list[str], context: int, repeats: int) -> None:
+def table(
+    args: argparse.Namespace, outline: nn.Module, model: nn.Module, names: list[str], some: list[str], context: int
+) -> None:
     # FLOPs are counted on tensors without data, by the same code
     counts = {n: flops(outline, prompts_of(outline, chosen, context)) for n, chosen in ((len(names), names),
                                                                                         (len(some), some))}  # fmt: skip
     prompts = prompts_of(model, some, context)
-    vectors = (torch.randn(context, 512, generator=torch.Generator().manual_seed(0)) * 0.02).to(prompts_device(model))
+    vectors = torch.randn(context, TextTower(model).width, generator=torch.Generator().manual_seed(0)) * 0.02
+    vectors = vectors.to(args.device)
     runs = {name: step(model, prompts, vectors, name) for name in PASSES}
-    results = {name: run() for name, run in runs.items()}  # also the warm-up
-    times: dict[str, list[float]] = {name: [] for name in PASSES}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            times[name].append(seconds(run, vectors.device))
-    peaks = {name: peak(run, vectors.device) for name, run in runs.items()}
-    seconds_of = {name: statistics.median(values) for name, values in times.items()}
+    results = {name: run() for name, run in runs.items()}
+    times = interleaved(runs, args.repeats, args.device, of_process=torch.get_num_threads() == 1)
+    peaks = {name: peak(run, args.device) for name, run in runs.items()}
+    seconds_of = {name: median(values) for name, values in times.items()}
     print(f"| pass | GFLOP a class ({len(names)}) | fewer | fewer ({len(some)}) | s ({len(some)}) | faster | "
           "peak MiB | less | largest difference (features, gradient) |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     first = PASSES[0]
@@ -83,6 +79,8 @@ def table(outline: nn.Module, model: nn.Module, names: list[str], some: list[str
             f"| {peaks[name] / 2**20:.0f} | {peaks[first] / peaks[name]:.1f} "
             f"| {differences[0]:.0e}, {differences[1]:.0e} |"
         )
+        write_ratios(args.ratios, f"text of {args.arch}, {context} context tokens, {len(some)} classes", name,
+                     time=seconds_of[name] / seconds_of[first], peak=peaks[name] / peaks[first])  # fmt: skip
     ours = PASSES[-1]
     promise = counts[len(some)][first] / counts[len(some)][ours]
     time_ratio, memory_ratio = promise * seconds_of[ours] / seconds_of[first], promise * peaks[ours] / peaks[first]
@@ -91,11 +89,7 @@ def table(outline: nn.Module, model: nn.Module, names: list[str], some: list[str
 
 
 def prompts_of(model: nn.Module, names: list[str], context: int) -> Prompts:
-    return make_prompts(TextTower(model), open_clip.get_tokenizer("ViT-B-16"), names, "{}.", context)
-
-
-def prompts_device(model: nn.Module) -> torch.device:
-    return TextTower(model).device
+    return make_prompts(TextTower(model), open_clip.SimpleTokenizer(), names, "{}.", context)
 
 
 def step(model: nn.Module, prompts: Prompts, vectors: Tensor, name: str) -> Callable[[], tuple[Tensor, Tensor]]:
@@ -133,37 +127,9 @@ def truncated(tower: TextTower, prompts: Prompts, context: Tensor) -> Tensor:
 
 
 def flops(outline: nn.Module, prompts: Prompts) -> dict[str, int]:
-    vectors = torch.empty(prompts.context, 512, device="meta")
+    vectors = torch.empty(prompts.context, TextTower(outline).width, device="meta")
     with sdpa_kernel(SDPBackend.MATH):
         return {name: count_flops(step(outline, prompts, vectors, name)) for name in PASSES}
-
-
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    clock = time.perf_counter if device.type == "cuda" or torch.get_num_threads() > 1 else time.process_time
-    start = clock()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
-def peak(run: Callable[[], object], device: torch.device) -> int:
-    """Largest sum of live allocations during one step, beyond what was there before."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    live = largest = 0
-    records = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
-    for record in sorted(records, key=lambda record: record.start_ns()):
-        live += record.nbytes()  # negative where memory is freed
-        largest = max(largest, live)
-    return largest
 
 
 if __name__ == "__main__":

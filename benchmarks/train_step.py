@@ -2,43 +2,48 @@
 
 python -m benchmarks.train_step                     # ViT-S/16, batch 8, float32; bf16 too where the processor has it
 python -m benchmarks.train_step --only lora PEFT    # rows whose name holds one of these words
+python -m benchmarks.train_step --device cuda --compile --batch 64
+python -m benchmarks.train_step --merging never     # fix a choice of the kernels: is the other one faster here?
 """
-
-import argparse
 
 import torch
 
-from benchmarks.variants import Trainer, chosen, has_bf16, interleaved, machine, ratios
+from benchmarks.kernel_choices import add_choices, choose
+from benchmarks.measuring import add_precision, interleaved, machine, options, precisions, ratios, write_ratios
+from benchmarks.ratio_table import counterpart
+from benchmarks.variants import Trainer, chosen
 from peft_core.counting import count_flops
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--arch", default="vit_small_patch16_224")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--precision", choices=("float32", "bf16", "both"), default="both")
+    add_precision(parser, "both")
     parser.add_argument("--flops", action="store_true", help="count floating-point operations too")
+    parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND",
+                        help="torch.compile every model, the floor's too")  # fmt: skip
+    add_choices(parser)
     args = parser.parse_args()
-    precisions = [p for p in ("float32", "bf16") if args.precision in (p, "both")]
-    if "bf16" in precisions and not has_bf16():
-        precisions.remove("bf16")
-        print("bf16: this processor has no bf16 units, left out")
-    for precision in precisions:
-        trainers = {v.name: Trainer(v, args.arch, args.batch, precision == "bf16") for v in chosen(args.only)}
+    choose(args)
+    for precision in precisions(args):
+        trainers = {
+            v.name: Trainer(v, args.arch, args.batch, precision == "bf16", args.device, args.compile)
+            for v in chosen(args.only)
+        }
         flops = {name: count_flops(trainer.step) for name, trainer in trainers.items()} if args.flops else {}
-        seconds = interleaved({name: trainer.step for name, trainer in trainers.items()}, args.rounds)
+        seconds = interleaved({name: trainer.step for name, trainer in trainers.items()}, args.rounds, args.device)
         found = ratios(seconds, "floor")
-        print(f"\n{args.arch}, batch {args.batch}, {precision}, {args.rounds} interleaved rounds, {machine()}")
+        part = f"{args.arch}, batch {args.batch}, {precision}{f', {args.compile}' if args.compile else ''}"
+        print(f"\n{part}, {args.rounds} interleaved rounds, {machine(args.device)}")
         print(f"| {'variant':34} | time to floor | FLOPs to floor |\n|---|---|---|")
         for name in trainers:
             share = f"{flops[name] / flops['floor']:.2f}" if flops else "–"
             print(f"| {name:34} | {found[name]:.2f} | {share} |", flush=True)
-        pairs = [
-            (a, b) for a in found for b in found if a.startswith("HF PEFT") and b == a.removeprefix("HF PEFT ").lower()
-        ]
-        for theirs, mine in pairs:
+            write_ratios(args.ratios, part, name, time=found[name])
+        for mine, theirs in ((name, counterpart(name)) for name in found if counterpart(name) in found):
             faster = ratios(seconds, mine)[theirs]
             print(
                 f"{mine}: {faster:.2f} × faster than HF PEFT, outputs differ by at most {difference(trainers, mine, theirs):.1e}"

@@ -4,15 +4,14 @@
 
 Writes an H.264 file (340 × 256, 300 frames, a key frame every 12 or every 250) to a temporary folder, takes frames of it in
 each way, in turns, in one thread; prints the medians of wanted frames a second of the processor's time. torchcodec is a row
-where it is installed.
+where it is installed; with --device cuda it decodes on the GPU, the others stay on the CPU, and seconds are the clock's.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import importlib.util
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -24,7 +23,8 @@ from peft_data.video.decoding import open_clip
 from peft_data.video.sampling import Sampling
 from peft_data.world_motion import write_mp4
 
-from benchmarks.variants import interleaved
+from benchmarks.measuring import CPU, interleaved, machine, options, write_ratios
+from benchmarks.measuring import ratios as ratios_of
 
 WANTED = {
     "8 spread over the clip (uniform)": Sampling(8),
@@ -33,25 +33,30 @@ WANTED = {
 }
 
 
-def main(frames: int = 300, rounds: int = 9) -> None:
+def tables(frames: int = 300, rounds: int = 9, device: torch.device = CPU, ratios: Path | None = None) -> None:
     """Prints a table for each distance of key frames."""
+    ways = WAYS | ({"torchcodec": functools.partial(torchcodec, device=device)} if "torchcodec" in WAYS else {})
+    unit = "second" if device.type == "cuda" else "CPU second"
+    print(machine(device))
     with tempfile.TemporaryDirectory() as folder:
         for keys in (12, 250):
             path = Path(folder) / f"{keys}.mp4"
             write_mp4(path, pictures(frames), rate=25, keys=keys)
             print(
-                f"\n340 × 256, {frames} frames, a key frame every {keys}, {rounds} rounds, one thread: frames a CPU second"
+                f"\n340 × 256, {frames} frames, a key frame every {keys}, {rounds} rounds, one thread: frames a {unit}"
             )
-            print(f"| {'wanted':34} | {' | '.join(WAYS)} |\n|---|{'---|' * len(WAYS)}")
+            print(f"| {'wanted':34} | {' | '.join(ways)} |\n|---|{'---|' * len(ways)}")
             for name, sampling in WANTED.items():
                 indices = sampling.test(frames)[0].tolist()
                 check(path, indices)
                 runs: dict[str, Callable[[], Any]] = {
-                    way: lambda take=take, path=path, indices=indices: take(path, indices) for way, take in WAYS.items()
+                    way: lambda take=take, path=path, indices=indices: take(path, indices) for way, take in ways.items()
                 }
-                seconds = interleaved(runs, rounds, time.process_time)
+                seconds = interleaved(runs, rounds, device, of_process=True)
                 rates = " | ".join(f"{len(indices) / median(taken):,.0f}" for taken in seconds.values())
                 print(f"| {name:34} | {rates} |", flush=True)
+                for way, ratio in ratios_of(seconds, next(iter(ways))).items():
+                    write_ratios(ratios, f"frames: {name}, key frame every {keys}", way, time=ratio)
 
 
 def pictures(count: int) -> torch.Tensor:
@@ -87,11 +92,11 @@ def plain_all(path: Path, indices: list[int]) -> list[np.ndarray]:
     return plain(path, indices, everything=True)
 
 
-def torchcodec(path: Path, indices: list[int]) -> list[np.ndarray]:
+def torchcodec(path: Path, indices: list[int], device: torch.device = CPU) -> list[np.ndarray]:
     from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
-    decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1)
-    return list(decoder.get_frames_at(indices).data.numpy())
+    decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, device=str(device))
+    return list(decoder.get_frames_at(indices).data.cpu().numpy())
 
 
 WAYS: dict[str, Callable[[Path, list[int]], list[np.ndarray]]] = {
@@ -109,8 +114,13 @@ def check(path: Path, indices: list[int]) -> None:
         assert np.array_equal(one, other)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> None:
+    parser = options(__doc__)
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=9)
-    main(**vars(parser.parse_args()))
+    args = parser.parse_args()
+    tables(args.frames, args.rounds, args.device, args.ratios)
+
+
+if __name__ == "__main__":
+    main()

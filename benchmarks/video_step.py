@@ -4,18 +4,18 @@ run ST-Adapter's convolution over frames.
 python -m benchmarks.video_step                # ViT-S/16, one clip of 8 frames, float32
 python -m benchmarks.video_step --only conv    # the convolution alone
 
-The processor's own clock is read, so that other work on the machine counts little; take OMP_NUM_THREADS=1.
+On a CPU the processor's own clock is read, so that other work on the machine counts little; take OMP_NUM_THREADS=1.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.variants import Trainer, Variant, floor, interleaved, machine, ours, ratios
+from benchmarks.measuring import CPU, interleaved, machine, options, ratios, wanted, write_ratios
+from benchmarks.variants import Trainer, Variant, floor, ours
 from peft_core.counting import count_flops, kept_bytes
 from vision_peft.video.over_time import DepthwiseOverTime
 
@@ -34,7 +34,7 @@ VARIANTS = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--arch", default="vit_small_patch16_224")
     parser.add_argument("--clips", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
@@ -42,25 +42,29 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=[], help="words of their names; all without")
     args = parser.parse_args()
     if args.only != "conv":
-        steps(args.arch, args.clips, args.rounds, args.methods)
+        steps(args)
     if args.only != "step":
-        convolutions(args.clips, 3 * args.rounds)
+        convolutions(args.clips, 3 * args.rounds, device=args.device)
 
 
-def steps(arch: str, clips: int, rounds: int, words: list[str]) -> None:
+def steps(args: argparse.Namespace) -> None:
     """Each method beside the floor, two models in memory at a time: with all of them, their places in memory count too."""
-    base = Trainer(VARIANTS[0], arch, clips * FRAMES)
+    frames = args.clips * FRAMES
+    base = Trainer(VARIANTS[0], args.arch, frames, device=args.device)
     flops, kept = count_flops(base.step), kept_bytes(base.loss, base.model)
-    print(f"{arch}, {clips} clip(s) of {FRAMES} frames, float32, {rounds} interleaved pairs, {machine()}")
+    part = f"{args.arch}, {args.clips} clip(s) of {FRAMES} frames, float32"
+    print(f"{part}, {args.rounds} interleaved pairs, {machine(args.device)}")
     print(f"| {'method':22} | time | FLOPs | bytes kept |\n|---|---|---|---|")
     for variant in VARIANTS[1:]:
-        if words and not any(word in variant.name for word in words):
+        if variant.name not in wanted(args.methods, [v.name for v in VARIANTS]):
             continue
-        own = Trainer(variant, arch, clips * FRAMES)
-        seconds = interleaved({"floor": base.step, variant.name: own.step}, rounds, time.process_time)
+        own = Trainer(variant, args.arch, frames, device=args.device)
+        runs = {"floor": base.step, variant.name: own.step}
+        seconds = interleaved(runs, args.rounds, args.device, of_process=True)
         ratio = ratios(seconds, "floor")[variant.name]
         shares = (count_flops(own.step) / flops, kept_bytes(own.loss, own.model) / kept)
         print(f"| {variant.name:22} | {ratio:.2f} | {shares[0]:.2f} | {shares[1]:.2f} |", flush=True)
+        write_ratios(args.ratios, part, variant.name, time=ratio, kept=shares[1])
 
 
 def conv3d(x: Tensor, conv: DepthwiseOverTime) -> Tensor:
@@ -97,7 +101,8 @@ def shifted_views(x: Tensor, conv: DepthwiseOverTime) -> Tensor:
 def band_matrix(x: Tensor, conv: DepthwiseOverTime) -> Tensor:
     """A product with a band matrix T T for every channel."""
     frames = x.shape[1]
-    offset = torch.arange(frames)[None] - torch.arange(frames)[:, None] + 1
+    time = torch.arange(frames, device=x.device)
+    offset = time[None] - time[:, None] + 1
     band = conv.weight.view(-1, 3)[:, offset.clamp(0, 2)] * ((offset >= 0) & (offset <= 2))
     return torch.einsum("cts,bsnc->btnc", band, x) + conv.bias
 
@@ -112,13 +117,16 @@ WAYS: dict[str, Callable[[Tensor, DepthwiseOverTime], Tensor]] = {
 }
 
 
-def convolutions(clips: int, rounds: int, places: int = 196, channels: int = 384) -> dict[str, float]:
+def convolutions(
+    clips: int, rounds: int, places: int = 196, channels: int = 384, device: torch.device = CPU
+) -> dict[str, float]:
     """Prints forward and backward of each way, as ratios to conv3d's; all agree to 1e-5."""
     torch.manual_seed(0)
     conv = DepthwiseOverTime(channels, {})
     for parameter in conv.parameters():
         torch.nn.init.normal_(parameter)
-    x, g = (torch.randn(clips, FRAMES, places, channels) for _ in range(2))
+    conv.to(device)
+    x, g = (torch.randn(clips, FRAMES, places, channels).to(device) for _ in range(2))
     x.requires_grad_()
     wanted = [conv3d(x, conv), *torch.autograd.grad(conv3d(x, conv), (x, conv.weight, conv.bias), g)]
 
@@ -132,10 +140,11 @@ def convolutions(clips: int, rounds: int, places: int = 196, channels: int = 384
     for name, way in WAYS.items():
         for mine, theirs in zip(run(way)(), wanted, strict=True):
             assert (mine - theirs).abs().max() <= 1e-5 * max(1.0, theirs.abs().max().item()), name
-    seconds = interleaved({name: run(way) for name, way in WAYS.items()}, rounds, time.process_time)
+    seconds = interleaved({name: run(way) for name, way in WAYS.items()}, rounds, device, of_process=True)
     found = ratios(seconds, "conv3d, a group a channel")
     print(
-        f"\nkernel (3, 1, 1), {clips} × {FRAMES} × {places} × {channels}, forward and backward, equal to 1e-5, {machine()}"
+        f"\nkernel (3, 1, 1), {clips} × {FRAMES} × {places} × {channels}, forward and backward, equal to 1e-5, "
+        f"{machine(device)}"
     )
     print(f"| {'way':26} | time to conv3d |\n|---|---|")
     for name, ratio in found.items():

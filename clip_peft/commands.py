@@ -17,23 +17,19 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "protocols", 
     Args:
         what: Which list.
     """
-    if what == "methods":
-        rows = listing.methods("clip")
-    elif what == "data":
-        from peft_data import list_data
+    listing.show(what, "clip", {"backbones": backbones, "protocols": protocols})
 
-        rows = list_data()
-    elif what == "backbones":
-        from peft_core.jobs.hub.open_clip_models import list_backbones
 
-        rows = list_backbones()
-    elif what == "protocols":
-        from clip_peft.sweep.protocols import PROTOCOLS
+def backbones() -> dict[str, str]:
+    from peft_core.jobs.hub.open_clip_models import list_backbones  # needs open_clip
 
-        rows = PROTOCOLS
-    else:
-        rows = listing.configs(what.removesuffix("s"), "clip")
-    listing.show(rows)
+    return list_backbones()
+
+
+def protocols() -> dict[str, str]:
+    from clip_peft.sweep.protocols import PROTOCOLS
+
+    return PROTOCOLS
 
 
 def commands() -> list[Command]:
@@ -47,9 +43,7 @@ def commands() -> list[Command]:
 
 def main(argv: list[str] | None = None) -> int:
     """The console script `clip_peft`; the exit code."""
-    from peft_data import DataError
-
-    return run_command_line("clip_peft", commands(), argv, errors=(DataError,))
+    return run_command_line("clip_peft", commands(), argv)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from peft_data.frames import framed
+from peft_data.pictures import read_picture
 from torch import Tensor
 
 from clip_peft import saved
 from clip_peft.open_vocabulary import NamesReadAlike, OpenVocabulary
 from clip_peft.text.prompts import checked_names, places_among
-from clip_peft.training.evaluate import batches_of_logits
+from clip_peft.training.evaluate import batches_of_logits, test_augment
 from clip_peft.training.features import Encoder
 from peft_core.jobs.hub.open_clip_models import load_backbone
 from peft_core.jobs.runs.process import tell
@@ -52,9 +56,21 @@ class ClipRun(Run):
             tell(f"note: {warning.message}")
         return dataclasses.replace(self, class_names=names, columns=None)
 
+    def ready(self, image: Any) -> Tensor:
+        """A picture at the model's size; in its own frame, uint8 3 h w, where the method cuts views from it."""
+        pixels = self.pixels(image)
+        if test_augment(self.encoder.whole.method) == "none":
+            return pixels
+        if isinstance(image, Tensor):
+            return image
+        frame = read_picture(Path(image) if isinstance(image, str) else image)
+        return torch.from_numpy(np.array(frame)).permute(2, 0, 1)
+
     @torch.no_grad()
     def _predict(self, batch: list[Tensor]) -> Iterator[Prediction]:
-        for logits in batches_of_logits(self.encoder, torch.stack(batch)):
+        augment = test_augment(self.encoder.whole.method)
+        pictures = torch.stack(batch) if augment == "none" else framed(batch, self.fit, augment)
+        for logits in batches_of_logits(self.encoder, pictures):
             logits = logits if self.columns is None else logits[:, list(self.columns)]
             yield from predictions(logits, self.class_names)
 

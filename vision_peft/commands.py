@@ -17,19 +17,13 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "sweeps"]) ->
     Args:
         what: Which list.
     """
-    if what == "methods":
-        rows = listing.methods("vision")
-    elif what == "data":
-        from peft_data import list_data
+    listing.show(what, "vision", {"backbones": backbones})
 
-        rows = list_data()
-    elif what == "backbones":
-        from vision_peft.backbones import list_backbones
 
-        rows = list_backbones()
-    else:
-        rows = listing.configs(what.removesuffix("s"), "vision")
-    listing.show(rows)
+def backbones() -> dict[str, str]:
+    from vision_peft.backbones import list_backbones  # needs timm
+
+    return list_backbones()
 
 
 def commands() -> list[Command]:
@@ -44,9 +38,7 @@ def commands() -> list[Command]:
 
 def main(argv: list[str] | None = None) -> int:
     """The console script `vision_peft`; the exit code."""
-    from peft_data import DataError
-
-    return run_command_line("vision_peft", commands(), argv, errors=(DataError,))
+    return run_command_line("vision_peft", commands(), argv)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class PromptSRC(ContextMethod):
     init: str | None = "a photo of a"
     text_weight: NotNegative = 25.0
     image_weight: NotNegative = 10.0
-    mean: float = 15.0
+    mean: NotNegative = 15.0
     deviation: Positive = 1.0
     template: str | Sequence[str] = "ensemble60"
 

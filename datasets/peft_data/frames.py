@@ -97,8 +97,12 @@ class FramedPictures:
         """Pictures as the model is tested on them, uint8 `B 3 H W`."""
 
         def one(row: int) -> np.ndarray:
+            if isinstance(
+                item := self.items[row], Tensor
+            ):  # decoded already: as `decode` brings it to the model's size
+                return self.fit.tensor(item[None])[0].numpy()
             kept = self.kept is not None and self.kept[row].shape[:2] == self.own[row]
-            return self.fit.picture(Image.fromarray(self.kept[row]) if kept else read_picture(self.items[row]))
+            return self.fit.picture(Image.fromarray(self.kept[row]) if kept else read_picture(item))
 
         with pool(self.workers) as threads:
             return torch.from_numpy(np.stack(list(threads.map(one, rows))))
@@ -116,6 +120,15 @@ class FramedPictures:
     def digest(self) -> str:
         """A hash that changes with the pictures and the model's size; empty where it cannot be known what they are."""
         return self.fingerprint and hashlib.sha256(f"{self.fingerprint} {self.fit} {self.names}".encode()).hexdigest()
+
+
+def framed(images: Sequence[Tensor], fit: Fit, augment: str) -> FramedPictures:
+    """Pictures in memory, uint8 `3 h w` of any sizes, to cut parts from: they have no labels and no names."""
+    frames = [image.cpu().permute(1, 2, 0).contiguous().numpy() for image in images]
+    own = tuple((frame.shape[0], frame.shape[1]) for frame in frames)
+    return FramedPictures(
+        torch.zeros(len(frames), dtype=torch.int64), (), frames, own, fit, augment_of(augment), frames
+    )
 
 
 @dataclass(frozen=True)
@@ -170,7 +183,9 @@ def _framed(
         frames = list(pictures.items.cpu().permute(0, 2, 3, 1).contiguous().numpy())
         own = tuple((frame.shape[0], frame.shape[1]) for frame in frames)
         print_of = hashlib.sha256(b"".join(frames)).hexdigest() if len(frames) else ""
-        return FramedPictures(pictures.labels, names, frames, own, fit, augment, frames, fingerprint=print_of)
+        return FramedPictures(
+            pictures.labels, names, pictures.items.cpu(), own, fit, augment, frames, fingerprint=print_of
+        )
     most = REACH * max(fit.size)
     expected = _bytes(pictures, most)
     keep = cache_dir is not None or expected <= ram_limit

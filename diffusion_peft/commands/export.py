@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -16,6 +16,7 @@ from peft_core.attach import Adaptation, pick
 from peft_core.errors import PeftError, nearest
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs.process import tell
+from peft_core.values import Range
 
 FORMATS = {
     "diffusers_lora": "pytorch_lora_weights.safetensors for load_lora_weights (lora, dora)",
@@ -27,6 +28,12 @@ FORMATS = {
 }
 
 
+FORMS = {
+    "lora": "plain LoRA, which all of these read alike: A1111, ComfyUI, sd-scripts, LyCORIS and diffusers",
+    "diff": "whole differences of weights, for A1111, ComfyUI and LyCORIS",
+}
+
+
 @command("diffusion")
 def export(
     *,
@@ -34,7 +41,7 @@ def export(
     format: str,
     out: str | None = None,
     as_: Literal["own", "lora", "diff"] = "own",
-    compress: float | None = None,
+    compress: Annotated[float, Range(above=0, most=1)] | None = None,
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
 ) -> Path:
     """Write a run's adapter as a file that other tools load.
@@ -55,11 +62,11 @@ def export(
             raise PeftError(f"{flag} makes LoRA layers: it goes with --format {' or '.join(list_formats())}.")
     if compress is not None and as_ == "diff":
         raise PeftError("--compress shortens LoRA layers: it goes with --as lora, not diff.")
+    form = "lora" if compress is not None else as_
     loaded = combine([(run, 1.0)])
     target = Path(out or Path(run) / "export").expanduser()
     keep_off(target, [run])
     if format in list_formats():
-        form = "lora" if compress is not None else as_
         file = export_adapter(
             loaded.unet, loaded.base.text_encoders, target, format, name=_weights_name(loaded),
             dtype=getattr(torch, dtype), as_=form, compress=1.0 if compress is None else compress,
@@ -73,7 +80,7 @@ def export(
         file = write_concept(loaded.unet, target, _trained(loaded))
     else:
         file = _write_tokens(loaded, target, format == "a1111_embeddings")
-    print(f"{file}: {FORMATS[format]}")
+    print(f"{file}: {FORMS.get(form, FORMATS[format])}")
     return file
 
 

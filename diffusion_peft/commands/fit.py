@@ -184,9 +184,6 @@ def check_slider(settings: dict[str, Any]) -> list[Concept]:
     for key in ("text_method", "placeholder", "class_prompt"):
         if settings[key] is not None:
             raise PeftError(f"a slider changes the UNet from prompts or picture pairs: it has no use for --{key}.")
-    steps = settings["slider"].options.get("steps", 50)
-    if steps < 2:
-        raise PeftError(f"--slider.steps must be at least 2, not {steps}.")
     return []
 
 

@@ -18,19 +18,19 @@ def list_(what: Literal["methods", "recipes", "sweeps", "formats", "protocols"])
     Args:
         what: Which list.
     """
-    if what == "methods":
-        rows = unet_methods()
-    elif what in ("recipes", "sweeps"):
-        rows = listing.configs(what.removesuffix("s"), "diffusion")
-    elif what == "protocols":
-        from diffusion_peft.protocols import list_protocols
+    listing.show(what, "diffusion", {"methods": unet_methods, "protocols": protocols, "formats": formats})
 
-        rows = list_protocols()
-    else:
-        from diffusion_peft.commands.export import FORMATS
 
-        rows = dict(FORMATS)
-    listing.show(rows)
+def protocols() -> dict[str, str]:
+    from diffusion_peft.protocols import list_protocols
+
+    return list_protocols()
+
+
+def formats() -> dict[str, str]:
+    from diffusion_peft.commands.export import FORMATS
+
+    return dict(FORMATS)
 
 
 def commands() -> list[Command]:
@@ -47,9 +47,7 @@ def commands() -> list[Command]:
 
 def main(argv: list[str] | None = None) -> int:
     """The console script `diffusion_peft`; the exit code."""
-    from peft_data import DataError
-
-    return run_command_line("diffusion_peft", commands(), argv, errors=(DataError,))
+    return run_command_line("diffusion_peft", commands(), argv)
 
 
 if __name__ == "__main__":

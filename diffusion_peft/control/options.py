@@ -11,6 +11,7 @@ from diffusion_peft.data.concepts import Concept
 from diffusion_peft.training.needs import needs_of
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.options import Choice
+from peft_core.values import Share, Whole
 
 
 def control(
@@ -21,10 +22,10 @@ def control(
     boxes_column: str | None = None,
     phrases_column: str | None = None,
     image_encoder: str | None = None,
-    drop: float = 0.0,
+    drop: Share = 0.0,
     early: bool = False,
-    until: float = 1.0,
-    effect_every: int = 0,
+    until: Share = 1.0,
+    effect_every: Whole = 0,
 ) -> None:
     """Options of a control.
 
@@ -67,7 +68,7 @@ def check_control(settings: dict[str, Any]) -> list[Concept]:
     """The pairs of a control run as its only concept.
 
     Raises:
-        PeftError: options that a control has no use for, or values out of their range.
+        PeftError: options that a control has no use for.
     """
     name, options = settings["method"].build().name, settings["control"].all()
     for key in ("text_method", "placeholder", "initializer", "class_prompt", "prior"):
@@ -83,11 +84,6 @@ def check_control(settings: dict[str, Any]) -> list[Concept]:
         raise PeftError(
             f"{name} gives the UNet a condition before each call, which --compile cannot follow: leave it out."
         )
-    for key, top in (("drop", 1.0), ("until", 1.0)):
-        if not 0 <= options[key] <= top:
-            raise PeftError(f"--control.{key} must be in [0, {top:g}], not {options[key]:g}.")
-    if options["effect_every"] < 0:
-        raise PeftError(f"--control.effect_every must not be negative, not {options['effect_every']}.")
     if options["condition"] is not None:
         check_condition(options["condition"])
     return [Concept(str(settings["data"]), settings["prompt"])]

@@ -12,6 +12,7 @@ from peft_core.errors import PeftError
 from peft_core.grafts.classes import swap_class
 from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
+from peft_core.values import Count, Positive
 
 ENCODER = ("down_blocks.", "mid_block.", "time_embedding.", "add_embedding.")
 
@@ -46,11 +47,11 @@ class ControlLoRA(ControlMethod):
         channels, shrink: as of controlnet.
     """
 
-    rank: int = 32
-    alpha: float | None = None
+    rank: Count = 32
+    alpha: Positive | None = None
     targets: Sequence[str] = ("attn", "cross_attn", "mlp", "proj_io", "conv", "time", "time_embed")
-    channels: int = 3
-    shrink: int | None = None
+    channels: Count = 3
+    shrink: Count | None = None
 
     file: ClassVar[str] = "control_lora.safetensors: changes to a ControlNetModel.from_unet"
     write = staticmethod(write_changes)

@@ -11,6 +11,7 @@ from diffusion_peft.control.method import ControlMethod
 from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Call, Graft
 from peft_core.method import Method, Plan
+from peft_core.values import Count, NotNegative
 
 
 class Residuals(Control):
@@ -114,9 +115,9 @@ class ControlNet(ControlMethod):
     """
 
     join: Literal["zero", "norm"] = "zero"
-    strength: float = 0.2
-    channels: int = 3
-    shrink: int | None = None
+    strength: NotNegative = 0.2
+    channels: Count = 3
+    shrink: Count | None = None
 
     file: ClassVar[str] = "a folder for ControlNetModel.from_pretrained"
     write = staticmethod(write_model)

@@ -15,6 +15,7 @@ from peft_core.errors import PeftError
 from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Graft
 from peft_core.method import Method, Plan
+from peft_core.values import Count
 
 
 class LightNet(nn.Module):
@@ -100,10 +101,10 @@ class ControlNeXt(ControlMethod):
         channels: of the condition. shrink: as of controlnet.
     """
 
-    width: int = 64
+    width: Count = 64
     targets: Sequence[str] = ("proj", "cross_proj")
-    channels: int = 3
-    shrink: int | None = None
+    channels: Count = 3
+    shrink: Count | None = None
 
     identity: ClassVar[bool] = False
     file: ClassVar[str] = (

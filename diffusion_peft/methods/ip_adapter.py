@@ -13,6 +13,7 @@ from peft_core.errors import PeftError
 from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Graft, match
 from peft_core.method import Method, Plan
+from peft_core.values import Count
 
 DIM_HEAD = 64
 """Of the resampler's attention; loaders tell its number of heads by it."""
@@ -91,8 +92,8 @@ class IPAdapter(ControlMethod):
         plus: a resampler of all patches (four layers of cross attention from learnt queries) in place of one projection.
     """
 
-    width: int | None = None
-    tokens: int | None = None
+    width: Count | None = None
+    tokens: Count | None = None
     plus: bool = False
 
     identity: ClassVar[bool] = False

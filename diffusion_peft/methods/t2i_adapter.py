@@ -10,6 +10,7 @@ from diffusion_peft.control.encoders import SHRINK
 from diffusion_peft.control.files import write_model
 from diffusion_peft.control.method import ControlMethod
 from peft_core.method import Method, Plan
+from peft_core.values import Count
 
 
 class Maps(Control):
@@ -43,9 +44,9 @@ class T2IAdapter(ControlMethod):
         channels: of the condition. shrink: as of controlnet.
     """
 
-    blocks_each: int = 2
-    channels: int = 3
-    shrink: int | None = None
+    blocks_each: Count = 2
+    channels: Count = 3
+    shrink: Count | None = None
 
     identity: ClassVar[bool] = False
     file: ClassVar[str] = "a folder for T2IAdapter.from_pretrained"

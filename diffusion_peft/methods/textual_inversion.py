@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Delta
 from peft_core.method import Method, Plan
+from peft_core.values import Whole
 
 
 class Rows(Delta):
@@ -46,8 +47,8 @@ class TextualInversion(Method):
         initial: a token id for each vector, whose row it starts as.
     """
 
-    first: int = 0
-    initial: Sequence[int] = ()
+    first: Whole = 0
+    initial: Sequence[Whole] = ()
 
     needs: ClassVar[tuple[str, ...]] = ("words",)
     suits: ClassVar[tuple[str, ...]] = ("transformers CLIP text model",)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 from peft_core.jobs.cli.options import Choice
+from peft_core.values import Range
 
 
 def slider(
@@ -14,7 +16,7 @@ def slider(
     attributes: list[str] | None = None,
     strength: float = 4.0,
     guidance: float = 3.0,
-    steps: int = 50,
+    steps: Annotated[int, Range(2, 1000)] = 50,
 ) -> None:
     """Options of a slider.
 

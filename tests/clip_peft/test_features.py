@@ -6,9 +6,11 @@ import pytest
 import torch
 from peft_data.augment import augmentation
 from peft_data.batches import generator_of
+from peft_data.pictures import Fit
 
 from clip_peft import OpenVocabulary
 from clip_peft.frozen import cosine
+from clip_peft.run import ClipRun
 from clip_peft.training.contrast import Contrast
 from clip_peft.training.evaluate import reliability
 from clip_peft.training.features import Encoder, Views, frozen_image_tower
@@ -140,3 +142,22 @@ def test_logits_are_not_rounded_by_autocast() -> None:
     exact = torch.nn.functional.normalize(features.bfloat16().double(), dim=-1) @ texts.bfloat16().double().t()
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_views_at_test_are_cut_from_the_frame_that_predict_was_given(monkeypatch, wide: bool) -> None:
+    """A method with views at test sees the margins of a wide picture, which its centre square has not."""
+    whole = OpenVocabulary(
+        clip(), "tpt" if wide else "zero_shot", NAMES, tokenizer(), **({"views": 20} if wide else {})
+    )
+    made = Encoder(whole, MEAN, STD)
+    run = ClipRun(whole, whole.class_names, MEAN, STD, Fit((32, 32), "crop", 1.0), {}, {}, encoder=made)
+    image = torch.zeros(3, 40, 200, dtype=torch.uint8)
+    image[:, :, :60] = image[:, :, 140:] = 255
+    seen: list[torch.Tensor] = []
+    images_of = Encoder.images
+    monkeypatch.setattr(Encoder, "images", lambda self, images: (seen.append(images), images_of(self, images))[1])
+    (prediction,) = run.predict(image)
+    assert prediction.class_name in NAMES
+    assert (torch.cat(seen).float().mean() > 60) == wide
+    assert run.transform(image).shape == (3, 32, 32) and run.ready(image).shape[-1] == (200 if wide else 32)

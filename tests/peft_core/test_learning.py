@@ -128,3 +128,9 @@ def test_a_truncated_checkpoint(tmp_path) -> None:
         (tmp_path / "last.ckpt").write_bytes(whole[:end])
         with pytest.raises(PeftError, match="last.ckpt cannot be read"):
             read_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_a_checkpoint_whose_adapters_are_called_otherwise_does_not_go_on() -> None:
+    module = Line(10)
+    with pytest.raises(PeftError, match=r"a version in which net\.peft\.adapter\.output\.A stood.*--overwrite"):
+        module.on_load_checkpoint({"state_dict": module.state_dict() | {"net.peft.adapter.output.A": torch.zeros(1)}})

@@ -11,8 +11,8 @@ from peft_data.augment import AUGMENTATIONS, augment_of
 from peft_data.cache import decode
 from peft_data.chance import generator_of
 from peft_data.crops import cut, jitter_part, multi_scale_part, random_part
-from peft_data.frames import REACH, FramedPictures, decode_for_training, draw
-from peft_data.pictures import own_size
+from peft_data.frames import REACH, FramedPictures, decode_for_training, draw, framed
+from peft_data.pictures import Fit, own_size
 from peft_data.video.batches import batches_of
 from PIL import Image, ImageDraw
 
@@ -148,7 +148,7 @@ def test_batches_are_a_function_of_seed_and_epoch_and_can_be_gone_on_with(split:
 def test_what_is_left_to_be_done_to_batches(split: Pictures) -> None:
     assert decode(split, SIZE).remaining("flip") == "flip"
     assert decode_for_training(split, SIZE, "crop_flip").remaining("crop_flip") == "none"
-    assert decode_for_training(split, SIZE, "randaug_crop").remaining("randaug_crop") == "randaug4"
+    assert decode_for_training(split, SIZE, "randaug_crop").remaining("randaug_crop") == "randaug_four"
     with pytest.raises(DataError, match="no augmentation 'crops'"):
         decode_for_training(split, SIZE, "crops")
 
@@ -226,3 +226,18 @@ def test_a_picture_of_too_many_pixels_says_so(tmp_path: Path, monkeypatch) -> No
     pictures = Pictures([tmp_path / "a.png"], torch.zeros(1).long(), root=tmp_path)
     with pytest.raises(DataError, match="a.png: has more than 0 million pixels: save it smaller"):
         decode(pictures, 8)
+
+
+def test_pictures_in_memory_of_any_sizes_are_cut(split: Pictures) -> None:
+    frames = [torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) for path in split.items[:3]]
+    frames[1] = frames[1][:, :100, :90]
+    pictures = framed(frames, Fit((SIZE, SIZE), "crop", 0.9), "crop_flip")
+    assert pictures.augmented(range(3), "crop_flip", 0).shape == (3, 3, SIZE, SIZE)
+    assert torch.equal(pictures.whole([0, 2]), decode(split, SIZE, "crop", crop_pct=0.9).images[[0, 2]])
+
+
+def test_whole_pictures_that_were_decoded_are_those_of_evaluation() -> None:
+    images = torch.randint(0, 256, (3, 3, 70, 90), dtype=torch.uint8)
+    pictures = Pictures(images, torch.arange(3))
+    got = decode_for_training(pictures, SIZE, "crop", mode="crop").whole(range(3))
+    assert torch.equal(got, decode(pictures, SIZE, "crop").images)

@@ -11,7 +11,7 @@ from peft_core.grafts.branch import Branch
 from peft_core.grafts.graft import Graft, match
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import Bottleneck
-from peft_core.values import Count, Rate, Widths
+from peft_core.values import Count, Positive, Rate, Widths
 from vision_peft.video.over_time import add_weighed, check_tower, clips_of, share_of_stream
 
 
@@ -39,7 +39,7 @@ class AIM(Method):
     width: Widths | None = None
     per_block: Literal[3, 4] = 3
     frames: Count = 8
-    scale: float = 0.5
+    scale: Positive = 0.5
     drop_path: Rate = 0.0
     needs: ClassVar[tuple[str, ...]] = ("tokens", "positions")
     suits: ClassVar[tuple[str, ...]] = ("timm ViT", "open_clip tower", "open_clip model")

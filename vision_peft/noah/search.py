@@ -8,6 +8,7 @@ from random import Random
 from typing import NamedTuple
 
 from peft_core.errors import PeftError
+from peft_core.values import Count, Share, Whole
 from vision_peft.noah.forms import Forms
 from vision_peft.noah.space import Subnet
 
@@ -34,13 +35,13 @@ class Evolution:
         PeftError: a number below 1, or a probability outside [0, 1].
     """
 
-    population: int = 50
-    generations: int = 15
-    parents: int = 10
-    mutations: int = 25
-    crossovers: int = 25
-    mutation_rate: float = 0.2
-    depth_rate: float = 0.4
+    population: Count = 50
+    generations: Count = 15
+    parents: Count = 10
+    mutations: Whole = 25
+    crossovers: Whole = 25
+    mutation_rate: Share = 0.2
+    depth_rate: Share = 0.4
 
     def __post_init__(self) -> None:
         if min(self.population, self.generations, self.parents) < 1 or min(self.mutations, self.crossovers) < 0:

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from peft_core.errors import PeftError
+from peft_core.values import Count, Rate, Whole
 from vision_peft.methods.noah import NOAH
 
 Row = tuple[int, ...]
@@ -32,9 +33,9 @@ class Space:
     """
 
     methods: tuple[str, ...] = ("vpt", "lora", "adapter")
-    dims: tuple[int, ...] = (1, 5, 10)
-    depths: tuple[int, ...] = (3, 6, 9, 12)
-    dropout: float = 0.0
+    dims: tuple[Count, ...] = (1, 5, 10)
+    depths: tuple[Whole, ...] = (3, 6, 9, 12)
+    dropout: Rate = 0.0
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

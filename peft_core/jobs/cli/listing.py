@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from peft_core.config_files import list_configs
 from peft_core.files import read_text
@@ -28,7 +28,18 @@ def methods(domain: str, but: Container[str] = ()) -> dict[str, str]:
     return rows
 
 
-def show(rows: Mapping[str, str]) -> None:
-    width = min(48, max(map(len, rows)))
+def show(what: str, domain: str, own: Mapping[str, Callable[[], Mapping[str, str]]]) -> None:
+    """Prints a list: one of a program's `own`, else what every program has: methods, data, recipes, sweeps."""
+    if what in own:
+        rows = own[what]()
+    elif what == "methods":
+        rows = methods(domain)
+    elif what == "data":
+        from peft_data import list_data
+
+        rows = list_data()
+    else:
+        rows = configs(what.removesuffix("s"), domain)
+    width = min(48, max(map(len, rows), default=0))
     for name, about in rows.items():
         print(f"{name:<{width}}  {about}")

@@ -20,8 +20,10 @@ from peft_core.jobs.runs import lean
 
 def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None = None, errors: tuple = ()) -> int:
     """Runs one command line. Returns what the command returns if that is an int, else 0; 2 after a mistake of the
-    user's (`PeftError` and `errors`, told in one sentence, with a traceback where `--debug` is given); 130 or 143
+    user's (`PeftError`, `DataError` and `errors`, told in one sentence, with a traceback where `--debug` is given); 130 or 143
     when stopped."""
+    from peft_data.errors import DataError
+
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     by_name = {each.name: each for each in commands}
@@ -34,7 +36,7 @@ def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None =
     except BrokenPipeError:  # the reader has seen enough
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
         return 0
-    except (PeftError, OSError, *errors) as error:
+    except (PeftError, DataError, OSError, *errors) as error:
         if debug:
             raise
         print(f"{program}: {say(error)}", file=sys.stderr)

@@ -178,6 +178,11 @@ class Learning(LightningModule):
         checkpoint["epoch_loss"] = (self.epoch_sum.cpu(), self.epoch_count, self.epoch_loss)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # loading is not strict, and what a method of an earlier version called otherwise would start anew in silence
+        if foreign := sorted(key for key in checkpoint["state_dict"].keys() - self.state_dict().keys() if ".peft." in key):
+            raise PeftError(
+                f"this run was begun by a version in which {foreign[0]} stood, and cannot go on: start it anew with --overwrite."
+            )
         self.history, self.seconds = checkpoint["history"], checkpoint["seconds"]
         self.loss_sum, self.loss_count = checkpoint["loss"]
         self.epoch_sum, self.epoch_count, self.epoch_loss = checkpoint.get("epoch_loss", (torch.zeros(()), 0, None))

@@ -87,6 +87,10 @@ class Run:
                 f"{image} is no picture that can be read ({str(error) or type(error).__name__})."
             ) from error
 
+    def ready(self, image: Any) -> Tensor:
+        """What `stream` collects of a picture, read and checked: here it at the model's size."""
+        return self.pixels(image)
+
     def predict(self, images: Any, batch_size: int = 64) -> list[Prediction]:
         """The class of each picture: paths, PIL images or uint8 tensors, one, several, or a batch `B 3 H W`."""
         one = isinstance(images, (str, Path, Image.Image)) or (isinstance(images, Tensor) and images.ndim == 3)
@@ -103,7 +107,7 @@ class Run:
     def stream(self, images: Iterable, batch_size: int = 64) -> Iterator[Prediction]:
         batch: list[Tensor] = []
         for image in images:
-            batch.append(self.pixels(image))
+            batch.append(self.ready(image))
             if len(batch) == batch_size:
                 yield from self._predict(batch)
                 batch = []
@@ -121,7 +125,7 @@ def predictions(logits: Tensor, class_names: Sequence[str]) -> Iterator[Predicti
     """A prediction for each row of logits `B C`.
 
     Raises:
-        Diverged: an output is not a number.
+        NoNumbers: an output is not a number.
     """
     sure(logits)
     for row in logits.float().softmax(-1).cpu():
@@ -184,7 +188,7 @@ def print_predictions(
     def readable() -> Iterator[Tensor]:
         for path in found:
             try:
-                pixels = run.pixels(path)
+                pixels = run.ready(path)
             except PeftError as error:
                 bad.append(str(error))
             else:

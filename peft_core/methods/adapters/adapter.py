@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import Bottleneck
-from peft_core.values import Rate, Widths
+from peft_core.values import Positive, Rate, Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Adapter(Method):
     bottleneck: Widths = 8
     position: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
     activation: str = "gelu"
-    scale: float = 1.0
+    scale: Positive = 1.0
     dropout: Rate = 0.0
     not_mergeable: ClassVar[str | None] = "a bottleneck with an activation is no change of a weight."
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import Bottleneck
-from peft_core.values import Rate, Widths
+from peft_core.values import Positive, Rate, Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class AdaptFormer(Method):
     """
 
     bottleneck: Widths = 64
-    scale: float | None = None
+    scale: Positive | None = None
     learn_scale: bool = False
     dropout: Rate = 0.1
     not_mergeable: ClassVar[str | None] = "a branch with an activation beside the MLP is no change of its weights."

@@ -10,7 +10,7 @@ from peft_core.errors import PeftError
 from peft_core.grafts.graft import match
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import ACTIVATIONS, drop_samples
-from peft_core.values import Rate, Widths
+from peft_core.values import Positive, Rate, Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class ConvPass(Method):
 
     bottleneck: Widths = 8
     positions: Sequence[Literal["attn", "mlp"]] = ("attn", "mlp")
-    scale: float = 1.0
+    scale: Positive = 1.0
     dropout: Rate = 0.1
     needs: ClassVar[tuple[str, ...]] = ("grid",)
     not_mergeable: ClassVar[str | None] = "a convolution over the patches is no change of a layer that sees one token."

@@ -1,5 +1,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
@@ -8,6 +9,7 @@ from peft_core.method import Method, Plan
 from peft_core.parts.factors import rows_of, split_dimension
 from peft_core.parts.kronecker import Kronecker
 from peft_core.parts.ranked import Ranked
+from peft_core.values import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class LoKr(Ranked):
         tucker: convolutions larger than 1 × 1 by a Tucker core of rank × rank × kh × kw (PEFT's `use_effective_conv2d`).
     """
 
-    factor: int = -1
+    factor: Annotated[int, Range(-1)] = -1
     decompose_both: bool = False
     full_matrix: bool = False
     tucker: bool = False

@@ -12,7 +12,7 @@ from peft_core.grafts.shared import Reference
 from peft_core.grafts.weight_changes import add_rows
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import add_scaled, new_parameter, rows_of
-from peft_core.values import Count, Seed
+from peft_core.values import Count, NotNegative, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class VeRA(Method):
 
     rank: Count = 256
     targets: Sequence[str] | None = None
-    d_initial: float = 0.1
+    d_initial: NotNegative = 0.1
     seed: Seed = 0
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 24_576),)
 
