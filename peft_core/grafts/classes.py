@@ -151,9 +151,11 @@ def mixin_of(module: nn.Module) -> type:
     from peft_core.grafts.attention import AdaptedAttention
 
     forward: Any = getattr(type(module), "forward", None)
+    # of an instance that a pickle is about to fill nothing but its class is known
+    weight = module.__dict__.get("_parameters", {}).get("weight")
     if isinstance(module, nn.MultiheadAttention):
         return AdaptedAttention
-    if forward is nn.Linear.forward and is_plain(module.weight):  # type: ignore[arg-type]
+    if forward is nn.Linear.forward and (weight is None or is_plain(weight)):
         return AdaptedLinear
     if isinstance(module, nn.Linear) or hasattr(module, "in_features"):
         return OpaqueLinear
