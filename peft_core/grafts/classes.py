@@ -153,7 +153,8 @@ def mixin_of(module: nn.Module) -> type:
     forward: Any = getattr(type(module), "forward", None)
     if isinstance(module, nn.MultiheadAttention):
         return AdaptedAttention
-    if forward is nn.Linear.forward and is_plain(module.weight):  # type: ignore[arg-type]
+    weight = vars(module).get("_parameters", {}).get("weight")  # a pickle's blank instance has none yet
+    if forward is nn.Linear.forward and (weight is None or is_plain(weight)):
         return AdaptedLinear
     if isinstance(module, nn.Linear) or hasattr(module, "in_features"):
         return OpaqueLinear
