@@ -174,9 +174,14 @@ def _typed(value: Any, hint: Any, text: bool) -> Any:
     if text and value == "null" and type(None) in parts:
         return None
     if len(parts) > 1:
-        # what is of the type already stays: "4" of `str | int` is a word, 4 a number
+        # what is of the type already stays: "4" of `str | int` is a word, 4 a number; one word is no list where a single
+        # value may stand
+        single = any(part is not type(None) and not is_list(part) for part in parts)
+        alone = single and isinstance(value, str) and not value.startswith("[")
         for strict in (False, True) if text else (False,):
             for part in sorted(parts, key=lambda part: part is str) if strict else parts:
+                if alone and is_list(part):
+                    continue
                 try:
                     return _typed(value, part, strict)
                 except Unfit:
