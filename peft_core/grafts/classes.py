@@ -151,10 +151,9 @@ def mixin_of(module: nn.Module) -> type:
     from peft_core.grafts.attention import AdaptedAttention
 
     forward: Any = getattr(type(module), "forward", None)
-    # of an instance that a pickle is about to fill nothing but its class is known
-    weight = module.__dict__.get("_parameters", {}).get("weight")
     if isinstance(module, nn.MultiheadAttention):
         return AdaptedAttention
+    weight = vars(module).get("_parameters", {}).get("weight")  # a pickle's blank instance has none yet
     if forward is nn.Linear.forward and (weight is None or is_plain(weight)):
         return AdaptedLinear
     if isinstance(module, nn.Linear) or hasattr(module, "in_features"):
