@@ -16,13 +16,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft_core.testing import Family, perturb, usual_families
 from torch import Tensor, nn
 
 from benchmarks.measuring import autocast, has_bf16, machine, options
 from peft_core import NotMergeable, PeftError, adapt, list_methods, merge
 from peft_core.method import Method
 from peft_core.registry import find_method
+from peft_core.testing import Family, perturb, usual_families
 
 FLOAT32, BF16 = 1e-3, 0.35
 """Largest difference of gradients, as a share of their norm; on a CPU bf16 gives 0.01 to 0.03, and 0.25 where a tiny network

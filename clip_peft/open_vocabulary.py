@@ -85,6 +85,10 @@ class OpenVocabulary(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits B C of images B 3 H W."""
+        if self.__dict__.get("_is_replica"):  # its towers lie on another device than those the learner looks at
+            raise PeftError(
+                "nn.DataParallel takes what learns apart from its model: use DistributedDataParallel, or one device."
+            )
         return self.learner(images)
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:

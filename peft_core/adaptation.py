@@ -74,7 +74,8 @@ def adapt(
     settings.install(plan)
     heads = find_heads(model, plan.anatomy) if known is None else known.head_paths
     in_head = tuple(f"{path}." for path in heads)
-    trained = [key for key in dict.fromkeys(plan.trained) if not key.startswith(in_head)]
+    # what another adaptation inserted at a module that is to train is that one's
+    trained = [key for key in dict.fromkeys(plan.trained) if not key.startswith(in_head) and not is_inserted(key)]
     _check_trained(known, name, trained)
     check_slots(model, plan)
     adaptation = Adaptation(name, settings, trained, train_head=train_head)

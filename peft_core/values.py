@@ -1,7 +1,4 @@
-"""Types and ranges of settings, declared once with the setting: `lr: Annotated[float, Range(above=0)]`.
-
-The command line, YAML files, an adapter's card and Python calls are all judged by these annotations, before any work.
-"""
+"""Types and ranges of settings, declared once as annotations, which judge command line, YAML, cards and Python calls."""
 
 from __future__ import annotations
 
@@ -71,14 +68,8 @@ class Unfit(Exception):
 
 
 def typed(value: Any, hint: Any, what: str) -> Any:
-    """`value` as its annotation has it: text as a number, numpy's numbers as Python's, lists as lists.
-
-    Args:
-        what: the setting, for the error.
-
-    Raises:
-        PeftError: another type, a number out of its range, NaN, infinity.
-    """
+    """`value` as its annotation has it: text as a number, numpy's numbers as Python's. Raises PeftError, naming the setting
+    `what`, for another type, a number out of its range, NaN, infinity."""
     try:
         return _typed(value, hint, text=True)
     except Unfit:
@@ -174,9 +165,14 @@ def _typed(value: Any, hint: Any, text: bool) -> Any:
     if text and value == "null" and type(None) in parts:
         return None
     if len(parts) > 1:
-        # what is of the type already stays: "4" of `str | int` is a word, 4 a number
+        # what is of the type already stays: "4" of `str | int` is a word, 4 a number; one word is no list where a single
+        # value may stand
+        single = any(part is not type(None) and not is_list(part) for part in parts)
+        alone = single and isinstance(value, str) and not value.startswith("[")
         for strict in (False, True) if text else (False,):
             for part in sorted(parts, key=lambda part: part is str) if strict else parts:
+                if alone and is_list(part):
+                    continue
                 try:
                     return _typed(value, part, strict)
                 except Unfit:

@@ -190,10 +190,10 @@ AUGMENTATIONS: dict[str, Augment] = {
     "jitter": Augment("squares of 87 to 100 % of the side: ST-Adapter on Kinetics", parts=jitter_part),
     "jitter_flip": Augment("these squares, mirrored", parts=jitter_part, mirror=True),
     "randaug": Augment("mirrored, then RandAugment of 2 operations and magnitude 9 of 30", change=randaug),
-    "randaug4": Augment("RandAugment of 4 operations and magnitude 7 of 30",
+    "randaug_four": Augment("RandAugment of 4 operations and magnitude 7 of 30",
                         change=partial(_rand_augmented, operations=4, magnitude=7)),
     "randaug_crop": Augment("a part, then RandAugment of 4 operations and magnitude 7 of 30: AIM on SSv2",
-                            parts=random_part, then="randaug4"),
+                            parts=random_part, then="randaug_four"),
     "timm_randaug_crop": Augment("timm's rand-m7-n4-mstd0.5-inc1 (7 of 10) on the whole frame, then a part: ST-Adapter on SSv2",
                                  before=drawn_changes, parts=random_part),
 }  # fmt: skip

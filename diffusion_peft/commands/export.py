@@ -28,6 +28,12 @@ FORMATS = {
 }
 
 
+FORMS = {
+    "lora": "plain LoRA, which all of these read alike: A1111, ComfyUI, sd-scripts, LyCORIS and diffusers",
+    "diff": "whole differences of weights, for A1111, ComfyUI and LyCORIS",
+}
+
+
 @command("diffusion")
 def export(
     *,
@@ -56,11 +62,11 @@ def export(
             raise PeftError(f"{flag} makes LoRA layers: it goes with --format {' or '.join(list_formats())}.")
     if compress is not None and as_ == "diff":
         raise PeftError("--compress shortens LoRA layers: it goes with --as lora, not diff.")
+    form = "lora" if compress is not None else as_
     loaded = combine([(run, 1.0)])
     target = Path(out or Path(run) / "export").expanduser()
     keep_off(target, [run])
     if format in list_formats():
-        form = "lora" if compress is not None else as_
         file = export_adapter(
             loaded.unet, loaded.base.text_encoders, target, format, name=_weights_name(loaded),
             dtype=getattr(torch, dtype), as_=form, compress=1.0 if compress is None else compress,
@@ -74,7 +80,7 @@ def export(
         file = write_concept(loaded.unet, target, _trained(loaded))
     else:
         file = _write_tokens(loaded, target, format == "a1111_embeddings")
-    print(f"{file}: {FORMATS[format]}")
+    print(f"{file}: {FORMS.get(form, FORMATS[format])}")
     return file
 
 

@@ -39,6 +39,9 @@ class LoRAFile(Method):
     def install(self, plan: Plan) -> None:
         if not self.layers:
             raise PeftError("lora_file got no layers: import_adapter reads them from a file.")
+        known = dict(plan.model.named_modules())
+        if missing := [path for path in self.layers if path not in known]:
+            raise PeftError(f"lora_file is for another model: this {plan.anatomy.family} has no {missing[0]}.")
         places = {place.module: place for place in plan.anatomy.places if place.rows is None}
         for path, settings in self.layers.items():
             place = places.get(path, Place("layer", path))

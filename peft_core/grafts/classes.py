@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -153,7 +154,8 @@ def mixin_of(module: nn.Module) -> type:
     forward: Any = getattr(type(module), "forward", None)
     if isinstance(module, nn.MultiheadAttention):
         return AdaptedAttention
-    if forward is nn.Linear.forward and is_plain(module.weight):  # type: ignore[arg-type]
+    weight = vars(module).get("_parameters", {}).get("weight")  # a pickle's blank instance has none yet
+    if forward is nn.Linear.forward and (weight is None or is_plain(weight)):
         return AdaptedLinear
     if isinstance(module, nn.Linear) or hasattr(module, "in_features"):
         return OpaqueLinear
@@ -179,9 +181,17 @@ def adapted_class(stock: type, mixins: tuple[type, ...]) -> type:
     return _classes[stock, mixins]
 
 
+def _empty(stock: type) -> Any:
+    """A module of a class without its own construction, with a weight to tell its kind by."""
+    module: Any = stock.__new__(stock)
+    nn.Module.__init__(module)
+    module.weight = nn.Parameter(torch.empty(0))
+    return module
+
+
 def _blank(stock: type, mixins: tuple[Any, ...]) -> Any:
     # before a class could have several mixins, pickles held its parameters' names in their place
-    known = tuple(mixin for mixin in mixins if isinstance(mixin, type)) or (mixin_of(stock.__new__(stock)),)
+    known = tuple(mixin for mixin in mixins if isinstance(mixin, type)) or (mixin_of(_empty(stock)),)
     cls: Any = adapted_class(stock, known)
     return cls.__new__(cls)
 

@@ -28,6 +28,8 @@ class Graft(nn.Module):
     output: int | str = 0
     order: int = 0
     """Grafts of a lower order act first on what enters the module, and last on what leaves it."""
+    wraps: ClassVar[bool] = False
+    """What it does on entering it takes back on leaving: before all others there, the last to enter first."""
     enabled: bool
     factor: float
 
@@ -151,7 +153,9 @@ def entering(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tu
 
 def leaving(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
     """The forward hook of grafted modules."""
-    for graft in sorted(grafts(module), key=lambda graft: -graft.order):
+    present = sorted(grafts(module), key=lambda graft: graft.order)
+    others = sorted((graft for graft in present if not graft.wraps), key=lambda graft: -graft.order)
+    for graft in (*(graft for graft in reversed(present) if graft.wraps), *others):
         output = graft.leaving(module, args, kwargs, output)
     return output
 

@@ -24,6 +24,7 @@ class Tokens(Graft):
     """
 
     scalable: ClassVar[bool] = False
+    wraps: ClassVar[bool] = True
 
     def __init__(self, tokens: nn.Parameter | None, count: int, prefix: int, dropout: float, comes: str | None,
                  goes: str | None):  # fmt: skip

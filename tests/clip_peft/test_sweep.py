@@ -107,10 +107,9 @@ def test_the_same_command_reads_what_is_there(swept: list[str], capsys: pytest.C
     said = capsys.readouterr()
     assert "| coop |" in said.out and "[4/4," in said.err
     changed = [word.replace("epochs=1", "epochs=2") for word in swept]
-    assert main(changed) == 1
-    assert (
-        "holds another run (epochs is 1 there, 2 here): give another --out, or --overwrite" in capsys.readouterr().err
-    )
+    assert main(changed) == 2
+    said = capsys.readouterr().err
+    assert "holds another sweep (set is " in said and "give another --out, or --overwrite to change its plan" in said
     assert main([*changed, "--overwrite"]) == 0
 
 

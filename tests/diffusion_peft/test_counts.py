@@ -10,6 +10,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from peft_core import adapt, count_parameters, remove
+from peft_core.registry import make_method
 
 SD15 = dict(
     sample_size=64, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(320, 640, 1280, 1280),
@@ -129,3 +130,9 @@ def test_roles_of_the_unet_and_the_time_embedding():
     assert inserted(model, "lora", {"rank": 4, "targets": ("time_embed",)}) == time
     added = 4 * (2816 + 1280) + 4 * (1280 + 1280)
     assert inserted(unet("sdxl"), "lora", {"rank": 4, "targets": ("time_embed",)}) == time + added
+
+
+def test_locon_is_loras_preset():
+    assert make_method("locon", rank=4) == make_method(
+        "lora", rank=4, targets=("attn", "cross_attn", "mlp", "proj_io", "conv")
+    )

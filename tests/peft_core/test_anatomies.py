@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from peft_core import NotMergeable, PeftError, adapt, count_parameters, load_adapter, merge, save_adapter
 from peft_core.anatomies import Anatomy, anatomy_of, describe, families
+from peft_core.grafts.graft import Delta
 from peft_core.method import Method, Plan
 from tests.tiny import MODELS, clip, unet, vit
 
@@ -192,3 +193,35 @@ def test_a_weight_change_where_it_cannot_act_is_refused_before_anything_changes(
     with pytest.raises(PeftError, match=f"{method} cannot change {role} at "):
         adapt(made, method, **settings)
     assert not any("peft" in key for key in made.state_dict()) and all(p.requires_grad for p in made.parameters())
+
+
+class Choosy(Delta):
+    """A change that takes one layer and refuses every other."""
+
+    @classmethod
+    def accepts(cls, module: nn.Module, weight: Tensor, rows: tuple[int, int] | None) -> str | None:
+        return None if weight.shape == (48, 192) else "it was made for another shape"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by = nn.Parameter(torch.zeros(1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * (1 + self.by)
+
+
+class ByChoosy(Method):
+    role: str = "fc2"
+
+    def install(self, plan: Plan) -> None:
+        for place, _ in plan.places((self.role,)):
+            plan.change_weight(place, Choosy())
+
+
+def test_a_change_says_what_it_accepts():
+    assert count_parameters(adapt(vit(depth=2)(), ByChoosy())).inserted == 2
+    method, model = ByChoosy(), vit()()
+    object.__setattr__(method, "role", "fc1")
+    with pytest.raises(PeftError, match="cannot change fc1 at blocks.0.mlp.fc1: it was made for another shape"):
+        adapt(model, method)
+    assert not any("peft" in key for key in model.state_dict())

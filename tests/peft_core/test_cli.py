@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -316,3 +318,12 @@ def test_how_long_a_hub_has_to_answer(
     assert main("art", commands, ["draw", "--wait=nan", "--paper", "x"]) == 2
     monkeypatch.delenv(WAIT)
     assert deadline() == 10.0
+
+
+def test_a_locale_without_utf8(tmp_path) -> None:
+    code = "import sys; from peft_core.jobs.cli.main import in_utf8; in_utf8(); print(ascii(sys.argv[1]))"
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    said = subprocess.run(
+        [sys.executable, "-c", code, "cr\u00e8me"], env=env, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert said.stdout.strip() == r"'cr\xe8me'", said.stderr

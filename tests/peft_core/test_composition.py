@@ -17,12 +17,15 @@ from peft_core import (
     adapt,
     count_parameters,
     disabled,
+    list_methods,
     load_adapter,
     merge,
     remove,
     save_adapter,
     set_scale,
 )
+from peft_core.method import Method
+from peft_core.registry import find_method
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"targets": ("q", "v", "fc1")}, "dora": {"rank": 2}, "ssf": {}, "ia3": {}, "adaptformer": {"bottleneck": 4},
@@ -54,23 +57,16 @@ def moved(model: nn.Module, seed: int = 1, by: float = 0.1) -> Any:
     return model
 
 
-def pair(first: str, second: str) -> Any:
-    model = adapt(stock(), first, name="one", train_head=False, **KINDS[first])
-    return moved(adapt(model, second, name="two", train_head=False, **KINDS[second]))
+def pair(first: str | Method, second: str | Method) -> Any:
+    """Both on one model, as "one" and "two", their parameters moved."""
+    model = adapt(stock(), first, name="one", train_head=False, **KINDS.get(str(first), {}))
+    return moved(adapt(model, second, name="two", train_head=False, **KINDS.get(str(second), {})))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("first, second", PAIRS)
-def test_every_ordered_pair_of_kinds(first: str, second: str, tmp_path: Path) -> None:
-    base = stock()(X)
-    if (first, second) in BOTH_TRAIN:
-        model = moved(adapt(stock(), first, name="one", **KINDS[first]))
-        y = model(X)
-        with pytest.raises(PeftError, match="one trains .* already, and two adaptations cannot train one parameter"):
-            adapt(model, second, name="two", **KINDS[second])
-        torch.testing.assert_close(model(X), y, rtol=0, atol=0)
-        return
-    model = pair(first, second)
+def check_pair(first: str | Method, second: str | Method, folder: Path) -> None:
+    """Each of two adaptations can be off, weighed, out, merged or loaded again, and the other stays what it was."""
+    base, model = stock()(X), pair(first, second)
     y = model(X)
     alone = {}
     for name, other in (("one", "two"), ("two", "one")):
@@ -83,7 +79,7 @@ def test_every_ordered_pair_of_kinds(first: str, second: str, tmp_path: Path) ->
     set_scale(model, 0.0, "two")
     set_scale(model, 1.0, "two")
     torch.testing.assert_close(model(X), y, rtol=0, atol=0)
-    again = load_adapter(stock(), save_adapter(model, tmp_path / "both"))
+    again = load_adapter(stock(), save_adapter(model, folder / "both"))
     torch.testing.assert_close(again(X), y)
     for name, other in (("one", "two"), ("two", "one")):
         left = remove(copy.deepcopy(model), other)
@@ -99,10 +95,51 @@ def test_every_ordered_pair_of_kinds(first: str, second: str, tmp_path: Path) ->
         with disabled(merged):
             torch.testing.assert_close(merged(X), alone[name], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(remove(merged)(X), alone[name], rtol=1e-4, atol=1e-5)
-    if not any(KIND in ("adaptformer", "adapter", "vpt") for KIND in (first, second)):
+    try:
         whole = merge(copy.deepcopy(model))
-        assert type(whole.blocks[0].attn.qkv) is nn.Linear
-        torch.testing.assert_close(whole(X), y, rtol=1e-4, atol=1e-5)
+    except NotMergeable:
+        return
+    assert [type(module) for module in whole.modules()] == [type(module) for module in stock().modules()]
+    torch.testing.assert_close(whole(X), y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("first, second", PAIRS)
+def test_every_ordered_pair_of_kinds(first: str, second: str, tmp_path: Path) -> None:
+    if (first, second) not in BOTH_TRAIN:
+        check_pair(first, second, tmp_path)
+        return
+    model = moved(adapt(stock(), first, name="one", **KINDS[first]))
+    y = model(X)
+    with pytest.raises(PeftError, match="one trains .* already, and two adaptations cannot train one parameter"):
+        adapt(model, second, name="two", **KINDS[second])
+    torch.testing.assert_close(model(X), y, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", sorted(list_methods()))
+def test_every_ordered_pair_of_methods(first: str, tmp_path: Path) -> None:
+    """Pairs that cannot be are refused by a sentence, and then the model is the first one's still."""
+    known = {name: next(iter(find_method(name).examples())) for name in list_methods()}
+    possible = {name: method for name, method in known.items() if works(method)}
+    if first not in possible or not possible[first].keeps_originals:
+        pytest.skip(f"{first} is not for image classifiers, or keeps no originals")
+    for second, method in possible.items():
+        if not method.keeps_originals:
+            continue
+        try:
+            pair(possible[first], method)
+        except PeftError as error:
+            assert "." in str(error)
+            continue
+        check_pair(possible[first], method, tmp_path / second)
+
+
+def works(method: Method) -> bool:
+    try:
+        adapt(stock(), method)
+    except PeftError:
+        return False
+    return True
 
 
 def test_what_does_not_commute_is_not_merged_past_what_came_before_it() -> None:

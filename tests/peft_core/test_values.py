@@ -46,6 +46,7 @@ def test_values_become_what_their_annotation_says(given: Any, hint: Any, value: 
         ("-1", Positive, "--x must be above 0, not -1."),
         ("0", Count, "--x must be 1 or more, not 0."),
         (0, Widths, "--x must be 1 or more, not 0."),
+        ("0", Widths, "--x must be 1 or more, not 0."),
         ("1", Rate, "--x must be in [0, 1), not 1."),
         (-1, Seed, "--x must be in [0, 4,294,967,295], not -1."),
         ("9" * 60, Seed, f'--x takes a whole number, not "{"9" * 60}".'),

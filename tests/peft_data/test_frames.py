@@ -148,7 +148,7 @@ def test_batches_are_a_function_of_seed_and_epoch_and_can_be_gone_on_with(split:
 def test_what_is_left_to_be_done_to_batches(split: Pictures) -> None:
     assert decode(split, SIZE).remaining("flip") == "flip"
     assert decode_for_training(split, SIZE, "crop_flip").remaining("crop_flip") == "none"
-    assert decode_for_training(split, SIZE, "randaug_crop").remaining("randaug_crop") == "randaug4"
+    assert decode_for_training(split, SIZE, "randaug_crop").remaining("randaug_crop") == "randaug_four"
     with pytest.raises(DataError, match="no augmentation 'crops'"):
         decode_for_training(split, SIZE, "crops")
 

@@ -14,7 +14,7 @@ from vision_peft.video.classified import as_video
 
 HYPER: dict[str, dict[str, Any]] = {
     "adapter": {}, "adapter_plus": {}, "adaptformer": {"bottleneck": 4}, "bitfit": {}, "diff_fit": {}, "dora": {}, "ia3": {},
-    "layer_norm": {}, "linear": {}, "loha": {}, "lokr": {}, "lora": {}, "lora_all": {}, "oft": {}, "ssf": {}, "vpt": {},
+    "layer_norm": {}, "linear": {}, "loha": {}, "lokr": {}, "lora": {}, "oft": {}, "ssf": {}, "vpt": {},
     "vpt_deep": {}, "noah": {"widths": {"vpt": 2, "lora": 2, "adapter": 2}},
     "st_adapter": {"frames": 2, "width": 4}, "aim": {"frames": 2, "width": 4},
 }  # fmt: skip
@@ -42,10 +42,10 @@ def test_export_with_a_batch_of_any_size(method: str) -> None:
 
 def hybrid() -> nn.Module:
     torch.manual_seed(0)
-    return timm.create_model("vit_small_resnet26d_224", num_classes=5, img_size=64, depth=2)
+    return timm.create_model("vit_small_resnet26d_224", num_classes=5, img_size=32, depth=1)
 
 
-def train(model: nn.Module, shape: tuple[int, ...] = (3, 64, 64), steps: int = 3, classes: int = 5) -> nn.Module:
+def train(model: nn.Module, shape: tuple[int, ...] = (3, 32, 32), steps: int = 3, classes: int = 5) -> nn.Module:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.05)
     model.train()
@@ -57,9 +57,9 @@ def train(model: nn.Module, shape: tuple[int, ...] = (3, 64, 64), steps: int = 3
     return model.eval()
 
 
-@pytest.mark.parametrize("method", ["linear", "lora", "vpt", "adapter"])
+@pytest.mark.parametrize("method", ["linear", "vpt"])
 def test_frozen_batch_norm_does_not_move(method: str, tmp_path: Path) -> None:
-    model, x = train(adapt(hybrid(), method)), torch.randn(2, 3, 64, 64)
+    model, x = train(adapt(hybrid(), method)), torch.randn(2, 3, 32, 32)
     before = {key: value for key, value in hybrid().state_dict().items() if "running" in key or "batches" in key}
     state = model.state_dict()
     assert before and all(torch.equal(state[key], value) for key, value in before.items())

@@ -24,6 +24,8 @@ def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None =
     when stopped."""
     from peft_data.errors import DataError
 
+    if argv is None:
+        in_utf8()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     by_name = {each.name: each for each in commands}
@@ -45,6 +47,14 @@ def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None =
         code, *sentence = stop.args or (130,)
         print(f"{program}: stopped{''.join(f'; {each}' for each in sentence)}.", file=sys.stderr)
         return code
+
+
+def in_utf8() -> None:
+    """Starts the program again with UTF-8 for files and their names, where the locale has another encoding: class folders
+    and pictures keep their names, and what is written is the same everywhere."""
+    if sys.getfilesystemencoding().lower() not in ("utf-8", "utf8") and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def run(program: str, commands: dict[str, Command], argv: list[str]) -> int:

@@ -10,18 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from peft_core.jobs.runs.folder import Diverged
+from peft_core.jobs.runs.folder import NoNumbers
 
 
 def sure(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The likeliest class of each row of logits `B C` and its probability.
 
     Raises:
-        Diverged: an output is not a number.
+        NoNumbers: an output is not a number.
     """
     probability, predicted = logits.float().softmax(-1).max(-1)
     if not torch.isfinite(probability).all():
-        raise Diverged(
+        raise NoNumbers(
             "the model's outputs are no numbers, so there is nothing to score: its training diverged (try a lower --lr), or its "
             "adapter is damaged."
         )

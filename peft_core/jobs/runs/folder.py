@@ -30,7 +30,11 @@ class OtherRun(PeftError):
 
 
 class Diverged(PeftError):
-    """A run whose loss, weights or outputs became no numbers: it cannot go on from its checkpoint."""
+    """A run whose loss or weights became no numbers."""
+
+
+class NoNumbers(Diverged):
+    """A trained model whose outputs are no numbers: there is nothing to go on from."""
 
 
 State = Literal["new", "started", "finished"]
@@ -48,6 +52,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike, program: str, defaults: Mapping[str, Any] | None = None) -> None:
         self.path, self.program, self.defaults = Path(path).expanduser(), program, dict(defaults or {})
         self.fingerprint: str | None = None
+        self.found = ""
 
     def check(self, config: dict[str, Any], overwrite: bool = False) -> State:
         """Whether the run that `config` describes may have the folder, and how far it has come there. Changes nothing.
@@ -98,6 +103,8 @@ class RunFolder:
         text = f"# Run this again with: {self.program} --config {shlex.quote(str(self.path / CONFIG))}\n"
         text += yaml.safe_dump(self._full(config), sort_keys=False, allow_unicode=True)
         self.write({CONFIG: text.encode()})
+        if self.found:
+            tell(self.found)
 
     def _full(self, config: dict[str, Any]) -> dict[str, Any]:
         return plain({"command": self.program} | config | {"overwrite": False})
@@ -183,23 +190,23 @@ def run_once(
         work: config -> results; {} in a process that does not write.
         headline: results -> what is printed of them.
         notes: said before the work begins.
-        found: what of data was found, in a line, said before the work begins.
+        found: what of data was found, in a line, said when training begins.
         fingerprint: of the data; the results hold it.
 
     Raises:
         PeftError: the folder is another run's, or was made from other data.
     """
-    config, folder.fingerprint = plain_config(folder, settings), fingerprint
+    config, folder.fingerprint, folder.found = plain_config(folder, settings), fingerprint, found
     must_encode([json.dumps(plain(config), ensure_ascii=False)], "the run's config")
     if folder.check(config, settings["overwrite"]) == "finished":
         folder.check_data()
         print(f"{folder.path} is finished already: {headline(folder.results())}")
         return folder.results()
-    for line in filter(None, [found, *(f"note: {note}" for note in notes)]):
-        tell(line)
+    for note in notes:
+        tell(f"note: {note}")
     try:
         results = work(config)
-    except Diverged:
+    except NoNumbers:
         (folder.path / "last.ckpt").unlink(missing_ok=True)  # so that the same command with a mended setting may have the folder
         raise
     except KeyboardInterrupt as stop:

@@ -125,7 +125,7 @@ def predictions(logits: Tensor, class_names: Sequence[str]) -> Iterator[Predicti
     """A prediction for each row of logits `B C`.
 
     Raises:
-        Diverged: an output is not a number.
+        NoNumbers: an output is not a number.
     """
     sure(logits)
     for row in logits.float().softmax(-1).cpu():

@@ -59,13 +59,14 @@ def trained(fit: Callable[..., dict[str, Any]], settings: dict[str, Any], overwr
     """
     run = Path(settings["out"])
     mark = run.with_name(f"{run.name}.stamp")
-    there = (run / CONFIG).is_file()
-    other = there and (read_json(mark) if mark.is_file() else {}).get("code") != code
+    known = mark.is_file() and read_json(mark).get("code") == code
+    other = (run / CONFIG).is_file() and not known
     if other and not overwrite:
         raise OtherRun(f"{run} was made by other code: give another --out, or --overwrite to run it again.")
     if other:
         RunFolder(run, "").clear()
-    write_files(mark.parent, {mark.name: json.dumps({"code": code}).encode()})
+    if not known:
+        write_files(mark.parent, {mark.name: json.dumps({"code": code}).encode()})
     try:
         return fit(**(settings | {"overwrite": False}))
     except OtherRun:
