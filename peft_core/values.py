@@ -1,7 +1,4 @@
-"""Types and ranges of settings, declared once with the setting: `lr: Annotated[float, Range(above=0)]`.
-
-The command line, YAML files, an adapter's card and Python calls are all judged by these annotations, before any work.
-"""
+"""Types and ranges of settings, declared once as annotations, which judge command line, YAML, cards and Python calls."""
 
 from __future__ import annotations
 
@@ -71,14 +68,8 @@ class Unfit(Exception):
 
 
 def typed(value: Any, hint: Any, what: str) -> Any:
-    """`value` as its annotation has it: text as a number, numpy's numbers as Python's, lists as lists.
-
-    Args:
-        what: the setting, for the error.
-
-    Raises:
-        PeftError: another type, a number out of its range, NaN, infinity.
-    """
+    """`value` as its annotation has it: text as a number, numpy's numbers as Python's. Raises PeftError, naming the setting
+    `what`, for another type, a number out of its range, NaN, infinity."""
     try:
         return _typed(value, hint, text=True)
     except Unfit:

@@ -39,7 +39,7 @@ def test_every_benchmark_takes_a_device(file: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 def test_the_gpu_script_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OUT", str(tmp_path))
-    done = run("bash", "benchmarks/on_gpu.sh", "--device", "cpu", "--quick", seconds=580)
+    done = run("bash", "benchmarks/on_gpu.sh", "--device", "cpu", "--quick", seconds=1200)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert ": 0 differences" in done.stdout and "| part | row | time |" in done.stdout
     rows = [json.loads(line) for line in (tmp_path / "ratios.jsonl").read_text(encoding="utf-8").splitlines()]

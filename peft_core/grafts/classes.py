@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -180,9 +181,17 @@ def adapted_class(stock: type, mixins: tuple[type, ...]) -> type:
     return _classes[stock, mixins]
 
 
+def _empty(stock: type) -> Any:
+    """A module of a class without its own construction, with a weight to tell its kind by."""
+    module: Any = stock.__new__(stock)
+    nn.Module.__init__(module)
+    module.weight = nn.Parameter(torch.empty(0))
+    return module
+
+
 def _blank(stock: type, mixins: tuple[Any, ...]) -> Any:
     # before a class could have several mixins, pickles held its parameters' names in their place
-    known = tuple(mixin for mixin in mixins if isinstance(mixin, type)) or (mixin_of(stock.__new__(stock)),)
+    known = tuple(mixin for mixin in mixins if isinstance(mixin, type)) or (mixin_of(_empty(stock)),)
     cls: Any = adapted_class(stock, known)
     return cls.__new__(cls)
 
