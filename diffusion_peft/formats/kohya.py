@@ -45,12 +45,13 @@ def write(parts: Parts) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def notes(parts: Parts) -> list[str]:
-    """Which programs read the file otherwise than it was trained; measured by running their code (docs/diffusion.md)."""
+    """Which programs read the file otherwise than it was trained: LyCORIS, sd-scripts and diffusers were run on such files, of
+    A1111 and ComfyUI their rules for a magnitude (docs/diffusion.md)."""
     kinds, found = parts.kinds(), []
     if "dora" in kinds or any(layer.normed for layers in parts.layers.values() for layer in layers.values()):
         found.append(
-            "of this file's magnitudes LyCORIS makes what was trained; A1111 and ComfyUI make other weights of them, sd-scripts "
-            "and diffusers leave them out: --as lora or --as diff writes what these read"
+            "of this file's magnitudes LyCORIS makes what was trained; by the rules of A1111 and ComfyUI other weights come of "
+            "them, sd-scripts and diffusers leave them out: --as lora or --as diff writes what these read"
         )
     if kinds & {"loha", "lokr", "full"}:
         found.append(
