@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from peft_core.config_files import config_root, find_config, list_configs
 from peft_core.errors import PeftError
+from tests.readme import module_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,9 +70,7 @@ def test_names_win_over_paths_and_mistakes_offer_the_nearest(tmp_path, monkeypat
 @pytest.mark.parametrize("program", ["vision_peft", "clip_peft", "diffusion_peft"])
 def test_listing_waits_for_no_large_library(program: str) -> None:
     large = ("timm", "torchvision", "lightning", "diffusers", "transformers", "open_clip", "matplotlib")
-    module = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"][program][
-        : -len(":main")
-    ]
+    module = module_of(program)
     code = (
         f"import sys; from {module} import main; main(['list', 'methods']); "
         f"print([name for name in {large} if name in sys.modules])"

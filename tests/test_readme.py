@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from diffusion_peft.evaluation import watcher
-from tests.readme import blocks
+from tests.readme import blocks, module_of
 
 COMMANDS = [
     line.partition("#")[0].strip()
@@ -33,7 +33,7 @@ NEEDS_DATA = [line for line in COMMANDS if "~/vtab-1k" in line]
 
 def main(line: str) -> int:
     program, *arguments = shlex.split(line)
-    return importlib.import_module(f"{program}.commands").main(arguments)
+    return importlib.import_module(module_of(program)).main(arguments)
 
 
 @pytest.fixture(scope="module")
