@@ -17,7 +17,7 @@ def find_heads(model: nn.Module, anatomy: Anatomy) -> list[str]:
     """Paths of the classifier: what the anatomy names, and what `get_classifier()` gives, whatever its class."""
     paths = list(anatomy.heads)
     if callable(getattr(model, "get_classifier", None)):
-        found: Any = model.get_classifier()
+        found: Any = model.get_classifier()  # type: ignore
         found = found if isinstance(found, tuple | list) else (found,)
         paths += [path for path, module in model.named_modules() if any(module is head for head in found)]
     return list(dict.fromkeys(path for path in paths if path))

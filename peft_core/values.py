@@ -138,7 +138,7 @@ def defaults_of(target: Callable) -> dict[str, Any]:
         for each in (dataclasses.fields(target) if dataclasses.is_dataclass(target) else ())
         if each.default_factory is not dataclasses.MISSING
     }
-    parameters = inspect.signature(target).parameters
+    parameters = inspect.signature(target).parameters  # type: ignore
     return {name: made[name]() if name in made else parameters[name].default for name in _hints(target)}
 
 
@@ -246,7 +246,7 @@ def _number(value: Any, text: bool) -> float:
             raise Unfit from None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise Unfit
-    value = float(value) if not isinstance(value, int) or abs(value) < 1 << 1000 else math.inf
+    value = float(value) if not isinstance(value, int) or abs(value) < 1 << 1000 else math.inf  # type: ignore
     if not math.isfinite(value):
         raise Unfit
     return value

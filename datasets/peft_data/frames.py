@@ -102,7 +102,7 @@ class FramedPictures:
             ):  # decoded already: as `decode` brings it to the model's size
                 return self.fit.tensor(item[None])[0].numpy()
             kept = self.kept is not None and self.kept[row].shape[:2] == self.own[row]
-            return self.fit.picture(Image.fromarray(self.kept[row]) if kept else read_picture(item))
+            return self.fit.picture(Image.fromarray(self.kept[row]) if kept else read_picture(item))  # type: ignore
 
         with pool(self.workers) as threads:
             return torch.from_numpy(np.stack(list(threads.map(one, rows))))

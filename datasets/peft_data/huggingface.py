@@ -125,7 +125,7 @@ def open_tables(repo: str, cache: str | None = None, config: str | None = None) 
             f"the Hugging Face data set {repo!r} cannot be opened ({why}): check its name, or fetch it where there is "
             "a network with load_dataset(…).save_to_disk(FOLDER) and give that folder"
         ) from error
-    return dict(opened) if isinstance(opened, dict) else {"train": opened}
+    return dict(opened) if isinstance(opened, dict) else {"train": opened}  # type: ignore
 
 
 def _reach(hub: str, repo: str) -> None:

@@ -85,7 +85,7 @@ def open_picture(source: Path) -> Image.Image:
         if start[4:8] != b"ftyp" or start[8:12] not in _HEIF:
             raise
     try:
-        import pillow_heif
+        import pillow_heif  # type: ignore
     except ImportError as error:
         raise ValueError("is HEIC, which needs pillow-heif: pip install pillow-heif, or save it as JPEG") from error
     pillow_heif.register_heif_opener()

@@ -102,7 +102,7 @@ def detect(seen: Seen) -> list[Found]:
     found: list[Found] = []
     for classes, chances in zip(seen.classes.numpy(), seen.chances.numpy(), strict=True):
         things = []
-        blobs, count = ndimage.label(classes > 0)
+        blobs, count = ndimage.label(classes > 0)  # type: ignore
         for blob in range(1, count + 1):
             inside = blobs == blob
             if inside.sum() >= LEAST_THING:

@@ -90,7 +90,7 @@ def open_scorers(image: str | None, clip: str | None, drawn: bool) -> tuple[Imag
     """
     return (
         _opened(image_scorer, image, DINO, drawn, "--image_features"),  # type: ignore[return-value]
-        _opened(clip_scorer, clip, CLIP, drawn, "--clip"),
+        _opened(clip_scorer, clip, CLIP, drawn, "--clip"),  # type: ignore
     )
 
 

@@ -67,11 +67,11 @@ def standardise(vae: AutoencoderKL, pictures: torch.Tensor) -> None:
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     channels = len(mean)
     first, second = vae.quant_conv, vae.post_quant_conv
-    second.bias += (second.weight[:, :, 0, 0] * mean).sum(1)
-    second.weight *= deviation[:, None, None]
-    first.weight[:channels] /= deviation[:, None, None, None]
-    first.bias[:channels] = (first.bias[:channels] - mean) / deviation
-    first.bias[channels:] -= 2 * deviation.log()
+    second.bias += (second.weight[:, :, 0, 0] * mean).sum(1)  # type: ignore
+    second.weight *= deviation[:, None, None]  # type: ignore
+    first.weight[:channels] /= deviation[:, None, None, None]  # type: ignore
+    first.bias[:channels] = (first.bias[:channels] - mean) / deviation  # type: ignore
+    first.bias[channels:] -= 2 * deviation.log()  # type: ignore
 
 
 @torch.no_grad()

@@ -40,11 +40,11 @@ class PlainAttention:
     ) -> torch.Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = (
-            linear(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            linear(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # type: ignore
             for linear, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
         )
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1).to(v.dtype)
-        return attn.to_out[0]((weights @ v).transpose(1, 2).flatten(2))
+        return attn.to_out[0]((weights @ v).transpose(1, 2).flatten(2))  # type: ignore
 
 
 class Latents:

@@ -243,7 +243,7 @@ def describe(model: nn.Module) -> Anatomy | None:
     """The anatomy of `model`, by its own word or its family's; None where nobody knows it."""
     own = getattr(model, "peft_anatomy", None)
     if callable(own):
-        return own()
+        return own()  # type: ignore
     for family in families():
         anatomy = importlib.import_module(f"{__name__}.{family}").describe(model)
         if anatomy is not None:

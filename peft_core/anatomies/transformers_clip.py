@@ -26,7 +26,7 @@ def describe(model: nn.Module) -> Anatomy | None:
     paths = [join(at, f"encoder.layers.{i}") for i in range(len(layers))]
     anatomy = Anatomy("transformers CLIP text model", ("q", "k", "v", "proj"), {None: paths})
     anatomy.streams[None] = Stream(
-        body.config.hidden_size, causal=True, tokens_refused="its causal mask and its positions fix the length of a text",
+        body.config.hidden_size, causal=True, tokens_refused="its causal mask and its positions fix the length of a text",  # type: ignore
         last_norm=join(at, "final_layer_norm"),
     )  # fmt: skip
     for index, here in enumerate(paths):

@@ -138,7 +138,7 @@ def apart(extra: Sequence[KeysValues], x: Tensor, q: Tensor, k: Tensor, scale: f
     found: Tensor | float = 0.0
     for graft in extra:
         if graft.apart:
-            y = F.scaled_dot_product_attention(q, *graft.heads(x, q, k), scale=scale)
+            y = F.scaled_dot_product_attention(q, *graft.heads(x, q, k), scale=scale)  # type: ignore
             found = found + (y if graft.factor == 1.0 else y * graft.factor)
     return found
 

@@ -42,6 +42,6 @@ class Given(Graft):
         self.__dict__["branch"] = branch
 
     def after(self, y: Tensor) -> Tensor:
-        if self.branch.enabled:
-            state()[self.branch.key] = y
+        if self.branch.enabled:  # type: ignore
+            state()[self.branch.key] = y  # type: ignore
         return y

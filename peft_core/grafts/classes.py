@@ -94,7 +94,7 @@ class Reader(Changes):
     """The owner: within its forward the weights of its children read as changed."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with reading(*(child for child in self.children() if isinstance(child, ReadWithin))):
+        with reading(*(child for child in self.children() if isinstance(child, ReadWithin))):  # type: ignore
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
@@ -183,7 +183,7 @@ def adapted_class(stock: type, mixins: tuple[type, ...]) -> type:
 
 def _empty(stock: type) -> Any:
     """A module of a class without its own construction, with a weight to tell its kind by."""
-    module: Any = stock.__new__(stock)
+    module: Any = stock.__new__(stock)  # type: ignore
     nn.Module.__init__(module)
     module.weight = nn.Parameter(torch.empty(0))
     return module

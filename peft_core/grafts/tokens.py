@@ -60,7 +60,7 @@ class Tokens(Graft):
 
     def _carried(self, x: Tensor) -> Tensor:
         on_tensor: dict[str, Any] = {} if torch.compiler.is_compiling() else getattr(x, "_peft_carried", {})
-        found = on_tensor.get(self.comes)
+        found = on_tensor.get(self.comes)  # type: ignore
         found = state().get(self.comes) if found is None else found
         if found is None:
             raise PeftError(

@@ -144,7 +144,7 @@ def _opened(name: str, options: str) -> ClassificationData:
 def _state(name: str, data: ClassificationData) -> dict[Path, int]:
     """When the folders that a data set was read from changed last."""
     files = [path for part in (data.train, data.val, data.test) if part.is_files for path in part.items]
-    folders = {Path(name).expanduser(), *(path.parent for path in files)}
+    folders = {Path(name).expanduser(), *(path.parent for path in files)}  # type: ignore
     folders |= {folder.parent for folder in folders}
     return {folder: folder.stat().st_mtime_ns for folder in folders if folder.exists()}
 

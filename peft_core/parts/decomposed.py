@@ -65,7 +65,7 @@ class _DecomposedLinear(torch.autograd.Function):
             dx = (scaled @ merged(weight, ctx.parts, factors).to(g.dtype)).view(*grad.shape[:-1], weight.shape[1])
         x = None if weak is None else whole(ctx.recipe, kept).flatten(0, -2).to(ctx.dtype)
         d_factors, dw = factor_gradients(
-            pieces(ctx.recipe, kept) if weak is None else iter((x,)),
+            pieces(ctx.recipe, kept) if weak is None else iter((x,)),  # type: ignore
             scaled,
             back,
             ctx.parts,
@@ -82,7 +82,7 @@ class _DecomposedLinear(torch.autograd.Function):
         unit = dots / magnitude  # Σ g ⊙ V x / ‖V‖
         if weak is not None:
             v = merged(weight, ctx.parts, factors)[weak]
-            unit[weak] = (g[:, weak] * (x @ v.to(g.dtype).t())).sum(0, dtype=c.dtype) / row_norms(v)
+            unit[weak] = (g[:, weak] * (x @ v.to(g.dtype).t())).sum(0, dtype=c.dtype) / row_norms(v)  # type: ignore
         d_m = [(unit if part.rows is None else unit[slice(*part.rows)]).to(m.dtype)
                for part, m in zip(ctx.parts, magnitudes, strict=True)]  # fmt: skip
         return dx, dw, db if ctx.needs_input_grad[2] else None, None, None, None, None, None, *d_factors, *d_m

@@ -122,7 +122,7 @@ def make_joint(model: nn.Module, frames: int, size: tuple[int, int], tubelet: in
     with torch.no_grad():
         embed.proj.weight.copy_(conv.weight[:, :, None].expand(-1, -1, tubelet, -1, -1) / tubelet)
         if conv.bias is not None:
-            embed.proj.bias.copy_(conv.bias)
+            embed.proj.bias.copy_(conv.bias)  # type: ignore
     model.patch_embed = embed.to(positions.device)
     model.pos_embed = nn.Parameter(torch.cat((first, whole), 1))
     model.__class__ = JointViT

@@ -47,7 +47,7 @@ def open_clip(path: Path, decoder: str = "pyav") -> Clip:
         DataError: says what is wrong in a few words that follow the file's name: "is empty", "has no picture, only sound".
     """
     if path.is_dir():
-        return FrameFolder(path)
+        return FrameFolder(path)  # type: ignore
     if not path.exists():
         raise DataError("is missing")
     if not path.stat().st_size:
@@ -65,7 +65,7 @@ def decoder_of(name: str) -> Callable[[Path], Clip]:
         raise DataError(f"there is no decoder {name!r}{nearest(name, DECODERS)}: {' or '.join(DECODERS)}")
     if name == "torchcodec":
         try:
-            import torchcodec.decoders  # noqa: F401
+            import torchcodec.decoders  # noqa: F401 # type: ignore
         except (ImportError, OSError, RuntimeError) as error:  # without FFmpeg's libraries it says so in many lines
             raise DataError(
                 "decoder torchcodec cannot be used here: pip install torchcodec, and FFmpeg 4 to 8 as shared libraries; or "
@@ -110,7 +110,7 @@ class TorchcodecVideo:
     substituted = 0
 
     def __init__(self, path: Path) -> None:
-        from torchcodec.decoders import VideoDecoder
+        from torchcodec.decoders import VideoDecoder  # type: ignore
 
         try:
             self.decoder = VideoDecoder(path, num_ffmpeg_threads=1)
@@ -136,4 +136,4 @@ class TorchcodecVideo:
         pass
 
 
-DECODERS: dict[str, Callable[[Path], Clip]] = {"pyav": Video, "torchcodec": TorchcodecVideo}
+DECODERS: dict[str, Callable[[Path], Clip]] = {"pyav": Video, "torchcodec": TorchcodecVideo}  # type: ignore

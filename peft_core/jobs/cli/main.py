@@ -31,7 +31,7 @@ def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None =
     by_name = {each.name: each for each in commands}
     for stream in (sys.stdout, sys.stderr):  # a locale without UTF-8 must not stop a run at the print of a name
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")  # type: ignore
     try:
         with told_to_stop():
             return run(program, by_name, argv)

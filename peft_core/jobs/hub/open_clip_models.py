@@ -72,7 +72,7 @@ def load_backbone(spec: str) -> tuple[nn.Module, Tokenizer, Backbone]:
     _known(architecture, tag)
     config = dict(open_clip.get_pretrained_cfg(architecture, tag))
     quick = bool(config.get("quick_gelu"))
-    if quick and not open_clip.get_model_config(architecture).get("quick_gelu"):
+    if quick and not open_clip.get_model_config(architecture).get("quick_gelu"):  # type: ignore
         tell(
             f"note: the weights {tag} were trained with QuickGELU, which {architecture} does not have: it is turned on, as in "
             f"{architecture}-quickgelu"

@@ -118,7 +118,7 @@ def _pretrained(name: str, options: dict[str, Any]) -> nn.Module:
         cached = in_cache(config.hf_hub_id, filename)
         overlay = {"file": cached, "custom_load": False} if cached else {}
     if not overlay:
-        must_reach(name, config.hf_hub_id, config.url)
+        must_reach(name, config.hf_hub_id, config.url)  # type: ignore
     return _create(name, pretrained=True, pretrained_cfg_overlay=overlay or None, **options)
 
 

@@ -21,9 +21,9 @@ def leave_out_metrics() -> None:
     with contextlib.suppress(ImportError, OSError, AttributeError):  # another torchmetrics: it starts as slowly as it does
         whole = importlib.util.find_spec("torchmetrics")
         name = "torchmetrics.utilities.imports"
-        spec = importlib.util.spec_from_file_location(name, f"{whole.submodule_search_locations[0]}/utilities/imports.py")
-        flags = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(flags)
+        spec = importlib.util.spec_from_file_location(name, f"{whole.submodule_search_locations[0]}/utilities/imports.py")  # type: ignore
+        flags = importlib.util.module_from_spec(spec)  # type: ignore
+        spec.loader.exec_module(flags)  # type: ignore
         for flag in vars(flags).values():
             if str(getattr(flag, "requirement", None) or "").partition(">")[0] in UNUSED:
                 flag.available, flag.message = False, f"{flag.requirement} is left out for a quick start"

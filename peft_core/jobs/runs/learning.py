@@ -81,7 +81,7 @@ class Learning(LightningModule):
             batch = self.trainer.strategy.batch_to_device(batch, self.device)
             self.on_train_batch_start(batch, index)
             with self.trainer.precision_plugin.forward_context():
-                yield self.training_step(batch, index)
+                yield self.training_step(batch, index)  # type: ignore
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.rate_of_step = optimizer.param_groups[0]["lr"]  # the schedule moves on before the step is noted
@@ -90,7 +90,7 @@ class Learning(LightningModule):
         """Adds a step's loss to the mean that is noted; gives it with what the methods add to it."""
         self.loss_sum, self.loss_count = self.loss_sum.to(loss.device) + loss.detach(), self.loss_count + 1
         self.epoch_sum, self.epoch_count = self.epoch_sum.to(loss.device) + loss.detach(), self.epoch_count + 1
-        return sum((lifecycle.penalty(model) for model in self.adapted().values()), loss)
+        return sum((lifecycle.penalty(model) for model in self.adapted().values()), loss)  # type: ignore
 
     def note(self, index: int) -> None:
         """Adds the mean loss since the last note to `history`, some 200 times a run and at each epoch's end."""

@@ -94,7 +94,7 @@ class Run:
     def predict(self, images: Any, batch_size: int = 64) -> list[Prediction]:
         """The class of each picture: paths, PIL images or uint8 tensors, one, several, or a batch `B 3 H W`."""
         one = isinstance(images, (str, Path, Image.Image)) or (isinstance(images, Tensor) and images.ndim == 3)
-        return list(self.stream([images] if one else images, batch_size))
+        return list(self.stream([images] if one else images, batch_size))  # type: ignore
 
     def found(self, paths: Sequence[str]) -> list[Path]:
         """Pictures among files and, searched through, folders, in order.
@@ -149,7 +149,7 @@ def read_trained(path: Path, program: str) -> tuple[dict[str, Any], dict[str, An
         if key not in card:
             raise PeftError(f"{path}/adapter was not written by `{program} fit`: its card has no {key}.")
         card[key] = typed(card[key], hint, f"{key} in {path / 'adapter' / CARD}")
-    fit = Fit(tuple(card["input_size"]), card["resize"], card["crop_pct"], card["interpolation"])
+    fit = Fit(tuple(card["input_size"]), card["resize"], card["crop_pct"], card["interpolation"])  # type: ignore
     return config, card, {key: tuple(card[key]) for key in ("class_names", "mean", "std")} | {"fit": fit}
 
 

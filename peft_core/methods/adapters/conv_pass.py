@@ -84,7 +84,9 @@ class OverGrid(nn.Module):
         others = inner.shape[1] - frames * height * width
         patches = self.convolve(inner[:, others:].unflatten(1, (frames, height, width))).flatten(1, 3)
         alone = F.linear(
-            inner[:, :others], self.conv.weight[:, :, 1, 1].to(inner.dtype), self.conv.bias.to(inner.dtype)
+            inner[:, :others],
+            self.conv.weight[:, :, 1, 1].to(inner.dtype),
+            self.conv.bias.to(inner.dtype),  # type: ignore
         )  # type: ignore[union-attr]
         return torch.cat((alone, patches), 1)
 
