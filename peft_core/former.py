@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from peft_core.anatomies import SubLayer, anatomy_of
+from peft_core.attach import Record
 
 
 def tensors_of(tensors: dict[str, Tensor], expected: Iterable[str], model: nn.Module) -> dict[str, Tensor]:
@@ -21,6 +22,12 @@ def tensors_of(tensors: dict[str, Tensor], expected: Iterable[str], model: nn.Mo
     if not wanted:
         return tensors
     tensors = dict(tensors)
+    record: Record = model.__dict__.get("_peft_record") or Record()
+    for adaptation in record.adaptations.values():
+        for former, now in adaptation.method.renamed.items():
+            former, now = former.format(name=adaptation.name), now.format(name=adaptation.name)
+            for key in [key for key in tensors if former in key and key.replace(former, now) in wanted]:
+                tensors[key.replace(former, now)] = tensors.pop(key)
     for sublayer in anatomy_of(model).sublayers:
         if sublayer.gate is None:
             continue

@@ -38,6 +38,8 @@ class Method:
     """Whether stock weights that the method trains are remembered, for `disabled` and `remove`."""
     grafts: ClassVar[bool] = True
     """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those)."""
+    renamed: ClassVar[dict[str, str]] = {}
+    """Parts of its tensors' names in files of before -> what stands there today; {name} is the adaptation's."""
     moves_statistics: ClassVar[bool] = False
     """Whether running statistics of the stock model's norms move while it trains, and are saved."""
     silences_dropout: ClassVar[bool] = False
@@ -146,8 +148,8 @@ class Plan(Where):
             )
         return sublayer.gate
 
-    def extend_keys_values(self, sublayer: SubLayer, make: nn.Module, apart: bool = False) -> None:
-        """The step's attention sees further keys and values (see `KeysValues`).
+    def extend_keys_values(self, sublayer: SubLayer, make: nn.Module | KeysValues, apart: bool = False) -> None:
+        """The step's attention sees further keys and values: those that `make` gives, or a graft of that kind.
 
         Raises:
             PeftError: it is none, or one that takes none, with the reason.
@@ -155,7 +157,8 @@ class Plan(Where):
         reason = keys_refused(self.model.get_submodule(sublayer.body))
         if reason is not None:
             raise PeftError(f"{self.method.name} cannot extend {sublayer.body}: {reason}.")
-        self.grafts.append((sublayer.body, "keys_values", KeysValues(make, apart)))
+        graft = make if isinstance(make, KeysValues) else KeysValues(make, apart)
+        self.grafts.append((sublayer.body, "keys_values", graft))
 
     def add_side(self, reads: Sequence[str], net: nn.Module, into: str, stream: Stream, adds: bool = False) -> None:
         """`net` gets a list of what the modules `reads` receive and what `into` gives, all detached; its result takes the

@@ -58,8 +58,8 @@ def write_model(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype
 def write_image_prompt(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: torch.dtype | None) -> None:
     tensors = {f"image_proj.{key}": value for key, value in original_names(control.net.state_dict()).items()}
     for number, layer in zip(attention_numbers(unet), control.partners, strict=True):
-        tensors[f"ip_adapter.{number}.to_k_ip.weight"] = layer.to_k.weight
-        tensors[f"ip_adapter.{number}.to_v_ip.weight"] = layer.to_v.weight
+        tensors[f"ip_adapter.{number}.to_k_ip.weight"] = layer.make.to_k.weight
+        tensors[f"ip_adapter.{number}.to_v_ip.weight"] = layer.make.to_v.weight
     _write(out, "ip_adapter.safetensors", tensors, dtype)
 
 

@@ -3,15 +3,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control, Handed, handed
 from diffusion_peft.control.files import write_image_prompt
 from diffusion_peft.control.method import ControlMethod
 from peft_core.errors import PeftError
-from peft_core.grafts.calls import state
-from peft_core.grafts.graft import Graft, match
+from peft_core.grafts.attention import KeysValues
+from peft_core.grafts.graft import match
 from peft_core.method import Method, Plan
 from peft_core.values import Count
 
@@ -39,41 +38,32 @@ class Tokens(Control):
         return self.hand_down(given, prepared)
 
 
-class Asks(Graft):
-    """At the query projection: what it gives is at hand for the attention over the image's tokens."""
+class OfTokens(nn.Module):
+    """Tokens B P C to keys and values, each B P W."""
 
-    key: str = ""
-
-    def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.key = adaptation
-
-    def after(self, y: Tensor) -> Tensor:
-        if handed(self.key) is not None:
-            state()[self.key, "query"] = y
-        return y
-
-
-class OverImage(Graft):
-    """Before the output projection: softmax(Q K_tᵀ) V_t + s · softmax(Q K_iᵀ) V_i."""
-
-    key: str = ""
-
-    def __init__(self, heads: int, to_k: nn.Linear, to_v: nn.Linear) -> None:
+    def __init__(self, to_k: nn.Linear, to_v: nn.Linear) -> None:
         super().__init__()
-        self.heads, self.to_k, self.to_v = heads, to_k, to_v
+        self.to_k, self.to_v = to_k, to_v
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = match(tokens, self.to_k.weight)
+        return self.to_k(tokens), self.to_v(tokens)
+
+
+class OverImage(KeysValues):
+    """s · softmax(Q K_iᵀ / √d) V_i beside the attention over the text, while a picture is at hand."""
+
+    key: str = ""
+
+    def __init__(self, to_k: nn.Linear, to_v: nn.Linear) -> None:
+        super().__init__(OfTokens(to_k, to_v), apart=True)
 
     def named(self, adaptation: str, path: str, slot: str) -> None:
         self.key = adaptation
 
-    def before(self, x: Tensor) -> Tensor:
-        query, found = state().pop((self.key, "query"), None), handed(self.key)
-        if found is None or query is None:
-            return x
-        tokens = match(found, self.to_k.weight)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2).to(query.dtype)
-                   for t in (query, self.to_k(tokens), self.to_v(tokens)))  # fmt: skip
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + (seen if self.factor == 1.0 else seen * self.factor).to(x.dtype)
+    def heads(self, x: Tensor, q: Tensor, k: Tensor) -> list[Tensor] | None:
+        tokens = handed(self.key)
+        return None if tokens is None else super().heads(tokens, q, k)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +87,7 @@ class IPAdapter(ControlMethod):
     plus: bool = False
 
     identity: ClassVar[bool] = False
+    renamed: ClassVar[dict[str, str]] = {"to_out.0.peft.{name}.image.": "peft.{name}.keys_values.make."}
     takes: ClassVar[Literal["picture", "features", "boxes"]] = "features"
     file: ClassVar[str] = "ip_adapter.safetensors for load_ip_adapter"
     write = staticmethod(write_image_prompt)
@@ -119,11 +110,10 @@ class IPAdapter(ControlMethod):
             if sublayer.kind != "cross_attn":
                 continue
             attention: Any = plan.model.get_submodule(sublayer.body)
-            layer = OverImage(attention.heads, *(copied(part, options) for part in (attention.to_k, attention.to_v)))
+            layer = OverImage(*(copied(part, options) for part in (attention.to_k, attention.to_v)))
             root.partners.append(layer)
             plan.join(sublayer.body, "handed", Handed())
-            plan.join(f"{sublayer.body}.to_q", "asks", Asks())
-            plan.join(f"{sublayer.body}.to_out.0", "image", layer)
+            plan.extend_keys_values(sublayer, layer)
 
     def projection(self, text: int) -> nn.Module:
         from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection

@@ -105,8 +105,8 @@ class KeysValues(Graft):
         self.make, self.apart = make, apart
         self.scalable = apart  # type: ignore[misc]
 
-    def heads(self, x: Tensor, q: Tensor, k: Tensor) -> list[Tensor]:
-        """K and V as B H P d, for queries q and keys k."""
+    def heads(self, x: Tensor, q: Tensor, k: Tensor) -> list[Tensor] | None:
+        """K and V as B H P d, for queries q and keys k; None where there are none at the moment."""
         return [_as_heads(tokens, q, k) for tokens in self.make(x)]
 
 
@@ -122,8 +122,8 @@ def _as_heads(tokens: Tensor, q: Tensor, k: Tensor) -> Tensor:
 def with_extra(extra: Sequence[KeysValues], x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None):
     """k, v (B H S d) and the mask (… L S) with those further keys and values that share the softmax in front."""
     for graft in extra:
-        if not graft.apart:
-            more_k, more_v = graft.heads(x, q, k)
+        if not graft.apart and (more := graft.heads(x, q, k)) is not None:
+            more_k, more_v = more
             k, v = torch.cat((more_k, k), 2), torch.cat((more_v, v), 2)
             if mask is not None:
                 count = more_k.shape[2]
@@ -137,8 +137,8 @@ def apart(extra: Sequence[KeysValues], x: Tensor, q: Tensor, k: Tensor, scale: f
     """What the queries find by those with a softmax of their own."""
     found: Tensor | float = 0.0
     for graft in extra:
-        if graft.apart:
-            y = F.scaled_dot_product_attention(q, *graft.heads(x, q, k), scale=scale)  # type: ignore
+        if graft.apart and (more := graft.heads(x, q, k)) is not None:
+            y = F.scaled_dot_product_attention(q, more[0], more[1], scale=scale)
             found = found + (y if graft.factor == 1.0 else y * graft.factor)
     return found
 

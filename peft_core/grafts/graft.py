@@ -179,7 +179,9 @@ def put_argument(
 
 
 def _position(module: nn.Module, name: str) -> int:
-    return list(inspect.signature(module.forward).parameters).index(name)
+    # a swapped class may pass on whatever it is called with
+    forward = getattr(module, "stock_class", type(module)).forward
+    return list(inspect.signature(forward).parameters).index(name) - 1  # without self
 
 
 def part_of(output: Any, at: int | str) -> Tensor:

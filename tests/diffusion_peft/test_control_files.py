@@ -18,13 +18,13 @@ from diffusers import (
     T2IAdapter,
     UNet2DConditionModel,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion_peft.base.loading import quiet_loading
 from diffusion_peft.control import set_condition
 from diffusion_peft.control.files import read_gligen, write_control
-from peft_core import PeftError, set_scale
+from peft_core import PeftError, adapt, load_adapter, save_adapter, set_scale
 from tests.diffusion_peft import control
 from tests.diffusion_peft.files import differs, same
 from tests.diffusion_peft.pipelines import stable_diffusion
@@ -169,3 +169,22 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         write_control(stable_diffusion("sd15").unet, tmp_path)
     assert not any(tmp_path.iterdir())
     assert isinstance(stable_diffusion("sd15"), StableDiffusionPipeline)
+
+
+def test_an_image_prompt_saved_before_its_keys_and_values_stood_at_the_attention_opens(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = adapt(stable_diffusion("sd15").unet, "ip_adapter", width=6)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    folder = save_adapter(model, tmp_path / "a")
+    tensors = {
+        key.replace("peft.ip_adapter.keys_values.make.", "to_out.0.peft.ip_adapter.image."): value
+        for key, value in load_file(folder / "adapter.safetensors").items()
+    }
+    assert any("to_out.0.peft" in key for key in tensors)
+    save_file(tensors, folder / "adapter.safetensors")
+    again = load_adapter(stable_diffusion("sd15").unet, folder)
+    for (key, one), (_, other) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(one, other), key

@@ -62,8 +62,8 @@ def test_decoupled_attention() -> None:
     adapt(model, "ip_adapter", width=6)
     (_, root), *_ = controls_of(model)
     attention = model.mid_block.attentions[0].transformer_blocks[0].attn2
-    layer = attention.to_out[0].peft["ip_adapter"]["image"]
-    assert isinstance(layer, OverImage) and torch.equal(layer.to_k.weight, attention.to_k.weight)
+    layer = attention.peft["ip_adapter"]["keys_values"]
+    assert isinstance(layer, OverImage) and torch.equal(layer.make.to_k.weight, attention.to_k.weight)
     x, text, image = torch.randn(2, 9, 32), torch.randn(2, 5, 24), torch.randn(2, 4, 24)
     tagged = root.hand_down({"encoder_hidden_states": text}, image)["encoder_hidden_states"]
     set_scale(model, 0.7)
@@ -73,7 +73,7 @@ def test_decoupled_attention() -> None:
         return ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
 
     q = attention.to_q(x)
-    mixed = one(q, attention.to_k(text), attention.to_v(text)) + 0.7 * one(q, layer.to_k(image), layer.to_v(image))
+    mixed = one(q, attention.to_k(text), attention.to_v(text)) + 0.7 * one(q, *layer.make(image))
     stock = plain.mid_block.attentions[0].transformer_blocks[0].attn2
     torch.testing.assert_close(attention(x, tagged), stock.to_out[0](mixed), rtol=0, atol=1e-5)
     state().clear()
