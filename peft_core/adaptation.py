@@ -29,17 +29,17 @@ from peft_core.errors import NotMergeable, PeftError
 from peft_core.grafts.calls import closing, opening
 from peft_core.grafts.graft import Delta
 from peft_core.grafts.head import OwnHead
-from peft_core.merging import check_mergeable, replace, write
+from peft_core.merging import check_mergeable, replace, tied_in, write
 from peft_core.method import Method, Plan
 from peft_core.registry import make_method
 from peft_core.stock import (
+    buffers_of,
     find_heads,
     freeze,
     head_of,
     head_prefixes,
     settle_statistics,
     silence,
-    statistics_of,
     write_trained,
 )
 
@@ -89,7 +89,7 @@ def adapt(
 
 def _install(model: nn.Module, plan: Plan, adaptation: Adaptation, heads: list[str]) -> None:
     if "_peft_record" not in model.__dict__:
-        record = model.__dict__["_peft_record"] = Record(head_paths=heads, statistics=statistics_of(model))
+        record = model.__dict__["_peft_record"] = Record(head_paths=heads, buffers=buffers_of(model))
         freeze(model, record, adaptation.train_head)
         model.register_load_state_dict_post_hook(_forgive_missing_adapters)
         model.register_forward_pre_hook(opening, prepend=True)
@@ -143,7 +143,7 @@ def remove(model: nn.Module, name: str | None = None) -> nn.Module:
     for adaptation in chosen:
         write_trained(inner, adaptation, 0.0)
     record = record_of(inner)
-    before, last = record.statistics | record.loaded, len(chosen) == len(record.adaptations)
+    before, last = record.buffers | record.loaded, len(chosen) == len(record.adaptations)
     for adaptation in chosen:
         take_out(inner, adaptation)
     if last:
@@ -193,12 +193,12 @@ def merge(model: nn.Module, name: str | None = None) -> nn.Module:
     """
     inner = unwrapped(model)
     chosen = pick(inner, name)
-    names = [adaptation.name for adaptation in chosen]
+    names, tied = [adaptation.name for adaptation in chosen], tied_in(inner)
     for adaptation in chosen:
         if adaptation.method.not_mergeable is not None:
             raise NotMergeable(f"{adaptation.name} cannot be merged: {adaptation.method.not_mergeable}")
         for module, slot, graft in grafts_named(inner, adaptation.name):
-            check_mergeable(module, slot, graft, adaptation.name, names)
+            check_mergeable(module, slot, graft, adaptation.name, names, tied)
     undo: list[tuple[Tensor, Tensor]] = []
     try:
         with torch.no_grad():
@@ -267,5 +267,7 @@ def disabled(model: nn.Module, name: str | None = None) -> Iterator[nn.Module]:
     try:
         yield model
     finally:
+        record: Record = inner.__dict__.get("_peft_record") or Record()
         for adaptation_name, scale in before.items():
-            set_scale(inner, scale, adaptation_name)
+            if adaptation_name in record.adaptations:  # it may have been taken out meanwhile
+                set_scale(inner, scale, adaptation_name)

@@ -21,7 +21,7 @@ from peft_core.former import tensors_of
 from peft_core.grafts.head import OwnHead, copied_head
 from peft_core.method import Method
 from peft_core.registry import check_known, make_method
-from peft_core.stock import adapter_state, also_trained, head_of, trained_head
+from peft_core.stock import adapter_state, also_trained, head_of, trained_head, whole_of
 
 _LIBRARIES = ("torch", "timm", "open_clip_torch", "diffusers", "transformers", "safetensors")
 
@@ -74,7 +74,12 @@ def write_adapter(
         **card,
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, default=_plain) + "\n"
-    kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    kept: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        whole = whole_of(value.detach()).cpu().contiguous()
+        # a module that stands in two places has two names, and a file no tensor twice
+        shared = whole.numel() and any(whole.data_ptr() == other.data_ptr() for other in kept.values())
+        kept[key] = whole.clone() if shared else whole
     write_files(folder, {WEIGHTS: save(kept), CARD: text.encode()})
     return folder
 

@@ -41,8 +41,8 @@ class Record:
     silenced: list[tuple[str, str, float]] = field(default_factory=list)
     loaded: dict[str, Tensor] = field(default_factory=dict)
     """Original values of stock parameters that an adapter file held beside its adaptations' own."""
-    statistics: dict[str, Tensor] = field(default_factory=dict)
-    """Running statistics of the stock model's norms, as they came."""
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    """The stock model's, running statistics among them, as they came."""
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from peft_core.attach import Record, is_inserted
 from peft_core.configuration import configuration_of, differs
 from peft_core.errors import PeftError
-from peft_core.stock import also_trained, head_of
+from peft_core.stock import also_trained, head_of, whole_of
 
 BUCKETS, _TOLERANCE = 8, 0.02
 
@@ -24,11 +24,13 @@ def backbone_of(model: nn.Module, without: Iterable[str] = ()) -> dict[str, Any]
     train and the parameters `without` are left out.
     """
     record: Record = model.__dict__.get("_peft_record") or Record()
+    # FSDP2 makes a class of its own above the model's
+    stock = next(each for each in type(model).__mro__ if not each.__module__.startswith("torch.distributed"))
     left_out = {key for adaptation in record.adaptations.values() for key in adaptation.trained} | head_of(model).keys()
     left_out |= set(without) | set(also_trained(model) if record.adaptations else ())
     frozen = {k: p.detach() for k, p in model.named_parameters() if not is_inserted(k) and k not in left_out}
     return {
-        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "class": f"{stock.__module__}.{stock.__qualname__}",
         "name": _name(model),
         "parameters": sum(p.numel() for p in frozen.values()),
         "fingerprint": _sketch(frozen),
@@ -48,7 +50,7 @@ def _sketch(tensors: dict[str, Tensor]) -> list[float]:
     for key, tensor in tensors.items():
         if tensor.is_meta:
             raise PeftError("a model on the meta device has no weights to save or to load an adapter onto.")
-        bucket, values = zlib.crc32(key.encode()) % BUCKETS, tensor.float()
+        bucket, values = zlib.crc32(key.encode()) % BUCKETS, whole_of(tensor).float()
         sums[bucket] += values.sum(dtype=torch.float64).item()
         squares[bucket] += values.square().sum(dtype=torch.float64).item()
     return [round(s / max(q, 1e-30) ** 0.5, 4) for s, q in zip(sums, squares, strict=True)]

@@ -1,6 +1,6 @@
 """Writing a change into stock weights: whether it may be written, and what else has to follow it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from torch import Tensor, nn
 
@@ -12,7 +12,19 @@ from peft_core.grafts.shared import Shared
 from peft_core.grafts.weight_changes import changed_bias, changed_weight
 
 
-def check_mergeable(module: nn.Module, slot: str, graft: Graft, name: str, chosen: list[str]) -> None:
+def tied_in(model: nn.Module) -> set[int]:
+    """Ids of the parameters that several modules hold."""
+    seen, tied = set(), set()
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            (tied if id(parameter) in seen else seen).add(id(parameter))
+    return tied - {id(None)}
+
+
+def check_mergeable(
+    module: nn.Module, slot: str, graft: Graft, name: str, chosen: list[str], tied: Collection[int] = ()
+) -> None:
+    """Raises NotMergeable for a graft of the adaptation `name` that cannot be written, while those `chosen` are."""
     if isinstance(graft, OwnHead | Shared):
         return
     if not isinstance(graft, Delta):
@@ -22,6 +34,10 @@ def check_mergeable(module: nn.Module, slot: str, graft: Graft, name: str, chose
     if weight is None or not is_plain(weight):
         raise NotMergeable(
             f"the weight of a {type(module).__name__} at role {slot} is quantised: nothing can be written to it."
+        )
+    if id(weight) in tied or (bias is not None and id(bias) in tied):
+        raise NotMergeable(
+            f"the weight at role {slot} is tied to another module's, which would change with it: untie them."
         )
     if bias is None and graft.bias(None) is not None:
         raise NotMergeable(f"a {type(module).__name__} at role {slot} has no bias that could take the shift.")

@@ -165,7 +165,7 @@ class Plan(Where):
         place of what `into` gives, or with `adds` is added to it."""
         taps = [Tap(stream.arg) for _ in reads]
         side = Side(net, taps, adds)
-        side.output = stream.output
+        side.arg, side.output = stream.arg, stream.output
         self.grafts.append((into, "side", side))
         self.taps += zip(reads, taps, strict=True)
 

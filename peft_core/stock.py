@@ -96,6 +96,9 @@ def write_trained(model: nn.Module, adaptation: Adaptation, scale: float) -> Non
     The trained parameter itself is put aside and another one stands in its place, so that a graph made before still has
     the values it was made with; a sharded one is written over.
     """
+    for module in model.modules():
+        if callable(getattr(module, "reshard", None)):  # FSDP2's: gathered parameters are not those that stay
+            module.reshard()
     parameters = dict(model.named_parameters())
     present = [key for key in adaptation.trained if key in parameters]
     if adaptation.scale == 1.0:
@@ -129,6 +132,11 @@ def _put(model: nn.Module, now: nn.Parameter, new: nn.Parameter) -> None:
                 module._parameters[name] = new
 
 
+def whole_of(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered (by all processes together); another one as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[attr-defined]
+
+
 def _is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "placements")
 
@@ -158,17 +166,20 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 def also_trained(model: nn.Module) -> list[str]:
     """What else of the stock model changed: parameters outside the head that train although no adaptation asked for them,
-    those that a file held, and running statistics that moved."""
+    those that a file held, and buffers that moved."""
     record = record_of(model)
     known = {key for adaptation in record.adaptations.values() for key in adaptation.trained} | head_of(model).keys()
     trains = [key for key, p in model.named_parameters() if p.requires_grad and not is_inserted(key)]
     state = model.state_dict()
-    here = {key: before for key, before in record.statistics.items() if key in state}
-    moved = [key for key, before in here.items() if not torch.equal(state[key].cpu(), before.cpu())]
+    here = {
+        k: before for k, before in record.buffers.items() if k in state and not state[k].is_meta and not before.is_meta
+    }
+    moved = [k for k, before in here.items() if not torch.equal(state[k].cpu(), before.to("cpu", state[k].dtype))]
     return [key for key in dict.fromkeys((*trains, *record.loaded, *moved)) if key not in known]
 
 
-def statistics_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the running statistics of the stock model's norms."""
-    names = ("running_mean", "running_var", "num_batches_tracked")
-    return {k: b.clone() for k, b in model.named_buffers() if k.rpartition(".")[2] in names and not is_inserted(k)}
+def buffers_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the stock model's buffers that its state dict holds."""
+    parameters = dict(model.named_parameters(remove_duplicate=False)).keys()
+    state = model.state_dict()
+    return {k: b.clone() for k, b in state.items() if k not in parameters and not is_inserted(k)}

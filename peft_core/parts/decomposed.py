@@ -142,6 +142,7 @@ class Decomposed(LowRank):
         ratio = self.magnitude / row_norms(v.detach())
         return (v * ratio.view(-1, *[1] * (v.dim() - 1))).to(weight.dtype)
 
+    @torch.no_grad()
     def weak(self, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, deltas: list["Decomposed"]
              ) -> Tensor | None:  # fmt: skip
         """Rows of V x / ‖V‖ that are computed again, of all these changes of one weight; looked for once after each

@@ -100,6 +100,7 @@ class ScaleShift(Delta):
     def bias(self, bias: Tensor | None) -> Tensor:
         return self.beta if bias is None else torch.addcmul(self.beta, bias, self.gamma).to(bias.dtype)
 
+    @torch.no_grad()
     def weak(self, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """Rows whose z is computed again; looked for once after each optimiser step, as it costs a synchronisation."""
         key = (self.gamma._version, self.beta._version, dtype, x.device)

@@ -387,3 +387,42 @@ def test_a_scale_of_a_half_is_half_way_in_the_weight(method: str) -> None:
     x = torch.randn(3, 24)
     expected = nn.functional.linear(x, (layer.weight + new) / 2, (layer.bias + bias) / 2)
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_that_two_modules_hold_is_not_merged() -> None:
+    model = stock()
+    model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
+    moved(adapt(model, "lora", targets="fc1"))
+    y = model(X)
+    with pytest.raises(NotMergeable, match="tied to another module's"):
+        merge(model)
+    torch.testing.assert_close(model(X), y, rtol=0, atol=0)
+
+
+def test_a_module_that_stands_twice_is_saved(tmp_path: Path) -> None:
+    def twice() -> Any:
+        model = stock()
+        model.blocks[1].mlp = model.blocks[0].mlp
+        return model
+
+    model = moved(adapt(twice(), "ssf"))
+    torch.testing.assert_close(load_adapter(twice(), save_adapter(model, tmp_path / "a"))(X), model(X))
+
+
+def test_an_adaptation_may_be_taken_out_while_it_is_off() -> None:
+    model, base = moved(adapt(stock(), "lora", train_head=False)), stock()(X)
+    with disabled(model):
+        remove(model)
+    torch.testing.assert_close(model(X), base, rtol=0, atol=0)
+
+
+def test_a_buffer_that_moved_is_saved(tmp_path: Path) -> None:
+    def centred() -> Any:
+        model = stock()
+        model.register_buffer("centre", torch.zeros(3))
+        return model
+
+    model = adapt(centred(), "lora")
+    model.centre.add_(1)
+    again = load_adapter(centred(), save_adapter(model, tmp_path / "a"))
+    assert again.centre.tolist() == [1, 1, 1] and remove(again).centre.tolist() == [0, 0, 0]

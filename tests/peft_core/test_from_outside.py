@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from peft_core import PeftError, adapt, count_parameters, disabled, merge, save_adapter
+from peft_core import PeftError, adapt, count_parameters, disabled, load_adapter, merge, remove, save_adapter
 from peft_core.attach import is_inserted
 from peft_core.grafts.calls import state
 
@@ -216,19 +216,36 @@ def test_carried_prompts_are_those_of_one_long_sequence() -> None:
     torch.testing.assert_close(model(pictures()), expected)
 
 
-def test_carried_prompts_under_checkpointing() -> None:
-    from torch.utils.checkpoint import checkpoint
-
+@pytest.mark.parametrize("method", [*METHODS, "lst", "prefix"])
+def test_blocks_that_run_again_for_their_backward_give_the_same_gradients(method: str) -> None:
     grads = []
     for checkpointed in (False, True):
-        model: Any = adapted("vpt").train()
-        if checkpointed:
-            for block in model.blocks:
-                block.forward = lambda x, f=block.forward, **k: checkpoint(f, x, use_reentrant=False)
+        model: Any = adapted(method).train()
+        model.set_grad_checkpointing(checkpointed)
         model(pictures()).square().sum().backward()
         grads.append([p.grad for p in model.parameters() if p.requires_grad])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("method", ["bitfit", "layer_norm", "lora", "ssf"])
+def test_a_sharded_model_is_weighed_saved_and_given_back(method: str, one_process: Any, tmp_path: Path) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    def sharded() -> Any:
+        model = adapted(method)
+        for block in model.blocks:  # type: ignore[union-attr]
+            fully_shard(block, mesh=one_process)
+        return fully_shard(model, mesh=one_process)
+
+    plain, model, x = stock(), sharded(), pictures()
+    plain.head.load_state_dict(adapted(method).head.state_dict())  # type: ignore[union-attr,operator]
+    y = model(x).detach()
+    with torch.no_grad(), disabled(model):
+        torch.testing.assert_close(model(x), plain(x))
+    torch.testing.assert_close(model(x), y)
+    torch.testing.assert_close(load_adapter(stock(), save_adapter(model, tmp_path / "a"))(x), y)
+    torch.testing.assert_close(remove(model)(x), plain(x))
 
 
 def test_wrapped_models_are_saved_and_counted_as_what_is_inside(tmp_path: Path) -> None:
