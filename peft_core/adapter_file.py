@@ -2,9 +2,7 @@
 
 import json
 import os
-import platform
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,7 @@ from peft_core.grafts.head import OwnHead, copied_head
 from peft_core.method import Method
 from peft_core.registry import check_known, make_method
 from peft_core.stock import adapter_state, also_trained, head_of, trained_head, whole_of
-
-_LIBRARIES = ("torch", "timm", "open_clip_torch", "diffusers", "transformers", "safetensors")
-
+from peft_core.versions import versions
 
 # ---- writing -------------------------------------------------------------------------------------------------------
 
@@ -70,16 +66,17 @@ def write_adapter(
         "adaptations": [_entry(name, method, model) for name, method in methods.items()],
         "train_head": card.pop("train_head"),
         "backbone": backbone_of(model),
-        "versions": _versions(),
+        "versions": versions(),
         **card,
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, default=_plain) + "\n"
     kept: dict[str, Tensor] = {}
+    places: set[int] = set()
     for key, value in tensors.items():
         whole = whole_of(value.detach()).cpu().contiguous()
         # a module that stands in two places has two names, and a file no tensor twice
-        shared = whole.numel() and any(whole.data_ptr() == other.data_ptr() for other in kept.values())
-        kept[key] = whole.clone() if shared else whole
+        kept[key] = whole.clone() if whole.numel() and whole.data_ptr() in places else whole
+        places.add(whole.data_ptr())
     write_files(folder, {WEIGHTS: save(kept), CARD: text.encode()})
     return folder
 
@@ -101,16 +98,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # of numpy: numbers and arrays
         return value.tolist()
     raise TypeError(f"{type(value).__name__} cannot stand in a card")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
