@@ -39,7 +39,7 @@ def check_mergeable(
         raise NotMergeable(
             f"the weight at role {slot} is tied to another module's, which would change with it: untie them."
         )
-    if bias is None and graft.bias(None) is not None:
+    if bias is None and (graft.shifts or graft.bias(None) is not None):
         raise NotMergeable(f"a {type(module).__name__} at role {slot} has no bias that could take the shift.")
     for owner, slots in slots_of(module).items():
         if owner == name:
@@ -67,11 +67,12 @@ def write(model: nn.Module, module: nn.Module, delta: Delta, undo: list[tuple[Te
     weight_name, bias_name = _names(module)
     weight, bias = module._parameters[weight_name], module._parameters.get(bias_name)
     assert weight is not None
+    before = weight.detach().clone() if delta.shifts else weight
     for stock in (weight, bias):
         # what another adaptation remembers of a parameter that it trains is changed alike
         for now in (*_remembered(model, stock), stock):
             if now is not None:
-                new = changed_weight(now, [delta]) if stock is weight else changed_bias(now, [delta], now.dtype)
+                new = changed_weight(now, [delta]) if stock is weight else changed_bias(now, [delta], before)
                 undo.append((now, now.detach().clone()))
                 now.copy_(new)  # type: ignore[arg-type]
 
