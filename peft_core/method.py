@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -96,6 +96,10 @@ class Method:
 
     def finish(self, model: nn.Module) -> None:
         """When training has ended."""
+
+    def as_trained(self, model: nn.Module) -> Self:
+        """The settings with which what was learnt loads again, where training chooses some of them (ranks, steps)."""
+        return self
 
 
 @dataclass
