@@ -88,6 +88,9 @@ class Method:
         """Added to the loss of each step."""
         return 0.0
 
+    def before_step(self, model: nn.Module) -> None:
+        """Before each optimiser step, when gradients are there and clipped: to change them."""
+
     def after_step(self, model: nn.Module, progress: float) -> None:
         """After each optimiser step, without gradient recording; gradients of the step are still there."""
 
