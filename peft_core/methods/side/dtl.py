@@ -53,7 +53,9 @@ class DTL(Method):
             stream, start = plan.stream(tower), len(paths) // 2 if self.start is None else self.start
             blocks = list(plan.chosen_blocks(self.rank, stream.width, tower))
             if not any(index >= start for _, index, *_ in blocks):
-                raise PeftError(f"dtl joins nowhere: no chosen block stands behind block {start}, where `start` has it.")
+                raise PeftError(
+                    f"dtl joins nowhere: no chosen block stands behind block {start}, where `start` has it."
+                )
             fuse = None
             if self.kernel:
                 if stream.grid is None:
