@@ -7,7 +7,7 @@ whose forward runs with the changed weight (`weight_changes`); everything else a
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +40,13 @@ class Graft(nn.Module):
 
     def named(self, adaptation: str, path: str, slot: str) -> None:
         """Told once where it stands: what it needs of that for its keys in the state of a forward."""
+
+    def fit(self, tensors: Mapping[str, Tensor]) -> None:
+        """Told the tensors, by their names here, that are about to be loaded: it may take their sizes.
+
+        Raises:
+            PeftError: they cannot be its own.
+        """
 
     def before(self, x: Tensor) -> Tensor:
         """What the module receives in place of x."""
