@@ -1,9 +1,10 @@
-"""What a method may want besides its forward: five calls that a training loop makes, each a method of `Method`.
+"""What a method may want besides its forward: six calls that a training loop makes, each a method of `Method`.
 
     prepare(model, losses)                      # once, before the optimiser: losses is an iterable of batches' losses
     optimiser = AdamW(parameter_groups(model, lr, weight_decay))
     for step, batch in enumerate(batches):
         (loss(model, batch) + penalty(model)).backward()
+        before_step(model)
         optimiser.step()
         after_step(model, Progress(step + 1, steps))
         optimiser.zero_grad()
@@ -149,6 +150,13 @@ def penalty(model: nn.Module) -> Tensor | float:
     return sum(found, 0.0)
 
 
+def before_step(model: nn.Module) -> None:
+    """What methods do to the gradients that an optimiser step is about to use: after they are all there, and clipped."""
+    with torch.no_grad():
+        for adapted, adaptation in _adaptations(model):
+            adaptation.method.before_step(adapted)
+
+
 def after_step(model: nn.Module, progress: float) -> None:
     """What methods do after an optimiser step, while the gradients of that step are still there.
 
@@ -185,6 +193,41 @@ def own_grafts(model: nn.Module, method: "Method", kind: type["Graft"] | None = 
     for _, _, graft in grafts_named(model, adaptation_of(model, method).name):
         if kind is None or isinstance(graft, kind):
             yield graft
+
+
+def own_weights(
+    model: nn.Module, method: "Method", kind: type["Graft"] | None = None
+) -> Iterator[tuple[Any, nn.Parameter]]:
+    """The method's weight changes on a model, each with the stock weight that it changes (rows `change.rows` of it)."""
+    for module, _, graft in grafts_named(model, adaptation_of(model, method).name):
+        if kind is None or isinstance(graft, kind):
+            parameter = module._parameters.get("in_proj_weight", module._parameters.get("weight"))
+            if parameter is not None:
+                yield graft, parameter
+
+
+def mean_gradients(weights: Iterable[nn.Parameter], losses: Iterable[Tensor]) -> list[Tensor]:
+    """∂L/∂W of these stock weights, the mean over the losses; for `prepare`."""
+    chosen, count = list(weights), 0
+    distinct = list({id(weight): weight for weight in chosen}.values())
+    needed = [weight.requires_grad for weight in distinct]
+    places = {id(weight): at for at, weight in enumerate(distinct)}
+    sums = [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in distinct]
+    try:
+        for weight in distinct:
+            weight.requires_grad_(True)
+        for loss in losses:
+            found = torch.autograd.grad(loss, distinct, allow_unused=True)
+            for total, gradient in zip(sums, found, strict=True):
+                if gradient is not None:
+                    total += gradient
+            count += 1
+    finally:
+        for weight, before in zip(distinct, needed, strict=True):
+            weight.requires_grad_(before)
+    if not count:
+        raise PeftError("a start from gradients needs at least one batch's loss.")
+    return [sums[places[id(weight)]] / count for weight in chosen]
 
 
 def forget_shared(model: nn.Module, method: "Method") -> None:

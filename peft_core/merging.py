@@ -68,6 +68,7 @@ def write(model: nn.Module, module: nn.Module, delta: Delta, undo: list[tuple[Te
     weight_name, bias_name = names_of(module)
     weight, bias = module._parameters[weight_name], module._parameters.get(bias_name)
     assert weight is not None
+    trains, delta.training = delta.training, False  # what a change draws in training is not written
     for stock in (weight, bias):
         # what another adaptation remembers of a parameter that it trains is changed alike
         for now in (*_remembered(model, stock), stock):
@@ -75,6 +76,7 @@ def write(model: nn.Module, module: nn.Module, delta: Delta, undo: list[tuple[Te
                 new = changed_weight(now, [delta]) if stock is weight else changed_bias(now, [delta], now.dtype)
                 undo.append((now, now.detach().clone()))
                 now.copy_(new)  # type: ignore[arg-type]
+    delta.training = trains
 
 
 def _remembered(model: nn.Module, parameter: nn.Parameter | None) -> Iterator[Tensor]:

@@ -9,7 +9,8 @@ Compilers trace all of it, so a compiled block finds what an eager one left, and
 import threading
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 _OUTER, _ROOT = object(), object()
 
@@ -46,3 +47,23 @@ def closing(model: nn.Module, args: tuple, output: Any) -> None:
     """The adapted model's forward hook, called whether or not the forward raised."""
     if _HERE.state.get(_ROOT) is model:
         _HERE.state = _HERE.state[_OUTER]
+
+
+# ---- from block to block -------------------------------------------------------------------------------------------
+
+
+def hand_on(y: Tensor, key: str, value: Tensor, made_of: Tensor | None = None) -> None:
+    """Lets who receives y, what this block gives, find a value there: on the tensor itself, so that a block that runs again
+    under checkpointing finds it, and in the state of the forward, for where something was done to y in between. What went
+    with the tensor that y was made of goes with y."""
+    state()[key] = value
+    if not torch.compiler.is_compiling():
+        others = getattr(y if made_of is None else made_of, "_peft_carried", {})
+        y._peft_carried = {**others, key: value}  # type: ignore[attr-defined]
+
+
+def handed(x: Tensor, key: str | None) -> Tensor | None:
+    """What the block before handed on with x."""
+    on_tensor: dict[Any, Tensor] = {} if torch.compiler.is_compiling() else getattr(x, "_peft_carried", {})
+    found = on_tensor.get(key)
+    return state().get(key) if found is None else found

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Delta, grafts, is_plain
-from peft_core.grafts.weight_changes import add_rows, changed_bias, changed_weight, convolution, linear
+from peft_core.grafts.weight_changes import add_rows, changed_bias, changed_weight, convolution, linear, tell
 
 _READING = "peft_core.reading"
 """Where the state of a forward has the modules whose weights read as changed."""
@@ -116,6 +116,7 @@ def channels_first(norm: nn.Module) -> bool:
 
 
 def _beside(y: Tensor, x: Tensor, deltas: list[Delta]) -> Tensor:
+    tell(x, deltas)
     for delta in deltas:
         y = add_rows(y, delta.on_input(x, F.linear), delta.rows)
     return y

@@ -3,7 +3,9 @@
 The stock parameters stay where they are and read as they are: sharding, weight tying and quantisers see the stock model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any
 
 import torch
@@ -50,6 +52,34 @@ def transforms_are_active() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+_SEE: ContextVar[Callable[[Delta, Tensor], None] | None] = ContextVar("peft_core.inputs", default=None)
+
+
+@contextmanager
+def watching_inputs(see: Callable[[Delta, Tensor], None]) -> Iterator[None]:
+    """Within the block `see(change, rows)` is called with what each changed linear or convolution reads: rows (…, in), of a
+    convolution the patches under its kernel (B, places, in·kh·kw)."""
+    token = _SEE.set(see)
+    try:
+        yield
+    finally:
+        _SEE.reset(token)
+
+
+def tell(x: Tensor, deltas: Sequence[Delta], module: Any = None) -> None:
+    """Says what these changes read, of a convolution `module`, where somebody watches."""
+    see = None if torch.compiler.is_compiling() else _SEE.get()
+    if see is None:
+        return
+    if module is not None:
+        padded = F.pad(x, module._reversed_padding_repeated_twice) if module.padding_mode == "zeros" else None
+        if padded is None or module.groups > 1 or x.dim() != 4:
+            raise PeftError("the inputs of a grouped, unbatched or otherwise padded convolution cannot be looked at.")
+        x = F.unfold(padded, module.kernel_size, module.dilation, 0, module.stride).transpose(1, 2)
+    for delta in deltas:
+        see(delta, x)
+
+
 def linear(
     x: Annotated[Tensor, "... in"],
     weight: Annotated[Tensor, "out in"],
@@ -57,11 +87,16 @@ def linear(
     deltas: list[Delta],
 ) -> Annotated[Tensor, "... out"]:
     """A linear under weight changes: their kernel where they share one, else F.linear with W' and b'."""
+    tell(x, deltas)
+    return _linear(x, weight, bias, deltas)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list[Delta]) -> Tensor:
     if not deltas:
         return F.linear(x, weight, bias)
     if any(delta.reads_input for delta in deltas):
         still = [delta for delta in deltas if not delta.reads_input]
-        y = linear(x, weight, bias, still)
+        y = _linear(x, weight, bias, still)
         for delta in deltas:
             if delta.reads_input:
                 y = add_rows(y, delta.on_input(x, F.linear), delta.rows)
@@ -81,13 +116,16 @@ def add_rows(y: Tensor, change: Tensor, rows: tuple[int, int] | None) -> Tensor:
 def convolution(module: Any, x: Tensor, deltas: list[Delta]) -> Tensor:
     """A convolution under weight changes: by its only change's kernel, or as two convolutions, without the dense dW, where
     changes only add."""
+    tell(x, deltas, module)
     if len(deltas) == 1 and deltas[0].conv_kernel is not None and not deltas[0].reads_input and x.dim() == 4:
         y = None if transforms_are_active() else deltas[0].conv_kernel(module, x, deltas[0])
         if y is not None:
             return y
     weight, bias = module.weight, module.bias
     if module.groups > 1 and any(delta.reads_input for delta in deltas):
-        raise PeftError("a grouped convolution takes no change with dropout of its own: set dropout to 0.")
+        raise PeftError(
+            "a grouped convolution takes no change with dropout or draws of its own: set dropout to 0, or leave it out."
+        )
     # of a grouped one s·B A x is not W' x: A would mix the channels of one group alone
     all_add = module.groups == 1 and all(delta.additive for delta in deltas) and x.dim() == 4
     adding = [delta for delta in deltas if all_add or delta.reads_input]
