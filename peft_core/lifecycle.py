@@ -48,7 +48,7 @@ def prepare(model: nn.Module, losses: Iterable[Any]) -> None:
 
     Args:
         losses: one loss a batch, each computed only when it is asked for, so that a method may stop early; a method may call
-            `backward()` on it. Gradients are gone afterwards.
+            `backward()` on it. Gradients are gone afterwards. The programs' may be gone through several times.
     """
     for adapted, adaptation in _adaptations(model):
         if _wants(adaptation, "prepare"):
@@ -79,6 +79,11 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> 
     groups.append({"params": [p for p in left if p.ndim > 1], "lr": lr, "weight_decay": weight_decay})
     groups.append({"params": [p for p in left if p.ndim <= 1], "lr": lr, "weight_decay": 0.0})
     return [{"lr": lr, "weight_decay": weight_decay} | group for group in groups if group["params"]]
+
+
+def instances(model: nn.Module) -> int:
+    """Over how many forwards of one batch the mean of the losses is taken, because methods draw something for each."""
+    return max((adaptation.method.forwards() for _, adaptation in _adaptations(model)), default=1)
 
 
 def penalty(model: nn.Module) -> Tensor | float:

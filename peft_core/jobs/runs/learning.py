@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -72,7 +72,7 @@ class Learning(LightningModule):
         for model in self.adapted().values():
             if lifecycle.wants(model, "prepare"):
                 with torch.random.fork_rng(devices=[]):
-                    lifecycle.prepare(model, self._losses())
+                    lifecycle.prepare(model, _Again(self._losses))
                 if self.trainer.world_size > 1:  # each process saw other pictures
                     for tensor in adapter_state(model).values():
                         if not hasattr(tensor, "placements"):
@@ -101,6 +101,11 @@ class Learning(LightningModule):
         self.loss_sum, self.loss_count = self.loss_sum.to(loss.device) + loss.detach(), self.loss_count + 1
         self.epoch_sum, self.epoch_count = self.epoch_sum.to(loss.device) + loss.detach(), self.epoch_count + 1
         return sum((lifecycle.penalty(model) for model in self.adapted().values()), loss)  # type: ignore
+
+    def mean_of(self, loss: Callable[[], Tensor]) -> Tensor:
+        """The mean loss of as many forwards as the methods ask for."""
+        times = max((lifecycle.instances(model) for model in self.adapted().values()), default=1)
+        return loss() if times == 1 else torch.stack([loss() for _ in range(times)]).mean()
 
     def note(self, index: int) -> None:
         """Adds the mean loss since the last note to `history`, some 200 times a run and at each epoch's end."""
@@ -203,6 +208,16 @@ class Learning(LightningModule):
         """What the methods do when training has ended."""
         for model in self.adapted().values():
             lifecycle.finish(model)
+
+
+class _Again:
+    """What can be gone through several times: each time by a new iterator."""
+
+    def __init__(self, make: Callable[[], Iterator[Tensor]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.make()
 
 
 def load_bitsandbytes() -> Any:
