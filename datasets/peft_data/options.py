@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
-
-Function = TypeVar("Function", bound=Callable)
+from typing import Any
 
 
-def takes(*others: Callable, but: Collection[str] = (), **defaults: Any) -> Callable[[Function], Function]:
-    """Gives a function the arguments of the others: signature, annotations and what the docstrings' `Args` say, all but `but`.
-    What it says itself stands over what they say. Of several the first one's argument is taken, with the last one's words;
-    `defaults` are its own."""
+def takes(*others: Callable, but: Collection[str] = (), **defaults: Any) -> Callable[[Callable], Callable]:
+    """Gives a function, which takes them as `**common`, the arguments of the others: signature, annotations and what the
+    docstrings' `Args` say, all but `but`. What it says itself stands over what they say. Of several the first one's argument
+    is taken, with the last one's words; `defaults` are its own."""
 
-    def wrap(function: Function) -> Function:
+    def wrap(function: Callable) -> Callable:
         own = inspect.signature(function)
         parameters = {key: each for key, each in own.parameters.items() if each.kind is not each.VAR_KEYWORD}
         annotations = typing.get_type_hints(function, include_extras=True)
+        taken: dict[str, inspect.Parameter] = {}
         for other in others:
             known = typing.get_type_hints(other, include_extras=True)
             for key, each in inspect.signature(other).parameters.items():
-                if key not in parameters and key not in but:
+                if key not in parameters and key not in taken and key not in but:
                     default = defaults.get(key, each.default)
-                    parameters[key] = each.replace(kind=each.KEYWORD_ONLY, default=default, annotation=known[key])
-                    annotations[key] = known[key]
+                    taken[key] = each.replace(kind=each.KEYWORD_ONLY, default=default, annotation=known[key])
+        filled = {key: each.default for key, each in taken.items() if each.default is not each.empty}
+
+        @functools.wraps(function)
+        def taking(*positional: Any, **given: Any) -> Any:
+            return function(*positional, **filled | given)
+
         before, argued, after = _parts(function)
         lines = [each for each in (*(_parts(other)[1] for other in others), argued) if each]
-        function.__signature__ = own.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
-        function.__annotations__ = annotations
-        function.__doc__ = "\n\n".join([*before, "Args:\n" + "\n".join(lines), *after])
-        return function
+        taking.__signature__ = own.replace(parameters=[*parameters.values(), *taken.values()])  # type: ignore[attr-defined]
+        taking.__annotations__ = annotations | {key: each.annotation for key, each in taken.items()}
+        taking.__doc__ = "\n\n".join([*before, "Args:\n" + "\n".join(lines), *after])
+        return taking
 
     return wrap
 

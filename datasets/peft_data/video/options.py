@@ -45,14 +45,23 @@ def sampling_options(
     return Sampling(frames, sampling, stride, views, crops, decoder, windows)
 
 
+def classes_of_clips(*, val: float = 0.2, test: float = 0.2, directional: bool = False) -> None:
+    """Options of clips that may come without splits.
+
+    Args:
+        val: Part for choosing, where the data fix no splits.
+        test: Part for testing, where the data fix no splits.
+        directional: Whether a mirrored clip may belong to another class.
+    """
+
+
 def with_sampling(**defaults: Any) -> Callable[[Callable[..., tuple[ClassificationData, bool]]], Callable]:
     """Makes a format's `load`, which takes its own options and gives the data as pictures and whether a mirrored clip may
     be of another class, one that takes `sampling_options` too and gives clips. `defaults` are the format's own."""
 
     def wrap(load: Callable[..., tuple[ClassificationData, bool]]) -> Callable:
         def opened(*where: Any, **options: Any) -> ClassificationData:
-            chosen = {key: options.pop(key, default) for key, default in shared.items()}
-            how = sampling_options(**chosen)
+            how = sampling_options(**{key: options.pop(key) for key in names})
             data, directional = load(*where, **options)
             return as_clips(data, how, directional=directional)
 
@@ -60,7 +69,7 @@ def with_sampling(**defaults: Any) -> Callable[[Callable[..., tuple[Classificati
         opened.__signature__ = inspect.signature(load)  # type: ignore[attr-defined]
         return takes(sampling_options, **defaults)(opened)
 
-    shared = {key: each.default for key, each in inspect.signature(sampling_options).parameters.items()} | defaults
+    names = inspect.signature(sampling_options).parameters
     return wrap
 
 
