@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clip_peft.context import ContextLearner, rest_of, start_context
 from clip_peft.frozen import Clip
-from clip_peft.image_prompts import ImageTower, check_format, check_depth
+from clip_peft.image_prompts import ImageTower, check_depth, check_format
 
 
 class DeepPrompts(ContextLearner):
