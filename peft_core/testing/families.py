@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,17 @@ def perturb(model: nn.Module) -> None:
 def loss(y: Tensor) -> Tensor:
     """Weighs each output by another number: the squares of CLIP's features sum to 1 whatever the adapter does."""
     return (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum()
+
+
+class Losses:
+    """What `prepare` is given: the losses of two batches, as often as they are asked for."""
+
+    def __init__(self, model: nn.Module, family: Family) -> None:
+        self.model, self.family = model, family
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for _ in range(2):
+            yield loss(self.family(self.model))
 
 
 def lacks(method: Method, anatomy: Anatomy) -> str | None:

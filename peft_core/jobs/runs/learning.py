@@ -14,6 +14,7 @@ from peft_core import lifecycle
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
 from peft_core.jobs.runs.training import LightningModule, keep_trainables
+from peft_core.stock import adapter_state
 
 Optimizer = Literal["adamw", "adam", "sgd", "adamw8bit"]
 
@@ -74,6 +75,10 @@ class Learning(LightningModule):
             if lifecycle.wants(model, "prepare"):
                 with torch.random.fork_rng(devices=[]):
                     lifecycle.prepare(model, self._losses())
+                if self.trainer.world_size > 1:  # each process saw other pictures
+                    for tensor in adapter_state(model).values():
+                        if not hasattr(tensor, "placements"):
+                            torch.distributed.broadcast(tensor, 0)
                 self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
                 self.epoch_sum, self.epoch_count = torch.zeros_like(self.epoch_sum), 0
 
@@ -87,6 +92,11 @@ class Learning(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.rate_of_step = optimizer.param_groups[0]["lr"]  # the schedule moves on before the step is noted
+
+    def configure_gradient_clipping(self, optimizer: Any, *settings: Any, **more: Any) -> None:
+        super().configure_gradient_clipping(optimizer, *settings, **more)
+        for model in self.adapted().values():
+            lifecycle.before_step(model)
 
     def count(self, loss: Tensor) -> Tensor:
         """Adds a step's loss to the mean that is noted; gives it with what the methods add to it."""
