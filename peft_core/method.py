@@ -115,6 +115,10 @@ class Plan(Where):
         self.check(place, delta)
         if not place.called and getattr(delta, "dropout", None) is not None:
             raise PeftError(f"dropout cannot act at {place.module}, whose weight is read without calling it.")
+        if not place.called and delta.reads_input:
+            raise PeftError(
+                f"{self.method.name} depends on what {place.module} receives, whose weight is read without calling it."
+            )
         delta.called = place.called
         self.grafts.append((place.module, place.role, delta))
 
