@@ -45,7 +45,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, **card: Any) -> Pa
             )
     for adaptation in record.adaptations.values():
         check_known(adaptation.method)
-    methods = {adaptation.name: adaptation.method for adaptation in record.adaptations.values()}
+    methods = {adaptation.name: adaptation.method.as_trained(model) for adaptation in record.adaptations.values()}
     if also := also_trained(model):
         card = {"also_trained": also} | card
     card = {"train_head": bool(trained_head(model)) or not record.head_paths} | card

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor, nn
 
@@ -46,8 +46,9 @@ class Method:
     """Whether dropout and drop path of the frozen model are off while it trains."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
-    of patches, `positions` that are not rotary; a classifier's `head`, a `file` (it is made from one alone), `words` (a
-    tokenizer that learns new ones), a `condition` (given before each call)."""
+    of patches, `positions` that are not rotary; layers that are called, so that their `inputs` are seen; a classifier's
+    `head`, a `file` (it is made from one alone), `words` (a tokenizer that learns new ones), a `condition` (given before
+    each call)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = ()
@@ -96,6 +97,10 @@ class Method:
 
     def finish(self, model: nn.Module) -> None:
         """When training has ended."""
+
+    def as_trained(self, model: nn.Module) -> Self:
+        """The settings with which what was learnt loads again, where training chooses some of them (ranks, steps)."""
+        return self
 
 
 @dataclass

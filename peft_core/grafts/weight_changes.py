@@ -123,7 +123,9 @@ def convolution(module: Any, x: Tensor, deltas: list[Delta]) -> Tensor:
             return y
     weight, bias = module.weight, module.bias
     if module.groups > 1 and any(delta.reads_input for delta in deltas):
-        raise PeftError("a grouped convolution takes no change with dropout of its own: set dropout to 0.")
+        raise PeftError(
+            "a grouped convolution takes no change with dropout or draws of its own: set dropout to 0, or leave it out."
+        )
     # of a grouped one s·B A x is not W' x: A would mix the channels of one group alone
     all_add = module.groups == 1 and all(delta.additive for delta in deltas) and x.dim() == 4
     adding = [delta for delta in deltas if all_add or delta.reads_input]

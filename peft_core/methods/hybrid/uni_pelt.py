@@ -23,10 +23,10 @@ class UniPELT(Method):
     Mao et al., "UniPELT: A Unified Framework for Parameter-Efficient Language Model Tuning", ACL 2022. A gate is one number a
     sample, g(x) = mean over tokens of σ(w·x + b), x what its part receives: q ← W x + g_q(x) B A x (g in the place of
     alpha/rank), v likewise, P_k and P_v times g_p(x) of the attention's input, y ← y + g_a(y) Up(relu(Down y)) for what the MLP
-    adds. A Kaiming-uniform, B zero; the prefix is made by an MLP while it trains; the adapter and its gate N(0, 0.02), biases zero,
-    the other gates as torch makes a linear: morningmoni/UniPELT (53d3c35), whose sizes are the defaults: rank 8, 10 tokens
-    through an MLP of width 512, bottleneck 48 (D/16 of a base model). Not identical at step 0. 1,410,672 parameters on
-    ViT-B/16 without that MLP.
+    adds. A is Kaiming-uniform, B zero; the prefix is made by an MLP while it trains; the adapter and its gate N(0, 0.02) with
+    biases zero, the other gates as torch makes a linear: morningmoni/UniPELT (53d3c35), whose sizes are the defaults: rank 8,
+    10 tokens through an MLP of width 512, bottleneck 48 (D/16 of a base model). Not identical at step 0. 1,410,672
+    parameters on ViT-B/16 without that MLP.
 
     Args:
         rank: one rank, or one a block where 0 means absent.
@@ -42,6 +42,7 @@ class UniPELT(Method):
     reparameterize: bool = True
     hidden: Count = 512
     identity: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("inputs",)
     not_mergeable: ClassVar[str | None] = "its gates depend on the picture."
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({"reparameterize": False}, 1_410_672),)
 
