@@ -14,6 +14,7 @@ from peft_core.grafts.graft import Delta, Graft
 from peft_core.grafts.shared import Reference, Shared
 from peft_core.grafts.side import Side, Tap
 from peft_core.grafts.tokens import Tokens
+from peft_core.parts.input_map import InputMap, MappedInput
 from peft_core.places import Where
 from peft_core.values import Whole, check_fields
 
@@ -136,6 +137,23 @@ class Plan(Where):
     def add_behind(self, sublayer: SubLayer, change: nn.Module) -> None:
         """x ← x + y + change(y), where y is what the residual step adds: behind layer scale, gate and drop path."""
         self.add_to_output(self._gate(sublayer), change, sublayer.output)
+
+    def add_before(self, sublayer: SubLayer, change: nn.Module) -> None:
+        """x ← x + change(x) for what the step's body reads: a change of the weights that read it, into which it merges, or,
+        where those cannot be changed, of what the body receives.
+
+        Args:
+            change: linear in x when it trains not, with `factors()` that say how (`parts.input_map`).
+        """
+        places = self.readers(sublayer)
+        if places is None:
+            self.join(sublayer.body, "before", InputMap(change))
+            return
+        if len(places) > 1:
+            block = "_".join(str(part) for part in (sublayer.tower, sublayer.kind, sublayer.norm) if part is not None)
+            change = self.shared(block.replace(".", "_"), lambda: change)
+        for place in places:
+            self.change_weight(place, MappedInput(change))
 
     def add_branch(
         self, sublayer: SubLayer, change: nn.Module | Branch, read: str | None = None, normed: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft_data.batches import generator_of
@@ -37,6 +37,8 @@ class Denoiser(Learning):
         clip_skip: layers of the text encoder left out at its end.
         learning: `Learning`'s settings.
     """
+
+    kept: ClassVar[tuple[str, ...]] = ("mean",)
 
     def __init__(
         self,
@@ -164,14 +166,6 @@ class Denoiser(Learning):
             with torch.no_grad():
                 for key, parameter in trained.items():
                     parameter.copy_(kept[key])
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["mean"] = self.mean
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.mean = checkpoint["mean"]
 
 
 def _inputs(noised: dict[str, Tensor]) -> dict[str, Tensor]:
