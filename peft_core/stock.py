@@ -96,9 +96,7 @@ def write_trained(model: nn.Module, adaptation: Adaptation, scale: float) -> Non
     The trained parameter itself is put aside and another one stands in its place, so that a graph made before still has
     the values it was made with; a sharded one is written over.
     """
-    for module in model.modules():
-        if callable(getattr(module, "reshard", None)):  # FSDP2's: gathered parameters are not those that stay
-            module.reshard()
+    reshard(model)
     parameters = dict(model.named_parameters())
     present = [key for key in adaptation.trained if key in parameters]
     if adaptation.scale == 1.0:
@@ -108,12 +106,19 @@ def write_trained(model: nn.Module, adaptation: Adaptation, scale: float) -> Non
         if scale == 1.0:
             _put(model, now, trained)
         else:
-            original = _like(adaptation.originals[key], trained)
+            original = like(adaptation.originals[key], trained)
             value = original if scale == 0.0 else torch.lerp(original, trained.detach(), scale)
             _put(model, now, nn.Parameter(value.clone(), requires_grad=False))
     if scale == 1.0:
         adaptation.kept = {}
     adaptation.scale = scale
+
+
+def reshard(model: nn.Module) -> None:
+    """Has parameters that FSDP2 gathered for a forward be parts again: the gathered ones are not those that stay."""
+    for module in model.modules():
+        if callable(getattr(module, "reshard", None)):
+            module.reshard()
 
 
 def _aside(parameter: nn.Parameter) -> nn.Parameter:
@@ -141,7 +146,7 @@ def _is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "placements")
 
 
-def _like(original: Tensor, parameter: Tensor) -> Tensor:
+def like(original: Tensor, parameter: Tensor) -> Tensor:
     """The original on the parameter's device, in its precision and sharded as it is."""
     original = original.to(parameter.device, parameter.dtype)
     if _is_sharded(parameter) and not _is_sharded(original):
