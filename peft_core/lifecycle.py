@@ -14,7 +14,7 @@ They do nothing for methods that want nothing. What a method has to remember bet
 which `state` and `load_state` carry through a checkpoint. The programs' training makes these calls by itself.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,12 +43,75 @@ class Progress(float):
         return self
 
 
+class Losses:
+    """What `prepare` may be given: the losses of batches, one pass over the data each time it is iterated.
+
+    Args:
+        loss: of a batch.
+        batches: iterable more than once where methods are to see the data more than once.
+        others: further losses of a batch by name, e.g. `contrastive`.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Any], Tensor],
+        batches: Iterable[Any],
+        others: Mapping[str, Callable[[Any], Tensor]] | None = None,
+    ) -> None:
+        self.loss, self.batches, self.others = loss, batches, dict(others or {})
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self.loss(batch) for batch in self.batches)
+
+    def singly(self) -> Iterator[Tensor]:
+        """The losses of single samples."""
+        return (self.loss(sample) for batch in self.batches for sample in samples_of(batch))
+
+    def named(self, name: str) -> Iterator[Tensor]:
+        return (self.others[name](batch) for batch in self.batches)
+
+
+def singly(losses: Iterable[Tensor]) -> Iterable[Tensor]:
+    """The losses of single samples where they can be had; else those given, which should be such."""
+    return losses.singly() if isinstance(losses, Losses) else losses
+
+
+def named_losses(losses: Iterable[Tensor], name: str) -> Iterable[Tensor]:
+    """The losses of another name where the training loop offers them; else those given."""
+    return losses.named(name) if isinstance(losses, Losses) and name in losses.others else losses
+
+
+def samples_of(batch: Any) -> Iterator[Any]:
+    """Batches of one sample each, of tensors, lists and tuples and dicts of them; what is no tensor or list stays."""
+    for n in range(_length(batch) or 0):
+        yield _sample(batch, n)
+
+
+def _length(batch: Any) -> int | None:
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else None
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
+    return next((found for part in parts if (found := _length(part)) is not None), None)
+
+
+def _sample(batch: Any, n: int) -> Any:
+    if isinstance(batch, Tensor):
+        return batch[n : n + 1] if batch.dim() else batch
+    if isinstance(batch, Mapping):
+        return {key: _sample(part, n) for key, part in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_sample(part, n) for part in batch))
+    if isinstance(batch, tuple) or (isinstance(batch, list) and _length(batch) is not None):
+        return type(batch)(_sample(part, n) for part in batch)
+    return batch[n : n + 1] if isinstance(batch, list) else batch
+
+
 def prepare(model: nn.Module, losses: Iterable[Any]) -> None:
     """What methods want to know of the data before training: sensitivities, Fisher information, starts from inputs.
 
     Args:
         losses: one loss a batch, each computed only when it is asked for, so that a method may stop early; a method may call
-            `backward()` on it. Gradients are gone afterwards.
+            `backward()` on it. Gradients are gone afterwards. `Losses` offers single samples, and several passes, too.
     """
     for adapted, adaptation in _adaptations(model):
         if _wants(adaptation, "prepare"):
@@ -79,6 +142,11 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> 
     groups.append({"params": [p for p in left if p.ndim > 1], "lr": lr, "weight_decay": weight_decay})
     groups.append({"params": [p for p in left if p.ndim <= 1], "lr": lr, "weight_decay": 0.0})
     return [{"lr": lr, "weight_decay": weight_decay} | group for group in groups if group["params"]]
+
+
+def instances(model: nn.Module) -> int:
+    """Over how many forwards of one batch the mean of the losses is taken, because methods draw something for each."""
+    return max((adaptation.method.forwards() for _, adaptation in _adaptations(model)), default=1)
 
 
 def penalty(model: nn.Module) -> Tensor | float:

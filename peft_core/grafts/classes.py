@@ -80,8 +80,9 @@ class AffineNorm(Changes):
         with reading(self):
             y = super().forward(input, *args, **kwargs)  # type: ignore[misc]
         if self._parameters.get("bias") is None and getattr(self, "bias", None) is None:
-            shift = changed_bias(None, list(grafts(self, Delta)), y.dtype)
+            shift = changed_bias(None, list(grafts(self, Delta)), self.weight)
             if shift is not None:
+                shift = shift.to(y.dtype)
                 y = y + shift.view(-1, *[1] * (y.dim() - 2)) if channels_first(self) else y + shift
         return y
 
@@ -123,7 +124,7 @@ def _beside(y: Tensor, x: Tensor, deltas: list[Delta]) -> Tensor:
 
 
 def _effective(name: str) -> property:
-    def stock_of(self: nn.Module) -> Tensor | None:
+    def stock_of(self: nn.Module, name: str = name) -> Tensor | None:
         # a replica under DataParallel holds plain tensors in place of parameters
         return self._parameters[name] if name in self._parameters else self.__dict__.get(name)
 
@@ -136,7 +137,7 @@ def _effective(name: str) -> property:
             return stock
         if name == "weight":
             return changed_weight(stock, deltas)  # type: ignore[arg-type]
-        return changed_bias(stock, deltas, stock.dtype)  # type: ignore[union-attr]
+        return changed_bias(stock, deltas, stock_of(self, "weight"))  # type: ignore[arg-type]
 
     def write(self: nn.Module, value: Any) -> None:
         self.__dict__[name] = value

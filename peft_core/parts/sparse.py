@@ -61,15 +61,16 @@ class Sparse(Delta):
     @torch.no_grad()
     def choose(
         self,
-        indices: Tensor,
+        indices: Tensor | None = None,
         of_bias: Tensor | None = None,
         values: Tensor | None = None,
         bias_values: Tensor | None = None,
     ) -> None:
-        """These entries train from now on, from the given values or from 0."""
-        self._take("", indices, values)
-        if self.bias_indices is not None:
-            self._take("bias_", torch.empty(0) if of_bias is None else of_bias, bias_values)
+        """These entries train from now on, from the given values or from 0; where None those that did."""
+        if indices is not None:
+            self._take("", indices, values)
+        if of_bias is not None:
+            self._take("bias_", of_bias, bias_values)
         self.chosen = True
 
     def _take(self, prefix: str, indices: Tensor, values: Tensor | None) -> None:
@@ -113,12 +114,12 @@ class Sparse(Delta):
     def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["Sparse"]) -> Tensor:
         for delta in deltas:
             delta._check()
-        return sparse_linear(x, weight, changed_bias(bias, deltas, weight.dtype), deltas)
+        return sparse_linear(x, weight, changed_bias(bias, deltas, weight), deltas)
 
     @staticmethod
     def conv_kernel(module: Any, x: Tensor, delta: "Sparse") -> Tensor | None:
         delta._check()
-        return sparse_conv(module, x, module.weight, changed_bias(module.bias, [delta], module.weight.dtype), delta)
+        return sparse_conv(module, x, module.weight, changed_bias(module.bias, [delta], module.weight), delta)
 
     # ---- files -----------------------------------------------------------------------------------------------------
 

@@ -114,6 +114,7 @@ def lacks(method: Method, anatomy: Anatomy) -> str | None:
         ("stream", all(streams)),
         ("tokens", all(s is not None and s.takes_tokens for s in streams)),
         ("positions", all(s is not None and not s.rotary for s in streams)),
+        ("inputs", all(place.called for place in anatomy.places if method.tower in (None, place.tower))),
         (
             "grid",
             all(s.grid for name, s in anatomy.streams.items() if name is None or name in towers or not any(streams)),
