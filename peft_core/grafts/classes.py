@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Delta, grafts, is_plain
-from peft_core.grafts.weight_changes import add_rows, changed_bias, changed_weight, convolution, linear
+from peft_core.grafts.weight_changes import add_rows, changed_bias, changed_weight, convolution, linear, tell
 
 _READING = "peft_core.reading"
 """Where the state of a forward has the modules whose weights read as changed."""
@@ -80,8 +80,9 @@ class AffineNorm(Changes):
         with reading(self):
             y = super().forward(input, *args, **kwargs)  # type: ignore[misc]
         if self._parameters.get("bias") is None and getattr(self, "bias", None) is None:
-            shift = changed_bias(None, list(grafts(self, Delta)), y.dtype)
+            shift = changed_bias(None, list(grafts(self, Delta)), self.weight)
             if shift is not None:
+                shift = shift.to(y.dtype)
                 y = y + shift.view(-1, *[1] * (y.dim() - 2)) if channels_first(self) else y + shift
         return y
 
@@ -116,13 +117,14 @@ def channels_first(norm: nn.Module) -> bool:
 
 
 def _beside(y: Tensor, x: Tensor, deltas: list[Delta]) -> Tensor:
+    tell(x, deltas)
     for delta in deltas:
         y = add_rows(y, delta.on_input(x, F.linear), delta.rows)
     return y
 
 
 def _effective(name: str) -> property:
-    def stock_of(self: nn.Module) -> Tensor | None:
+    def stock_of(self: nn.Module, name: str = name) -> Tensor | None:
         # a replica under DataParallel holds plain tensors in place of parameters
         return self._parameters[name] if name in self._parameters else self.__dict__.get(name)
 
@@ -135,7 +137,7 @@ def _effective(name: str) -> property:
             return stock
         if name == "weight":
             return changed_weight(stock, deltas)  # type: ignore[arg-type]
-        return changed_bias(stock, deltas, stock.dtype)  # type: ignore[union-attr]
+        return changed_bias(stock, deltas, stock_of(self, "weight"))  # type: ignore[arg-type]
 
     def write(self: nn.Module, value: Any) -> None:
         self.__dict__[name] = value
