@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -103,6 +103,11 @@ class Learning(LightningModule):
         self.loss_sum, self.loss_count = self.loss_sum.to(loss.device) + loss.detach(), self.loss_count + 1
         self.epoch_sum, self.epoch_count = self.epoch_sum.to(loss.device) + loss.detach(), self.epoch_count + 1
         return sum((lifecycle.penalty(model) for model in self.adapted().values()), loss)  # type: ignore
+
+    def mean_of(self, loss: Callable[[], Tensor]) -> Tensor:
+        """The mean loss of as many forwards as the methods ask for."""
+        times = max((lifecycle.instances(model) for model in self.adapted().values()), default=1)
+        return loss() if times == 1 else torch.stack([loss() for _ in range(times)]).mean()
 
     def note(self, index: int) -> None:
         """Adds the mean loss since the last note to `history`, some 200 times a run and at each epoch's end."""
