@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from peft_core.anatomies import Anatomy
 from peft_core.attach import Adaptation, Record, is_inserted, record_of
 from peft_core.grafts.classes import Still, restore_class, swap_class
+from peft_core.kernels.quantised import packed_of
 
 # ---- the head ------------------------------------------------------------------------------------------------------
 
@@ -179,7 +180,8 @@ def also_trained(model: nn.Module) -> list[str]:
 
 
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the stock model's buffers that its state dict holds."""
+    """Copies of the stock model's buffers that its state dict holds, those of packed weights apart, which nothing moves."""
     parameters = dict(model.named_parameters(remove_duplicate=False)).keys()
+    packed = tuple(f"{path}." for path, module in model.named_modules() if packed_of(module) is not None)
     state = model.state_dict()
-    return {k: b.clone() for k, b in state.items() if k not in parameters and not is_inserted(k)}
+    return {k: b.clone() for k, b in state.items() if k not in parameters and not is_inserted(k) and not k.startswith(packed)}
