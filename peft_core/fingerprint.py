@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from peft_core.attach import Record, is_inserted
 from peft_core.configuration import configuration_of, differs

@@ -155,7 +155,11 @@ class Where:
         """The place's weight, all rows of it; where it is quantised, its numbers in a tensor of their own."""
         module = self.model.get_submodule(place.module)
         packed, weight = packed_of(module), self._parameter(place)
-        if packed is None and isinstance(module, nn.Linear) and weight.shape != (module.out_features, module.in_features):
+        if (
+            packed is None
+            and isinstance(module, nn.Linear)
+            and weight.shape != (module.out_features, module.in_features)
+        ):
             # packed in a way that is not known: its shape and device alone
             return torch.zeros((), device=weight.device).expand(module.out_features, module.in_features)
         return weight if packed is None else dense(packed, torch.float32)

@@ -64,7 +64,10 @@ def dequantise(model: nn.Module) -> nn.Module:
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
     """Path → linear, of those whose weight may be packed."""
     anatomy = anatomy_of(model)
-    apart = {*find_heads(model, anatomy), *(p.module for p in anatomy.places if p.role == "patch_embed" or not p.called)}
+    apart = {
+        *find_heads(model, anatomy),
+        *(p.module for p in anatomy.places if p.role == "patch_embed" or not p.called),
+    }
     inside = tuple(f"{path}." for path in apart)
     apart |= {
         f"{path}.{name}" for path, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)

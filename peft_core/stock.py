@@ -184,4 +184,8 @@ def buffers_of(model: nn.Module) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters(remove_duplicate=False)).keys()
     packed = tuple(f"{path}." for path, module in model.named_modules() if packed_of(module) is not None)
     state = model.state_dict()
-    return {k: b.clone() for k, b in state.items() if k not in parameters and not is_inserted(k) and not k.startswith(packed)}
+    return {
+        k: b.clone()
+        for k, b in state.items()
+        if k not in parameters and not is_inserted(k) and not k.startswith(packed)
+    }

@@ -8,6 +8,7 @@ from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.cli.trainer import TrainerFlags
 from peft_core.jobs.data import Data, fingerprint
+from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
 from peft_core.values import Count, NotNegative, Positive, Rate, Seed, Share, Whole
@@ -24,6 +25,7 @@ def fit(
     *,
     data: Data,
     backbone: str = "reference",
+    quantize: Quantize = "none",
     method: MethodChoice = "lora",  # type: ignore[assignment]
     recipe: str | None = None,
     out: str | None = None,
@@ -31,7 +33,7 @@ def fit(
     protocol: Literal["honest", "legacy"] = "honest",
     eval_on: Literal["test", "val"] = "test",
     eval_every: Whole = 0,
-    optimizer: Literal["adamw", "sgd"] = "adamw",
+    optimizer: Literal["adamw", "sgd", "paged_adamw"] = "adamw",
     lr: Positive = 1e-3,
     weight_decay: NotNegative = 1e-4,
     batch_size: Count = 64,
@@ -55,6 +57,7 @@ def fit(
     Args:
         data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION.
         backbone: `reference`, a timm name, a model folder, or ARCHITECTURE@FILE.safetensors.
+        quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
         recipe: A name (`list recipes`) or a YAML's path; by default the data set's own.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-SEED.
@@ -62,7 +65,7 @@ def fit(
         protocol: `honest` reports the last epoch; `legacy` the epoch that scored best on the test set.
         eval_on: `test` trains on train + val; `val` trains on train and scores val, to choose settings by.
         eval_every: Score every so many epochs besides; 0 scores once, at the end (legacy: every epoch).
-        optimizer: AdamW, or SGD with momentum 0.9.
+        optimizer: AdamW, SGD with momentum 0.9, or AdamW whose state bitsandbytes pages out of a full GPU.
         lr: Highest learning rate.
         weight_decay: Not for biases and other 1-D tensors.
         batch_size: Pictures a step, over all devices.

@@ -16,6 +16,7 @@ from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.cli.trainer import TrainerFlags
+from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
 from peft_core.values import Count, NotNegative, Positive, Rate, Seed, Share, Whole
 
@@ -37,6 +38,7 @@ def fit(
     *,
     data: str | None = None,
     base: str = "reference",
+    quantize: Quantize = "none",
     method: MethodChoice = "lora",  # type: ignore[assignment]
     text_method: MethodChoice | None = None,
     recipe: str | None = None,
@@ -56,7 +58,7 @@ def fit(
     seed: Seed = 0,
     steps: Count = 500,
     batch_size: Count = 1,
-    optimizer: Literal["adamw", "sgd", "adamw8bit"] = "adamw",
+    optimizer: Literal["adamw", "sgd", "adamw8bit", "paged_adamw"] = "adamw",
     lr: Positive = 1e-4,
     text_lr: Positive | None = None,
     weight_decay: NotNegative = 1e-2,
@@ -90,6 +92,7 @@ def fit(
             list of concepts in a .json file. For a control a folder of images/, conditions/ and captions/, one with
             metadata.jsonl, hf/<repo>, or world/control/canny.
         base: `reference`, a diffusers folder, a hub id, FILE.safetensors or CONFIG_FOLDER@FILE.safetensors.
+        quantize: Bits of the UNet's frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset for the UNet (`list methods`); textual_inversion trains new tokens alone.
         text_method: A method for the text encoders, which stay frozen without one.
         recipe: A name (`list recipes`) or a YAML's path; by default dreambooth with a prompt, else text_to_image.
@@ -109,7 +112,7 @@ def fit(
         seed: Of the adapter, the order of the pictures, noise, and all chance in training.
         steps: Optimiser steps.
         batch_size: Pictures a step, over all devices; as many prior pictures come on top.
-        optimizer: AdamW, SGD with momentum 0.9, or 8-bit AdamW of bitsandbytes.
+        optimizer: AdamW, SGD with momentum 0.9, or bitsandbytes' 8-bit AdamW, or its AdamW that pages out of a full GPU.
         lr: Highest learning rate.
         text_lr: That of text encoders and new tokens; lr where not given.
         weight_decay: Not for biases and other 1-D tensors.

@@ -86,7 +86,8 @@ class Delta(Graft):
 
     `kernel(x, W, b, deltas)` may compute a linear faster than F.linear(x, W', b'); it is used where all changes of a
     linear are of its type; `conv_kernel(module, x, delta)` likewise runs a convolution's only change, or gives None where
-    it cannot; `packed_kernel(x, packed, b, deltas)` a linear of a quantised weight. A change with `reads_input` cannot be written as a weight: `on_input` adds to the output.
+    it cannot, and `packed_kernel(x, packed, b, deltas)` a linear whose weight is quantised. A change with `reads_input`
+    cannot be written as a weight: `on_input` adds to the output.
     """
 
     kernel: ClassVar[Any] = None

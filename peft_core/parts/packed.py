@@ -52,7 +52,9 @@ class PackedLinear(nn.Linear):
         return packed_linear(input, self.packed(), self.bias)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, {self.bits} bits, {self.size} a group"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, {self.bits} bits, {self.size} a group"
+        )
 
 
 class NF4Linear(PackedLinear):
@@ -109,7 +111,9 @@ def packed_bits(codes: Annotated[Tensor, "out in"], bits: int) -> Annotated[Tens
 def group_size(width: int, wanted: int, bits: int) -> int:
     """The largest size up to `wanted` that divides the width."""
     if width % (8 // bits):
-        raise PeftError(f"an input width of {width} does not fill bytes with {bits} bits each: leave that layer as it is.")
+        raise PeftError(
+            f"an input width of {width} does not fill bytes with {bits} bits each: leave that layer as it is."
+        )
     return max(size for size in range(1, min(wanted, width) + 1) if width % size == 0)
 
 
