@@ -16,6 +16,7 @@ from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.fingerprint import backbone_of, check_backbone
 from peft_core.former import tensors_of
+from peft_core.grafts.graft import Graft
 from peft_core.grafts.head import OwnHead, copied_head
 from peft_core.method import Method
 from peft_core.registry import check_known, make_method
@@ -44,7 +45,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, **card: Any) -> Pa
             )
     for adaptation in record.adaptations.values():
         check_known(adaptation.method)
-    methods = {adaptation.name: adaptation.method for adaptation in record.adaptations.values()}
+    methods = {adaptation.name: adaptation.method.as_trained(model) for adaptation in record.adaptations.values()}
     if also := also_trained(model):
         card = {"also_trained": also} | card
     card = {"train_head": bool(trained_head(model)) or not record.head_paths} | card
@@ -128,8 +129,10 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
             adapt(model, method, name=prefix + entry["name"], train_head=card["train_head"])
             if before or entry.get("own_head"):
                 weights = _give_head(model, prefix + entry["name"], weights)
+        weights = tensors_of(weights, _expected(model, before, also), model)
+        for name in [name for name in record_of(model).adaptations if name not in before]:
+            _fit(model, name, weights)
         expected = _expected(model, before, also)
-        weights = tensors_of(weights, expected, model)
         check_tensors(expected, weights, Path(folder))
         if not force:
             check_backbone(model, card["backbone"], Path(folder), also)
@@ -146,6 +149,14 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
             state[key].requires_grad_(True)
     model.load_state_dict(weights, strict=False)
     return model
+
+
+def _fit(model: nn.Module, name: str, weights: dict[str, Tensor]) -> None:
+    """Grafts whose sizes a file decides take them."""
+    for path, module in model.named_modules():
+        if not isinstance(module, Graft) or not is_inserted(f"{path}.") or inserted_by(f"{path}.") != name:
+            continue
+        module.fit({k.removeprefix(f"{path}."): v for k, v in weights.items() if k.startswith(f"{path}.")})
 
 
 def _expected(model: nn.Module, before: set[str], also: list[str]) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
-"""What a method may want besides its forward: five calls that a training loop makes, each a method of `Method`.
+"""What a method may want besides its forward: six calls that a training loop makes, each a method of `Method`.
 
     prepare(model, losses)                      # once, before the optimiser: losses is an iterable of batches' losses
     optimiser = AdamW(parameter_groups(model, lr, weight_decay))
     for step, batch in enumerate(batches):
         (loss(model, batch) + penalty(model)).backward()
+        before_step(model)
         optimiser.step()
         after_step(model, Progress(step + 1, steps))
         optimiser.zero_grad()
@@ -13,7 +14,7 @@ They do nothing for methods that want nothing. What a method has to remember bet
 which `state` and `load_state` carry through a checkpoint. The programs' training makes these calls by itself.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,12 +43,75 @@ class Progress(float):
         return self
 
 
+class Losses:
+    """What `prepare` may be given: the losses of batches, one pass over the data each time it is iterated.
+
+    Args:
+        loss: of a batch.
+        batches: iterable more than once where methods are to see the data more than once.
+        others: further losses of a batch by name, e.g. `contrastive`.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Any], Tensor],
+        batches: Iterable[Any],
+        others: Mapping[str, Callable[[Any], Tensor]] | None = None,
+    ) -> None:
+        self.loss, self.batches, self.others = loss, batches, dict(others or {})
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self.loss(batch) for batch in self.batches)
+
+    def singly(self) -> Iterator[Tensor]:
+        """The losses of single samples."""
+        return (self.loss(sample) for batch in self.batches for sample in samples_of(batch))
+
+    def named(self, name: str) -> Iterator[Tensor]:
+        return (self.others[name](batch) for batch in self.batches)
+
+
+def singly(losses: Iterable[Tensor]) -> Iterable[Tensor]:
+    """The losses of single samples where they can be had; else those given, which should be such."""
+    return losses.singly() if isinstance(losses, Losses) else losses
+
+
+def named_losses(losses: Iterable[Tensor], name: str) -> Iterable[Tensor]:
+    """The losses of another name where the training loop offers them; else those given."""
+    return losses.named(name) if isinstance(losses, Losses) and name in losses.others else losses
+
+
+def samples_of(batch: Any) -> Iterator[Any]:
+    """Batches of one sample each, of tensors, lists and tuples and dicts of them; what is no tensor or list stays."""
+    for n in range(_length(batch) or 0):
+        yield _sample(batch, n)
+
+
+def _length(batch: Any) -> int | None:
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else None
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
+    return next((found for part in parts if (found := _length(part)) is not None), None)
+
+
+def _sample(batch: Any, n: int) -> Any:
+    if isinstance(batch, Tensor):
+        return batch[n : n + 1] if batch.dim() else batch
+    if isinstance(batch, Mapping):
+        return {key: _sample(part, n) for key, part in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_sample(part, n) for part in batch))
+    if isinstance(batch, tuple) or (isinstance(batch, list) and _length(batch) is not None):
+        return type(batch)(_sample(part, n) for part in batch)
+    return batch[n : n + 1] if isinstance(batch, list) else batch
+
+
 def prepare(model: nn.Module, losses: Iterable[Any]) -> None:
     """What methods want to know of the data before training: sensitivities, Fisher information, starts from inputs.
 
     Args:
         losses: one loss a batch, each computed only when it is asked for, so that a method may stop early; a method may call
-            `backward()` on it. Gradients are gone afterwards.
+            `backward()` on it. Gradients are gone afterwards. `Losses` offers single samples, and several passes, too.
     """
     for adapted, adaptation in _adaptations(model):
         if _wants(adaptation, "prepare"):
@@ -80,10 +144,22 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> 
     return [{"lr": lr, "weight_decay": weight_decay} | group for group in groups if group["params"]]
 
 
+def instances(model: nn.Module) -> int:
+    """Over how many forwards of one batch the mean of the losses is taken, because methods draw something for each."""
+    return max((adaptation.method.forwards() for _, adaptation in _adaptations(model)), default=1)
+
+
 def penalty(model: nn.Module) -> Tensor | float:
     """What methods add to the loss; 0.0 where none adds anything."""
     found = [a.method.penalty(adapted) for adapted, a in _adaptations(model) if _wants(a, "penalty")]
     return sum(found, 0.0)
+
+
+def before_step(model: nn.Module) -> None:
+    """What methods do to the gradients that an optimiser step is about to use: after they are all there, and clipped."""
+    with torch.no_grad():
+        for adapted, adaptation in _adaptations(model):
+            adaptation.method.before_step(adapted)
 
 
 def after_step(model: nn.Module, progress: float) -> None:
@@ -122,6 +198,41 @@ def own_grafts(model: nn.Module, method: "Method", kind: type["Graft"] | None = 
     for _, _, graft in grafts_named(model, adaptation_of(model, method).name):
         if kind is None or isinstance(graft, kind):
             yield graft
+
+
+def own_weights(
+    model: nn.Module, method: "Method", kind: type["Graft"] | None = None
+) -> Iterator[tuple[Any, nn.Parameter]]:
+    """The method's weight changes on a model, each with the stock weight that it changes (rows `change.rows` of it)."""
+    for module, _, graft in grafts_named(model, adaptation_of(model, method).name):
+        if kind is None or isinstance(graft, kind):
+            parameter = module._parameters.get("in_proj_weight", module._parameters.get("weight"))
+            if parameter is not None:
+                yield graft, parameter
+
+
+def mean_gradients(weights: Iterable[nn.Parameter], losses: Iterable[Tensor]) -> list[Tensor]:
+    """∂L/∂W of these stock weights, the mean over the losses; for `prepare`."""
+    chosen, count = list(weights), 0
+    distinct = list({id(weight): weight for weight in chosen}.values())
+    needed = [weight.requires_grad for weight in distinct]
+    places = {id(weight): at for at, weight in enumerate(distinct)}
+    sums = [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in distinct]
+    try:
+        for weight in distinct:
+            weight.requires_grad_(True)
+        for loss in losses:
+            found = torch.autograd.grad(loss, distinct, allow_unused=True)
+            for total, gradient in zip(sums, found, strict=True):
+                if gradient is not None:
+                    total += gradient
+            count += 1
+    finally:
+        for weight, before in zip(distinct, needed, strict=True):
+            weight.requires_grad_(before)
+    if not count:
+        raise PeftError("a start from gradients needs at least one batch's loss.")
+    return [sums[places[id(weight)]] / count for weight in chosen]
 
 
 def forget_shared(model: nn.Module, method: "Method") -> None:

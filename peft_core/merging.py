@@ -29,7 +29,7 @@ def check_mergeable(
         return
     if not isinstance(graft, Delta):
         raise NotMergeable(f"a {type(module).__name__} at role {slot} has no weight that could take what follows it.")
-    weight_name, bias_name = _names(module)
+    weight_name, bias_name = names_of(module)
     weight, bias = module._parameters.get(weight_name), module._parameters.get(bias_name)
     if weight is None or not is_plain(weight):
         raise NotMergeable(
@@ -40,7 +40,7 @@ def check_mergeable(
         raise NotMergeable(
             f"the weight at role {slot} is tied to another module's, which would change with it: untie them."
         )
-    if bias is None and graft.bias(None) is not None:
+    if bias is None and (graft.shifts or graft.bias(None) is not None):
         raise NotMergeable(f"a {type(module).__name__} at role {slot} has no bias that could take the shift.")
     for owner, slots in slots_of(module).items():
         if owner == name:
@@ -60,21 +60,25 @@ def _overlap(one: Delta, other: Delta) -> bool:
     return max(one.rows[0], other.rows[0]) < min(one.rows[1], other.rows[1])
 
 
-def _names(module: nn.Module) -> tuple[str, str]:
+def names_of(module: nn.Module) -> tuple[str, str]:
+    """What a changed module calls its weight and its bias."""
     return ("in_proj_weight", "in_proj_bias") if "in_proj_weight" in module._parameters else ("weight", "bias")
 
 
 def write(model: nn.Module, module: nn.Module, delta: Delta, undo: list[tuple[Tensor, Tensor]]) -> None:
-    weight_name, bias_name = _names(module)
+    weight_name, bias_name = names_of(module)
     weight, bias = module._parameters[weight_name], module._parameters.get(bias_name)
     assert weight is not None
+    before = weight.detach().clone() if delta.shifts else weight
+    trains, delta.training = delta.training, False  # what a change draws in training is not written
     for stock in (weight, bias):
         # what another adaptation remembers of a parameter that it trains is changed alike
         for now in (*_remembered(model, stock), stock):
             if now is not None:
-                new = changed_weight(now, [delta]) if stock is weight else changed_bias(now, [delta], now.dtype)
+                new = changed_weight(now, [delta]) if stock is weight else changed_bias(now, [delta], before)
                 undo.append((now, now.detach().clone()))
                 now.copy_(new)  # type: ignore[arg-type]
+    delta.training = trains
 
 
 def _remembered(model: nn.Module, parameter: nn.Parameter | None) -> Iterator[Tensor]:

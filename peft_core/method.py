@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from peft_core.grafts.graft import Delta, Graft
 from peft_core.grafts.shared import Reference, Shared
 from peft_core.grafts.side import Side, Tap
 from peft_core.grafts.tokens import Tokens
+from peft_core.parts.input_map import InputMap, MappedInput
 from peft_core.places import Where
 from peft_core.values import Whole, check_fields
 
@@ -46,8 +47,9 @@ class Method:
     """Whether dropout and drop path of the frozen model are off while it trains."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
-    of patches, `positions` that are not rotary; a classifier's `head`, a `file` (it is made from one alone), `words` (a
-    tokenizer that learns new ones), a `condition` (given before each call)."""
+    of patches, `positions` that are not rotary; layers that are called, so that their `inputs` are seen; a classifier's
+    `head`, a `file` (it is made from one alone), `words` (a tokenizer that learns new ones), a `condition` (given before
+    each call)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = ()
@@ -84,15 +86,26 @@ class Method:
         """Groups, with `params` and what else the optimiser takes, for parameters that want other settings."""
         return ()
 
+    def forwards(self) -> int:
+        """Forwards a step, with draws of their own, whose mean loss trains."""
+        return 1
+
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Added to the loss of each step."""
         return 0.0
+
+    def before_step(self, model: nn.Module) -> None:
+        """Before each optimiser step, when gradients are there and clipped: to change them."""
 
     def after_step(self, model: nn.Module, progress: float) -> None:
         """After each optimiser step, without gradient recording; gradients of the step are still there."""
 
     def finish(self, model: nn.Module) -> None:
         """When training has ended."""
+
+    def as_trained(self, model: nn.Module) -> Self:
+        """The settings with which what was learnt loads again, where training chooses some of them (ranks, steps)."""
+        return self
 
 
 @dataclass
@@ -112,6 +125,10 @@ class Plan(Where):
         self.check(place, delta)
         if not place.called and getattr(delta, "dropout", None) is not None:
             raise PeftError(f"dropout cannot act at {place.module}, whose weight is read without calling it.")
+        if not place.called and delta.reads_input:
+            raise PeftError(
+                f"{self.method.name} depends on what {place.module} receives, whose weight is read without calling it."
+            )
         delta.called = place.called
         self.grafts.append((place.module, place.role, delta))
 
@@ -124,6 +141,23 @@ class Plan(Where):
     def add_behind(self, sublayer: SubLayer, change: nn.Module) -> None:
         """x ← x + y + change(y), where y is what the residual step adds: behind layer scale, gate and drop path."""
         self.add_to_output(self._gate(sublayer), change, sublayer.output)
+
+    def add_before(self, sublayer: SubLayer, change: nn.Module) -> None:
+        """x ← x + change(x) for what the step's body reads: a change of the weights that read it, into which it merges, or,
+        where those cannot be changed, of what the body receives.
+
+        Args:
+            change: linear in x when it trains not, with `factors()` that say how (`parts.input_map`).
+        """
+        places = self.readers(sublayer)
+        if places is None:
+            self.join(sublayer.body, "before", InputMap(change))
+            return
+        if len(places) > 1:
+            block = "_".join(str(part) for part in (sublayer.tower, sublayer.kind, sublayer.norm) if part is not None)
+            change = self.shared(block.replace(".", "_"), lambda: change)
+        for place in places:
+            self.change_weight(place, MappedInput(change))
 
     def add_branch(
         self, sublayer: SubLayer, change: nn.Module | Branch, read: str | None = None, normed: bool = False
@@ -188,14 +222,16 @@ class Plan(Where):
         self.grafts.append((module, slot, graft))
 
     def add_tokens(
-        self, blocks: Sequence[str], tokens: nn.Parameter, stream: Stream, dropout: float, strip: bool = True
-    ) -> None:
-        """Tokens P D stand in the sequence from the first of these consecutive blocks to the last; without `strip`, to
-        the model's end."""
+        self, blocks: Sequence[str], tokens: nn.Parameter | nn.Module, stream: Stream, dropout: float = 0.0,
+        strip: bool = True, count: int | None = None,
+    ) -> None:  # fmt: skip
+        """Tokens stand in the sequence from the first of these consecutive blocks to the last; without `strip`, to the
+        model's end. They are P D, or what a module makes of what the first block receives, `count` of them."""
+        count = len(cast(Tensor, tokens)) if count is None else count
         for path, following in zip(blocks, [*blocks[1:], None], strict=True):
             first = path == blocks[0]
             own, comes = (tokens, None) if first else (None, path)
-            graft = Tokens(own, len(tokens), stream.prefix, dropout, comes, following)
+            graft = Tokens(own, count, stream.prefix, dropout, comes, following)
             graft.arg, graft.output = stream.arg, stream.output
             graft.stays = following is None and not strip
             self.grafts.append((path, "tokens", graft))

@@ -1,5 +1,6 @@
 """Where a method works on a model: its chosen blocks, places and residual steps, and what stands there."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from peft_core.anatomies import Anatomy, Place, Stream, SubLayer
 from peft_core.errors import PeftError, nearest
-from peft_core.grafts.graft import Delta, grafts
+from peft_core.grafts.graft import Delta, grafts, is_plain
 from peft_core.grafts.weight_changes import changed_weight
 from peft_core.kernels.quantised import dense, packed_of
 
@@ -81,6 +82,43 @@ class Where:
             size = 0 if width is None else self.width(width, place.block, place.tower, min(self.shape(place)))
             if width is None or size:
                 yield place, size
+
+    def biased(
+        self, targets: Sequence[str] | None, default: Sequence[str], change: type[Delta] | None = None
+    ) -> Iterator[Place]:
+        """As `places`, for changes that reach the bias too: by default all of these roles that there are, but for weights
+        whose bias lies outside their module (EVA's fused qkv).
+
+        Raises:
+            PeftError: such a one was asked for.
+        """
+        known = self.anatomy.roles()
+        present = [role for role in default if role in known or (role == "qkv" and "q" in known)]
+        for place, _ in self.places(present if targets is None else targets):
+            if not place.called and place.bias is None:
+                if targets is None:
+                    continue
+                raise PeftError(
+                    f"{self.method.name} cannot change {place.module}, whose bias lies outside it: leave {place.role} "
+                    "out of targets."
+                )
+            if change is not None:
+                self.check(place, change)
+            yield place
+
+    def readers(self, sublayer: SubLayer) -> list[Place] | None:
+        """The whole weights that read what the step's body reads, one a module; None where a reader cannot be changed with
+        its bias, so that a change of what they read has to stand before the body."""
+        whole = {p.module: p for p in reversed(self.anatomy.places) if p.module in sublayer.into}
+        found: list[Place] = []
+        for path in sublayer.into:
+            module = self.model.get_submodule(path)
+            place = whole.get(path) or Place("input", path, sublayer.block, tower=sublayer.tower)
+            weight = module._parameters.get(place.weight)
+            if weight is None or weight.dim() != 2 or not is_plain(weight) or not place.called:
+                return None
+            found.append(dataclasses.replace(place, role="input", rows=None))
+        return found
 
     def towers(self) -> Iterator[tuple[str | None, list[str]]]:
         """The chosen towers with the paths of their blocks."""

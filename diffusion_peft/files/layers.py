@@ -124,6 +124,11 @@ def layer_of(graft: nn.Module) -> Layer | None:
     """What a file says of this graft; None where files have no word for it."""
     inner = graft.change if isinstance(graft, Normed) else graft
     kind = KINDS.get(type(inner))  # type: ignore[arg-type]
+    if (
+        kind is None and isinstance(inner, LowRank) and inner.rows is None
+    ):  # of a kin: as the low-rank change that it is
+        down, up = (factor.detach().cpu().clone() for factor in inner.factors_at_use())
+        return Layer("lora", {"A": down, "B": up}, inner.scale)
     if kind is None or inner.rows is not None:
         return None
     tensors = {key: value.detach().cpu().clone() for key, value in inner.named_parameters()}

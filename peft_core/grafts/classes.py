@@ -21,6 +21,7 @@ from peft_core.grafts.weight_changes import (
     changed_weight,
     convolution,
     linear,
+    tell,
     transforms_are_active,
 )
 from peft_core.kernels.quantised import Packed, dense, packed_linear, packed_of
@@ -63,6 +64,7 @@ class OpaqueLinear(Changes):
 
     def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         deltas = list(grafts(self, Delta))
+        tell(input, deltas)
         packed = packed_of(self) if deltas and not args and not kwargs else None
         if packed is None or self._has_another_inference(packed):
             return _beside(super().forward(input, *args, **kwargs), input, deltas)  # type: ignore[misc]
@@ -100,8 +102,9 @@ class AffineNorm(Changes):
         with reading(self):
             y = super().forward(input, *args, **kwargs)  # type: ignore[misc]
         if self._parameters.get("bias") is None and getattr(self, "bias", None) is None:
-            shift = changed_bias(None, list(grafts(self, Delta)), y.dtype)
+            shift = changed_bias(None, list(grafts(self, Delta)), self.weight)
             if shift is not None:
+                shift = shift.to(y.dtype)
                 y = y + shift.view(-1, *[1] * (y.dim() - 2)) if channels_first(self) else y + shift
         return y
 
@@ -136,13 +139,14 @@ def channels_first(norm: nn.Module) -> bool:
 
 
 def _beside(y: Tensor, x: Tensor, deltas: list[Delta]) -> Tensor:
+    tell(x, deltas)
     for delta in deltas:
         y = add_rows(y, delta.on_input(x, F.linear), delta.rows)
     return y
 
 
 def _effective(name: str) -> property:
-    def stock_of(self: nn.Module) -> Tensor | None:
+    def stock_of(self: nn.Module, name: str = name) -> Tensor | None:
         # a replica under DataParallel holds plain tensors in place of parameters
         return self._parameters[name] if name in self._parameters else self.__dict__.get(name)
 
@@ -155,7 +159,7 @@ def _effective(name: str) -> property:
             return stock
         if name == "weight":
             return changed_weight(stock, deltas)  # type: ignore[arg-type]
-        return changed_bias(stock, deltas, stock.dtype)  # type: ignore[union-attr]
+        return changed_bias(stock, deltas, stock_of(self, "weight"))  # type: ignore[arg-type]
 
     def write(self: nn.Module, value: Any) -> None:
         self.__dict__[name] = value

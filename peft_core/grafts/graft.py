@@ -7,7 +7,7 @@ whose forward runs with the changed weight (`weight_changes`); everything else a
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +40,13 @@ class Graft(nn.Module):
 
     def named(self, adaptation: str, path: str, slot: str) -> None:
         """Told once where it stands: what it needs of that for its keys in the state of a forward."""
+
+    def fit(self, tensors: Mapping[str, Tensor]) -> None:
+        """Told the tensors, by their names here, that are about to be loaded: it may take their sizes.
+
+        Raises:
+            PeftError: they cannot be its own.
+        """
 
     def before(self, x: Tensor) -> Tensor:
         """What the module receives in place of x."""
@@ -99,6 +106,12 @@ class Delta(Graft):
     """W' = W + C with a C that does not depend on W: such changes may be written into W in any order."""
     needs_matrix: ClassVar[bool] = False
     """It factors a matrix or acts on inputs: the vectors of norms are refused."""
+    shifts: ClassVar[bool] = False
+    """It adds to the bias what it makes of the weight: `shift`."""
+    maps_input: ClassVar[bool] = False
+    """`on_input` gives what is added to the input, not to the output."""
+    kernel_reads_input: ClassVar[bool] = False
+    """Its kernel runs it also while it `reads_input`."""
     rebuilds_input: ClassVar[bool] = False
     """Its kernel keeps an input's source where the input carries a tag (see `rebuild`)."""
     reads_input: bool = False
@@ -125,6 +138,10 @@ class Delta(Graft):
 
     def bias(self, bias: Tensor | None) -> Tensor | None:
         return bias
+
+    def shift(self, weight: Tensor) -> Tensor:
+        """b' = bias(b) + shift(W), with the W that `forward` gets."""
+        raise NotImplementedError(f"{type(self).__name__} must define shift(W) where it shifts")
 
     def on_input(self, x: Tensor, run) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define on_input(x, run)")

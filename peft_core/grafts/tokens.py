@@ -1,24 +1,24 @@
 """Tokens: they stand in the sequence while a block works, and between blocks no one else sees them."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.grafts.calls import state
+from peft_core.grafts.calls import hand_on, handed
 from peft_core.grafts.graft import Graft
 
 
 class Tokens(Graft):
     """Tokens P D stand behind the first `prefix` ones of x within a block: (B N D) -> (B N+P D) -> (B N D).
 
-    Of tokens that are carried through several blocks, what a block made of them goes with its output to the next block:
-    on the tensor itself, so that a block that is run again under checkpointing finds them, and in the state of the
-    forward, for where something was done to the output in between. Features taken between blocks hold none.
+    Of tokens that are carried through several blocks, what a block made of them goes with its output to the next block.
+    Features taken between blocks hold none.
 
     Args:
-        tokens: P D where they begin; None where they come from the block before.
+        tokens: P D where they begin, or a module that makes them, P D or B P D, from x; None where they come from the block
+            before.
         comes, goes: under which key they come from the block before and go to the next; None where they begin or end.
         dropout: on the tokens where they begin, a mask for each sample.
     """
@@ -26,7 +26,7 @@ class Tokens(Graft):
     scalable: ClassVar[bool] = False
     wraps: ClassVar[bool] = True
 
-    def __init__(self, tokens: nn.Parameter | None, count: int, prefix: int, dropout: float, comes: str | None,
+    def __init__(self, tokens: nn.Parameter | nn.Module | None, count: int, prefix: int, dropout: float, comes: str | None,
                  goes: str | None):  # fmt: skip
         super().__init__()
         self.tokens = tokens
@@ -41,10 +41,11 @@ class Tokens(Graft):
         self.comes, self.goes = (None if key is None else f"{adaptation}/{key}" for key in (self.comes, self.goes))
 
     def before(self, x: Tensor) -> Tensor:
-        if self.tokens is not None:
-            tokens = self.dropout(self.tokens.expand(x.shape[0], -1, -1)).to(x.dtype)
-        else:
+        if self.tokens is None:
             tokens = self._carried(x)
+        else:
+            made = self.tokens(x) if isinstance(self.tokens, nn.Module) else self.tokens
+            tokens = self.dropout(made.expand(x.shape[0], -1, -1)).to(x.dtype)
         return torch.cat((x[:, : self.prefix], tokens, x[:, self.prefix :]), dim=1)
 
     def after(self, y: Tensor) -> Tensor:
@@ -53,15 +54,11 @@ class Tokens(Graft):
         end = self.prefix + self.count
         left = torch.cat((y[:, : self.prefix], y[:, end:]), dim=1)
         if self.goes is not None:
-            state()[self.goes] = tokens = y[:, self.prefix : end].clone()  # a view would keep all of y
-            if not torch.compiler.is_compiling():
-                left._peft_carried = {**getattr(y, "_peft_carried", {}), self.goes: tokens}  # type: ignore[attr-defined]
+            hand_on(left, self.goes, y[:, self.prefix : end].clone(), y)  # a view would keep all of y
         return left
 
     def _carried(self, x: Tensor) -> Tensor:
-        on_tensor: dict[str, Any] = {} if torch.compiler.is_compiling() else getattr(x, "_peft_carried", {})
-        found = on_tensor.get(self.comes)  # type: ignore
-        found = state().get(self.comes) if found is None else found
+        found = handed(x, self.comes)
         if found is None:
             raise PeftError(
                 "prompts that are carried from block to block need the blocks in one forward: checkpoint them with "

@@ -163,6 +163,5 @@ def lowrank_conv(module: nn.Conv2d, x: Tensor, delta: Any) -> Tensor | None:
         geometry,
         Part(delta.scale * delta.factor, None),
         autocast_dtype(x.device.type),
-        delta.A,
-        delta.B,
+        *delta.factors(),
     )

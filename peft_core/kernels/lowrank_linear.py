@@ -169,9 +169,9 @@ def lowrank_linear(
     bias: Annotated[Tensor | None, "out"],
     deltas: list[Any],
 ) -> Annotated[Tensor, "... out"]:
-    """F.linear(x, W + Σ s·B A, b): x (…, in), W (out, in), A (r, in), B (rows, r)."""
+    """F.linear(x, W + Σ s·B A, b): x (…, in), W (out, in), A (r, in) and B (rows, r) of `delta.factors()`."""
     parts = tuple(Part(delta.scale * delta.factor, delta.rows) for delta in deltas)
-    factors = [factor for delta in deltas for factor in (delta.A, delta.B)]
+    factors = [factor for delta in deltas for factor in delta.factors()]
     return _LowRankLinear.apply(  # type: ignore[no-any-return]
         x, weight, bias, *kept_for(x), parts, autocast_dtype(x.device.type), *factors
     )

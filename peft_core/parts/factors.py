@@ -22,8 +22,8 @@ def add_scaled(weight: Tensor, change: Tensor, scale: float) -> Tensor:
 
 
 def tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """A convolution's weight (out, in, kh, kw) from its core (r, r, kh, kw), a (r, out) and b (r, in)."""
-    return torch.einsum("ijhw,io,jc->ochw", core, a, b)
+    """A convolution's weight (out, in, kh, kw) from its core (r, r, kh, kw), a (r, out) and b (r, in), or several."""
+    return torch.einsum("...ijhw,...io,...jc->...ochw", core, a, b)
 
 
 def is_spatial(weight: Tensor) -> bool:

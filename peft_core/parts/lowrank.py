@@ -36,8 +36,22 @@ class LowRank(Delta):
         self.scale = scale
         self.dropout = nn.Dropout(dropout) if dropout else None
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (r, in) and B (out, r) of the change as it acts now; a subclass makes them of what it trains."""
+        return self.A, self.B
+
+    def factors_at_use(self) -> tuple[Tensor, Tensor]:
+        """The factors outside of training."""
+        trains = self.training
+        self.training = False
+        try:
+            return self.factors()
+        finally:
+            self.training = trains
+
     def forward(self, weight: Tensor) -> Tensor:
-        change = (self.B @ self.A).view(weight.shape)
+        down, up = self.factors()
+        change = (up @ down).view(weight.shape)
         return torch.add(weight, change, alpha=self.scale).to(weight.dtype)
 
     @property
@@ -46,10 +60,11 @@ class LowRank(Delta):
 
     def on_input(self, x: Tensor, run) -> Tensor:
         """s·B A drop(x) as two small layers; `run(x, A)` applies A as the stock layer would apply its weight."""
+        down, up = self.factors()
         x = x if self.dropout is None else self.dropout(x)
-        inner = run(match(x, self.A), self.A)
+        inner = run(match(x, down), down)
         mixed = inner.movedim(1, -1) if inner.dim() == 4 else inner
-        out = F.linear(mixed, self.B * (self.scale * self.factor))
+        out = F.linear(mixed, up * (self.scale * self.factor))
         return out.movedim(-1, 1) if inner.dim() == 4 else out
 
     kernel = staticmethod(lowrank_linear)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
+from peft_core import lifecycle
 from peft_core.adaptation import adapt
 from peft_core.errors import PeftError
 from peft_core.method import Method
 from peft_core.registry import find_method, known_for_now
-from peft_core.testing.families import Family, lacks, loss, perturb, usual_families
+from peft_core.testing.families import Family, Losses, lacks, loss, perturb, usual_families
 from peft_core.testing.promises import (
     BrokenContract,
     adapted,
@@ -68,6 +69,8 @@ def check(family: Family, method: Method) -> str | None:
         hold(same(model, family.stock) and not adapted(model), "a refusal leaves the model as it was", family, method)
         return str(refusal)
     promise = functools.partial(hold, family=family, method=method)
+    if lifecycle.wants(model, "prepare"):
+        lifecycle.prepare(model, Losses(model, family))
     starts(model, family, method, promise)
     trains(model, family, promise)
     model.zero_grad(set_to_none=True)

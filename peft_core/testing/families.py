@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,17 @@ def loss(y: Tensor) -> Tensor:
     return (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum()
 
 
+class Losses:
+    """What `prepare` is given: the losses of two batches, as often as they are asked for."""
+
+    def __init__(self, model: nn.Module, family: Family) -> None:
+        self.model, self.family = model, family
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for _ in range(2):
+            yield loss(self.family(self.model))
+
+
 def lacks(method: Method, anatomy: Anatomy) -> str | None:
     """What of a method's `suits`, `needs` and tower a family has not."""
     if method.suits and anatomy.family not in method.suits:
@@ -103,6 +114,7 @@ def lacks(method: Method, anatomy: Anatomy) -> str | None:
         ("stream", all(streams)),
         ("tokens", all(s is not None and s.takes_tokens for s in streams)),
         ("positions", all(s is not None and not s.rotary for s in streams)),
+        ("inputs", all(place.called for place in anatomy.places if method.tower in (None, place.tower))),
         (
             "grid",
             all(s.grid for name, s in anatomy.streams.items() if name is None or name in towers or not any(streams)),

@@ -55,7 +55,8 @@ def trains(model: nn.Module, family: Family, promise: Promise) -> None:
     promise(trains == own, "what trains is the adapter and the head")
     if trains:
         loss(family(model)).backward()
-    dead = {key for key in trains if (g := parameters[key].grad) is None or not g.abs().sum() > 0}
+    full = {key for key in trains if parameters[key].numel()}
+    dead = {key for key in full if (g := parameters[key].grad) is None or not g.abs().sum() > 0}
     # softmax does not see a bias that all keys share
     dead = {key for key in dead - family.unused if not key.endswith(("k_proj.bias", "k_norm.bias"))}
     promise(not dead, f"a gradient reaches every parameter ({', '.join(sorted(dead)[:3])})")

@@ -47,6 +47,7 @@ def inserted(model: nn.Module, method: str, hyper: dict[str, Any]) -> int:
 
 ROWS: list[tuple[str, dict[str, Any], int, int]] = [
     ("lora", {"rank": 4}, 797_184, 5_806_080),
+    ("t_lora", {"rank": 64}, 12_763_136, 92_933_120),
     ("lora", {"rank": 8}, 1_594_368, 11_612_160),
     ("lora", {"rank": 16}, 3_188_736, 23_224_320),
     ("lora", {"rank": 32}, 6_377_472, 46_448_640),

@@ -7,6 +7,8 @@ visinf/adapter_plus 191c4ab: post with channel scale, houlsby, intermediate (`pf
 ShoufaChen/AdaptFormer 6967d67: unfused q, k, v, mean pooling, learnt scale; the video model, its BatchNorm head and fc_norm;
 dongzelian/SSF e94e0e7: layer scale and drop path;
 KMnP/vpt 4410440: shallow, deep, MAE's two ways to pool, `tinytl-bias`;
+heekhero/DTL bf6c51e: four blocks, h joins behind the last two; DTL+ on 2 × 2 patches in place of 14 × 14; drop path;
+JieShibo/PETL-ViT 026e4f1: both forms of FacT, for a width of 16 in place of 768, dropout and drop path;
 linziyi96/st-adapter b914b38, taoyang1122/adapt-image-models b3580d2: CLIP's ViT (QuickGELU, a norm before the
 blocks), frames folded into the batch, heads with dropout.
 """
@@ -69,7 +71,7 @@ def name_there(key: str, inserted: dict[str, str]) -> str:
         inserted: pattern in an inserted parameter's key -> its word.
     """
     key = key.removeprefix("image.")
-    if ".peft." not in key:
+    if "peft" not in key.split("."):
         for theirs, ours in OPEN_CLIP.items():
             key = key.replace(theirs, ours)
         return key
@@ -111,6 +113,9 @@ MEAN = dict(global_pool="avg", drop_path_rate=0.5)
 SCALED = dict(init_values=0.1, drop_path_rate=0.5)
 CLIP = "vit_base_patch16_clip_quickgelu_224"
 OVER_TIME: dict[str, Any] = dict(video={"dropout": 0.5})
+FACT: dict[str, Any] = dict(rank=3, scale=10.0, dropout=0.1)
+FACTORS = {r"shared_([UVCP])": r"\1", r"fact\.(\w+)\.core": r"sigma.\1"}
+GATHER = {"gather": "gather", "shared_fuse.value": "fuse"}
 SUBNET, OTHER = ((3, 2), (2, 1), (1, 3)), ((2, 4), (4, 3), (2, 4))  # rows of vpt, lora, adapter
 
 CASES = {
@@ -138,6 +143,10 @@ CASES = {
     "vpt_mean_images": Case(MEAN, "vpt", dict(tokens=3, dropout=0.25, deep=True), PROMPTS),
     "vpt_mean_all": Case(MEAN, "vpt", dict(tokens=3, dropout=0.25, pool_prompts=True), PROMPTS),
     "bitfit": Case({}, "bitfit", {}, {}),
+    "dtl": Case(MEAN | {"depth": 4}, "dtl", dict(rank=3, beta=2.0), GATHER),
+    "dtl_plus": Case(MEAN | {"depth": 4}, "dtl", dict(rank=3, beta=2.0, kernel=3), GATHER),
+    "fact_tt": Case(dict(drop_path_rate=0.5), "fact", FACT, FACTORS),
+    "fact_tk": Case(dict(drop_path_rate=0.5), "fact", FACT | {"form": "tk"}, FACTORS),
     "st_adapter_mlp": Case(dict(name=CLIP), "st_adapter", dict(width=3, frames=4), {"peft": "adapter_mlp"}, **OVER_TIME),
     "st_adapter_both": Case(
         None, "st_adapter", dict(width=3, frames=4, positions=("attn", "mlp")),

@@ -245,8 +245,13 @@ def test_every_method_runs_beside_a_quantised_backbone_or_says_why_not(name: str
         except PeftError as refusal:
             assert "quantised" in str(refusal) and str(refusal).endswith("."), refusal
             continue
+        perturb(model)
         loss(MODELS["vit"](model.train())).backward()
         assert any(p.grad is not None for p in model.parameters())
+        model.eval()
+        with torch.no_grad():
+            y, plain = MODELS["vit"](model), MODELS["vit"](dequantise(copy.deepcopy(model)))
+        torch.testing.assert_close(y, plain, rtol=1e-3, atol=1e-4)
         if method.keeps_originals:
             with disabled(model):
                 assert MODELS["vit"](model).isfinite().all()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from peft_core import lifecycle
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
 from peft_core.jobs.runs.training import LightningModule, keep_trainables
+from peft_core.stock import adapter_state
 
 Optimizer = Literal["adamw", "adam", "sgd", "adamw8bit", "paged_adamw"]
 
@@ -25,11 +26,13 @@ class Learning(LightningModule):
     lr · (f + (1 − f) · (1 + cos(π (t − w) / (T − w))) / 2) with f = final_lr.
 
     Weight decay spares biases and other 1-D tensors, as timm's. A subclass adds each step's loss by `count(loss)` and
-    names its adapted models in `adapted`.
+    names its adapted models in `adapted`, and in `kept` the attributes that go into checkpoints besides.
 
     Args:
         steps: optimiser steps of the whole run, T.
     """
+
+    kept: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -72,6 +75,10 @@ class Learning(LightningModule):
             if lifecycle.wants(model, "prepare"):
                 with torch.random.fork_rng(devices=[]):
                     lifecycle.prepare(model, self._losses())
+                if self.trainer.world_size > 1:  # each process saw other pictures
+                    for tensor in adapter_state(model).values():
+                        if not hasattr(tensor, "placements"):
+                            torch.distributed.broadcast(tensor, 0)
                 self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
                 self.epoch_sum, self.epoch_count = torch.zeros_like(self.epoch_sum), 0
 
@@ -86,11 +93,21 @@ class Learning(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.rate_of_step = optimizer.param_groups[0]["lr"]  # the schedule moves on before the step is noted
 
+    def configure_gradient_clipping(self, optimizer: Any, *settings: Any, **more: Any) -> None:
+        super().configure_gradient_clipping(optimizer, *settings, **more)
+        for model in self.adapted().values():
+            lifecycle.before_step(model)
+
     def count(self, loss: Tensor) -> Tensor:
         """Adds a step's loss to the mean that is noted; gives it with what the methods add to it."""
         self.loss_sum, self.loss_count = self.loss_sum.to(loss.device) + loss.detach(), self.loss_count + 1
         self.epoch_sum, self.epoch_count = self.epoch_sum.to(loss.device) + loss.detach(), self.epoch_count + 1
         return sum((lifecycle.penalty(model) for model in self.adapted().values()), loss)  # type: ignore
+
+    def mean_of(self, loss: Callable[[], Tensor]) -> Tensor:
+        """The mean loss of as many forwards as the methods ask for."""
+        times = max((lifecycle.instances(model) for model in self.adapted().values()), default=1)
+        return loss() if times == 1 else torch.stack([loss() for _ in range(times)]).mean()
 
     def note(self, index: int) -> None:
         """Adds the mean loss since the last note to `history`, some 200 times a run and at each epoch's end."""
@@ -178,6 +195,7 @@ class Learning(LightningModule):
         checkpoint["history"] = self.history
         checkpoint["loss"] = (self.loss_sum.cpu(), self.loss_count)
         checkpoint["epoch_loss"] = (self.epoch_sum.cpu(), self.epoch_count, self.epoch_loss)
+        checkpoint.update({name: getattr(self, name) for name in self.kept})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # loading is not strict, and what a method of an earlier version called otherwise would start anew in silence
@@ -190,6 +208,8 @@ class Learning(LightningModule):
         self.epoch_sum, self.epoch_count, self.epoch_loss = checkpoint.get("epoch_loss", (torch.zeros(()), 0, None))
         for path, model in self.adapted().items():
             lifecycle.load_state(model, checkpoint.get("methods", {}).get(path, {}))
+        for name in self.kept:
+            setattr(self, name, checkpoint[name])
 
     def finish(self) -> None:
         """What the methods do when training has ended."""

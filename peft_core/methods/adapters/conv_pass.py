@@ -1,8 +1,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,6 +9,7 @@ from peft_core.errors import PeftError
 from peft_core.grafts.graft import match
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import ACTIVATIONS, drop_samples
+from peft_core.parts.grid import over_patches
 from peft_core.values import Positive, Rate, Widths
 
 
@@ -70,27 +70,11 @@ class OverGrid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         act = ACTIVATIONS["quick_gelu"]
         inner = act(self.down(match(x, self.down.weight)))
-        inner = self.convolve(inner[:, None])[:, 0] if x.dim() == 4 else self.over_tokens(inner)
+        inner = over_patches(inner, self.grid, self.conv, self.alone, "conv_pass")
         inner = F.dropout(act(inner), self.dropout, self.training)
         return drop_samples(self.up(inner) * self.scale, self.drop_path, self.training)
 
-    def over_tokens(self, inner: Tensor) -> Tensor:
-        height, width = self.grid
-        frames = inner.shape[1] // (height * width)
-        if not frames:
-            raise PeftError(
-                f"conv_pass was made for pictures of {height} × {width} patches: {inner.shape[1]} tokens came."
-            )
-        others = inner.shape[1] - frames * height * width
-        patches = self.convolve(inner[:, others:].unflatten(1, (frames, height, width))).flatten(1, 3)
-        alone = F.linear(
-            inner[:, :others],
-            self.conv.weight[:, :, 1, 1].to(inner.dtype),
-            self.conv.bias.to(inner.dtype),  # type: ignore
-        )  # type: ignore[union-attr]
-        return torch.cat((alone, patches), 1)
-
-    def convolve(self, frames: Tensor) -> Tensor:
-        """B T H W h."""
-        pictures = frames.flatten(0, 1).permute(0, 3, 1, 2)
-        return self.conv(pictures).permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])
+    def alone(self, inner: Tensor) -> Tensor:
+        """Each token as a picture of its own: what the kernel's middle makes of it."""
+        bias = cast(Tensor, self.conv.bias)
+        return F.linear(inner, self.conv.weight[:, :, 1, 1].to(inner.dtype), bias.to(inner.dtype))

@@ -1,15 +1,13 @@
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
-from peft_core.parts.factors import rows_of, split_dimension
-from peft_core.parts.kronecker import Kronecker
+from peft_core.parts.kronecker import Kronecker, Kroneckers, split_of
 from peft_core.parts.ranked import Ranked
-from peft_core.values import Range
+from peft_core.values import Count, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,26 +27,32 @@ class LoKr(Ranked):
         decompose_both: w1 of the given rank too, where that is smaller.
         full_matrix: w2 whole.
         tucker: convolutions larger than 1 × 1 by a Tucker core of rank × rank × kh × kw (PEFT's `use_effective_conv2d`).
+        groups: so many products w1 ⊗ w2 are summed up, each as above (KARST: Chen et al., "KARST: Multi-Kernel Kronecker
+            Adaptation with Re-Scaling Transmission for Visual Classification", ICASSP 2025; preset karst).
     """
 
     factor: Annotated[int, Range(-1)] = -1
     decompose_both: bool = False
     full_matrix: bool = False
     tucker: bool = False
+    groups: Count = 1
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (
+        ({"factor": 8, "groups": 8, "targets": ("qkv", "proj", "fc1", "fc2")}, 1_204_224),
+    )
 
     @classmethod
     def examples(cls) -> Iterable[Method]:
-        return (cls(rank=2, alpha=3.0, targets=("attn", "mlp"), tucker=True, decompose_both=True),)
+        small = cls(rank=2, alpha=3.0, targets=("attn", "mlp"), tucker=True, decompose_both=True)
+        return small, replace(small, groups=3)
 
     def install(self, plan: Plan) -> None:
-        if self.factor < 1 and self.factor != -1:
-            raise PeftError(f"lokr got factor {self.factor}: it must be 1 or more, or -1 for the most even split.")
         for place, rank in plan.places(self.targets, self.rank, Kronecker):
             plan.change_weight(place, self.change(plan.stock(place), place.rows, rank))
 
     def change(self, weight: Tensor, rows: tuple[int, int] | None, rank: int) -> Kronecker:
-        split = split_dimension(rows_of(weight, rows), self.factor), split_dimension(weight.shape[1], self.factor)
+        split = split_of(weight, rows, self.factor)
         (rows_1, k), (m, n) = split
         whole1 = self.full_matrix or not self.decompose_both or rank >= max(rows_1, m) / 2
         whole2 = self.full_matrix or rank >= max(k, n) / 2
-        return Kronecker(weight, rows, rank, self.scale(rank), split, whole1, whole2, self.tucker)
+        settings = weight, rows, rank, self.scale(rank), split, whole1, whole2, self.tucker
+        return Kronecker(*settings) if self.groups == 1 else Kroneckers(self.groups, *settings)

@@ -24,22 +24,28 @@ class VeRA(Method):
     Kaiming-uniform from the seed, which the adapter's card holds in their place; d starts at 0.1, b at 0: identity at step 0.
     Rank 256 on q, v: 24,576 parameters on ViT-B/16.
 
+    `probabilistic`: PVeRA (Fillioux et al., "PVeRA: Probabilistic Vector-Based Random Matrix Adaptation", WACV 2026). A and d
+    have 2 · rank rows, μ and log σ² = diag(d) A x are the halves of what they give, and y = W x + b ⊙ B (μ + σ ε), ε ~ N(0, 1)
+    in training, 0 after it, as in Hugging Face PEFT; what is merged is the mean's. 30,720 parameters.
+
     Args:
         rank: it may lie above a layer's width.
         targets: roles or groups.
         d_initial: where d starts.
         seed: of A and B.
+        probabilistic: training draws what A gives (PVeRA), which takes the plain path.
     """
 
     rank: Count = 256
     targets: Sequence[str] | None = None
     d_initial: NotNegative = 0.1
     seed: Seed = 0
-    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 24_576),)
+    probabilistic: bool = False
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 24_576), ({"probabilistic": True}, 30_720))
 
     @classmethod
     def examples(cls) -> Iterable[Method]:
-        return (cls(rank=4, targets=("attn", "mlp")),)
+        return tuple(cls(rank=4, targets=("attn", "mlp"), probabilistic=drawn) for drawn in (False, True))
 
     def install(self, plan: Plan) -> None:
         places = [place for place, _ in plan.places(self.targets, change=VectorPair)]
@@ -50,38 +56,52 @@ class VeRA(Method):
             bound = math.sqrt(6 / columns)
             return torch.empty(rows, columns).uniform_(-bound, bound, generator=chance).to(**options)
 
-        chance = torch.Generator().manual_seed(self.seed)
-        a = plan.shared("A", lambda: frozen(self.rank, max(columns for _, columns in shapes)))
+        chance, halves = torch.Generator().manual_seed(self.seed), 2 if self.probabilistic else 1
+        a = plan.shared("A", lambda: frozen(halves * self.rank, max(columns for _, columns in shapes)))
         b = plan.shared("B", lambda: frozen(max(rows for rows, _ in shapes), self.rank))
         for place in places:
-            plan.change_weight(place, VectorPair(plan.stock(place), place.rows, self.rank, self.d_initial, a, b))
+            weight = plan.stock(place)
+            change = VectorPair(weight, place.rows, halves * self.rank, self.d_initial, a, b, self.probabilistic)
+            plan.change_weight(place, change)
 
 
 class VectorPair(Delta):
-    """W' = W + diag(b) B diag(d) A, with the first columns of A and rows of B."""
+    """W' = W + diag(b) B diag(d) A, with the first columns of A and rows of B; of a drawn one with the first half of d and A."""
 
     additive = commutes = needs_matrix = True
 
-    def __init__(
-        self, weight: Tensor, rows: tuple[int, int] | None, rank: int, start: float, a: Reference, b: Reference
-    ):
+    def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, start: float, a: Reference, b: Reference,
+                 drawn: bool = False):  # fmt: skip
         super().__init__(rows)
-        self.pair, self.columns = (a, b), weight[0].numel()
+        self.pair, self.columns, self.drawn = (a, b), weight[0].numel(), drawn
         self.d, self.b = new_parameter(weight, rank), new_parameter(weight, rows_of(weight, rows))
         nn.init.constant_(self.d, start)
         nn.init.zeros_(self.b)
 
+    @property
+    def reads_input(self) -> bool:
+        return self.drawn and self.training
+
+    def mean(self) -> tuple[Tensor, Tensor]:
+        """d and A without what tells variances."""
+        a, rank = self.pair[0](), len(self.d) // 2 if self.drawn else len(self.d)
+        return self.d[:rank], a[:rank, : self.columns]
+
     def forward(self, weight: Tensor) -> Tensor:
-        a, b = (found() for found in self.pair)
-        change = (self.b[:, None] * b[: len(self.b)]) @ (self.d[:, None] * a[:, : self.columns])
+        d, a = self.mean()
+        change = (self.b[:, None] * self.pair[1]()[: len(self.b)]) @ (d[:, None] * a)
         return add_scaled(weight, change, 1.0)
 
     def on_input(self, x: Tensor, run) -> Tensor:
         a, b = (found() for found in self.pair)
+        d, a = (self.d, a[:, : self.columns]) if self.reads_input else self.mean()
         convolves = x.dim() == 4 and run is not F.linear
-        inner = run(match(x, self.d), a[:, : self.columns])
-        inner = inner.movedim(1, -1) if convolves else inner
-        y = F.linear(inner * self.d, b[: len(self.b)]) * (self.b * self.factor)
+        inner = run(match(x, self.d), a)
+        inner = (inner.movedim(1, -1) if convolves else inner) * d
+        if self.reads_input:
+            mean, log_variance = inner.chunk(2, dim=-1)
+            inner = mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
+        y = F.linear(inner, b[: len(self.b)]) * (self.b * self.factor)
         return y.movedim(-1, 1) if convolves else y
 
     @staticmethod
