@@ -232,7 +232,8 @@ def plain_weight(packed: Packed, parts: tuple[Part, ...], factors: Sequence[Tens
 def packed_linear(
     x: Annotated[Tensor, "... in"], packed: Packed, bias: Annotated[Tensor | None, "out"], deltas: Sequence[Any] = ()
 ) -> Annotated[Tensor, "... out"]:
-    """F.linear(x, W + Σ s·B A, b) of a packed W, with A (r, in), B (rows, r) of `delta.factors()`; keeps no dense weight for backward."""
+    """F.linear(x, W + Σ s·B A, b) of a packed W, with A (r, in), B (rows, r) of `delta.factors()`; no dense weight is kept for
+    backward."""
     parts = tuple(Part(delta.scale * delta.factor, delta.rows) for delta in deltas)
     factors = [factor for delta in deltas for factor in delta.factors()]
     trains = bool(parts) or (packed.scale is not None and packed.scale.requires_grad)
