@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterator
 
 from torch import Tensor, nn
 
-from peft_core.attach import record_of, slots_of
+from peft_core.anatomies import submodule
+from peft_core.attach import modules_of, record_of, slots_of
 from peft_core.errors import NotMergeable
 from peft_core.grafts.graft import Delta, Graft, is_plain
 from peft_core.grafts.head import OwnHead
@@ -15,7 +16,7 @@ from peft_core.grafts.weight_changes import changed_bias, changed_weight
 def tied_in(model: nn.Module) -> set[int]:
     """Ids of the parameters that several modules hold."""
     seen, tied = set(), set()
-    for module in model.modules():
+    for module in modules_of(model):
         for parameter in module._parameters.values():
             (tied if id(parameter) in seen else seen).add(id(parameter))
     return tied - {id(None)}
@@ -83,10 +84,15 @@ def write(model: nn.Module, module: nn.Module, delta: Delta, undo: list[tuple[Te
 
 def _remembered(model: nn.Module, parameter: nn.Parameter | None) -> Iterator[Tensor]:
     """The original of a parameter, and its trained value where that is put aside, with the adaptation that trains it."""
-    keys = [key for key, value in model.named_parameters() if value is parameter]
-    for adaptation in record_of(model).adaptations.values():
+    for adaptation in record_of(model).adaptations.values() if parameter is not None else ():
         for remembered in (adaptation.originals, adaptation.kept):
-            yield from (remembered[key] for key in keys if key in remembered)
+            yield from (value for key, value in remembered.items() if _parameter(model, key) is parameter)
+
+
+def _parameter(model: nn.Module, key: str) -> nn.Parameter | None:
+    path, _, name = key.rpartition(".")
+    module = submodule(model, path) if path else model
+    return None if module is None else module._parameters.get(name)
 
 
 def replace(model: nn.Module, module: nn.Module, new: nn.Module) -> None:
