@@ -36,7 +36,8 @@ def check_mergeable(
     weight, bias = module._parameters.get(weight_name), module._parameters.get(bias_name)
     if weight is None or not is_plain(weight):
         raise NotMergeable(
-            f"the weight of a {type(module).__name__} at role {slot} is quantised: nothing can be written to it."
+            f"the weight of a {type(module).__name__} at role {slot} is quantised: nothing can be written to it; dequantise "
+            "the model first (peft_core.dequantise), or load the adapter onto the model that was not quantised."
         )
     if id(weight) in tied or (bias is not None and id(bias) in tied):
         raise NotMergeable(

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from peft_core.anatomies import Anatomy, submodule
 from peft_core.attach import Adaptation, Record, is_inserted, modules_of, record_of
 from peft_core.grafts.classes import Still, restore_class, swap_class
+from peft_core.kernels.quantised import packed_of
 
 # ---- the head ------------------------------------------------------------------------------------------------------
 
@@ -197,10 +198,11 @@ def also_trained(model: nn.Module) -> list[str]:
 
 
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the stock model's buffers that its state dict holds."""
+    """Copies of the stock model's buffers that its state dict holds, those of packed weights apart, which nothing moves."""
     return {
         key: buffer.clone()
         for path, module in model.named_modules(remove_duplicate=False)
+        if packed_of(module) is None
         for name, buffer in module._buffers.items()
         if buffer is not None
         and name not in module._non_persistent_buffers_set
