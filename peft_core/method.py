@@ -86,6 +86,10 @@ class Method:
         """Groups, with `params` and what else the optimiser takes, for parameters that want other settings."""
         return ()
 
+    def forwards(self) -> int:
+        """Forwards a step, with draws of their own, whose mean loss trains."""
+        return 1
+
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Added to the loss of each step."""
         return 0.0

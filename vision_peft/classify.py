@@ -74,9 +74,13 @@ class Classifier(Learning):
         torch.manual_seed(self.chance.initial_seed())
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        logits = self.prefix(batch.indices) if self.prefix else self(self.augment(batch.images, self.chance))
-        loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
-        return self.count(loss)
+        images = None if self.prefix else self.augment(batch.images, self.chance)
+
+        def loss() -> Tensor:
+            logits = self.prefix(batch.indices) if self.prefix else self(images)
+            return F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
+
+        return self.count(self.mean_of(loss))
 
     def describe(self) -> str:
         """The last figures, for a progress bar."""

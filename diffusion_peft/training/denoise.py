@@ -80,8 +80,7 @@ class Denoiser(Learning):
         torch.manual_seed(self.chance.initial_seed())
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
-        loss = self.loss(batch, self.chance)
-        return self.count(loss)
+        return self.count(self.mean_of(lambda: self.loss(batch, self.chance)))
 
     def loss(self, batch: dict[str, Any], chance: torch.Generator) -> Tensor:
         """L of a batch as `Examples.batch` makes it: pictures, and under `prior` as many prior pictures."""
