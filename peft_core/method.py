@@ -47,8 +47,9 @@ class Method:
     """Whether dropout and drop path of the frozen model are off while it trains."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
-    of patches, `positions` that are not rotary; a classifier's `head`, a `file` (it is made from one alone), `words` (a
-    tokenizer that learns new ones), a `condition` (given before each call)."""
+    of patches, `positions` that are not rotary; layers that are called, so that their `inputs` are seen; a classifier's
+    `head`, a `file` (it is made from one alone), `words` (a tokenizer that learns new ones), a `condition` (given before
+    each call)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = ()
@@ -84,6 +85,10 @@ class Method:
     def parameter_groups(self, model: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
         """Groups, with `params` and what else the optimiser takes, for parameters that want other settings."""
         return ()
+
+    def forwards(self) -> int:
+        """Forwards a step, with draws of their own, whose mean loss trains."""
+        return 1
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Added to the loss of each step."""
@@ -122,7 +127,7 @@ class Plan(Where):
             raise PeftError(f"dropout cannot act at {place.module}, whose weight is read without calling it.")
         if not place.called and delta.reads_input:
             raise PeftError(
-                f"{self.method.name} draws from what {place.module} receives, whose weight is read without calling it."
+                f"{self.method.name} depends on what {place.module} receives, whose weight is read without calling it."
             )
         delta.called = place.called
         self.grafts.append((place.module, place.role, delta))
