@@ -18,8 +18,8 @@ from peft_core.fingerprint import backbone_of, check_backbone
 from peft_core.former import tensors_of
 from peft_core.grafts.graft import Graft
 from peft_core.grafts.head import OwnHead, copied_head
+from peft_core.grafts.packing import pack, unpack
 from peft_core.method import Method
-from peft_core.packing import pack, unpack
 from peft_core.registry import check_known, make_method
 from peft_core.stock import adapter_state, also_trained, head_of, trained_head, whole_of
 from peft_core.versions import versions

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from peft_core import adapt, merge
+from peft_core.grafts.packing import pack
 from peft_core.methods.scaling.road import Turn
-from peft_core.packing import pack
 from peft_core.stock import adapter_state
 from tests.parity.golden import values
 from tests.parity.test_official import LABELS, PICTURES, check, vit

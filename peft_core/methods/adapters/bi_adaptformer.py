@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from peft_core.grafts.graft import match
 from peft_core.method import Method, Plan
-from peft_core.parts.few_bits import FewBits
-from peft_core.parts.quantised_adapters import down_and_up, forget_statistics, round_heads
+from peft_core.parts.few_bits import FewBits, down_and_up, forget_statistics, round_heads
 from peft_core.values import Bits, Positive, Rate, Widths
 
 
@@ -46,7 +45,7 @@ class BiAdaptFormer(Method):
 
     @classmethod
     def examples(cls) -> Iterable[Method]:
-        return cls(bottleneck=4, dropout=0.0, scale=10.0), cls(bottleneck=4, bits=3, dropout=0.0, scale=10.0)
+        return cls(bottleneck=8, dropout=0.0, scale=10.0), cls(bottleneck=8, bits=3, dropout=0.0, scale=10.0)
 
     def install(self, plan: Plan) -> None:
         for sublayer, width, dim in plan.sublayers(("mlp",), self.bottleneck):
