@@ -14,6 +14,7 @@ from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.cli.shared import training
 from peft_core.jobs.data import Data, fingerprint
+from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
 from peft_core.values import NotNegative, Positive, Whole
@@ -33,6 +34,7 @@ def fit(
     *,
     data: Data,
     backbone: str = "reference",
+    quantize: Quantize = "none",
     method: MethodChoice = "coop",  # type: ignore[assignment]
     shots: Whole = 16,
     classes: Classes = "all",
@@ -55,6 +57,7 @@ def fit(
     Args:
         data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION.
         backbone: `reference`, open_clip's ARCHITECTURE/TAG, hf-hub:OWNER/MODEL, a folder, or ARCHITECTURE@FILE.safetensors.
+        quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
         recipe: A name (`list recipes`) or a YAML's path; by default the method's own.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-SHOTS-CLASSES-SEED.

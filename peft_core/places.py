@@ -13,6 +13,7 @@ from peft_core.anatomies import Anatomy, Place, Stream, SubLayer
 from peft_core.errors import PeftError, nearest
 from peft_core.grafts.graft import Delta, grafts, is_plain
 from peft_core.grafts.weight_changes import changed_weight
+from peft_core.kernels.quantised import dense, packed_of
 
 if TYPE_CHECKING:
     from peft_core.method import Method
@@ -189,6 +190,19 @@ class Where:
         return value
 
     def stock(self, place: Place) -> Tensor:
+        """The place's weight, all rows of it; where it is quantised, its numbers in a tensor of their own."""
+        module = self.model.get_submodule(place.module)
+        packed, weight = packed_of(module), self._parameter(place)
+        if (
+            packed is None
+            and isinstance(module, nn.Linear)
+            and weight.shape != (module.out_features, module.in_features)
+        ):
+            # packed in a way that is not known: its shape and device alone
+            return torch.zeros((), device=weight.device).expand(module.out_features, module.in_features)
+        return weight if packed is None else dense(packed, torch.float32)
+
+    def _parameter(self, place: Place) -> Tensor:
         return self.model.get_submodule(place.module)._parameters[place.weight]  # type: ignore[return-value]
 
     def current(self, place: Place) -> Tensor:
@@ -199,7 +213,7 @@ class Where:
 
     def shape(self, place: Place) -> tuple[int, int]:
         """(out, in) of the place; a convolution counts in · kh · kw."""
-        weight, module = self.stock(place), self.model.get_submodule(place.module)
+        weight, module = self._parameter(place), self.model.get_submodule(place.module)
         # a quantised linear may hold its weight packed
         out, inner = (module.out_features, module.in_features) if isinstance(module, nn.Linear) else (
             weight.shape[0], weight[0].numel()
@@ -250,6 +264,6 @@ class Where:
 
     def check(self, place: Place, change: Delta | type[Delta]) -> None:
         """Raises PeftError unless this change (or changes of this class) can act at a place."""
-        reason = change.accepts(self.model.get_submodule(place.module), self.stock(place), place.rows)
+        reason = change.accepts(self.model.get_submodule(place.module), self._parameter(place), place.rows)
         if reason is not None:
             raise PeftError(f"{self.method.name} cannot change {place.role} at {place.module}: {reason}.")

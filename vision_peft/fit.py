@@ -10,6 +10,7 @@ from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.cli.shared import training
 from peft_core.jobs.data import Data, fingerprint
+from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
 from peft_core.values import Rate, Whole
@@ -27,11 +28,12 @@ def fit(
     *,
     data: Data,
     backbone: str = "reference",
+    quantize: Quantize = "none",
     method: MethodChoice = "lora",  # type: ignore[assignment]
     protocol: Literal["honest", "legacy"] = "honest",
     eval_on: Literal["test", "val"] = "test",
     eval_every: Whole = 0,
-    optimizer: Literal["adamw", "sgd"] = "adamw",
+    optimizer: Literal["adamw", "sgd", "paged_adamw"] = "adamw",
     epochs: Whole = 0,
     warmup: Rate = 0.1,
     label_smoothing: Rate = 0.0,
@@ -49,6 +51,7 @@ def fit(
     Args:
         data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION.
         backbone: `reference`, a timm name, a model folder, or ARCHITECTURE@FILE.safetensors.
+        quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
         recipe: A name (`list recipes`) or a YAML's path; by default the data set's own.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-SEED.
@@ -56,7 +59,7 @@ def fit(
         protocol: `honest` reports the last epoch; `legacy` the epoch that scored best on the test set.
         eval_on: `test` trains on train + val; `val` trains on train and scores val, to choose settings by.
         eval_every: Score every so many epochs besides; 0 scores once, at the end (legacy: every epoch).
-        optimizer: AdamW, or SGD with momentum 0.9.
+        optimizer: AdamW, SGD with momentum 0.9, or AdamW whose state bitsandbytes pages out of a full GPU.
         epochs: Passes over the training pictures; 0 takes the recipe's number (its --trainer.max_epochs).
         warmup: Share of the steps over which the learning rate rises to lr.
         label_smoothing: Share of the target that is spread over all classes.

@@ -18,6 +18,7 @@ from peft_core import adapt, count_parameters, save_adapter
 from peft_core.errors import PeftError
 from peft_core.jobs.data import left_out
 from peft_core.jobs.hub.backbone import Backbone
+from peft_core.jobs.hub.precision import in_few_bits
 from peft_core.jobs.reports.classified import Finished
 from peft_core.jobs.runs import training
 from peft_core.jobs.runs.folder import RunFolder
@@ -157,4 +158,5 @@ def prepare(
         mean, std = NORMALISATIONS[settings["normalise"]]
         about = dataclasses.replace(about, mean=mean, std=std)
     method = settings["method"].build()
-    return adapt(suited(model, about, method, data.train, settings), method), about
+    model = in_few_bits(suited(model, about, method, data.train, settings), settings, method)
+    return adapt(model, method), about

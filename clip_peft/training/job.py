@@ -30,6 +30,7 @@ from peft_core import count_parameters
 from peft_core.errors import PeftError
 from peft_core.jobs.data import left_out
 from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
+from peft_core.jobs.hub.precision import in_few_bits
 from peft_core.jobs.hub.references import REFERENCE
 from peft_core.jobs.reports.classified import Finished
 from peft_core.jobs.runs import training
@@ -73,6 +74,7 @@ def run(
     training.seed_everything(settings["seed"], verbose=False)
     model, tokenizer, about = load(settings["backbone"])
     method, options = resolved(settings["method"].build(), settings["template"], data.name)
+    model = in_few_bits(model, settings, method)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NamesReadAlike)  # among the notes
         whole = OpenVocabulary(model, method, data.class_names, tokenizer, memory=settings["text_memory"], **options)

@@ -18,6 +18,7 @@ from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.cli.shared import training
+from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
 from peft_core.values import Count, NotNegative, Positive, Rate, Whole
 
@@ -40,6 +41,7 @@ def fit(
     *,
     data: str | None = None,
     base: str = "reference",
+    quantize: Quantize = "none",
     method: MethodChoice = "lora",  # type: ignore[assignment]
     text_method: MethodChoice | None = None,
     prompt: str | None = None,
@@ -55,7 +57,7 @@ def fit(
     caption_prefix: str = "",
     caption_dropout: Rate = 0.0,
     steps: Count = 500,
-    optimizer: Literal["adamw", "sgd", "adamw8bit"] = "adamw",
+    optimizer: Literal["adamw", "sgd", "adamw8bit", "paged_adamw"] = "adamw",
     text_lr: Positive | None = None,
     warmup: Rate = 0.0,
     snr_gamma: NotNegative = 0.0,
@@ -84,6 +86,7 @@ def fit(
             list of concepts in a .json file. For a control a folder of images/, conditions/ and captions/, one with
             metadata.jsonl, hf/<repo>, or world/control/canny.
         base: `reference`, a diffusers folder, a hub id, FILE.safetensors or CONFIG_FOLDER@FILE.safetensors.
+        quantize: Bits of the UNet's frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset for the UNet (`list methods`); textual_inversion trains new tokens alone.
         text_method: A method for the text encoders, which stay frozen without one.
         recipe: A name (`list recipes`) or a YAML's path; by default dreambooth with a prompt, else text_to_image.
@@ -103,7 +106,7 @@ def fit(
         seed: Of the adapter, the order of the pictures, noise, and all chance in training.
         steps: Optimiser steps.
         batch_size: Pictures a step, over all devices; as many prior pictures come on top.
-        optimizer: AdamW, SGD with momentum 0.9, or 8-bit AdamW of bitsandbytes.
+        optimizer: AdamW, SGD with momentum 0.9, or bitsandbytes' 8-bit AdamW, or its AdamW that pages out of a full GPU.
         text_lr: That of text encoders and new tokens; lr where not given.
         warmup: Share of the steps over which the learning rate rises to lr.
         final_lr: Where the cosine ends, as a share of lr; 1 keeps it constant.

@@ -93,11 +93,13 @@ class Delta(Graft):
 
     `kernel(x, W, b, deltas)` may compute a linear faster than F.linear(x, W', b'); it is used where all changes of a
     linear are of its type; `conv_kernel(module, x, delta)` likewise runs a convolution's only change, or gives None where
-    it cannot. A change with `reads_input` cannot be written as a weight: `on_input` adds to the output.
+    it cannot, and `packed_kernel(x, packed, b, deltas)` a linear whose weight is quantised. A change with `reads_input`
+    cannot be written as a weight: `on_input` adds to the output.
     """
 
     kernel: ClassVar[Any] = None
     conv_kernel: ClassVar[Any] = None
+    packed_kernel: ClassVar[Any] = None
     additive: ClassVar[bool] = False
     """W' = W + C, and `on_input(x, run)` computes C x without forming C."""
     commutes: ClassVar[bool] = False
@@ -219,7 +221,11 @@ def put_output(output: Any, at: int | str, y: Tensor) -> Any:
 
 def is_plain(weight: Tensor) -> bool:
     """Whether a weight is one that arithmetic works on, not a quantised one."""
-    return weight.is_floating_point() and weight.element_size() > 1 and type(weight).__module__.startswith("torch")
+    return weight.is_floating_point() and weight.element_size() > 1 and _is_torchs(type(weight))
+
+
+def _is_torchs(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "torch"
 
 
 def match(x: Tensor, parameter: Tensor) -> Tensor:

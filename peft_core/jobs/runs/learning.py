@@ -16,11 +16,11 @@ from peft_core.jobs.runs.folder import Diverged
 from peft_core.jobs.runs.training import LightningModule, keep_trainables
 from peft_core.stock import adapter_state
 
-Optimizer = Literal["adamw", "adam", "sgd", "adamw8bit"]
+Optimizer = Literal["adamw", "adam", "sgd", "adamw8bit", "paged_adamw"]
 
 
 class Learning(LightningModule):
-    """AdamW (8-bit too, by bitsandbytes), Adam with weight decay in the gradient, or SGD, the learning rate warmed up and then lowered along a cosine:
+    """AdamW (8-bit or paged too, by bitsandbytes), Adam with weight decay in the gradient, or SGD, the learning rate warmed up and then lowered along a cosine:
 
     lr(t) = lr · (t + 1) / w for the first w = warmup · T of T steps, then
     lr · (f + (1 − f) · (1 + cos(π (t − w) / (T − w))) / 2) with f = final_lr.
@@ -177,6 +177,8 @@ class Learning(LightningModule):
             return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
         if self.optimizer == "adamw8bit":
             return load_bitsandbytes().optim.AdamW8bit(groups, lr=self.lr)
+        if self.optimizer == "paged_adamw" and self.device.type == "cuda":  # pages are CUDA's; elsewhere it is plain AdamW
+            return load_bitsandbytes().optim.PagedAdamW32bit(groups, lr=self.lr)
         if self.optimizer == "adam":
             return torch.optim.Adam(groups, lr=self.lr)
         # Lightning refuses to clip the gradients of a fused optimiser under float16
@@ -225,7 +227,7 @@ def load_bitsandbytes() -> Any:
         import bitsandbytes  # pyright: ignore[reportMissingImports]
     except (ImportError, OSError, RuntimeError) as error:
         raise PeftError(
-            f"--optimizer adamw8bit needs bitsandbytes, which does not load here ({error}): "
+            f"this --optimizer needs bitsandbytes, which does not load here ({error}): "
             "pip install 'visual-peft[bitsandbytes]', or use --optimizer adamw."
         ) from error
     return bitsandbytes
