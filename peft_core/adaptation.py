@@ -29,7 +29,7 @@ from peft_core.errors import NotMergeable, PeftError
 from peft_core.grafts.calls import closing, opening
 from peft_core.grafts.graft import Delta, is_plain
 from peft_core.grafts.head import OwnHead
-from peft_core.merging import check_mergeable, replace, tied_in, write
+from peft_core.merging import check_mergeable, gathered, replace, tied_in, write
 from peft_core.method import Method, Plan
 from peft_core.parts.packed import let_go
 from peft_core.registry import make_method
@@ -39,6 +39,7 @@ from peft_core.stock import (
     freeze,
     head_of,
     head_prefixes,
+    reshard,
     settle_statistics,
     silence,
     write_trained,
@@ -211,9 +212,11 @@ def merge(model: nn.Module, name: str | None = None) -> nn.Module:
             raise NotMergeable(f"{adaptation.name} cannot be merged: {adaptation.method.not_mergeable}")
         for module, slot, graft in grafts_named(inner, adaptation.name):
             check_mergeable(module, slot, graft, adaptation.name, names, tied)
+    reshard(inner)
     undo: list[tuple[Tensor, Tensor]] = []
+    inserted = [graft for owner in names for _, _, graft in grafts_named(inner, owner)]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), gathered(inserted):
             for module in inner.modules():
                 for owner in [owner for owner in slots_of(module) if owner in names]:
                     for graft in slots_of(module)[owner].values():

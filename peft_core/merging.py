@@ -1,6 +1,7 @@
 """Writing a change into stock weights: whether it may be written, and what else has to follow it."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from peft_core.grafts.graft import Delta, Graft, is_plain
 from peft_core.grafts.head import OwnHead
 from peft_core.grafts.shared import Shared
 from peft_core.grafts.weight_changes import changed_bias, changed_weight
+from peft_core.stock import like, whole_of
 
 
 def tied_in(model: nn.Module) -> set[int]:
@@ -75,16 +77,33 @@ def write(model: nn.Module, module: nn.Module, delta: Delta, undo: list[tuple[Te
             undo.append((now, now.detach().clone()))
             now.copy_(value)
         return
-    before = weight.detach().clone() if delta.shifts else weight
+    before = whole_of(weight).detach().clone() if delta.shifts else weight
     trains, delta.training = delta.training, False  # what a change draws in training is not written
     for stock in (weight, bias):
         # what another adaptation remembers of a parameter that it trains is changed alike
         for now in (*_remembered(model, stock), stock):
             if now is not None:
-                new = changed_weight(now, [delta]) if stock is weight else changed_bias(now, [delta], before)
+                full = whole_of(now)
+                new = changed_weight(full, [delta]) if stock is weight else changed_bias(full, [delta], before)
                 undo.append((now, now.detach().clone()))
-                now.copy_(new)  # type: ignore[arg-type]
+                now.copy_(like(new, now))  # type: ignore[arg-type]
     delta.training = trains
+
+
+@contextmanager
+def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the block parameters of these modules that FSDP2 cut into parts are whole."""
+    parts = []
+    try:
+        for inner in (inner for module in modules for inner in module.modules()):
+            for name, parameter in inner._parameters.items():
+                if parameter is not None and (full := whole_of(parameter)) is not parameter:
+                    parts.append((inner, name, parameter))
+                    inner._parameters[name] = nn.Parameter(full, requires_grad=False)
+        yield
+    finally:
+        for inner, name, parameter in parts:
+            inner._parameters[name] = parameter
 
 
 def _remembered(model: nn.Module, parameter: nn.Parameter | None) -> Iterator[Tensor]:

@@ -100,9 +100,7 @@ def write_trained(model: nn.Module, adaptation: Adaptation, scale: float) -> Non
     The trained parameter itself is put aside and another one stands in its place, so that a graph made before still has
     the values it was made with; a sharded one is written over.
     """
-    for module in modules_of(model):
-        if callable(getattr(module, "reshard", None)):  # FSDP2's: gathered parameters are not those that stay
-            module.reshard()
+    reshard(model)
     if not adaptation.trained:
         adaptation.scale = scale
         return
@@ -115,12 +113,19 @@ def write_trained(model: nn.Module, adaptation: Adaptation, scale: float) -> Non
         if scale == 1.0:
             _put(owners, now, trained)
         else:
-            original = _like(adaptation.originals[key], trained)
+            original = like(adaptation.originals[key], trained)
             value = original if scale == 0.0 else torch.lerp(original, trained.detach(), scale)
             _put(owners, now, nn.Parameter(value.clone(), requires_grad=False))
     if scale == 1.0:
         adaptation.kept = {}
     adaptation.scale = scale
+
+
+def reshard(model: nn.Module) -> None:
+    """Has parameters that FSDP2 gathered for a forward be parts again: the gathered ones are not those that stay."""
+    for module in modules_of(model):
+        if callable(getattr(module, "reshard", None)):
+            module.reshard()
 
 
 def _aside(parameter: nn.Parameter) -> nn.Parameter:
@@ -155,7 +160,7 @@ def _is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "placements")
 
 
-def _like(original: Tensor, parameter: Tensor) -> Tensor:
+def like(original: Tensor, parameter: Tensor) -> Tensor:
     """The original on the parameter's device, in its precision and sharded as it is."""
     original = original.to(parameter.device, parameter.dtype)
     if _is_sharded(parameter) and not _is_sharded(original):

@@ -16,6 +16,7 @@ from tests.tiny import MODELS, Tiny, pictures, vit
 REFUSED = {
     ("ia3", "eva_fused"): "bias lies outside",
     ("adapter", "mmdit"): "between two modules",
+    ("compacter", "mmdit"): "between two modules",
     ("conv_pass", "mmdit"): "between two modules",
     ("aim", "norms_behind"): "norms behind",
 }

@@ -57,13 +57,14 @@ def transforms_are_active() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-_SEE: ContextVar[Callable[[Delta, Tensor], None] | None] = ContextVar("peft_core.inputs", default=None)
+_See = Callable[[Delta, Tensor, Tensor], None]
+_SEE: ContextVar[_See | None] = ContextVar("peft_core.watching", default=None)
 
 
 @contextmanager
-def watching_inputs(see: Callable[[Delta, Tensor], None]) -> Iterator[None]:
-    """Within the block `see(change, rows)` is called with what each changed linear or convolution reads: rows (…, in), of a
-    convolution the patches under its kernel (B, places, in·kh·kw)."""
+def watching(see: _See) -> Iterator[None]:
+    """Within the block `see(change, rows, y)` is called with what each changed linear or convolution reads and gives: rows
+    (…, in), of a convolution the patches under its kernel (B, places, in·kh·kw), and its output y as it goes on."""
     token = _SEE.set(see)
     try:
         yield
@@ -71,18 +72,19 @@ def watching_inputs(see: Callable[[Delta, Tensor], None]) -> Iterator[None]:
         _SEE.reset(token)
 
 
-def tell(x: Tensor, deltas: Sequence[Delta], module: Any = None) -> None:
-    """Says what these changes read, of a convolution `module`, where somebody watches."""
+def tell(y: Tensor, x: Tensor, deltas: Sequence[Delta], module: Any = None) -> Tensor:
+    """Says what these changes read and give (of a convolution `module`) where somebody watches; y."""
     see = None if torch.compiler.is_compiling() else _SEE.get()
     if see is None:
-        return
+        return y
     if module is not None:
         padded = F.pad(x, module._reversed_padding_repeated_twice) if module.padding_mode == "zeros" else None
         if padded is None or module.groups > 1 or x.dim() != 4:
             raise PeftError("the inputs of a grouped, unbatched or otherwise padded convolution cannot be looked at.")
         x = F.unfold(padded, module.kernel_size, module.dilation, 0, module.stride).transpose(1, 2)
     for delta in deltas:
-        see(delta, x)
+        see(delta, x, y)
+    return y
 
 
 def linear(
@@ -92,8 +94,7 @@ def linear(
     deltas: list[Delta],
 ) -> Annotated[Tensor, "... out"]:
     """A linear under weight changes: their kernel where they share one, else F.linear with W' and b'."""
-    tell(x, deltas)
-    return _linear(x, weight, bias, deltas)
+    return tell(_linear(x, weight, bias, deltas), x, deltas)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list[Delta]) -> Tensor:
@@ -125,7 +126,10 @@ def add_rows(y: Tensor, change: Tensor, rows: tuple[int, int] | None) -> Tensor:
 def convolution(module: Any, x: Tensor, deltas: list[Delta]) -> Tensor:
     """A convolution under weight changes: by its only change's kernel, or as two convolutions, without the dense dW, where
     changes only add."""
-    tell(x, deltas, module)
+    return tell(_convolution(module, x, deltas), x, deltas, module)
+
+
+def _convolution(module: Any, x: Tensor, deltas: list[Delta]) -> Tensor:
     if len(deltas) == 1 and deltas[0].conv_kernel is not None and not deltas[0].reads_input and x.dim() == 4:
         y = None if transforms_are_active() else deltas[0].conv_kernel(module, x, deltas[0])
         if y is not None:

@@ -168,6 +168,7 @@ def lacks(method: Method, anatomy: Anatomy, quantised: bool = False) -> str | No
         ("stream", all(streams)),
         ("tokens", all(s is not None and s.takes_tokens for s in streams)),
         ("positions", all(s is not None and not s.rotary for s in streams)),
+        ("gates", all(step.gate is not None for step in anatomy.sublayers)),
         ("inputs", all(place.called for place in anatomy.places if method.tower in (None, place.tower))),
         (
             "grid",

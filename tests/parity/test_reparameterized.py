@@ -1,4 +1,4 @@
-"""Reparameterised methods against Hugging Face PEFT: same parameters, same output, same gradients, in float64 where it lets."""
+"""Reparameterised methods against Hugging Face PEFT, or golden tensors of the authors' code: same output, same gradients."""
 
 import copy
 from typing import Any
@@ -25,9 +25,13 @@ from peft_core.kernels import kronecker_linear
 from peft_core.methods.reparameterized.gralora import Granular
 from peft_core.methods.reparameterized.hira import Proportional
 from peft_core.methods.reparameterized.hra import Reflections
+from peft_core.methods.reparameterized.kadaptation import Terms
 from peft_core.methods.reparameterized.lokr import LoKr
 from peft_core.methods.reparameterized.miss import Blocks, Shards
+from peft_core.methods.reparameterized.said import Fastfood, walsh_hadamard
 from peft_core.methods.reparameterized.vera import VectorPair
+from peft_core.parts.hypercomplex import HypercomplexBottleneck
+from tests.parity.golden import golden, values
 from tests.tiny import MODELS
 
 OUT, IN = 24, 16
@@ -211,3 +215,57 @@ def test_a_split_that_does_not_divide_is_refused():
         adapt(vit, "krona", shape=(5, 4))
     with pytest.raises(PeftError, match="the factor 0 splits nothing"):
         adapt(vit, "lokr", factor=0)
+
+
+def test_an_adapter_of_compacter_is_the_authors():
+    """rabeehk/compacter e123daa; its W_left, W_right are s, t, its shared phm_rule A."""
+    there, rule = golden("compacter"), nn.Parameter(values("A", (4, 4, 4)))
+    options: dict[str, Any] = dict(dtype=torch.float64)
+    adapter = HypercomplexBottleneck(16, 8, given(rule), rank=2, activation="gelu_tanh", zero=False, options=options)
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            parameter.copy_(values(name, parameter.shape))
+    y = adapter(values("x", (3, 5, 16)))
+    torch.testing.assert_close(y, there["y"])
+    y.backward(values("g", y.shape))
+    for name, parameter in (("A", rule), *adapter.named_parameters()):
+        torch.testing.assert_close(parameter.grad, there[f"grad.{name}"])
+
+
+def test_a_change_of_kadaptation_is_the_authors():
+    """eric-ai-lab/PEViT be6fb43, `adapter_forward` of q without dropout: adapter1_left, _right are u, v, phm_rule l, m, b c."""
+    there, stock = golden("kadaptation"), nn.Linear(16, 16).double().requires_grad_(False)
+    shared = {
+        name: nn.Parameter(values(name, shape)) for name, shape in (("l", (4, 4, 1)), ("m", (4, 1, 4)), ("c", (16,)))
+    }
+    left, right = (
+        given(nn.Parameter(shared["l"].detach().squeeze(2))),
+        given(nn.Parameter(shared["m"].detach().squeeze(1))),
+    )
+    delta = Terms(stock.weight, None, (16, 16), left, right, given(shared["c"]), 160.0, 0.0)
+    with torch.no_grad():
+        delta.u.copy_(values("u", (4, 4, 1)).squeeze(2))
+        delta.v.copy_(values("v", (4, 1, 4)).squeeze(1))
+    leaves = {"u": delta.u, "v": delta.v, "l": left(), "m": right(), "c": shared["c"]}
+    x = values("x", (3, 5, 16))
+    beside = delta.on_input(x, nn.functional.linear)
+    within = linear(x, stock.weight, stock.bias, [delta]) - stock(x)
+    for y in (beside, within):
+        torch.testing.assert_close(y, there["y"])
+        found = torch.autograd.grad(y, list(leaves.values()), values("g", y.shape))
+        for name, grad in zip(leaves, found, strict=True):
+            torch.testing.assert_close(grad, there[f"grad.{name}"])
+
+
+def test_a_projection_of_said_is_the_authors():
+    """rabeehk/compacter e123daa, `fastfood_torched` in float64, whose backward divides each transform by √ of its size, 64."""
+    there, z = golden("said"), values("z", (10,)).requires_grad_()
+    project = Fastfood(48, 10, torch.Generator(), torch.device("cpu"))
+    for name, value in (("signs", (values("signs", (64,)) > 0) * 2 - 1), ("order", values("order", (64,)).argsort())):
+        setattr(project, name, value)
+    project.gauss = values("gauss", (64,))
+    torch.testing.assert_close(project(z), there["f"])
+    (project(z) * values("g", (48,))).sum().backward()
+    torch.testing.assert_close(z.grad, there["grad.z"] * 64)
+    x = torch.randn(128, dtype=torch.float64)
+    torch.testing.assert_close(walsh_hadamard(walsh_hadamard(x)), 128 * x)
