@@ -49,7 +49,8 @@ class Method:
     """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
     of patches, `positions` that are not rotary; layers that are called, so that their `inputs` are seen; `gates`, modules that
     give what a residual step adds; a classifier's `head`, a `file` (it is made from one alone), `words` (a tokenizer that
-    learns new ones), a `condition` (given before each call)."""
+    learns new ones), a `condition` (given before each call), a `quantised`
+    backbone whose weights are still at hand (`quantise(…, keep=True)`)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = ()
