@@ -113,6 +113,7 @@ def lacks(method: Method, anatomy: Anatomy) -> str | None:
     for need, has in (
         ("stream", all(streams)),
         ("tokens", all(s is not None and s.takes_tokens for s in streams)),
+        ("cross", "cross_k" in anatomy.roles()),
         ("positions", all(s is not None and not s.rotary for s in streams)),
         (
             "grid",

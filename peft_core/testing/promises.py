@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from peft_core import lifecycle
 from peft_core.adaptation import disabled, merge, remove, set_scale
 from peft_core.adapter_file import load_adapter, save_adapter
 from peft_core.attach import grafts_named, is_inserted, record_of
@@ -54,7 +55,7 @@ def trains(model: nn.Module, family: Family, promise: Promise) -> None:
     own = {key for key in parameters if is_inserted(key)} | set(adaptation.trained) | set(trained_head(model))
     promise(trains == own, "what trains is the adapter and the head")
     if trains:
-        loss(family(model)).backward()
+        (loss(family(model)) + lifecycle.penalty(model)).backward()
     full = {key for key in trains if parameters[key].numel()}
     dead = {key for key in full if (g := parameters[key].grad) is None or not g.abs().sum() > 0}
     # softmax does not see a bias that all keys share
