@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clip_peft.learner import OpenVocabularyMethod
 from clip_peft.text.prompts import asked_for
 from clip_peft.training.features import frozen_image_tower
-from peft_core import PeftError, merge
+from peft_core import PeftError, dequantise, merge
 from peft_core.files import read_json, write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs import onnx_file
@@ -109,7 +109,7 @@ def write_weights(run: ClipRun, folder: Path, opset: int) -> None:
 
 def write_model(run: ClipRun, folder: Path, opset: int) -> None:
     model: Any = run.model.model
-    merge(model)
+    merge(dequantise(model))
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     files = {"open_clip_model.safetensors": save(_unshared(state))}
     config = model_config(run)
@@ -168,5 +168,5 @@ class Deployed(nn.Module):
 def write_onnx(run: ClipRun, folder: Path, opset: int) -> None:
     onnx_file.needs_onnx()
     with contextlib.suppress(PeftError):  # then the graph holds the adapter beside the model
-        merge(run.model.model)  # type: ignore[arg-type]
+        merge(dequantise(run.model.model))  # type: ignore[arg-type]
     onnx_file.write_onnx(Deployed(run), run, folder / "model.onnx", opset)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from peft_data.augment import augmentation
+from peft_data.options import arguments, takes
 
 from clip_peft.training.few_shot import Classes, chosen
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.options import MethodChoice
-from peft_core.jobs.cli.trainer import TrainerFlags
+from peft_core.jobs.cli.shared import training
 from peft_core.jobs.data import Data, fingerprint
+from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
-from peft_core.values import Count, NotNegative, Positive, Seed, Share, Whole
+from peft_core.values import NotNegative, Positive, Whole
 
 
 def recipe_of(settings: dict[str, Any]) -> str:
@@ -27,41 +29,35 @@ def recipe_of(settings: dict[str, Any]) -> str:
 
 
 @command("clip", default_recipe=recipe_of)
+@takes(training, seed=1, batch_size=32, lr=2e-3, weight_decay=5e-4)
 def fit(
     *,
     data: Data,
     backbone: str = "reference",
+    quantize: Quantize = "none",
     method: MethodChoice = "coop",  # type: ignore[assignment]
-    recipe: str | None = None,
-    out: str | None = None,
     shots: Whole = 16,
     classes: Classes = "all",
-    seed: Seed = 1,
     template: str | None = None,
     eval_on: Literal["test", "val"] = "test",
     cache_views: Whole = 10,
     augment: str = "crop_flip",
     optimizer: Literal["sgd", "adamw", "adam"] = "sgd",
-    lr: Positive = 2e-3,
-    weight_decay: NotNegative = 5e-4,
-    batch_size: Count = 32,
     epochs: Whole = 0,
     steps_per_shot: Whole = 0,
     warmup_epochs: NotNegative = 1.0,
     warmup_lr: NotNegative = 1e-5,
-    final_lr: Share = 0.0,
     stepwise: bool = False,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     text_memory: Positive | None = None,
-    save_every: NotNegative = 60.0,
-    overwrite: bool = False,
-    trainer: TrainerFlags = None,  # type: ignore[assignment]
+    **common: Any,
 ) -> dict[str, Any]:
     """Train a prompt, adapter or cache on a few pictures a class, score it, and write a run folder.
 
     Args:
         data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION.
         backbone: `reference`, open_clip's ARCHITECTURE/TAG, hf-hub:OWNER/MODEL, a folder, or ARCHITECTURE@FILE.safetensors.
+        quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
         recipe: A name (`list recipes`) or a YAML's path; by default the method's own.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-SHOTS-CLASSES-SEED.
@@ -75,33 +71,27 @@ def fit(
             0 turns the cache off.
         augment: none, flip, crop_flip, crop_half_flip (parts of half the area or more) or randaug.
         optimizer: SGD with momentum 0.9, AdamW, or Adam, whose weight decay is L2.
-        lr: Highest learning rate.
-        weight_decay: Not for biases and other 1-D tensors.
         batch_size: Pictures a step, over all devices; a rest that fills no step is left out.
         epochs: 0 is CoOp's number: 50 for 1 shot, 100 up to 4, 200 from 5 on, 50 above 500 classes.
         steps_per_shot: Steps for each shot instead of epochs (rounded to whole ones).
         warmup_epochs: At the constant rate warmup_lr.
         warmup_lr: See warmup_epochs.
-        final_lr: Where the cosine ends, as a share of lr.
         stepwise: The cosine goes down with every step rather than every epoch.
         precision: bf16 is autocast in training, with float32 parameters; auto takes it where the processor has it and it
             pays. Cached features and scores are float32.
         text_memory: Bytes that the texts of a step may take; beyond, classes run in chunks.
-        save_every: Seconds between checkpoints within an epoch.
-        overwrite: Replace another run in the same folder.
-        trainer: Lightning's own flags, e.g. --trainer.max_epochs 5.
     """
-    settings = dict(locals())
+    settings = arguments(locals())
     settings["data"] = data = data.absolute()
     augmentation(augment)
-    opened = chosen(data.open(), shots, seed, classes)
+    opened = chosen(data.open(), shots, settings["seed"], classes)
     if not len(opened.train):
         raise PeftError(
             f"{opened.name} has no training pictures: it is there to score other runs on with `test --data`."
         )
     settings["backbone"] = absolute(backbone)
-    parts = (opened.name, backbone.rpartition("/")[2], method.name, f"{shots}shots", classes, f"seed{seed}")
-    folder = RunFolder(out or run_name(*parts), "clip_peft fit", fit.defaults(settings))
+    parts = (opened.name, backbone.rpartition("/")[2], method.name, f"{shots}shots", classes, f"seed{settings['seed']}")
+    folder = RunFolder(settings["out"] or run_name(*parts), "clip_peft fit", fit.defaults(settings))
 
     def work(config: dict[str, Any]) -> dict[str, Any]:
         from clip_peft.training.job import run

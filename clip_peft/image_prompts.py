@@ -63,7 +63,7 @@ def _entry(visual: nn.Module, first: nn.Module) -> nn.Module:
     return first if norm is None else norm
 
 
-def checked_depth(who: str, depth: int, text: int, image: int) -> int:
+def check_depth(who: str, depth: int, text: int, image: int) -> None:
     """Raises PeftError where `depth` is no number of blocks that both towers (of `text` and `image` blocks) have."""
     if not text:
         raise PeftError(
@@ -71,4 +71,3 @@ def checked_depth(who: str, depth: int, text: int, image: int) -> int:
         )
     if not 1 <= depth <= min(text, image):
         raise PeftError(f"{who} got depth {depth}: it must lie between 1 and {min(text, image)}, the towers' blocks.")
-    return depth

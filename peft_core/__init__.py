@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from peft_core.counting import count_parameters
     from peft_core.errors import NotMergeable, PeftError
     from peft_core.jobs.runs.load import load_run
+    from peft_core.quantising import dequantise, quantise
     from peft_core.registry import list_methods
 
 __version__ = "0.1.0"
@@ -19,11 +20,13 @@ __all__ = [
     "PeftError",
     "adapt",
     "count_parameters",
+    "dequantise",
     "disabled",
     "list_methods",
     "load_adapter",
     "load_run",
     "merge",
+    "quantise",
     "remove",
     "save_adapter",
     "set_scale",
@@ -35,6 +38,7 @@ _WHERE = {
     "count_parameters": "counting",
     "list_methods": "registry",
     "load_run": "jobs.runs.load",
+    **dict.fromkeys(("dequantise", "quantise"), "quantising"),
 }
 """Where the public names stand: a command line that only lists names must not wait for torch."""
 

@@ -27,10 +27,11 @@ from peft_core.attach import (
 )
 from peft_core.errors import NotMergeable, PeftError
 from peft_core.grafts.calls import closing, opening
-from peft_core.grafts.graft import Delta
+from peft_core.grafts.graft import Delta, is_plain
 from peft_core.grafts.head import OwnHead
-from peft_core.merging import check_mergeable, replace, tied_in, write
+from peft_core.merging import check_mergeable, gathered, replace, tied_in, write
 from peft_core.method import Method, Plan
+from peft_core.parts.packed import let_go
 from peft_core.registry import make_method
 from peft_core.stock import (
     buffers_of,
@@ -38,6 +39,7 @@ from peft_core.stock import (
     freeze,
     head_of,
     head_prefixes,
+    reshard,
     settle_statistics,
     silence,
     write_trained,
@@ -77,6 +79,7 @@ def adapt(
     # what another adaptation inserted at a module that is to train is that one's
     trained = [key for key in dict.fromkeys(plan.trained) if not key.startswith(in_head) and not is_inserted(key)]
     _check_trained(known, name, trained)
+    _check_plain(model, name, trained)
     check_slots(model, plan)
     adaptation = Adaptation(name, settings, trained, train_head=train_head)
     try:
@@ -84,6 +87,7 @@ def adapt(
     except BaseException:
         take_out(model, adaptation)
         raise
+    let_go(model)
     return model
 
 
@@ -120,6 +124,15 @@ def _check_trained(known: Record | None, name: str, trained: list[str]) -> None:
                 f"{other.name} trains {both[0]}{more} already, and two adaptations cannot train one parameter: "
                 f"choose other blocks or targets for {name}, or remove {other.name} first."
             )
+
+
+def _check_plain(model: nn.Module, name: str, trained: list[str]) -> None:
+    parameters = dict(model.named_parameters())
+    if packed := [key for key in trained if key in parameters and not is_plain(parameters[key])]:
+        raise PeftError(
+            f"{name} trains {packed[0]}, which is quantised: train what runs beside it, or a model that "
+            "is not quantised."
+        )
 
 
 def _forgive_missing_adapters(module: nn.Module, keys: Any) -> None:
@@ -199,9 +212,11 @@ def merge(model: nn.Module, name: str | None = None) -> nn.Module:
             raise NotMergeable(f"{adaptation.name} cannot be merged: {adaptation.method.not_mergeable}")
         for module, slot, graft in grafts_named(inner, adaptation.name):
             check_mergeable(module, slot, graft, adaptation.name, names, tied)
+    reshard(inner)
     undo: list[tuple[Tensor, Tensor]] = []
+    inserted = [graft for owner in names for _, _, graft in grafts_named(inner, owner)]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), gathered(inserted):
             for module in inner.modules():
                 for owner in [owner for owner in slots_of(module) if owner in names]:
                     for graft in slots_of(module)[owner].values():

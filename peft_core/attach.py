@@ -81,9 +81,21 @@ def slots_of(module: nn.Module) -> Mapping[str, Mapping[str, Graft]]:
     return module._modules.get("peft") or {}  # type: ignore[return-value]
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """As `model.modules()` has them, without its generators within generators."""
+    found: dict[int, nn.Module] = {}
+    ahead = [model]
+    while ahead:
+        module = ahead.pop()
+        if id(module) not in found:
+            found[id(module)] = module
+            ahead += [child for child in reversed(module._modules.values()) if child is not None]
+    return list(found.values())
+
+
 def grafts_named(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str, Graft]]:
     """(module, slot, graft) of one adaptation."""
-    for module in list(model.modules()):
+    for module in modules_of(model):
         slots = slots_of(module)
         if name in slots:
             for slot, graft in slots[name].items():
@@ -163,7 +175,7 @@ def hook(module: nn.Module, reads: bool = False, writes: bool = False) -> None:
 
 def detach(model: nn.Module, name: str) -> None:
     """Take one adaptation's grafts out; modules without any other become stock again."""
-    for module in list(model.modules()):
+    for module in modules_of(model):
         slots: Any = module._modules.get("peft")
         if slots is not None and name in slots:
             del slots[name]
@@ -174,7 +186,7 @@ def detach(model: nn.Module, name: str) -> None:
             taps[:] = [tap for tap in taps if tap[0].partition("/")[0] != name]
             if not taps:
                 del module.__dict__["peft_taps"]
-    for module in model.modules():
+    for module in modules_of(model):
         _tidy(module)
 
 
@@ -198,7 +210,7 @@ def _changed(module: nn.Module) -> bool:
 
 
 def untag(model: nn.Module) -> None:
-    for module in model.modules():
+    for module in modules_of(model):
         unhook(module, rebuild.tag)
 
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from peft_core.attach import Record, grafts_named, inserted_by, is_inserted, unwrapped
 from peft_core.grafts.head import OwnHead
+from peft_core.kernels.quantised import numbers_in
 from peft_core.stock import head_of
 
 
@@ -46,10 +47,11 @@ def count_parameters(model: nn.Module) -> ParameterCount:
         by_method[name] += sum(parameters[key].numel() for key in adaptation.trained if key in parameters)
         changed.update(adaptation.trained)
     inserted = [p for key, p in parameters.items() if (is_inserted(key) or key in changed) and id(p) not in in_head]
+    sizes = numbers_in(model)
     return ParameterCount(
         inserted=sum(p.numel() for p in inserted),
         head=sum(p.numel() for p in parameters.values() if id(p) in in_head),
-        total=sum(p.numel() for p in parameters.values()),
+        total=sum(sizes.get(id(p), p.numel()) for p in parameters.values()),
         trainable=sum(p.numel() for p in parameters.values() if p.requires_grad),
         by_method=by_method,
     )

@@ -1,19 +1,27 @@
 """Which backbone an adapter belongs to: a sketch of the frozen weights, told apart without keeping them."""
 
+import warnings
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from peft_core.attach import Record, is_inserted
 from peft_core.configuration import configuration_of, differs
 from peft_core.errors import PeftError
+from peft_core.kernels.quantised import Packed, dense, packed_of
 from peft_core.stock import also_trained, head_of, whole_of
 
 BUCKETS, _TOLERANCE = 8, 0.02
+_ROUGH = {"int2": 1.0, "int8": 0.1}
+"""What rounding to few bits may change in a sketch; of other weights it changes by about 1. Others of 4 bits: 0.4."""
+
+
+class OtherPrecision(UserWarning):
+    """An adapter was trained on a backbone of the same weights that is quantised otherwise."""
 
 
 def backbone_of(model: nn.Module, without: Iterable[str] = ()) -> dict[str, Any]:
@@ -29,12 +37,23 @@ def backbone_of(model: nn.Module, without: Iterable[str] = ()) -> dict[str, Any]
     left_out = {key for adaptation in record.adaptations.values() for key in adaptation.trained} | head_of(model).keys()
     left_out |= set(without) | set(also_trained(model) if record.adaptations else ())
     frozen = {k: p.detach() for k, p in model.named_parameters() if not is_inserted(k) and k not in left_out}
+    sizes = {k: p.numel() for k, p in frozen.items()}
+    kinds = set()
+    for path, module in model.named_modules():
+        packed = packed_of(module)
+        if packed is not None:  # as the float model's
+            kinds.add(packed.name)
+            own = {f"{path}.{name}" for name in module._parameters if name != "bias"}
+            frozen = {k: p for k, p in frozen.items() if k not in own}
+            if not own & left_out:
+                frozen[f"{path}.weight"], sizes[f"{path}.weight"] = packed, packed.shape[0] * packed.shape[1]
     return {
         "class": f"{stock.__module__}.{stock.__qualname__}",
         "name": _name(model),
-        "parameters": sum(p.numel() for p in frozen.values()),
+        "parameters": sum(sizes[key] for key in frozen),
         "fingerprint": _sketch(frozen),
         "configuration": configuration_of(model),
+        **({"quantised": ", ".join(sorted(kinds))} if kinds else {}),
     }
 
 
@@ -45,9 +64,10 @@ def _name(model: nn.Module) -> str | None:
     return ".".join(part for part in (config["architecture"], config.get("tag")) if part)
 
 
-def _sketch(tensors: dict[str, Tensor]) -> list[float]:
+def _sketch(tensors: dict[str, Any]) -> list[float]:
     sums, squares = [0.0] * BUCKETS, [0.0] * BUCKETS
     for key, tensor in tensors.items():
+        tensor = dense(tensor, torch.float32) if isinstance(tensor, Packed) else tensor
         if tensor.is_meta:
             raise PeftError("a model on the meta device has no weights to save or to load an adapter onto.")
         bucket, values = zlib.crc32(key.encode()) % BUCKETS, whole_of(tensor).float()
@@ -64,7 +84,10 @@ def check_backbone(model: nn.Module, card: dict[str, Any], folder: Path, without
             raise PeftError(
                 f"{folder} was trained on another backbone: its {what} is {card[key]}, this model's {here[key]}."
             )
-    if any(abs(a - b) > _TOLERANCE for a, b in zip(card["fingerprint"], here["fingerprint"], strict=True)):
+    there, now = card.get("quantised"), here.get("quantised")
+    allowed = max((_ROUGH.get(kind, 0.4) for kinds in (there, now) if kinds and there != now
+                   for kind in str(kinds).split(", ")), default=_TOLERANCE)  # fmt: skip
+    if any(abs(a - b) > allowed for a, b in zip(card["fingerprint"], here["fingerprint"], strict=True)):
         names = f" ({card['name']}, this one is {here['name']})" if card["name"] or here["name"] else ""
         raise PeftError(
             f"{folder} was trained on a backbone with other weights{names}: load that one, or force the load if you mean it."
@@ -72,4 +95,12 @@ def check_backbone(model: nn.Module, card: dict[str, Any], folder: Path, without
     if what := differs(card.get("configuration") or {}, here["configuration"]):
         raise PeftError(
             f"{folder} was trained on a backbone that is made otherwise ({what}): load that one, or force the load."
+        )
+    if there != now:
+        trained, runs = (f"quantised to {kinds}" if kinds else "not quantised" for kinds in (there, now))
+        warnings.warn(
+            f"{folder} was trained on a backbone {trained}, and this one is {runs}: its outputs are near to those it was "
+            "trained for, not the same.",
+            OtherPrecision,
+            stacklevel=4,
         )

@@ -144,6 +144,11 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> 
     return [{"lr": lr, "weight_decay": weight_decay} | group for group in groups if group["params"]]
 
 
+def instances(model: nn.Module) -> int:
+    """Over how many forwards of one batch the mean of the losses is taken, because methods draw something for each."""
+    return max((adaptation.method.forwards() for _, adaptation in _adaptations(model)), default=1)
+
+
 def penalty(model: nn.Module) -> Tensor | float:
     """What methods add to the loss; 0.0 where none adds anything."""
     found = [a.method.penalty(adapted) for adapted, a in _adaptations(model) if _wants(a, "penalty")]

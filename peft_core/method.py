@@ -14,6 +14,7 @@ from peft_core.grafts.graft import Delta, Graft
 from peft_core.grafts.shared import Reference, Shared
 from peft_core.grafts.side import Side, Tap
 from peft_core.grafts.tokens import Tokens
+from peft_core.parts.input_map import InputMap, MappedInput
 from peft_core.places import Where
 from peft_core.values import Whole, check_fields
 
@@ -46,8 +47,14 @@ class Method:
     """Whether dropout and drop path of the frozen model are off while it trains."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
+<<<<<<< HEAD
     of patches, `positions` that are not rotary; `cross` attention; a classifier's `head`, a `file` (it is made from one
     alone), `words` (a tokenizer that learns new ones), a `condition` (given before each call)."""
+=======
+    of patches, `positions` that are not rotary; layers that are called, so that their `inputs` are seen; a classifier's
+    `head`, a `file` (it is made from one alone), `words` (a tokenizer that learns new ones), a `condition` (given before
+    each call)."""
+>>>>>>> main
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = ()
@@ -83,6 +90,10 @@ class Method:
     def parameter_groups(self, model: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
         """Groups, with `params` and what else the optimiser takes, for parameters that want other settings."""
         return ()
+
+    def forwards(self) -> int:
+        """Forwards a step, with draws of their own, whose mean loss trains."""
+        return 1
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Added to the loss of each step."""
@@ -121,7 +132,7 @@ class Plan(Where):
             raise PeftError(f"dropout cannot act at {place.module}, whose weight is read without calling it.")
         if not place.called and delta.reads_input:
             raise PeftError(
-                f"{self.method.name} draws from what {place.module} receives, whose weight is read without calling it."
+                f"{self.method.name} depends on what {place.module} receives, whose weight is read without calling it."
             )
         delta.called = place.called
         self.grafts.append((place.module, place.role, delta))
@@ -135,6 +146,23 @@ class Plan(Where):
     def add_behind(self, sublayer: SubLayer, change: nn.Module) -> None:
         """x ← x + y + change(y), where y is what the residual step adds: behind layer scale, gate and drop path."""
         self.add_to_output(self._gate(sublayer), change, sublayer.output)
+
+    def add_before(self, sublayer: SubLayer, change: nn.Module) -> None:
+        """x ← x + change(x) for what the step's body reads: a change of the weights that read it, into which it merges, or,
+        where those cannot be changed, of what the body receives.
+
+        Args:
+            change: linear in x when it trains not, with `factors()` that say how (`parts.input_map`).
+        """
+        places = self.readers(sublayer)
+        if places is None:
+            self.join(sublayer.body, "before", InputMap(change))
+            return
+        if len(places) > 1:
+            block = "_".join(str(part) for part in (sublayer.tower, sublayer.kind, sublayer.norm) if part is not None)
+            change = self.shared(block.replace(".", "_"), lambda: change)
+        for place in places:
+            self.change_weight(place, MappedInput(change))
 
     def add_branch(
         self, sublayer: SubLayer, change: nn.Module | Branch, read: str | None = None, normed: bool = False

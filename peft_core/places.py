@@ -1,5 +1,6 @@
 """Where a method works on a model: its chosen blocks, places and residual steps, and what stands there."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from peft_core.anatomies import Anatomy, Place, Stream, SubLayer
 from peft_core.errors import PeftError, nearest
-from peft_core.grafts.graft import Delta, grafts
+from peft_core.grafts.graft import Delta, grafts, is_plain
 from peft_core.grafts.weight_changes import changed_weight
+from peft_core.kernels.quantised import dense, packed_of
 
 if TYPE_CHECKING:
     from peft_core.method import Method
@@ -80,6 +82,43 @@ class Where:
             size = 0 if width is None else self.width(width, place.block, place.tower, min(self.shape(place)))
             if width is None or size:
                 yield place, size
+
+    def biased(
+        self, targets: Sequence[str] | None, default: Sequence[str], change: type[Delta] | None = None
+    ) -> Iterator[Place]:
+        """As `places`, for changes that reach the bias too: by default all of these roles that there are, but for weights
+        whose bias lies outside their module (EVA's fused qkv).
+
+        Raises:
+            PeftError: such a one was asked for.
+        """
+        known = self.anatomy.roles()
+        present = [role for role in default if role in known or (role == "qkv" and "q" in known)]
+        for place, _ in self.places(present if targets is None else targets):
+            if not place.called and place.bias is None:
+                if targets is None:
+                    continue
+                raise PeftError(
+                    f"{self.method.name} cannot change {place.module}, whose bias lies outside it: leave {place.role} "
+                    "out of targets."
+                )
+            if change is not None:
+                self.check(place, change)
+            yield place
+
+    def readers(self, sublayer: SubLayer) -> list[Place] | None:
+        """The whole weights that read what the step's body reads, one a module; None where a reader cannot be changed with
+        its bias, so that a change of what they read has to stand before the body."""
+        whole = {p.module: p for p in reversed(self.anatomy.places) if p.module in sublayer.into}
+        found: list[Place] = []
+        for path in sublayer.into:
+            module = self.model.get_submodule(path)
+            place = whole.get(path) or Place("input", path, sublayer.block, tower=sublayer.tower)
+            weight = module._parameters.get(place.weight)
+            if weight is None or weight.dim() != 2 or not is_plain(weight) or not place.called:
+                return None
+            found.append(dataclasses.replace(place, role="input", rows=None))
+        return found
 
     def towers(self) -> Iterator[tuple[str | None, list[str]]]:
         """The chosen towers with the paths of their blocks."""
@@ -151,6 +190,19 @@ class Where:
         return value
 
     def stock(self, place: Place) -> Tensor:
+        """The place's weight, all rows of it; where it is quantised, its numbers in a tensor of their own."""
+        module = self.model.get_submodule(place.module)
+        packed, weight = packed_of(module), self._parameter(place)
+        if (
+            packed is None
+            and isinstance(module, nn.Linear)
+            and weight.shape != (module.out_features, module.in_features)
+        ):
+            # packed in a way that is not known: its shape and device alone
+            return torch.zeros((), device=weight.device).expand(module.out_features, module.in_features)
+        return weight if packed is None else dense(packed, torch.float32)
+
+    def _parameter(self, place: Place) -> Tensor:
         return self.model.get_submodule(place.module)._parameters[place.weight]  # type: ignore[return-value]
 
     def current(self, place: Place) -> Tensor:
@@ -161,7 +213,7 @@ class Where:
 
     def shape(self, place: Place) -> tuple[int, int]:
         """(out, in) of the place; a convolution counts in · kh · kw."""
-        weight, module = self.stock(place), self.model.get_submodule(place.module)
+        weight, module = self._parameter(place), self.model.get_submodule(place.module)
         # a quantised linear may hold its weight packed
         out, inner = (module.out_features, module.in_features) if isinstance(module, nn.Linear) else (
             weight.shape[0], weight[0].numel()
@@ -212,6 +264,6 @@ class Where:
 
     def check(self, place: Place, change: Delta | type[Delta]) -> None:
         """Raises PeftError unless this change (or changes of this class) can act at a place."""
-        reason = change.accepts(self.model.get_submodule(place.module), self.stock(place), place.rows)
+        reason = change.accepts(self.model.get_submodule(place.module), self._parameter(place), place.rows)
         if reason is not None:
             raise PeftError(f"{self.method.name} cannot change {place.role} at {place.module}: {reason}.")

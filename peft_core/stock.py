@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from peft_core.anatomies import Anatomy
-from peft_core.attach import Adaptation, Record, is_inserted, record_of
+from peft_core.anatomies import Anatomy, submodule
+from peft_core.attach import Adaptation, Record, is_inserted, modules_of, record_of
 from peft_core.grafts.classes import Still, restore_class, swap_class
+from peft_core.kernels.quantised import packed_of
 
 # ---- the head ------------------------------------------------------------------------------------------------------
 
@@ -30,9 +31,12 @@ def head_prefixes(record: Record) -> tuple[str, ...]:
 def head_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of the head as it is now, by their keys."""
     record: Record = model.__dict__.get("_peft_record") or Record()
-    prefixes = head_prefixes(record)
-    state = model.state_dict(keep_vars=True)
-    return {key: value for key, value in state.items() if key.startswith(prefixes) and not is_inserted(key)}
+    found: dict[str, Tensor] = {}
+    for path in record.head_paths:
+        head = submodule(model, path)
+        if head is not None:
+            found |= head.state_dict(prefix=f"{path}.", keep_vars=True)
+    return {key: value for key, value in found.items() if not is_inserted(key)}
 
 
 def trained_head(model: nn.Module) -> dict[str, Tensor]:
@@ -96,40 +100,55 @@ def write_trained(model: nn.Module, adaptation: Adaptation, scale: float) -> Non
     The trained parameter itself is put aside and another one stands in its place, so that a graph made before still has
     the values it was made with; a sharded one is written over.
     """
-    for module in model.modules():
-        if callable(getattr(module, "reshard", None)):  # FSDP2's: gathered parameters are not those that stay
-            module.reshard()
-    parameters = dict(model.named_parameters())
+    reshard(model)
+    if not adaptation.trained:
+        adaptation.scale = scale
+        return
+    parameters, owners = dict(model.named_parameters()), _owners(model)
     present = [key for key in adaptation.trained if key in parameters]
     if adaptation.scale == 1.0:
         adaptation.kept = {key: _aside(parameters[key]) for key in present}
     for key in present:
         now, trained = parameters[key], adaptation.kept[key]
         if scale == 1.0:
-            _put(model, now, trained)
+            _put(owners, now, trained)
         else:
-            original = _like(adaptation.originals[key], trained)
+            original = like(adaptation.originals[key], trained)
             value = original if scale == 0.0 else torch.lerp(original, trained.detach(), scale)
-            _put(model, now, nn.Parameter(value.clone(), requires_grad=False))
+            _put(owners, now, nn.Parameter(value.clone(), requires_grad=False))
     if scale == 1.0:
         adaptation.kept = {}
     adaptation.scale = scale
+
+
+def reshard(model: nn.Module) -> None:
+    """Has parameters that FSDP2 gathered for a forward be parts again: the gathered ones are not those that stay."""
+    for module in modules_of(model):
+        if callable(getattr(module, "reshard", None)):
+            module.reshard()
 
 
 def _aside(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(parameter.clone()) if _is_sharded(parameter) else parameter
 
 
-def _put(model: nn.Module, now: nn.Parameter, new: nn.Parameter) -> None:
+def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Id of a parameter -> the modules that hold it, and under which name."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in modules_of(model):
+        for name, parameter in module._parameters.items():
+            found.setdefault(id(parameter), []).append((module, name))
+    return found
+
+
+def _put(owners: dict[int, list[tuple[nn.Module, str]]], now: nn.Parameter, new: nn.Parameter) -> None:
     if _is_sharded(now):
         now.copy_(new)
         return
     if new.device != now.device:  # the model moved meanwhile
         new.data = new.data.to(now.device)
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is now:
-                module._parameters[name] = new
+    for module, name in owners[id(now)]:
+        module._parameters[name] = new
 
 
 def whole_of(tensor: Tensor) -> Tensor:
@@ -141,7 +160,7 @@ def _is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "placements")
 
 
-def _like(original: Tensor, parameter: Tensor) -> Tensor:
+def like(original: Tensor, parameter: Tensor) -> Tensor:
     """The original on the parameter's device, in its precision and sharded as it is."""
     original = original.to(parameter.device, parameter.dtype)
     if _is_sharded(parameter) and not _is_sharded(original):
@@ -170,7 +189,7 @@ def also_trained(model: nn.Module) -> list[str]:
     record = record_of(model)
     known = {key for adaptation in record.adaptations.values() for key in adaptation.trained} | head_of(model).keys()
     trains = [key for key, p in model.named_parameters() if p.requires_grad and not is_inserted(key)]
-    state = model.state_dict()
+    state = model.state_dict() if record.buffers else {}
     here = {
         k: before for k, before in record.buffers.items() if k in state and not state[k].is_meta and not before.is_meta
     }
@@ -179,7 +198,13 @@ def also_trained(model: nn.Module) -> list[str]:
 
 
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the stock model's buffers that its state dict holds."""
-    parameters = dict(model.named_parameters(remove_duplicate=False)).keys()
-    state = model.state_dict()
-    return {k: b.clone() for k, b in state.items() if k not in parameters and not is_inserted(k)}
+    """Copies of the stock model's buffers that its state dict holds, those of packed weights apart, which nothing moves."""
+    return {
+        key: buffer.clone()
+        for path, module in model.named_modules(remove_duplicate=False)
+        if packed_of(module) is None
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+        and name not in module._non_persistent_buffers_set
+        and not is_inserted(key := f"{path}.{name}" if path else name)
+    }

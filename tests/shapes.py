@@ -45,16 +45,17 @@ def compare(where: str, said: str, tensor: Tensor, lengths: dict[str, Any]) -> N
 
 
 def checked(function: Callable[..., Any], shapes: dict[str, str]) -> Callable[..., Any]:
-    signature = inspect.signature(function)
+    names = list(inspect.signature(function).parameters)
+    known = {name: (f"{name} of {function.__qualname__}", said) for name, said in shapes.items()}
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
         lengths: dict[str, Any] = {}
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
-            if name in shapes and isinstance(value, Tensor):
-                compare(f"{name} of {function.__qualname__}", shapes[name], value, lengths)
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            if name in known and isinstance(value, Tensor):
+                compare(*known[name], value, lengths)
         result = function(*args, **kwargs)
         if "return" in shapes and isinstance(result, Tensor):
             compare(f"the result of {function.__qualname__}", shapes["return"], result, lengths)

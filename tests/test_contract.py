@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from peft_core import PeftError, adapt, list_methods
-from peft_core.attach import is_inserted
+from peft_core.attach import is_inserted, modules_of
 from peft_core.method import Method
 from peft_core.registry import find_method, make_method
 from peft_core.testing import BrokenContract, check, contract, lacks, loss, perturb
-from tests.tiny import MODELS
+from tests.tiny import MODELS, Tiny, pictures, vit
 
 REFUSED = {
     ("ia3", "eva_fused"): "bias lies outside",
@@ -60,6 +60,17 @@ def test_contract(name: str, method: Method):
         assert refusal is not None, f"{method.name} says that it needs {lacking}, and works without"
     elif refusal is not None:
         assert odd is not None and odd in refusal, refusal
+
+
+def test_a_familys_models_are_its_stock_with_tensors_of_their_own():
+    family = MODELS["unet"]
+    model, other = family.model(), family.model()
+    stock = family.stock.state_dict()
+    assert all(torch.equal(value, stock[key]) for key, value in model.state_dict().items())
+    taken = {value.data_ptr() for value in (*stock.values(), *other.state_dict().values())}
+    assert taken.isdisjoint(value.data_ptr() for value in model.state_dict().values())
+    assert [type(p) for p in model.parameters()] == [torch.nn.Parameter] * len(list(family.stock.parameters()))
+    assert modules_of(model) == list(model.modules())
 
 
 def test_every_method_works_somewhere():
@@ -121,34 +132,43 @@ def test_bfloat16_base_keeps_float32_adapters(name: str, method: str):
     loss(y.float()).backward()
 
 
-@pytest.mark.parametrize("name", ["vit", "clip_image", "eva"])
-@pytest.mark.parametrize("method", KINDS)
+SHALLOW = Tiny(vit(depth=2), pictures())
+# a weight, a step's sum, an output, tokens, keys, a side network; weights within `nn.MultiheadAttention`, tokens with rope
+COMPILED = [("vit", name) for name in ("lora", "adaptformer", "adapter_plus", "vpt", "prefix", "lst")]
+COMPILED += [("clip_image", "lora"), ("eva", "vpt")]
+ALSO = [("vit", name) for name in KINDS] + [
+    (family, m) for family in ("clip_image", "eva") for m in ("lora", "vpt", "prefix")
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    COMPILED + [pytest.param(*pair, marks=pytest.mark.slow) for pair in ALSO if pair not in COMPILED],
+)
 def test_compiles_to_one_graph(name: str, method: str):
-    tiny, chosen = MODELS[name], make_method(method, **KINDS[method])
-    if name != "vit" and method not in ("lora", "vpt", "prefix"):
-        return  # what families do differently are weights within attention, tokens and keys
+    tiny, chosen = SHALLOW if name == "vit" else MODELS[name], make_method(method, **KINDS[method])
     model = adapt(tiny.model(), chosen).eval()
     perturb(model)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     y = tiny(compiled)
     torch.testing.assert_close(y, tiny(model), rtol=1e-4, atol=1e-5)
-    _same_gradients(compiled, model, name)
+    _same_gradients(compiled, model, tiny)
 
 
 @pytest.mark.skipif(shutil.which("cc") is None and shutil.which("gcc") is None, reason="inductor needs a C++ compiler")
 def test_inductor_trains_lora():
-    model = adapt(MODELS["vit"].model(), "lora", rank=2).train()
+    model = adapt(SHALLOW.model(), "lora", rank=2).train()
     perturb(model)
     torch._dynamo.reset()
-    _same_gradients(torch.compile(model, fullgraph=True), model, "vit")
+    _same_gradients(torch.compile(model, fullgraph=True), model, SHALLOW)
 
 
-def _same_gradients(compiled: Any, model: torch.nn.Module, name: str) -> None:
+def _same_gradients(compiled: Any, model: torch.nn.Module, tiny: Tiny) -> None:
     grads = []
     for run in (compiled, model):
         model.zero_grad(set_to_none=True)
-        loss(MODELS[name](run)).backward()
+        loss(tiny(run)).backward()
         grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     assert len(grads[0]) == len(grads[1])
     for one, other in zip(*grads, strict=True):

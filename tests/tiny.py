@@ -61,9 +61,11 @@ def clip(**text: Any) -> Callable[[], nn.Module]:
 
 
 def custom_text_clip() -> nn.Module:
-    vision = dict(timm_model_name="test_vit", timm_pool="avg", timm_proj="linear", image_size=160)
+    vision = dict(timm_model_name="test_vit", timm_pool="avg", timm_proj="linear", image_size=64)
     text = dict(context_length=12, vocab_size=100, width=32, heads=2, layers=2, no_causal_mask=True, proj_bias=True)
-    return open_clip.CustomTextCLIP(embed_dim=16, vision_cfg=vision, text_cfg=text)
+    model = open_clip.CustomTextCLIP(embed_dim=16, vision_cfg=vision, text_cfg=text)
+    model.visual.trunk.set_input_size((64, 64))  # timm's is made for 160 × 160
+    return model
 
 
 def text_model() -> nn.Module:
@@ -176,7 +178,7 @@ MODELS: dict[str, Tiny] = {
     "clip_image": Tiny(lambda: clip()().visual, pictures("x"), exact=False),
     "clip": Tiny(clip(), clip_batch, both, tokens=False, exact=False),
     "custom_text_clip": Tiny(
-        custom_text_clip, lambda: pictures("image", 160)() | words("text")(), both, tokens=False, exact=False
+        custom_text_clip, lambda: pictures("image", 64)() | words("text")(), both, tokens=False, exact=False
     ),
     "clip_text_model": Tiny(text_model, words("input_ids"), lambda y: y.pooler_output, tokens=False),
     "unet": Tiny(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ class Classifier(Learning):
         keep_best: remember the adapter that scored best on the validation split, in `best` (the legacy protocol).
         learning: `Learning`'s settings: optimizer, lr, weight_decay, warmup, final_lr, seed.
     """
+
+    kept: ClassVar[tuple[str, ...]] = ("best",)
 
     def __init__(
         self,
@@ -74,9 +76,13 @@ class Classifier(Learning):
         torch.manual_seed(self.chance.initial_seed())
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        logits = self.prefix(batch.indices) if self.prefix else self(self.augment(batch.images, self.chance))
-        loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
-        return self.count(loss)
+        images = None if self.prefix else self.augment(batch.images, self.chance)
+
+        def loss() -> Tensor:
+            logits = self.prefix(batch.indices) if self.prefix else self(images)
+            return F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
+
+        return self.count(self.mean_of(loss))
 
     def other_losses(self) -> dict[str, Callable[[Any], Tensor]]:
         return {"contrastive": self.contrastive} if hasattr(self.model, "forward_head") else {}
@@ -113,10 +119,7 @@ class Classifier(Learning):
             state = {key: value.detach().cpu().clone() for key, value in adapter_state(self.model).items()}
             self.best = {"accuracy": accuracy, "epoch": epoch, "state": state}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["best"] = self.best
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.best = checkpoint["best"]
+    def finish(self) -> None:
+        if self.keep_best:
+            self.model.load_state_dict(self.best["state"], strict=False)
+        super().finish()

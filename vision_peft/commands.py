@@ -29,11 +29,12 @@ def backbones() -> dict[str, str]:
 def commands() -> list[Command]:
     from vision_peft.compare import compare
     from vision_peft.fit import fit
+    from vision_peft.laplace.command import laplace
     from vision_peft.noah.command import noah
     from vision_peft.sweep.command import sweep
     from vision_peft.use import export, merge_, predict, test
 
-    return [fit, test, predict, merge_, export, compare, sweep, noah, list_]
+    return [fit, test, predict, merge_, export, compare, sweep, noah, laplace, list_]
 
 
 def main(argv: list[str] | None = None) -> int:

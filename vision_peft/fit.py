@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from peft_data.options import arguments, takes
+
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.options import MethodChoice
-from peft_core.jobs.cli.trainer import TrainerFlags
+from peft_core.jobs.cli.shared import training
 from peft_core.jobs.data import Data, fingerprint
+from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
-from peft_core.values import Count, NotNegative, Positive, Rate, Seed, Share, Whole
+from peft_core.values import Rate, Whole
 from vision_peft.video.flags import VideoFlags
 
 
@@ -20,24 +23,19 @@ def recipe_of(settings: dict[str, Any]) -> str:
 
 
 @command("vision", default_recipe=recipe_of)
+@takes(training, batch_size=64, lr=1e-3, weight_decay=1e-4, final_lr=0.01)
 def fit(
     *,
     data: Data,
     backbone: str = "reference",
+    quantize: Quantize = "none",
     method: MethodChoice = "lora",  # type: ignore[assignment]
-    recipe: str | None = None,
-    out: str | None = None,
-    seed: Seed = 0,
     protocol: Literal["honest", "legacy"] = "honest",
     eval_on: Literal["test", "val"] = "test",
     eval_every: Whole = 0,
-    optimizer: Literal["adamw", "sgd"] = "adamw",
-    lr: Positive = 1e-3,
-    weight_decay: NotNegative = 1e-4,
-    batch_size: Count = 64,
+    optimizer: Literal["adamw", "sgd", "paged_adamw"] = "adamw",
     epochs: Whole = 0,
     warmup: Rate = 0.1,
-    final_lr: Share = 0.01,
     label_smoothing: Rate = 0.0,
     drop_path: Rate = 0.0,
     augment: str = "none",
@@ -46,15 +44,14 @@ def fit(
     video: VideoFlags = None,  # type: ignore[assignment]
     compile: bool = False,
     cache_prefix: Literal["auto", "on", "off"] = "auto",
-    save_every: NotNegative = 60.0,
-    overwrite: bool = False,
-    trainer: TrainerFlags = None,  # type: ignore[assignment]
+    **common: Any,
 ) -> dict[str, Any]:
     """Train a classifier with few parameters, score it, and write a run folder.
 
     Args:
         data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION.
         backbone: `reference`, a timm name, a model folder, or ARCHITECTURE@FILE.safetensors.
+        quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
         recipe: A name (`list recipes`) or a YAML's path; by default the data set's own.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-SEED.
@@ -62,13 +59,9 @@ def fit(
         protocol: `honest` reports the last epoch; `legacy` the epoch that scored best on the test set.
         eval_on: `test` trains on train + val; `val` trains on train and scores val, to choose settings by.
         eval_every: Score every so many epochs besides; 0 scores once, at the end (legacy: every epoch).
-        optimizer: AdamW, or SGD with momentum 0.9.
-        lr: Highest learning rate.
-        weight_decay: Not for biases and other 1-D tensors.
-        batch_size: Pictures a step, over all devices.
+        optimizer: AdamW, SGD with momentum 0.9, or AdamW whose state bitsandbytes pages out of a full GPU.
         epochs: Passes over the training pictures; 0 takes the recipe's number (its --trainer.max_epochs).
         warmup: Share of the steps over which the learning rate rises to lr.
-        final_lr: Where the cosine ends, as a share of lr.
         label_smoothing: Share of the target that is spread over all classes.
         drop_path: Stochastic depth of the last block, rising from 0 in the first.
         augment: none, flip, crop, multi_scale, jitter (each with _flip behind it, too: mirrors), crop_half_flip, randaug
@@ -78,14 +71,12 @@ def fit(
         video: How the model runs on clips, e.g. --video.attention joint.
         compile: Compile the model with torch.compile.
         cache_prefix: Compute once what comes before the first trained block, where nothing in it is random.
-        save_every: Seconds between checkpoints within an epoch.
-        overwrite: Replace another run in the same folder.
-        trainer: Lightning's own flags, e.g. --trainer.max_epochs 5.
     """
-    settings = dict(locals())
+    settings = arguments(locals())
     settings["data"] = data = data.absolute()
     opened = data.open()
-    settings["out"] = out or run_name(opened.name, backbone.rpartition("/")[2], method.name, f"seed{seed}")
+    parts = (opened.name, backbone.rpartition("/")[2], method.name, f"seed{settings['seed']}")
+    settings["out"] = settings["out"] or run_name(*parts)
     folder = folder_of(settings)
 
     def work(config: dict[str, Any]) -> dict[str, Any]:

@@ -18,16 +18,11 @@ from peft_core import adapt, count_parameters, save_adapter
 from peft_core.errors import PeftError
 from peft_core.jobs.data import left_out
 from peft_core.jobs.hub.backbone import Backbone
+from peft_core.jobs.hub.precision import in_few_bits
+from peft_core.jobs.reports.classified import Finished
+from peft_core.jobs.runs import training
 from peft_core.jobs.runs.folder import RunFolder
-from peft_core.jobs.runs.training import (
-    CHECKPOINT,
-    Progress,
-    SaveState,
-    make_trainer,
-    planned_steps,
-    quiet,
-    seed_everything,
-)
+from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
 from vision_peft.backbones import load_backbone
 from vision_peft.classify import Classifier
 from vision_peft.prefix_cache import prefix_cache
@@ -72,16 +67,13 @@ def run(
     if not every and watch and scored_name == "val":
         every = math.ceil(max(0, flags.get("max_epochs") or 0) / 10)
     trainer = make_trainer(flags, [saver, Progress()], folder.path, check_val_every_n_epoch=every or 1)
-    each, rest = divmod(settings["batch_size"], trainer.world_size)
-    if rest:
-        raise PeftError(f"a batch of {settings['batch_size']} does not divide among {trainer.world_size} devices.")
+    each, share = among_devices(trainer, settings["batch_size"])
 
     model, about = prepare(data, settings, load)
     card |= about.card() | about_clips(data.train, settings)
     fit = {"mode": settings["resize"], "crop_pct": about.crop_pct}
     pictures = settings["data"].decode(train, about.input_size, settings["augment"], **fit)
     held_out = settings["data"].decode(scored, about.input_size, **fit) if len(scored) else None
-    share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     batches = batches_of(pictures, each, seed=settings["seed"], **share)
     scoring = InOrder(batches_of(held_out, 2 * each, shuffle=False, **share)) if held_out is not None else None
 
@@ -97,16 +89,10 @@ def run(
     if settings["compile"]:
         model.compile()
     folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
-    checkpoint = folder.path / CHECKPOINT
-    with quiet():
-        trainer.fit(
-            classifier, batches, scoring if every else None, ckpt_path=checkpoint if checkpoint.is_file() else None
-        )
-        if protocol == "legacy":
-            model.load_state_dict(classifier.best["state"], strict=False)
-        classifier.finish()
-        began = time.monotonic()
-        if scoring is not None:
+    training.train(trainer, classifier, folder.path, batches, scoring if every else None)
+    began = time.monotonic()
+    if scoring is not None:
+        with training.quiet():
             trainer.validate(classifier, scoring, verbose=False)
     if not trainer.is_global_zero:
         return {}
@@ -131,7 +117,7 @@ def run(
     }
     card |= {key: results[key] for key in ("accuracy", "protocol", "evaluated_on")}
     saver.after_epoch()
-    return finish(folder, data, results, classifier.history, scores, held_out)
+    return finish(Finished(folder, data, results, classifier.history, scores, held_out))
 
 
 class InOrder:
@@ -166,10 +152,11 @@ def prepare(
     data: ClassificationData, settings: dict[str, Any], load: Callable[..., tuple[nn.Module, Backbone]]
 ) -> tuple[nn.Module, Backbone]:
     """The adapted model at step 0, and what it expects of pictures."""
-    seed_everything(settings["seed"], verbose=False)
+    training.seed_everything(settings["seed"], verbose=False)
     model, about = load(settings["backbone"], len(data.class_names), settings["drop_path"])
     if settings["normalise"] != "checkpoint":
         mean, std = NORMALISATIONS[settings["normalise"]]
         about = dataclasses.replace(about, mean=mean, std=std)
     method = settings["method"].build()
-    return adapt(suited(model, about, method, data.train, settings), method), about
+    model = in_few_bits(suited(model, about, method, data.train, settings), settings, method)
+    return adapt(model, method), about

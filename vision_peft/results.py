@@ -4,33 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft_data import ClassificationData
-from peft_data.cache import DecodedPictures
-
 from peft_core.jobs.reports import classified
-from peft_core.jobs.reports import page as report
-from peft_core.jobs.reports.scores import Scores, by_class
+from peft_core.jobs.reports.scores import by_class
 from peft_core.jobs.runs import outcome
-from peft_core.jobs.runs.folder import RunFolder
 
 
-def write_outcome(
-    folder: RunFolder,
-    data: ClassificationData,
-    results: dict[str, Any],
-    history: list[dict[str, float]],
-    scores: Scores | None,
-    pictures: DecodedPictures | None,
-) -> dict[str, Any]:
+def write_outcome(run: classified.Finished) -> dict[str, Any]:
     """Writes all of it and returns the results, completed."""
-    results["per_class"] = by_class(data.class_names, scores)
-    results = outcome.measured(results)
-    trained, about_training = classified.training(history)
-    files, about_scores = classified.scored(data, scores, pictures)
-    sections = [("Result", report.table(summary_rows(results))), *about_training, *about_scores, classified.use(folder)]
-    title = f"{data.name}, {results['method']['name']} on {results['backbone']}"
-    lead = f"{classified.accuracy_words(scores)}; {describe_protocol(results)}"
-    return outcome.write_outcome(folder, results, trained | files, title, lead, sections)
+    results = run.results
+    results["per_class"] = by_class(run.data.class_names, run.scores)
+    title = f"{run.data.name}, {results['method']['name']} on {results['backbone']}"
+    lead = f"{classified.accuracy_words(run.scores)}; {describe_protocol(results)}"
+    return classified.write(run, summary_rows, title, lead)
 
 
 def describe_protocol(results: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from peft_core import load_adapter
+from peft_core.jobs.hub.precision import in_few_bits, methods_of
 from peft_core.jobs.runs.use import Run, read_trained
 
 
@@ -28,6 +29,6 @@ def open_run(path: Path) -> Run:
         from vision_peft.video.run import VideoRun, on_clips
 
         model, kind = on_clips(model, about, card), VideoRun
-    load_adapter(model, path / "adapter")
+    load_adapter(in_few_bits(model, config, *methods_of(card)), path / "adapter")
     model.requires_grad_(False).eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return kind(model, card=card, config=config, **common)

@@ -12,7 +12,7 @@ from peft_data.video.batches import batches_of
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from peft_core import NotMergeable, PeftError, merge
+from peft_core import NotMergeable, PeftError, dequantise, merge
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.data import Data
@@ -84,7 +84,7 @@ def merge_(*, run: str, out: str) -> Path:
     """
     target = out_file(out, ".safetensors", run)
     loaded = load_run(run, CLASSIFIERS)
-    merge(loaded.model)
+    merge(dequantise(loaded.model))
     from vision_peft.video.classified import timm_state  # needs timm, which other commands must not wait for
 
     state = {key: value.detach().cpu().contiguous() for key, value in timm_state(loaded.model).items()}
@@ -128,6 +128,7 @@ def export(*, run: str, out: str, opset: Annotated[int, Range(18)] = 18) -> Path
     loaded = load_run(run, CLASSIFIERS)
     if "clips" in loaded.card:
         raise PeftError(f"{run} takes clips, and export writes models of pictures: use the run folder with `predict`.")
+    dequantise(loaded.model)  # exporters know plain linears
     with contextlib.suppress(NotMergeable):  # then the graph holds the adapter beside the backbone
         merge(loaded.model)
     return write_onnx(Deployed(loaded.model, loaded.mean, loaded.std), loaded, target, opset)

@@ -1,12 +1,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.context import ContextLearner, rest_of, start_context
+from clip_peft.deep_prompts import DeepPrompts
 from clip_peft.frozen import Clip
-from clip_peft.image_prompts import ImageTower, check_format, checked_depth
 from clip_peft.learner import Learner, OpenVocabularyMethod
 from peft_core.values import Count
 
@@ -35,29 +33,11 @@ class MaPLe(OpenVocabularyMethod):
         return _MaPLe(clip, self, names)
 
 
-class _MaPLe(ContextLearner):
+class _MaPLe(DeepPrompts):
     def __init__(self, clip: Clip, method: MaPLe, names: Sequence[str]):
-        image = ImageTower(clip.model.visual, method.name)
-        depth = checked_depth(method.name, method.depth, len(clip.tower.blocks), len(image.blocks))
-        start = start_context(clip, method.name, method.context, method.init, rest=True)
-        super().__init__(clip, method, names, start, rest_of(method.init, clip, method.context))
-        self.image_tower = image
-        self.deep = nn.ParameterList([nn.Parameter(clip.random(method.context)) for _ in range(depth - 1)])
-        self.project = nn.ModuleList(
-            [nn.Linear(clip.tower.width, image.width, device=start.device) for _ in range(depth)]
-        )
+        super().__init__(clip, method, names)
+        widths, device = (clip.tower.width, self.image_tower.width), self.context.device
+        self.project = nn.ModuleList([nn.Linear(*widths, device=device) for _ in range(method.depth)])
 
-    def from_format(self, tensors: dict[str, Tensor], format: int) -> dict[str, Tensor]:
-        check_format(self.method.name, self.image_tower, format)
-        return tensors
-
-    def text_parameters(self) -> list[nn.Parameter]:
-        return [self.context, *self.deep]
-
-    def class_features(self) -> Tensor:
-        return F.normalize(self.text_pass(self.context, list(self.deep)), dim=-1)
-
-    def encode(self, images: Tensor) -> Tensor:
-        prompts = [f(p) for f, p in zip(self.project, [self.context, *self.deep], strict=True)]
-        with self.image_tower.prompted(prompts):
-            return self.clip.model.encode_image(images, normalize=False)
+    def of_image(self) -> list[Tensor]:
+        return [f(p) for f, p in zip(self.project, [self.context, *self.deep], strict=True)]

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.context import ContextLearner, ContextMethod, rest_of, start_context
+from clip_peft.context import ContextMethod
+from clip_peft.deep_prompts import DeepPrompts
 from clip_peft.frozen import Clip, raw_features
-from clip_peft.image_prompts import ImageTower, check_format, checked_depth
 from clip_peft.learner import Learner
 from peft_core.errors import PeftError
 from peft_core.values import Count, NotNegative, Positive, Range
@@ -49,20 +49,12 @@ class PromptSRC(ContextMethod):
         return _PromptSRC(clip, self, names)
 
 
-class _PromptSRC(ContextLearner):
+class _PromptSRC(DeepPrompts):
     def __init__(self, clip: Clip, method: PromptSRC, names: Sequence[str]):
-        image = ImageTower(clip.model.visual, method.name)
-        depth = checked_depth(method.name, method.depth, len(clip.tower.blocks), len(image.blocks))
-        start = start_context(clip, method.name, method.context, method.init, rest=True)
-        text = rest_of(method.init, clip, method.context)
-        super().__init__(clip, method, names, start, text, reference=method.template)
-        self.image_tower = image
-        self.deep = nn.ParameterList([nn.Parameter(clip.random(method.context)) for _ in range(depth - 1)])
+        super().__init__(clip, method, names, reference=method.template)
+        shape, device = (method.image_tokens, self.image_tower.width), self.context.device
         self.image_prompts = nn.ParameterList(
-            [
-                nn.Parameter(torch.randn(method.image_tokens, image.width, device=start.device) * 0.02)
-                for _ in range(depth)
-            ]
+            [nn.Parameter(torch.randn(shape, device=device) * 0.02) for _ in range(method.depth)]
         )
         # what has been averaged so far goes into checkpoints
         for i, parameter in enumerate(self.parameters()):
@@ -73,19 +65,8 @@ class _PromptSRC(ContextLearner):
         """As there: the mean over templates is of the features as the tower gives them."""
         return F.normalize(raw_features(self.hand_passes), dim=-1)
 
-    def from_format(self, tensors: dict[str, Tensor], format: int) -> dict[str, Tensor]:
-        check_format(self.method.name, self.image_tower, format)
-        return tensors
-
-    def text_parameters(self) -> list[nn.Parameter]:
-        return [self.context, *self.deep]
-
-    def class_features(self) -> Tensor:
-        return F.normalize(self.text_pass(self.context, list(self.deep)), dim=-1)
-
-    def encode(self, images: Tensor) -> Tensor:
-        with self.image_tower.prompted(list(self.image_prompts)):
-            return self.clip.model.encode_image(images, normalize=False)
+    def of_image(self) -> list[Tensor]:
+        return list(self.image_prompts)
 
     def loss(self, features: Tensor, labels: Tensor, images: Tensor | None = None) -> Tensor:
         if images is None:

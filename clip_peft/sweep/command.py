@@ -7,15 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from peft_data.options import arguments, takes
+
 from clip_peft.fit import fit
 from clip_peft.sweep.protocols import Row, Trial, trials, unscored
 from peft_core.errors import PeftError
 from peft_core.files import read_text
 from peft_core.jobs.cli.command import command
+from peft_core.jobs.cli.shared import sweeping
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.sweep.jobs import assignments, check_option, nested, slug
 from peft_core.jobs.sweep.preset import planned
-from peft_core.values import Seed, Whole
+from peft_core.values import Whole
 
 DECIDED = ("data", "method", "backbone", "out", "shots", "classes", "seed", "overwrite")
 PLANNED: dict[str, Any] = {
@@ -28,21 +31,14 @@ WRITTEN = ("runs", "results.csv", "table.md", "report.html")
 
 
 @command("clip")
+@takes(sweeping, but=("grid",))
 def sweep(
     *,
-    out: str,
     protocol: Literal["base_to_new", "all_classes", "few_shot", "cross_dataset", "domain_generalisation"] | None = None,
-    data: list[str] | None = None,
-    methods: list[str] | None = None,
-    seeds: list[Seed] | None = None,
     shots: list[Whole] | None = None,
     targets: list[str] | None = None,
-    set: list[str] | None = None,
     backbone: str | None = None,
-    sweep: str | None = None,
-    workers: Whole = 0,
-    threads: Whole = 0,
-    overwrite: bool = False,
+    **common: Any,
 ) -> int:
     """Run a protocol (`list protocols`) over data sets, methods and seeds, and make one table. The same command goes on.
 
@@ -50,23 +46,19 @@ def sweep(
         out: The folder: runs, results.csv, table.md, report.html and its figures.
         protocol: What is trained and what is scored.
         data: Data sets or folders to train on.
-        methods: Methods and presets (`list methods`).
         seeds: By default 1 2 3.
         shots: By default 16; few_shot: 1 2 4 8 16.
         targets: What cross_dataset and domain_generalisation score; from coop/imagenet, by default CoOp's.
         set: OPTION=VALUE of fit for all runs, e.g. epochs=50 data.root=~/data; METHOD:OPTION=VALUE for one method.
         backbone: As for fit.
-        sweep: A sweep's name (`configs/clip/sweep`) or YAML; options given besides go over it.
-        workers: Processes; by default one a GPU, or one a processor.
-        threads: Of each process; by default the processors are shared out.
         overwrite: Run again what was run with other settings.
     """
-    given = {key: value for key, value in locals().items() if key in PLANNED and value is not None}
-    plan = with_preset(sweep, given)
+    how = arguments(locals())
+    plan, overwrite = planned(sweep, PLANNED, how), how["overwrite"]
     for name in ("protocol", "data", "methods"):
         if not plan[name]:
             raise PeftError(f"a sweep needs --{name}, or a preset that says it (--sweep NAME).")
-    folder, methods = Path(out).expanduser().absolute(), plan["methods"]
+    folder, methods = Path(how["out"]).expanduser().absolute(), plan["methods"]
     own = own_settings(plan)
     asked = list(trials(plan["protocol"], plan["data"], plan["targets"], methods, plan["seeds"], plan["shots"]))
     jobs = {trial: settings_of(trial, folder, own[trial.method], plan["backbone"]) for trial in asked}
@@ -96,16 +88,11 @@ def sweep(
     def parcel(trial: Trial, out: Path) -> tuple[Any, ...]:
         return trial, jobs[trial], overwrite
 
-    with SweepFolder(out, plan, overwrite, "clip_peft sweep", WRITTEN):
-        with Pool(*default_workers(workers, threads), folder, carry_out, parcel) as pool:
+    with SweepFolder(how["out"], plan, overwrite, "clip_peft sweep", WRITTEN):
+        with Pool(*default_workers(how["workers"], how["threads"]), folder, carry_out, parcel) as pool:
             pool.run(jobs, done)
     print(f"{folder / 'table.md'}\n\n{read_text(folder / 'table.md')}")
     return 1 if failed else 0
-
-
-def with_preset(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The plan of a sweep's YAML with the given settings over it."""
-    return planned(sweep, PLANNED, name, given)
 
 
 def own_settings(plan: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:

@@ -58,7 +58,8 @@ class Contrast(Learning):
             features = self.encoder.encode(self.augment(batch.images, self.chance))
             loss = self.model.learner.loss(features, batch.labels, None)
         else:
-            loss = self.model.loss(self.encoder.images(self.augment(batch.images, self.chance)), batch.labels)
+            images = self.augment(batch.images, self.chance)
+            loss = self.mean_of(lambda: self.model.loss(self.encoder.images(images), batch.labels))
         return self.count(loss)
 
     def note(self, index: int) -> None:

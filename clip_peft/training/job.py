@@ -30,18 +30,13 @@ from peft_core import count_parameters
 from peft_core.errors import PeftError
 from peft_core.jobs.data import left_out
 from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
+from peft_core.jobs.hub.precision import in_few_bits
 from peft_core.jobs.hub.references import REFERENCE
+from peft_core.jobs.reports.classified import Finished
+from peft_core.jobs.runs import training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
-from peft_core.jobs.runs.training import (
-    CHECKPOINT,
-    Progress,
-    SaveState,
-    make_trainer,
-    planned_steps,
-    quiet,
-    seed_everything,
-)
+from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
 from peft_core.method import Method
 from peft_core.registry import make_method
 
@@ -76,9 +71,10 @@ def run(
     card: dict[str, Any] = {"command": folder.program}
     saver = SaveState(folder.path, settings["save_every"], lambda: saved.save(whole, folder.path / "adapter", **card))
     count = settings["batch_size"] if settings["batch_size"] <= len(data.train) else len(data.train)
-    seed_everything(settings["seed"], verbose=False)
+    training.seed_everything(settings["seed"], verbose=False)
     model, tokenizer, about = load(settings["backbone"])
     method, options = resolved(settings["method"].build(), settings["template"], data.name)
+    model = in_few_bits(model, settings, method)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NamesReadAlike)  # among the notes
         whole = OpenVocabulary(model, method, data.class_names, tokenizer, memory=settings["text_memory"], **options)
@@ -89,9 +85,7 @@ def run(
     flags = {"max_epochs": planned_epochs(settings, len(data.train), len(data.class_names))}
     flags |= {"precision": "bf16-mixed"} if bf16 else {}
     trainer = make_trainer(flags | settings["trainer"].options, [saver, Progress()], folder.path)
-    each, rest = divmod(count, trainer.world_size)
-    if rest:
-        raise PeftError(f"a batch of {count} does not divide among {trainer.world_size} devices.")
+    each, share = among_devices(trainer, count)
 
     whole.to(trainer.strategy.root_device)
     fit = picture_fit(model, about)
@@ -114,7 +108,6 @@ def run(
     folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
     contrast, epochs = None, 0
     if whole.trainable():
-        share = {"rank": trainer.global_rank, "world_size": trainer.world_size}
         empty = torch.empty(len(train), 0, dtype=torch.uint8)  # features are picked by the rows of a batch
         source = train if views is None else DecodedPictures(empty, train.labels, train.names)
         batches = batches_of(source, each, seed=settings["seed"], drop_last=True, **share)
@@ -122,10 +115,7 @@ def run(
         steps = planned_steps(trainer, len(batches))
         an_epoch = math.ceil(len(batches) / trainer.accumulate_grad_batches)
         contrast = Contrast(encoder, steps, an_epoch, Views(views) if views else None, **chosen)
-        checkpoint = folder.path / CHECKPOINT
-        with quiet():
-            trainer.fit(contrast, batches, ckpt_path=checkpoint if checkpoint.is_file() else None)
-            contrast.finish()
+        training.train(trainer, contrast, folder.path, batches)
         epochs = trainer.current_epoch
         whole.to(trainer.strategy.root_device)
     if not trainer.is_global_zero:
@@ -162,7 +152,7 @@ def run(
     }  # fmt: skip
     card |= {key: results[key] for key in ("accuracy", "ece", "evaluated_on", "classes", "shots")}
     saver.after_epoch()
-    return write_outcome(folder, data, results, contrast.history if contrast else [], scores, scored)
+    return write_outcome(Finished(folder, data, results, contrast.history if contrast else [], scores, scored))
 
 
 def training_views(

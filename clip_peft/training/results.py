@@ -4,36 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft_data import ClassificationData
-from peft_data.cache import DecodedPictures
-
 from clip_peft.plots import reliability_diagram
 from peft_core.jobs.reports import classified
 from peft_core.jobs.reports import page as report
-from peft_core.jobs.reports.scores import Scores
 from peft_core.jobs.runs import outcome
-from peft_core.jobs.runs.folder import RunFolder
 
 
-def write_outcome(
-    folder: RunFolder,
-    data: ClassificationData,
-    results: dict[str, Any],
-    history: list[dict[str, float]],
-    scores: Scores | None,
-    pictures: DecodedPictures | None,
-) -> dict[str, Any]:
+def write_outcome(run: classified.Finished) -> dict[str, Any]:
     """Writes all of it and returns the results, completed."""
-    results = outcome.measured(results)
-    trained, about_training = classified.training(history)
-    diagram = reliability_diagram({results["method"]["name"]: results["bins"]}) if scores else b""
-    trust = [("Can the probabilities be trusted?", report.figure(diagram, "reliability diagram"))]
-    files, about_scores = classified.scored(data, scores, pictures, trust)
-    sections = [("Result", report.table(summary_rows(results))), *about_training, *about_scores, classified.use(folder)]
+    results = run.results
+    diagram = reliability_diagram({results["method"]["name"]: results["bins"]}) if run.scores else b""
+    trust = ("Can the probabilities be trusted?", report.figure(diagram, "reliability diagram"))
     of = "" if results["classes"] == "all" else f"{results['classes']} classes of "
-    lead = classified.accuracy_words(scores) + (f" on {of}{results['evaluated_on']}, last epoch" if scores else "")
-    title = f"{data.name}, {results['method']['name']} on {results['backbone']}, {results['shots'] or 'all'} shots"
-    return outcome.write_outcome(folder, results, trained | files, title, lead, sections)
+    title = f"{run.data.name}, {results['method']['name']} on {results['backbone']}, {results['shots'] or 'all'} shots"
+    lead = classified.accuracy_words(run.scores) + (
+        f" on {of}{results['evaluated_on']}, last epoch" if run.scores else ""
+    )
+    return classified.write(run, summary_rows, title, lead, [trust])
 
 
 def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:

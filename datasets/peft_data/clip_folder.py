@@ -6,13 +6,15 @@ clips/train/wave/1.mp4  clips/train/run/2/0001.jpg …     or     clips/wave/1.m
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from peft_data import clip_lists
 from peft_data.base import ClassificationData
 from peft_data.folder import holds_videos, read_folder
+from peft_data.options import takes
 from peft_data.pictures import is_picture
 from peft_data.video.decoding import is_video
-from peft_data.video.options import with_sampling
+from peft_data.video.options import classes_of_clips, with_sampling
 from peft_data.walk import LeftOut, files_in, walk
 
 NAMES = {"clips": "class folders of videos or of folders of frames: set data.root"}
@@ -24,26 +26,15 @@ def claims(path: Path) -> bool:
 
 
 @with_sampling()
-def load(
-    name: str,
-    root: str | None,
-    seed: int,
-    *,
-    val: float = 0.2,
-    test: float = 0.2,
-    directional: bool = False,
-) -> tuple[ClassificationData, bool]:
+@takes(classes_of_clips)
+def load(name: str, root: str | None, seed: int, **common: Any) -> tuple[ClassificationData, bool]:
     """The folder `root`. Classes are the names of the folders in order; what fixes no splits is split by the seed.
-
-    Args:
-        val: Part for choosing, where there are only class folders.
-        test: Part for testing, where there are only class folders.
-        directional: Whether a mirrored clip may belong to another class.
 
     Raises:
         DataError: fewer than two classes, or a class folder without clips.
     """
-    return read_folder(name, root, seed, val, test, _of_class, "clips"), directional
+    shares = common["val"], common["test"]
+    return read_folder(name, root, seed, *shares, _of_class, "clips"), common["directional"]
 
 
 def clips_in(folder: Path, left_out: LeftOut | None = None) -> list[Path]:

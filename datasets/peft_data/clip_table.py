@@ -7,12 +7,14 @@ videos/1.mp4,wave,train
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from peft_data.base import ClassificationData
 from peft_data.errors import DataError
+from peft_data.options import takes
 from peft_data.tables import from_table, numbered, read_table
 from peft_data.video.decoding import is_video
-from peft_data.video.options import find_clip, listed_clips, with_sampling
+from peft_data.video.options import classes_of_clips, find_clip, listed_clips, with_sampling
 
 NAMES: dict[str, str] = {}
 
@@ -30,21 +32,9 @@ def claims(path: Path) -> bool:
 
 
 @with_sampling()
-def load(
-    name: str,
-    root: str | None,
-    seed: int,
-    *,
-    val: float = 0.2,
-    test: float = 0.2,
-    directional: bool = False,
-) -> tuple[ClassificationData, bool]:
+@takes(classes_of_clips)
+def load(name: str, root: str | None, seed: int, **common: Any) -> tuple[ClassificationData, bool]:
     """The table `root`. Paths are relative to its folder; labels are words or numbers.
-
-    Args:
-        val: Part for choosing, where the table has no splits.
-        test: Part for testing, where the table has no splits.
-        directional: Whether a mirrored clip may belong to another class.
 
     Raises:
         DataError: a line or column that is missing or wrong, or all clips that are not there.
@@ -55,4 +45,5 @@ def load(
     number = {word: label for label, word in enumerate(classes)}
     pairs = [(row["path"], number[row["label"]]) for row in rows]
     whole = listed_clips(pairs, [file.parent], file.parent, "whole", file)
-    return from_table(name, file, rows, whole, classes, "split", val, test, seed), directional
+    shares = common["val"], common["test"]
+    return from_table(name, file, rows, whole, classes, "split", *shares, seed), common["directional"]

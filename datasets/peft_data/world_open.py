@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
-from peft_data.base import ClassificationData, Pictures
+from peft_data.base import ClassificationData
 from peft_data.errors import DataError, nearest
-from peft_data.world.cache import cached
+from peft_data.world.cache import drawn_splits
 from peft_data.world.open import SETS, SIZE, SPLITS, draw_set
 
 VERSION = 2
@@ -37,13 +35,6 @@ def load(name: str, seed: int = 0, *, size: int = SIZE) -> ClassificationData:
     task = name.removeprefix("world/open/")
     if task not in SETS:
         raise DataError(f"there is no set {name!r} in the drawn world{nearest(name, NAMES)}")
-
-    def make() -> dict[str, torch.Tensor]:
-        out = {}
-        for split, each in SPLITS.items():
-            out[split], out[f"{split}.labels"] = draw_set(task, split, each, seed, size)
-        return out
-
-    kept = cached(f"world/open-v{VERSION}/{task}-{size}px-seed{seed}", make)
-    train, val, test = (Pictures(kept[split], kept[f"{split}.labels"], split=split) for split in SPLITS)
-    return ClassificationData(f"world/open/{task}", SETS[task][0], train, val, test, recipe="world")
+    key = f"world/open-v{VERSION}/{task}-{size}px-seed{seed}"
+    parts = drawn_splits(key, SPLITS, lambda split, each: draw_set(task, split, each, seed, size))
+    return ClassificationData(f"world/open/{task}", SETS[task][0], *parts, recipe="world")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from peft_data.options import arguments, takes
+
 from diffusion_peft.commands.ranges import Denoising, Side, Vectors
 from diffusion_peft.commands.task import task_of
 from diffusion_peft.control.options import ControlOptions, check_control, is_control
@@ -15,9 +17,10 @@ from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.options import MethodChoice
-from peft_core.jobs.cli.trainer import TrainerFlags
+from peft_core.jobs.cli.shared import training
+from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
-from peft_core.values import Count, NotNegative, Positive, Rate, Seed, Share, Whole
+from peft_core.values import Count, NotNegative, Positive, Rate, Whole
 
 
 def recipe_of(settings: dict[str, Any]) -> str:
@@ -33,13 +36,14 @@ def recipe_of(settings: dict[str, Any]) -> str:
 
 
 @command("diffusion", default_recipe=recipe_of)
+@takes(training, lr=1e-4, weight_decay=1e-2, final_lr=1.0)
 def fit(
     *,
     data: str | None = None,
     base: str = "reference",
+    quantize: Quantize = "none",
     method: MethodChoice = "lora",  # type: ignore[assignment]
     text_method: MethodChoice | None = None,
-    recipe: str | None = None,
     prompt: str | None = None,
     class_prompt: str | None = None,
     prior: str | None = None,
@@ -52,16 +56,10 @@ def fit(
     control: ControlOptions = None,  # type: ignore[assignment]
     caption_prefix: str = "",
     caption_dropout: Rate = 0.0,
-    out: str | None = None,
-    seed: Seed = 0,
     steps: Count = 500,
-    batch_size: Count = 1,
-    optimizer: Literal["adamw", "sgd", "adamw8bit"] = "adamw",
-    lr: Positive = 1e-4,
+    optimizer: Literal["adamw", "sgd", "adamw8bit", "paged_adamw"] = "adamw",
     text_lr: Positive | None = None,
-    weight_decay: NotNegative = 1e-2,
     warmup: Rate = 0.0,
-    final_lr: Share = 1.0,
     snr_gamma: NotNegative = 0.0,
     noise_offset: NotNegative = 0.0,
     ema: Rate = 0.0,
@@ -78,10 +76,8 @@ def fit(
     sample_every: Whole = 0,
     sample_steps: Denoising = 30,
     guidance: float = 7.5,
-    save_every: NotNegative = 60.0,
     keep_every: Whole = 0,
-    overwrite: bool = False,
-    trainer: TrainerFlags = None,  # type: ignore[assignment]
+    **common: Any,
 ) -> dict[str, Any]:
     """Teach a Stable Diffusion model a subject, a style or a word, and write a run folder.
 
@@ -90,6 +86,7 @@ def fit(
             list of concepts in a .json file. For a control a folder of images/, conditions/ and captions/, one with
             metadata.jsonl, hf/<repo>, or world/control/canny.
         base: `reference`, a diffusers folder, a hub id, FILE.safetensors or CONFIG_FOLDER@FILE.safetensors.
+        quantize: Bits of the UNet's frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset for the UNet (`list methods`); textual_inversion trains new tokens alone.
         text_method: A method for the text encoders, which stay frozen without one.
         recipe: A name (`list recipes`) or a YAML's path; by default dreambooth with a prompt, else text_to_image.
@@ -109,10 +106,8 @@ def fit(
         seed: Of the adapter, the order of the pictures, noise, and all chance in training.
         steps: Optimiser steps.
         batch_size: Pictures a step, over all devices; as many prior pictures come on top.
-        optimizer: AdamW, SGD with momentum 0.9, or 8-bit AdamW of bitsandbytes.
-        lr: Highest learning rate.
+        optimizer: AdamW, SGD with momentum 0.9, or bitsandbytes' 8-bit AdamW, or its AdamW that pages out of a full GPU.
         text_lr: That of text encoders and new tokens; lr where not given.
-        weight_decay: Not for biases and other 1-D tensors.
         warmup: Share of the steps over which the learning rate rises to lr.
         final_lr: Where the cosine ends, as a share of lr; 1 keeps it constant.
         snr_gamma: min-SNR weighting with this γ, usually 5; 0 weighs all times alike.
@@ -132,17 +127,15 @@ def fit(
         sample_every: Steps between sample grids during training, at the end of an epoch; 0 draws at the end only.
         sample_steps: Denoising steps of a sample.
         guidance: Guidance of samples and of prior pictures.
-        save_every: Seconds between checkpoints within an epoch.
         keep_every: Steps between adapters that are kept as runs of their own, snapshots/step500 …, which sample, evaluate
             and export take; 0 keeps the last adapter alone.
-        overwrite: Replace another run in the same folder.
         trainer: Lightning's own flags, e.g. --trainer.precision bf16-mixed.
     """
-    settings = dict(locals())
+    settings = arguments(locals())
     concepts = check(settings)
     what = data or str(settings["slider"].options.get("positive")).replace(" ", "_")
-    name = run_name(what, base.rpartition("/")[2], method.name, f"seed{seed}")
-    folder = RunFolder(out or name, "diffusion_peft fit", fit.defaults(settings))
+    name = run_name(what, base.rpartition("/")[2], method.name, f"seed{settings['seed']}")
+    folder = RunFolder(settings["out"] or name, "diffusion_peft fit", fit.defaults(settings))
 
     def work(config: dict[str, Any]) -> dict[str, Any]:
         from diffusion_peft.training.job import run

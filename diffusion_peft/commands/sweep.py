@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_data.options import arguments, takes
+
 from diffusion_peft.commands.evaluate import EvaluationOptions, how_of
 from diffusion_peft.commands.fit import check, fit
 from diffusion_peft.commands.suited import unet_methods
@@ -16,10 +18,10 @@ from diffusion_peft.evaluation.tables import show, write_evaluation
 from diffusion_peft.protocols import find_protocol
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
+from peft_core.jobs.cli.shared import sweeping
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.sweep.jobs import Job, assignments, check_option, expand_methods, grid_points, nested
 from peft_core.jobs.sweep.preset import planned
-from peft_core.values import Seed, Whole
 
 if TYPE_CHECKING:
     from peft_core.jobs.sweep.outcome import Outcome
@@ -39,47 +41,25 @@ DECIDED = ("data", "method", "base", "seed", "out", "overwrite")
 
 
 @command("diffusion")
+@takes(sweeping)
 def sweep(
     *,
-    out: str,
-    data: list[str] | None = None,
-    methods: list[str] | None = None,
-    seeds: list[Seed] | None = None,
-    grid: list[str] | None = None,
-    set: list[str] | None = None,
     base: str | None = None,
     evaluation: EvaluationOptions = None,  # type: ignore[assignment]
-    sweep: str | None = None,
-    workers: Whole = 0,
-    threads: Whole = 0,
-    overwrite: bool = False,
+    **common: Any,
 ) -> int:
     """Train data × methods × seeds (× settings) and judge all runs by a protocol: one table. The same command goes on.
 
     Args:
         out: The sweep's folder: runs, pictures, results.json, results.csv, table.md, report.html.
         data: Subjects or folders, as for fit.
-        methods: Methods and presets (`list methods`).
-        seeds: By default 0.
         grid: OPTION=VALUE,VALUE: a row of the table for each, e.g. lr=1e-4,1e-3; METHOD:OPTION=… for one method.
         set: OPTION=VALUE of fit for all runs, e.g. steps=300 method.rank=4; METHOD:OPTION=VALUE for one method.
         base: As for fit.
         evaluation: Options of `evaluate`, e.g. --evaluation.count 2.
-        sweep: A sweep's name (`configs/diffusion/sweep`) or YAML; options given besides go over it.
-        workers: Processes; by default one a GPU, or one a processor.
-        threads: Of each process; by default the processors are shared out.
-        overwrite: Change the plan of a sweep; runs that both plans have are kept.
     """
-    options = {
-        "data": data,
-        "methods": methods,
-        "seeds": seeds,
-        "grid": grid,
-        "set": set,
-        "base": base,
-        "evaluation": evaluation.options,
-    }
-    plan = with_preset(sweep, {key: value for key, value in options.items() if value})
+    how = arguments(locals())
+    plan = planned(sweep, PLANNED, how)
     if not plan["data"]:
         raise PeftError("a sweep needs --data, for instance world/subjects/0 world/subjects/1.")
     from peft_core.jobs.sweep.folder import SweepFolder
@@ -90,19 +70,14 @@ def sweep(
 
         how = how_of(plan["evaluation"])
         open_scorers(how.image_features, how.clip, drawn=False)  # said now, not after a night of training
-    with SweepFolder(out, plan, overwrite, PROGRAM) as folder:
-        failed = train(jobs, folder, plan["evaluation"], workers, threads, overwrite)
+    with SweepFolder(how["out"], plan, how["overwrite"], PROGRAM) as folder:
+        failed = train(jobs, folder, plan["evaluation"], how)
         finished = [job for job in jobs if folder.is_finished(job)]
         if finished:
             judge(folder.path, finished, plan["evaluation"])
     for job, why in failed.items():
         print(f"diffusion_peft: {job} failed: {why}; the same command tries it again.", file=sys.stderr)
     return 1 if failed else 0
-
-
-def with_preset(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The plan of a sweep's YAML with the given settings over it."""
-    return planned(sweep, PLANNED, name, given)
 
 
 def trainings(plan: dict[str, Any]) -> list[Job]:
@@ -132,14 +107,13 @@ def suits(name: str) -> bool:
     return name in unet_methods() and not is_control({"method": name})
 
 
-def train(
-    jobs: Sequence[Job], folder: Any, options: dict[str, Any], workers: int, threads: int, overwrite: bool
-) -> dict[Job, str]:
+def train(jobs: Sequence[Job], folder: Any, options: dict[str, Any], how: dict[str, Any]) -> dict[Job, str]:
     """Trains what is not finished and draws its pictures; what went wrong, by run."""
     from diffusion_peft.commands.sweep_worker import carry_out
     from peft_core.jobs.sweep.pool import Pool, default_workers
     from peft_core.jobs.sweep.progress import Progress
 
+    overwrite = how["overwrite"]
     todo = [job for job in jobs if overwrite or not folder.is_finished(job)]
     progress, failed, notes = Progress(len(jobs)), {}, {}
     progress.found = len(jobs) - len(todo)
@@ -158,7 +132,7 @@ def train(
         progress.step(job, len(failed))
 
     try:
-        with Pool(*default_workers(workers, threads), folder.path, carry_out, parcel) as pool:  # type: ignore[arg-type]
+        with Pool(*default_workers(how["workers"], how["threads"]), folder.path, carry_out, parcel) as pool:  # type: ignore[arg-type]
             pool.run(todo, done)
     finally:
         progress.end()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft_data.batches import generator_of
@@ -22,6 +22,8 @@ class Controlled(Denoiser):
         early: t = (1 − u³) T with u uniform, in place of a uniform t (Mou et al.).
         effect_every: optimiser steps between two looks at the effect; 20 looks a run where 0.
     """
+
+    kept: ClassVar[tuple[str, ...]] = (*Denoiser.kept, "looked")
 
     def __init__(self, *args: Any, early: bool = False, effect_every: int = 0, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -65,11 +67,3 @@ class Controlled(Denoiser):
     def describe(self) -> str:
         row = next((row for row in reversed(self.history) if "change" in row), None)
         return super().describe() + (f", the branch changes the output by {row['change']:.1%}" if row else "")
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["looked"] = self.looked
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.looked = checkpoint["looked"]

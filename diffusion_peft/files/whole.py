@@ -51,7 +51,7 @@ def changes_of(model: nn.Module | None, name: str | None) -> dict[str, Change]:
             raise PeftError(f"{adaptation.name} trains {path}, which has no weight that a LoRA file could name.")
         before, bias_before = originals.get(f"{path}.weight", weight), originals.get(f"{path}.bias", bias)
         after = changed_weight(weight, grafts)
-        bias_after = changed_bias(bias, grafts, weight.dtype)
+        bias_after = changed_bias(bias, grafts, weight)
         change = Change(before, after, bias_before, bias_after)
         if not (torch.equal(before, after) and _same(bias_before, bias_after)):
             found[path] = change

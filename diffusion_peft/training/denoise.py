@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft_data.batches import generator_of
@@ -37,6 +37,8 @@ class Denoiser(Learning):
         clip_skip: layers of the text encoder left out at its end.
         learning: `Learning`'s settings.
     """
+
+    kept: ClassVar[tuple[str, ...]] = ("mean",)
 
     def __init__(
         self,
@@ -78,8 +80,7 @@ class Denoiser(Learning):
         torch.manual_seed(self.chance.initial_seed())
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
-        loss = self.loss(batch, self.chance)
-        return self.count(loss)
+        return self.count(self.mean_of(lambda: self.loss(batch, self.chance)))
 
     def loss(self, batch: dict[str, Any], chance: torch.Generator) -> Tensor:
         """L of a batch as `Examples.batch` makes it: pictures, and under `prior` as many prior pictures."""
@@ -164,14 +165,6 @@ class Denoiser(Learning):
             with torch.no_grad():
                 for key, parameter in trained.items():
                     parameter.copy_(kept[key])
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["mean"] = self.mean
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.mean = checkpoint["mean"]
 
 
 def _inputs(noised: dict[str, Tensor]) -> dict[str, Tensor]:

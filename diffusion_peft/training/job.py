@@ -20,12 +20,12 @@ from diffusion_peft.training.results import write_outcome
 from diffusion_peft.training.snapshots import SNAPSHOTS, Snapshots
 from diffusion_peft.training.tasks import Task
 from peft_core import count_parameters, save_adapter
-from peft_core.errors import PeftError
+from peft_core.jobs.runs import training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.learning import load_bitsandbytes
 from peft_core.jobs.runs.outcome import measured
 from peft_core.jobs.runs.process import tell
-from peft_core.jobs.runs.training import CHECKPOINT, Progress, SaveState, make_trainer, planned_steps, quiet
+from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
 
 OF_DENOISER = ("optimizer", "lr", "text_lr", "weight_decay", "warmup", "final_lr", "prior_weight", "snr_gamma",
                "noise_offset", "ema", "clip_skip", "seed")  # fmt: skip
@@ -46,9 +46,7 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     check_clip_skip(base, settings["clip_skip"])
     flags = trainer_flags(settings)
     machine = make_trainer(flags, [])  # read for its device, processes and accumulation, before its end is known
-    each, rest = divmod(settings["batch_size"], machine.world_size)
-    if rest:
-        raise PeftError(f"a batch of {settings['batch_size']} does not divide among {machine.world_size} devices.")
+    each, share = among_devices(machine, settings["batch_size"])
     device = machine.strategy.root_device
     check_precision(settings["dtype"], device)
     samples = task.samples(folder.path)
@@ -69,9 +67,7 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     unet, texts = models(base, settings, task.method(base), tokens, trains_text)
     task.check({"unet": unet} | texts)
     repeats = max(1, -(-FEWEST_STEPS * machine.accumulate_grad_batches * settings["batch_size"] // len(examples)))
-    batches = BucketBatches(
-        examples, each, seed=settings["seed"], repeats=repeats, rank=machine.global_rank, world_size=machine.world_size
-    )
+    batches = BucketBatches(examples, each, seed=settings["seed"], repeats=repeats, **share)
     if flags.get("max_epochs") in (None, -1):
         flags["max_epochs"] = -(-settings["steps"] // -(-len(batches) // machine.accumulate_grad_batches))
     saver = SaveState(folder.path, settings["save_every"], lambda: save(denoiser, folder.path / "adapter", card))
@@ -98,11 +94,8 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
         results = results_of(task, base, examples, denoiser, kept, preparing)
         kept.write_results(measured(results | {"tokens": card["tokens"]}))
 
-    checkpoint = folder.path / CHECKPOINT
     preparing = time.monotonic() - began
-    with quiet():
-        trainer.fit(denoiser, batches, ckpt_path=checkpoint if checkpoint.is_file() else None)
-        denoiser.finish()
+    training.train(trainer, denoiser, folder.path, batches)
     if not trainer.is_global_zero:
         return {}
     saver.after_epoch()

@@ -15,6 +15,7 @@ from diffusion_peft.data.concepts import NewToken
 from peft_core.adaptation import adapt
 from peft_core.anatomies import anatomy_of
 from peft_core.errors import PeftError
+from peft_core.jobs.hub.precision import in_few_bits
 from peft_core.jobs.runs.training import seed_everything
 from peft_core.method import Method
 
@@ -24,7 +25,7 @@ def models(
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The adapted UNet, and the text encoders where they train, at step 0."""
     seed_everything(settings["seed"], verbose=False)
-    unet = base.part("unet")
+    unet = in_few_bits(base.part("unet"), settings, method)
     if "words" not in method.needs:
         adapt(unet, method).train()
     if settings["gradient_checkpointing"]:

@@ -16,6 +16,7 @@ from peft_core.adapter_file import load_adapter
 from peft_core.attach import is_inserted, record_of
 from peft_core.card import read_card, read_weights
 from peft_core.errors import PeftError
+from peft_core.jobs.hub.precision import in_few_bits, methods_of
 from peft_core.jobs.runs.folder import CONFIG, read_run_config
 from peft_core.jobs.runs.process import tell
 
@@ -90,6 +91,8 @@ def add_run(base: Base, known: dict[str, int], folder: Path, name: str) -> dict[
         if part != "unet" and part not in base.text_parts:
             raise PeftError(f"{folder} has an adapter of {part}, which {base.name} does not have.")
         model = base.part(part)
+        if part == "unet" and "_peft_record" not in model.__dict__:
+            in_few_bits(model, read_run_config(folder), *methods_of(card))
         taken = list(record_of(model).adaptations.values()) if "_peft_record" in model.__dict__ else []
         overwrites = not all(map(is_inserted, read_weights(folder / "adapter" / part)))
         if overwrites and any(adaptation.trained for adaptation in taken):

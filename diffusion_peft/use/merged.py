@@ -12,7 +12,7 @@ import torch
 from diffusion_peft.base.bases import Base
 from diffusion_peft.base.loading import quiet_loading
 from diffusion_peft.use.run import Run
-from peft_core import merge, remove
+from peft_core import dequantise, merge, remove
 from peft_core.errors import PeftError
 
 
@@ -51,6 +51,7 @@ def merged_pipeline(run: Run) -> Any:
     for model in run.models.values():
         if "_peft_record" not in model.__dict__:
             continue
+        dequantise(model)
         for name in list(model.__dict__["_peft_record"].adaptations):
             if name.endswith("__tokens"):
                 remove(model, name)

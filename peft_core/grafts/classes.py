@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Delta, grafts, is_plain
-from peft_core.grafts.weight_changes import add_rows, changed_bias, changed_weight, convolution, linear, tell
+from peft_core.grafts.weight_changes import (
+    add_rows,
+    changed_bias,
+    changed_weight,
+    convolution,
+    linear,
+    tell,
+    transforms_are_active,
+)
+from peft_core.kernels.quantised import Packed, dense, packed_linear, packed_of
 
 _READING = "peft_core.reading"
 """Where the state of a forward has the modules whose weights read as changed."""
@@ -54,8 +63,21 @@ class OpaqueLinear(Changes):
     """A linear with a forward of its own, such as a quantised one: changes that add run beside it."""
 
     def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = super().forward(input, *args, **kwargs)  # type: ignore[misc]
-        return _beside(y, input, list(grafts(self, Delta)))
+        deltas = list(grafts(self, Delta))
+        tell(input, deltas)
+        packed = packed_of(self) if deltas and not args and not kwargs else None
+        if packed is None or self._has_another_inference(packed):
+            return _beside(super().forward(input, *args, **kwargs), input, deltas)  # type: ignore[misc]
+        if transforms_are_active():
+            return _beside(F.linear(input, dense(packed, input.dtype), self.bias), input, deltas)
+        kind = type(deltas[0])
+        if kind.packed_kernel is not None and all(type(delta) is kind and not delta.reads_input for delta in deltas):
+            return kind.packed_kernel(input, packed, self.bias, deltas)
+        return _beside(packed_linear(input, packed, self.bias), input, deltas)
+
+    def _has_another_inference(self: Any, packed: Packed) -> bool:
+        """bitsandbytes' 8-bit linear rounds its inputs, too, in eval: off or at step 0 the adapted one gives the same."""
+        return packed.kind == "rows" and not self.training
 
 
 class AdaptedConvolution(Changes):
@@ -80,8 +102,9 @@ class AffineNorm(Changes):
         with reading(self):
             y = super().forward(input, *args, **kwargs)  # type: ignore[misc]
         if self._parameters.get("bias") is None and getattr(self, "bias", None) is None:
-            shift = changed_bias(None, list(grafts(self, Delta)), y.dtype)
+            shift = changed_bias(None, list(grafts(self, Delta)), self.weight)
             if shift is not None:
+                shift = shift.to(y.dtype)
                 y = y + shift.view(-1, *[1] * (y.dim() - 2)) if channels_first(self) else y + shift
         return y
 
@@ -116,14 +139,13 @@ def channels_first(norm: nn.Module) -> bool:
 
 
 def _beside(y: Tensor, x: Tensor, deltas: list[Delta]) -> Tensor:
-    tell(x, deltas)
     for delta in deltas:
         y = add_rows(y, delta.on_input(x, F.linear), delta.rows)
-    return y
+    return tell(y, x, deltas)
 
 
 def _effective(name: str) -> property:
-    def stock_of(self: nn.Module) -> Tensor | None:
+    def stock_of(self: nn.Module, name: str = name) -> Tensor | None:
         # a replica under DataParallel holds plain tensors in place of parameters
         return self._parameters[name] if name in self._parameters else self.__dict__.get(name)
 
@@ -136,7 +158,7 @@ def _effective(name: str) -> property:
             return stock
         if name == "weight":
             return changed_weight(stock, deltas)  # type: ignore[arg-type]
-        return changed_bias(stock, deltas, stock.dtype)  # type: ignore[union-attr]
+        return changed_bias(stock, deltas, stock_of(self, "weight"))  # type: ignore[arg-type]
 
     def write(self: nn.Module, value: Any) -> None:
         self.__dict__[name] = value

@@ -93,17 +93,25 @@ class Delta(Graft):
 
     `kernel(x, W, b, deltas)` may compute a linear faster than F.linear(x, W', b'); it is used where all changes of a
     linear are of its type; `conv_kernel(module, x, delta)` likewise runs a convolution's only change, or gives None where
-    it cannot. A change with `reads_input` cannot be written as a weight: `on_input` adds to the output.
+    it cannot, and `packed_kernel(x, packed, b, deltas)` a linear whose weight is quantised. A change with `reads_input`
+    cannot be written as a weight: `on_input` adds to the output.
     """
 
     kernel: ClassVar[Any] = None
     conv_kernel: ClassVar[Any] = None
+    packed_kernel: ClassVar[Any] = None
     additive: ClassVar[bool] = False
     """W' = W + C, and `on_input(x, run)` computes C x without forming C."""
     commutes: ClassVar[bool] = False
     """W' = W + C with a C that does not depend on W: such changes may be written into W in any order."""
     needs_matrix: ClassVar[bool] = False
     """It factors a matrix or acts on inputs: the vectors of norms are refused."""
+    shifts: ClassVar[bool] = False
+    """It adds to the bias what it makes of the weight: `shift`."""
+    maps_input: ClassVar[bool] = False
+    """`on_input` gives what is added to the input, not to the output."""
+    kernel_reads_input: ClassVar[bool] = False
+    """Its kernel runs it also while it `reads_input`."""
     rebuilds_input: ClassVar[bool] = False
     """Its kernel keeps an input's source where the input carries a tag (see `rebuild`)."""
     reads_input: bool = False
@@ -130,6 +138,10 @@ class Delta(Graft):
 
     def bias(self, bias: Tensor | None) -> Tensor | None:
         return bias
+
+    def shift(self, weight: Tensor) -> Tensor:
+        """b' = bias(b) + shift(W), with the W that `forward` gets."""
+        raise NotImplementedError(f"{type(self).__name__} must define shift(W) where it shifts")
 
     def on_input(self, x: Tensor, run) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define on_input(x, run)")
@@ -209,7 +221,11 @@ def put_output(output: Any, at: int | str, y: Tensor) -> Any:
 
 def is_plain(weight: Tensor) -> bool:
     """Whether a weight is one that arithmetic works on, not a quantised one."""
-    return weight.is_floating_point() and weight.element_size() > 1 and type(weight).__module__.startswith("torch")
+    return weight.is_floating_point() and weight.element_size() > 1 and _is_torchs(type(weight))
+
+
+def _is_torchs(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "torch"
 
 
 def match(x: Tensor, parameter: Tensor) -> Tensor:

@@ -29,22 +29,27 @@ def changed_weight(weight: Tensor, deltas: Sequence[Delta]) -> Tensor:
     return weight
 
 
-def changed_bias(bias: Tensor | None, deltas: Sequence[Delta], dtype: torch.dtype) -> Tensor | None:
-    """b' in the weight's dtype; a change may shift where the stock layer has no bias."""
-    for delta in deltas:
-        if delta.rows is None or bias is None:
-            part, new = bias, delta.bias(bias)
-        else:
-            part, new = bias[delta.rows[0] : delta.rows[1]], delta.bias(bias[delta.rows[0] : delta.rows[1]])
+def changed_bias(bias: Tensor | None, deltas: Sequence[Delta], weight: Tensor) -> Tensor | None:
+    """b' in the dtype of the stock weight; a change may shift where the stock layer has no bias."""
+    for index, delta in enumerate(deltas):
+        start, stop = delta.rows or (0, len(weight))
+        part = bias if bias is None or delta.rows is None else bias[start:stop]
+        new = delta.bias(part)
+        if delta.shifts:
+            shift = delta.shift(changed_weight(weight, deltas[:index])[start:stop])
+            new = shift if new is None else new + shift
         if new is part:
             continue
         assert new is not None
         if delta.factor != 1.0:
             new = torch.lerp(torch.zeros_like(new) if part is None else part, new, delta.factor)
-        bias = new if delta.rows is None or bias is None else torch.cat(
-            (bias[: delta.rows[0]], new, bias[delta.rows[1] :])
-        )  # fmt: skip
-    return None if bias is None else bias.to(dtype)
+        if delta.rows is None:
+            bias = new
+        else:
+            bias = (
+                F.pad(new, (start, len(weight) - stop)) if bias is None else torch.cat((bias[:start], new, bias[stop:]))
+            )
+    return None if bias is None else bias.to(weight.dtype)
 
 
 def transforms_are_active() -> bool:
@@ -52,13 +57,14 @@ def transforms_are_active() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-_SEE: ContextVar[Callable[[Delta, Tensor], None] | None] = ContextVar("peft_core.inputs", default=None)
+_See = Callable[[Delta, Tensor, Tensor], None]
+_SEE: ContextVar[_See | None] = ContextVar("peft_core.watching", default=None)
 
 
 @contextmanager
-def watching_inputs(see: Callable[[Delta, Tensor], None]) -> Iterator[None]:
-    """Within the block `see(change, rows)` is called with what each changed linear or convolution reads: rows (…, in), of a
-    convolution the patches under its kernel (B, places, in·kh·kw)."""
+def watching(see: _See) -> Iterator[None]:
+    """Within the block `see(change, rows, y)` is called with what each changed linear or convolution reads and gives: rows
+    (…, in), of a convolution the patches under its kernel (B, places, in·kh·kw), and its output y as it goes on."""
     token = _SEE.set(see)
     try:
         yield
@@ -66,18 +72,19 @@ def watching_inputs(see: Callable[[Delta, Tensor], None]) -> Iterator[None]:
         _SEE.reset(token)
 
 
-def tell(x: Tensor, deltas: Sequence[Delta], module: Any = None) -> None:
-    """Says what these changes read, of a convolution `module`, where somebody watches."""
+def tell(y: Tensor, x: Tensor, deltas: Sequence[Delta], module: Any = None) -> Tensor:
+    """Says what these changes read and give (of a convolution `module`) where somebody watches; y."""
     see = None if torch.compiler.is_compiling() else _SEE.get()
     if see is None:
-        return
+        return y
     if module is not None:
         padded = F.pad(x, module._reversed_padding_repeated_twice) if module.padding_mode == "zeros" else None
         if padded is None or module.groups > 1 or x.dim() != 4:
             raise PeftError("the inputs of a grouped, unbatched or otherwise padded convolution cannot be looked at.")
         x = F.unfold(padded, module.kernel_size, module.dilation, 0, module.stride).transpose(1, 2)
     for delta in deltas:
-        see(delta, x)
+        see(delta, x, y)
+    return y
 
 
 def linear(
@@ -87,24 +94,27 @@ def linear(
     deltas: list[Delta],
 ) -> Annotated[Tensor, "... out"]:
     """A linear under weight changes: their kernel where they share one, else F.linear with W' and b'."""
-    tell(x, deltas)
-    return _linear(x, weight, bias, deltas)
+    return tell(_linear(x, weight, bias, deltas), x, deltas)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list[Delta]) -> Tensor:
     if not deltas:
         return F.linear(x, weight, bias)
-    if any(delta.reads_input for delta in deltas):
-        still = [delta for delta in deltas if not delta.reads_input]
-        y = _linear(x, weight, bias, still)
-        for delta in deltas:
-            if delta.reads_input:
-                y = add_rows(y, delta.on_input(x, F.linear), delta.rows)
-        return y
-    kind = type(deltas[0])
-    if kind.kernel is not None and all(type(delta) is kind for delta in deltas) and not transforms_are_active():
+    kind, reading = type(deltas[0]), any(delta.reads_input for delta in deltas)
+    runs = kind.kernel is not None and (kind.kernel_reads_input or not reading)
+    if runs and all(type(delta) is kind for delta in deltas) and not transforms_are_active():
         return kind.kernel(x, weight, bias, deltas)
-    return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight.dtype))
+    if not reading:
+        return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight))
+    y = _linear(x, weight, bias, [delta for delta in deltas if not delta.reads_input])
+    for index, delta in enumerate(deltas):
+        if delta.reads_input:
+            change = delta.on_input(x, F.linear)
+            if delta.maps_input:
+                before = [earlier for earlier in deltas[:index] if not earlier.reads_input]
+                change = F.linear(change.to(x.dtype), changed_weight(weight, before))
+            y = add_rows(y, change, delta.rows)
+    return y
 
 
 def add_rows(y: Tensor, change: Tensor, rows: tuple[int, int] | None) -> Tensor:
@@ -116,7 +126,10 @@ def add_rows(y: Tensor, change: Tensor, rows: tuple[int, int] | None) -> Tensor:
 def convolution(module: Any, x: Tensor, deltas: list[Delta]) -> Tensor:
     """A convolution under weight changes: by its only change's kernel, or as two convolutions, without the dense dW, where
     changes only add."""
-    tell(x, deltas, module)
+    return tell(_convolution(module, x, deltas), x, deltas, module)
+
+
+def _convolution(module: Any, x: Tensor, deltas: list[Delta]) -> Tensor:
     if len(deltas) == 1 and deltas[0].conv_kernel is not None and not deltas[0].reads_input and x.dim() == 4:
         y = None if transforms_are_active() else deltas[0].conv_kernel(module, x, deltas[0])
         if y is not None:
@@ -130,7 +143,7 @@ def convolution(module: Any, x: Tensor, deltas: list[Delta]) -> Tensor:
     all_add = module.groups == 1 and all(delta.additive for delta in deltas) and x.dim() == 4
     adding = [delta for delta in deltas if all_add or delta.reads_input]
     still = [delta for delta in deltas if delta not in adding]
-    y = module._conv_forward(x, changed_weight(weight, still), changed_bias(bias, still, weight.dtype))
+    y = module._conv_forward(x, changed_weight(weight, still), changed_bias(bias, still, weight))
     for delta in adding:
         y = y + delta.on_input(x, lambda x, a: module._conv_forward(x, a.view(-1, *weight.shape[1:]), None)).to(y.dtype)
     return y

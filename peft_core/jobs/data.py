@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +15,7 @@ from peft_data.cache import check_decoding
 from peft_data.cache_file import fingerprint as of_split
 from peft_data.frames import decode_for_training
 from peft_data.names import formats, named
+from peft_data.options import takes
 from peft_data.video.clips import Clips
 from peft_data.video.frames import decode_clips_for_training
 
@@ -55,7 +54,12 @@ class Data(Choice):
     def accepts(cls, name: str) -> Callable:
         loads = [module.load for module in formats() if _is_of(name, module)]
         loads = loads or [module.load for module in formats() if hasattr(module, "claims")]
-        return _joined([common, *loads])
+
+        @takes(common, *loads, but=("name",))
+        def options(**given: Any) -> None:
+            """Options of the data set."""
+
+        return options
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Data:
@@ -147,25 +151,3 @@ def _state(name: str, data: ClassificationData) -> dict[Path, int]:
     folders = {Path(name).expanduser(), *(path.parent for path in files)}  # type: ignore
     folders |= {folder.parent for folder in folders}
     return {folder: folder.stat().st_mtime_ns for folder in folders if folder.exists()}
-
-
-def _joined(functions: list[Callable]) -> Callable:
-    """A function with the options of all these, for a signature and for help."""
-    parameters: dict[str, inspect.Parameter] = {}
-    annotations: dict[str, Any] = {}
-    lines = []
-    for function in functions:
-        known = typing.get_type_hints(function, include_extras=True)
-        docs = inspect.cleandoc(function.__doc__ or "").partition("Args:\n")[2].split("\n\n")[0]
-        lines.append(docs)
-        for key, parameter in inspect.signature(function).parameters.items():
-            if key not in ("name", "root", "seed") or function is common:
-                parameters[key] = parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=known.get(key, Any))
-                annotations[key] = known.get(key, Any)
-
-    def options(**given: Any) -> None: ...
-
-    options.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
-    options.__annotations__ = annotations
-    options.__doc__ = "Options of the data set.\n\nArgs:\n" + "\n".join(lines)
-    return options

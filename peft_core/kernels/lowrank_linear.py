@@ -56,7 +56,7 @@ class _LowRankLinear(torch.autograd.Function):
         plain = dtype is None and x.dtype == weight.dtype == factors[0].dtype
         if plain and not merging_pays(x.numel() // x.shape[-1], weight):
             y = F.linear(x, weight, bias)
-            inner = _stack(factors[::2]) @ x.reshape(-1, x.shape[-1]).t()
+            inner = stack(factors[::2]) @ x.reshape(-1, x.shape[-1]).t()
             flat = y.view(-1, y.shape[-1])
             for part, up, low in zip(parts, factors[1::2], split(inner, factors), strict=True):
                 _rows(flat, part).addmm_(low.t(), up.t(), alpha=part.scale)
@@ -88,7 +88,7 @@ class _LowRankLinear(torch.autograd.Function):
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
             if inner is not None:
-                dx = (g @ weight).addmm_(back.t(), _stack(factors[::2]))
+                dx = (g @ weight).addmm_(back.t(), stack(factors[::2]))
             else:
                 dx = g @ (merged(weight, ctx.parts, factors).to(g.dtype) if new is None else new)
             dx = dx.view(*grad.shape[:-1], weight.shape[1])
@@ -110,7 +110,7 @@ def through_up(
     g: Annotated[Tensor, "N out"], parts: tuple[Part, ...], ups: Sequence[Tensor]
 ) -> Annotated[Tensor, "r N"]:
     """s · Bᵀ gᵀ of every part, one above the other: (Σ r, N)."""
-    return _stack([_scaled(up.to(g.dtype).t() @ _rows(g, part).t(), part) for part, up in zip(parts, ups, strict=True)])
+    return stack([_scaled(up.to(g.dtype).t() @ _rows(g, part).t(), part) for part, up in zip(parts, ups, strict=True)])
 
 
 def factor_gradients(
@@ -125,7 +125,7 @@ def factor_gradients(
     """dA, dB of every part, and dW where a weight is given. inputs: x N in, piece by piece · g: N out · back: s · Bᵀ gᵀ ·
     inner: A xᵀ of every part where it is known."""
     downs = factors[::2]
-    stacked = _stack([a.to(g.dtype) for a in downs]) if inner is None else None
+    stacked = stack([a.to(g.dtype) for a in downs]) if inner is None else None
     low, d_down, dw, start = [], [], [], 0
     for x in inputs:
         x, rows = x.to(g.dtype), slice(start, start := start + len(x))
@@ -155,7 +155,7 @@ def _sum(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0, dtype=dtype)
 
 
-def _stack(rows: Sequence[Tensor]) -> Tensor:
+def stack(rows: Sequence[Tensor]) -> Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(list(rows))
 
 

@@ -106,7 +106,7 @@ def decomposed_linear(
 ) -> Annotated[Tensor, "... out"]:
     """F.linear(x, m V/‖V‖, b): x (…, in), W (out, in), on rows of W where the deltas have some."""
     if _overlap(deltas) or any(delta.factor != 1.0 for delta in deltas) or torch.compiler.is_compiling():
-        return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight.dtype))  # type: ignore[arg-type]
+        return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight))  # type: ignore[arg-type]
     parts = tuple(Part(delta.scale, delta.rows) for delta in deltas)
     dtype = autocast_dtype(x.device.type)
     weak = deltas[0].weak(x, weight, bias, dtype or x.dtype, deltas)

@@ -1,4 +1,4 @@
-"""The low-rank weight change of LoRA, with the kernels that run it fast (`lowrank_linear`, `lowrank_conv`)."""
+"""The low-rank weight change of LoRA, with the kernels that run it fast (`lowrank_linear`, `lowrank_conv`, `quantised`)."""
 
 import math
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from peft_core.grafts.graft import Delta, match
 from peft_core.kernels.lowrank_conv import lowrank_conv
 from peft_core.kernels.lowrank_linear import lowrank_linear
+from peft_core.kernels.quantised import packed_linear
 
 
 class LowRank(Delta):
@@ -68,3 +69,4 @@ class LowRank(Delta):
 
     kernel = staticmethod(lowrank_linear)
     conv_kernel = staticmethod(lowrank_conv)
+    packed_kernel = staticmethod(packed_linear)

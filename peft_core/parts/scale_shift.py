@@ -74,7 +74,7 @@ def scale_shift_linear(
         or weight.requires_grad
         or torch.compiler.is_compiling()
     ):
-        return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight.dtype))
+        return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight))
     dtype = autocast_dtype(x.device.type)
     weak = only.weak(x, weight, bias, dtype or x.dtype)
     recipe, kept = (None, ()) if weak is None else kept_for(x)

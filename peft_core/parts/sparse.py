@@ -114,12 +114,12 @@ class Sparse(Delta):
     def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["Sparse"]) -> Tensor:
         for delta in deltas:
             delta._check()
-        return sparse_linear(x, weight, changed_bias(bias, deltas, weight.dtype), deltas)
+        return sparse_linear(x, weight, changed_bias(bias, deltas, weight), deltas)
 
     @staticmethod
     def conv_kernel(module: Any, x: Tensor, delta: "Sparse") -> Tensor | None:
         delta._check()
-        return sparse_conv(module, x, module.weight, changed_bias(module.bias, [delta], module.weight.dtype), delta)
+        return sparse_conv(module, x, module.weight, changed_bias(module.bias, [delta], module.weight), delta)
 
     # ---- files -----------------------------------------------------------------------------------------------------
 

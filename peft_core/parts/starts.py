@@ -147,11 +147,11 @@ def components_of(changes: list[LowRank], watch: Callable[..., Any], losses: Ite
     """Sets each A to the components of what its layer reads, of as many batches as it takes until all have settled.
 
     Args:
-        watch: a context in which a call (change, rows) is made with all that layers read.
+        watch: a context in which a call (change, rows, output) is made with all that layers read and give.
     """
     found = {id(change): Components(len(change.A)) for change in changes}
 
-    def see(change: Any, rows: Tensor) -> None:
+    def see(change: Any, rows: Tensor, y: Tensor) -> None:
         components = found.get(id(change))
         if components is not None and not components.settled:
             with torch.no_grad():

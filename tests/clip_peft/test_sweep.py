@@ -8,9 +8,10 @@ import pytest
 
 from clip_peft.commands import main
 from clip_peft.fit import fit
-from clip_peft.sweep.command import own_settings, settings_of, with_preset
+from clip_peft.sweep.command import PLANNED, own_settings, settings_of, sweep
 from clip_peft.sweep.protocols import Trial, averages, cell, harmonic, table, trials
 from peft_core import PeftError, list_methods
+from peft_core.jobs.sweep.preset import planned
 
 SET = [
     "epochs=1",
@@ -123,7 +124,7 @@ def test_transfer_in_processes(backbone: str, photos: str, tmp_path: Path) -> No
 
 
 def test_the_shipped_preset_is_a_plan_of_every_method() -> None:
-    plan = with_preset("world_open", {"out": "x", "seeds": [2]})
+    plan = planned(sweep, PLANNED, {"sweep": "world_open", "seeds": [2]})
     assert plan["protocol"] == "base_to_new" and plan["seeds"] == [2] and len(plan["data"]) == 2
     assert set(list_methods(grafts=False)) | {"tip_adapter_f", "clip_lora", "vpt"} <= set(plan["methods"])
     options = own_settings(plan)

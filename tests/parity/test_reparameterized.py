@@ -1,10 +1,20 @@
 """Reparameterised methods against Hugging Face PEFT: same parameters, same output, same gradients, in float64 where it lets."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from peft import PveraConfig, VeraConfig, get_peft_model, inject_adapter_in_model
+from peft import (
+    GraloraConfig,
+    HiraConfig,
+    HRAConfig,
+    MissConfig,
+    PveraConfig,
+    VeraConfig,
+    get_peft_model,
+    inject_adapter_in_model,
+)
 from torch import Tensor, nn
 
 from peft_core import PeftError, adapt
@@ -12,7 +22,11 @@ from peft_core.grafts.graft import Delta
 from peft_core.grafts.shared import Reference, Shared
 from peft_core.grafts.weight_changes import linear
 from peft_core.kernels import kronecker_linear
+from peft_core.methods.reparameterized.gralora import Granular
+from peft_core.methods.reparameterized.hira import Proportional
+from peft_core.methods.reparameterized.hra import Reflections
 from peft_core.methods.reparameterized.lokr import LoKr
+from peft_core.methods.reparameterized.miss import Blocks, Shards
 from peft_core.methods.reparameterized.vera import VectorPair
 from tests.tiny import MODELS
 
@@ -75,6 +89,89 @@ def test_vera_and_pvera_as_in_peft(drawn: bool, training: bool):
     same(stock, delta, theirs, names, torch.randn(3, 5, IN, dtype=torch.float64))
     merged = nn.functional.linear(x := torch.randn(4, IN, dtype=torch.float64), delta(stock.weight), stock.bias)
     torch.testing.assert_close(theirs.eval()(x), merged)
+
+
+@pytest.mark.parametrize("hybrid", [0, 2])
+def test_gralora_as_in_peft(hybrid: int):
+    stock = stock_linear()
+    theirs = inject(GraloraConfig(r=4, alpha=3, gralora_k=2, hybrid_r=hybrid, target_modules=["layer"]), stock_linear())
+    delta = Granular(stock.weight, None, (OUT, IN), 4, 2, hybrid, 3 / (4 + hybrid), 0.0)
+    names = {"down": "gralora_A.default", "up": "gralora_B.default"}
+    if hybrid:
+        names |= {"whole_down": "gralora_A_general.default.weight", "whole_up": "gralora_B_general.default.weight"}
+
+    with torch.no_grad():
+        for name, parameter in delta.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+            turned = (
+                parameter.mT if parameter.dim() == 3 else parameter
+            )  # their tensors hold the rank last (A) and first (B)
+            theirs.get_parameter(names[name]).copy_(turned)
+    x = torch.randn(3, 5, IN, dtype=torch.float64, requires_grad=True)
+    y, other = run(stock, delta, x), theirs(x)
+    torch.testing.assert_close(y, other)
+    g = torch.randn_like(y)
+    ours = torch.autograd.grad(y, [x, *delta.parameters()], g)
+    peers = torch.autograd.grad(
+        other, [x, *(theirs.get_parameter(names[name]) for name, _ in delta.named_parameters())], g
+    )
+    for one, peer in zip(ours, peers, strict=True):
+        torch.testing.assert_close(one, peer.mT if one.shape != peer.shape else peer)
+    torch.testing.assert_close(delta(stock.weight) - stock.weight, theirs.get_delta_weight("default"))
+
+
+def test_hira_as_in_peft():
+    stock = stock_linear()
+    theirs = inject(HiraConfig(r=4, target_modules=["layer"]), stock_linear())
+    names = {"A": "hira_A.default", "B": "hira_B.default"}
+    same(stock, Proportional(stock.weight, None, 4, 1.0), theirs, names, torch.randn(3, 5, IN, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("convolves", [False, True])
+def test_hra_as_in_peft(convolves: bool):
+    torch.manual_seed(0)
+    stock = nn.Conv2d(4, OUT, 3, padding=1).double().requires_grad_(False) if convolves else stock_linear()
+    theirs = inject(HRAConfig(r=4, target_modules=["layer"]), copy.deepcopy(stock))
+    delta = Reflections(stock.weight, None, 4)
+    assert all(torch.equal(u[::2], u[1::2]) for u in (delta.u, theirs.hra_u.default.T))
+    with torch.no_grad():
+        delta.u.add_(torch.randn_like(delta.u) * 0.3)
+        theirs.hra_u.default.copy_(delta.u.T)
+    x = torch.randn(2, 4, 5, 5) if convolves else torch.randn(3, 5, IN)
+    x = x.double().requires_grad_()
+    y, other = run(stock, delta, x), theirs(x)
+    torch.testing.assert_close(y, other)
+    g = torch.randn_like(y)
+    ours, peers = torch.autograd.grad(y, [x, delta.u], g), torch.autograd.grad(other, [x, theirs.hra_u.default], g)
+    torch.testing.assert_close(ours, (peers[0], peers[1].T))
+    # orthogonal: the outputs' weights keep their lengths
+    torch.testing.assert_close(delta(stock.weight).flatten(1).norm(dim=1), stock.weight.flatten(1).norm(dim=1))
+
+
+@pytest.mark.parametrize("form", ["shared", "shared-5", "mini", "bat"])
+def test_miss_as_in_peft(form: str):
+    rank = 5 if form == "shared-5" else 4
+    init: Any = form if form in ("mini", "bat") else True
+    stock = stock_linear()
+    theirs = inject(MissConfig(r=rank, mini_r=6, init_weights=init, target_modules=["layer"]), stock_linear())
+    delta: Delta = Blocks(stock.weight, None, rank) if form == "bat" else Shards(
+        stock.weight, None, (OUT, IN), rank, 6 if form == "mini" else OUT
+    )  # fmt: skip
+    same(stock, delta, theirs, {"m": "miss_block.default"}, torch.randn(3, 5, IN, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [
+        ("gralora", {"rank": 6, "cuts": 4}, "4 cuts, which do not divide the rank, 6"),
+        ("hra", {"rank": 3}, "must be even"),
+        ("miss", {"rank": 5, "form": "bat"}, "does not cut"),
+        ("miss", {"rank": 4, "form": "mini", "mini": 5}, "does not divide the 48 outputs"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(method: str, settings: dict[str, Any], words: str):
+    with pytest.raises(PeftError, match=words):
+        adapt(MODELS["vit"].model(), method, **settings)
 
 
 @pytest.mark.parametrize("groups", [1, 3])

@@ -13,7 +13,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from peft_core import PeftError, adapt, count_parameters, disabled, load_adapter, merge, remove, save_adapter
+from peft_core import (
+    PeftError,
+    adapt,
+    adaptation,
+    count_parameters,
+    disabled,
+    load_adapter,
+    merge,
+    merging,
+    remove,
+    save_adapter,
+)
 from peft_core.attach import is_inserted
 from peft_core.grafts.calls import state
 
@@ -246,6 +257,40 @@ def test_a_sharded_model_is_weighed_saved_and_given_back(method: str, one_proces
     torch.testing.assert_close(model(x), y)
     torch.testing.assert_close(load_adapter(stock(), save_adapter(model, tmp_path / "a"))(x), y)
     torch.testing.assert_close(remove(model)(x), plain(x))
+
+
+@pytest.mark.parametrize("method", ["lora", "oft", "vera", "ssf", "dora", "lokr"])
+@pytest.mark.parametrize("ran", [False, True], ids=["at once", "after a forward"])
+def test_a_sharded_model_is_merged(method: str, ran: bool, one_process: Any) -> None:
+    """All of it, as one that is whole; where a weight cannot be written nothing is."""
+    from torch.distributed.fsdp import fully_shard
+
+    expected, model, x = adapted(method), adapted(method), pictures()
+    for block in model.blocks:  # type: ignore[union-attr]
+        fully_shard(block, mesh=one_process)
+    fully_shard(model, mesh=one_process)
+    y = expected(x).detach()
+    if ran:
+        torch.testing.assert_close(model(x), y)
+    merge(expected)
+    before = {key: value.full_tensor().clone() for key, value in model.state_dict().items()}  # type: ignore[attr-defined]
+    write, calls = merging.write, []
+
+    def failing(*arguments: Any) -> None:
+        write(*arguments)
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise RuntimeError("no room")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="no room"):
+        patch.setattr(adaptation, "write", failing)
+        merge(model)
+    after = model.state_dict()
+    assert all(torch.equal(after[key].full_tensor(), value) for key, value in before.items())
+    assert merge(model).state_dict().keys() == expected.state_dict().keys()
+    for key, value in expected.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[key].full_tensor(), value, rtol=0, atol=0)
+    torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-5)
 
 
 def test_wrapped_models_are_saved_and_counted_as_what_is_inside(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_factors_beside_a_large_shift_get_the_plain_paths_gradient(made: Any, sh
     found = []
     for run in (
         lambda: kernel(x.clone().requires_grad_(), weight, bias, [delta]),
-        lambda: F.linear(x, changed_weight(weight, [delta]), changed_bias(bias, [delta], weight.dtype)),
+        lambda: F.linear(x, changed_weight(weight, [delta]), changed_bias(bias, [delta], weight)),
     ):
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             y = run()

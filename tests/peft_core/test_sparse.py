@@ -31,7 +31,7 @@ def change(weight: Tensor, rows: tuple[int, int] | None, entries: int, of_bias: 
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list[Sparse]) -> Tensor:
-    return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight.dtype))  # type: ignore[arg-type]
+    return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight))  # type: ignore[arg-type]
 
 
 def gradients_of(run: Any, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:

@@ -25,9 +25,10 @@ from peft_core.jobs.sweep.folder import SweepFolder
 from peft_core.jobs.sweep.jobs import Job
 from peft_core.jobs.sweep.outcome import Outcome
 from peft_core.jobs.sweep.pool import Pool
+from peft_core.jobs.sweep.preset import planned
 from vision_peft.commands import commands
 from vision_peft.fit import fit
-from vision_peft.sweep.command import sweep, with_preset
+from vision_peft.sweep.command import PLANNED, sweep
 from vision_peft.sweep.plan import make_plan
 from vision_peft.sweep.stamp import stamp_of_recipe
 from vision_peft.sweep.worker import carry_out, parcel_of
@@ -274,7 +275,7 @@ def test_ray_gives_the_same(tasks: list[str], tiny_backbone: str, tmp_path: Path
 
 
 def test_the_readme_s_sweep_is_a_plan() -> None:
-    plan = with_preset("readme", {"out": "x"})
+    plan = planned(sweep, PLANNED, {"sweep": "readme"})
     names = ("data", "methods", "seeds", "grid", "set", "backbone", "protocol")
     found = make_plan(*(plan[key] or [] for key in names[:5]), "reference", "honest")
     assert (

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from peft_data.options import arguments, takes
+
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
+from peft_core.jobs.cli.shared import sweeping
 from peft_core.jobs.sweep.preset import planned
 from peft_core.values import Seed, Whole
 
 
 @command("vision")
+@takes(sweeping)
 def sweep(
     *,
-    out: str,
-    data: list[str] | None = None,
-    methods: list[str] | None = None,
-    seeds: list[Seed] | None = None,
-    grid: list[str] | None = None,
-    set: list[str] | None = None,
     backbone: str | None = None,
     protocol: Literal["honest", "legacy"] | None = None,
     best: Whole | None = None,
     best_seeds: list[Seed] | None = None,
-    sweep: str | None = None,
-    workers: Whole = 0,
-    threads: Whole = 0,
     ray: str | None = None,
-    overwrite: bool = False,
+    **common: Any,
 ) -> int:
     """Run data sets × methods × seeds, and make one table. The same command goes on where it was stopped.
 
@@ -35,26 +30,22 @@ def sweep(
         out: The sweep's folder: runs, results.csv, table.md, report.html.
         data: Data sets or folders; `"world/*"` and `"vtab/*"` are the 19 tasks.
         methods: Methods and presets (`list methods`); `"*"` is every method.
-        seeds: By default 0.
         grid: OPTION=VALUE,VALUE to choose from, e.g. method.rank=4,8 lr=1e-3,3e-3; METHOD:OPTION=… for one method.
         set: OPTION=VALUE for all runs, e.g. trainer.max_epochs=5 data.root=~/vtab-1k; METHOD:OPTION=… for one method.
         backbone: As for fit.
         protocol: `honest` chooses from the grid on val and retrains on train + val; `legacy` chooses on test.
         best: After the seeds, give so many of the best methods, and linear, the seeds of best_seeds too.
         best_seeds: See best.
-        sweep: A sweep's name (`configs/vision/sweep`) or YAML; options given besides go over it.
-        workers: Processes; by default one a GPU, or one a processor.
-        threads: Of each process; by default the processors are shared out.
         ray: A Ray cluster's address (auto, HOST:PORT, ray://…), or `local`.
         overwrite: Change the plan of a sweep, and run again what another version of the code made.
     """
-    given = {key: value for key, value in locals().items() if key in PLANNED and value is not None}
-    plain = with_preset(sweep, given)
+    how = arguments(locals())
+    plain = planned(sweep, PLANNED, how)
     if (plain["best"] > 0) != bool(plain["best_seeds"]):
         raise PeftError("best and best_seeds go together: so many of the best methods get those seeds too.")
     from vision_peft.sweep.run import run_sweep  # needs Lightning, which other commands must not wait for
 
-    return run_sweep(plain, out, workers=workers, threads=threads, ray=ray, overwrite=overwrite)
+    return run_sweep(plain, **{key: how[key] for key in ("out", "workers", "threads", "ray", "overwrite")})
 
 
 PLANNED: dict[str, Any] = {
@@ -62,8 +53,3 @@ PLANNED: dict[str, Any] = {
     "best": 0, "best_seeds": [],
 }  # fmt: skip
 """What a sweep's plan consists of, and what it is where nothing is said."""
-
-
-def with_preset(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The plan of a sweep's YAML with the given settings over it."""
-    return planned(sweep, PLANNED, name, given)

@@ -18,6 +18,8 @@ from torch import nn
 from peft_core.files import read_json, write_files
 from peft_core.jobs.data import Data
 from peft_core.jobs.hub.backbone import Backbone
+from peft_core.jobs.reports.classified import Finished
+from peft_core.jobs.reports.scores import by_class
 from peft_core.jobs.runs.folder import OtherRun, plain_config
 from peft_core.jobs.runs.outcome import measured
 from peft_core.jobs.runs.training import CHECKPOINT
@@ -64,12 +66,12 @@ def parcel_of(job: Job, out: Path) -> tuple[Any, ...]:
     return job.settings, out, job.folder, stamp_of(job)
 
 
-def finish(run: Any, data: Any, results: dict[str, Any], history: Any, scores: Any, pictures: Any) -> dict[str, Any]:
+def finish(run: Finished) -> dict[str, Any]:
     """Writes results.json alone; the checkpoint goes, the adapter stays."""
-    results["per_class"] = dict(zip(data.class_names, scores.per_class, strict=True)) if scores else {}
-    results = measured(results)
-    run.write_results(results)
-    (run.path / CHECKPOINT).unlink(missing_ok=True)
+    run.results["per_class"] = by_class(run.data.class_names, run.scores)
+    results = measured(run.results)
+    run.folder.write_results(results)
+    (run.folder.path / CHECKPOINT).unlink(missing_ok=True)
     return results
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import torch
 from peft_data.base import ClassificationData, Pictures, no_pictures
 from peft_data.errors import DataError, listing
 from peft_data.lists import is_there, spellings
+from peft_data.options import takes
 from peft_data.video.clips import as_clips
 from peft_data.video.decoding import SUFFIXES, decoder_of
 from peft_data.video.sampling import Sampling
@@ -45,33 +45,31 @@ def sampling_options(
     return Sampling(frames, sampling, stride, views, crops, decoder, windows)
 
 
+def classes_of_clips(*, val: float = 0.2, test: float = 0.2, directional: bool = False) -> None:
+    """Options of clips that may come without splits.
+
+    Args:
+        val: Part for choosing, where the data fix no splits.
+        test: Part for testing, where the data fix no splits.
+        directional: Whether a mirrored clip may belong to another class.
+    """
+
+
 def with_sampling(**defaults: Any) -> Callable[[Callable[..., tuple[ClassificationData, bool]]], Callable]:
     """Makes a format's `load`, which takes its own options and gives the data as pictures and whether a mirrored clip may
     be of another class, one that takes `sampling_options` too and gives clips. `defaults` are the format's own."""
 
     def wrap(load: Callable[..., tuple[ClassificationData, bool]]) -> Callable:
-        shared = {
-            name: option.replace(default=defaults.get(name, option.default))
-            for name, option in inspect.signature(sampling_options).parameters.items()
-        }
-        signature = inspect.signature(load)
-
         def opened(*where: Any, **options: Any) -> ClassificationData:
-            chosen = {key: options.pop(key, option.default) for key, option in shared.items()}
-            how = sampling_options(**chosen)
+            how = sampling_options(**{key: options.pop(key) for key in names})
             data, directional = load(*where, **options)
             return as_clips(data, how, directional=directional)
 
         functools.update_wrapper(opened, load)
-        parameters = [*signature.parameters.values(), *shared.values()]
-        opened.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        opened.__annotations__ = typing.get_type_hints(load) | typing.get_type_hints(sampling_options)
-        del opened.__wrapped__  # type: ignore[attr-defined]
-        own, raises, after = inspect.cleandoc(load.__doc__ or "").partition("\n\nRaises:")
-        lines = inspect.cleandoc(sampling_options.__doc__ or "").partition("Args:\n")[2]
-        opened.__doc__ = own + ("\n" if "Args:" in own else "\n\nArgs:\n") + lines + raises + after
-        return opened
+        opened.__signature__ = inspect.signature(load)  # type: ignore[attr-defined]
+        return takes(sampling_options, **defaults)(opened)
 
+    names = inspect.signature(sampling_options).parameters
     return wrap
 
 

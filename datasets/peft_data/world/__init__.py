@@ -12,10 +12,10 @@ import importlib
 
 import torch
 
-from peft_data.base import ClassificationData, Pictures
+from peft_data.base import ClassificationData
 from peft_data.errors import DataError, nearest
 
-from .cache import cached
+from .cache import drawn_splits
 from .draw import Draw
 
 VERSION = 2
@@ -123,13 +123,6 @@ def load(name: str, seed: int = 0, *, size: int = SIZE) -> ClassificationData:
     task = name.removeprefix("world/")
     if task not in TASKS:
         raise DataError(f"there is no task {name!r} in the drawn world{nearest(name, NAMES)}")
-
-    def make() -> dict[str, torch.Tensor]:
-        out = {}
-        for split, n in SPLITS.items():
-            out[split], out[f"{split}.labels"] = draw_task(task, split, n, seed, size)
-        return out
-
-    kept = cached(f"world/v{VERSION}/{task}-{size}px-seed{seed}", make)
-    train, val, test = (Pictures(kept[split], kept[f"{split}.labels"], split=split) for split in SPLITS)
-    return ClassificationData(f"world/{task}", class_names(task), train, val, test, recipe="world")
+    key = f"world/v{VERSION}/{task}-{size}px-seed{seed}"
+    parts = drawn_splits(key, SPLITS, lambda split, n: draw_task(task, split, n, seed, size))
+    return ClassificationData(f"world/{task}", class_names(task), *parts, recipe="world")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from peft_data.base import Pictures
 from peft_data.errors import DataError
 from peft_data.reach import cache_root
 
@@ -19,6 +20,21 @@ from peft_data.reach import cache_root
 def folder() -> Path:
     """Where drawn data is kept: `$PEFT_DATA_CACHE`, else `cache_root`."""
     return Path(os.environ.get("PEFT_DATA_CACHE") or cache_root()).expanduser()
+
+
+def drawn_splits(
+    key: str, splits: Mapping[str, int], draw: Callable[[str, int], tuple[torch.Tensor, torch.Tensor]]
+) -> list[Pictures]:
+    """The splits' pictures and labels under `key`, drawn by `draw(split, its number)` if they are not there; see `cached`."""
+
+    def make() -> dict[str, torch.Tensor]:
+        out = {}
+        for split, count in splits.items():
+            out[split], out[f"{split}.labels"] = draw(split, count)
+        return out
+
+    kept = cached(key, make)
+    return [Pictures(kept[split], kept[f"{split}.labels"], split=split) for split in splits]
 
 
 def cached(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ def main(program: str, commands: Sequence[Command], argv: Sequence[str] | None =
 
     if argv is None:
         in_utf8()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # other libraries import it where it is installed
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     by_name = {each.name: each for each in commands}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from peft_data import ClassificationData
 from peft_data.cache import DecodedPictures
@@ -11,10 +12,39 @@ from peft_data.cache import DecodedPictures
 from peft_core.jobs.reports import page, plots
 from peft_core.jobs.reports.pictures import picture_section, prediction_rows
 from peft_core.jobs.reports.scores import Scores
+from peft_core.jobs.runs import outcome
 from peft_core.jobs.runs.folder import RunFolder
 
 Section = tuple[str, str]
 """Heading and HTML."""
+
+
+class Finished(NamedTuple):
+    """A classifier's run at its end, its files not yet written."""
+
+    folder: RunFolder
+    data: ClassificationData
+    results: dict[str, Any]
+    history: Sequence[dict[str, float]]
+    scores: Scores | None
+    pictures: DecodedPictures | None
+
+
+def write(
+    run: Finished, rows: Callable[[dict[str, Any]], list], title: str, lead: str, own: Sequence[Section] = ()
+) -> dict[str, Any]:
+    """Writes results.json, metrics.csv, predictions.csv, plots and report.html; returns the results, completed.
+
+    Args:
+        rows: the report's first table, made of the results.
+        title, lead: of the report.
+        own: sections of a program's own about what was scored.
+    """
+    results = outcome.measured(run.results)
+    trained, about_training = training(run.history)
+    files, about_scores = scored(run.data, run.scores, run.pictures, own)
+    sections = [("Result", page.table(rows(results))), *about_training, *about_scores, use(run.folder)]
+    return outcome.write_outcome(run.folder, results, trained | files, title, lead, sections)
 
 
 def training(history: Sequence[dict[str, float]]) -> tuple[dict[str, bytes], list[Section]]:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import time
+<<<<<<< HEAD
 from collections.abc import Callable
 from typing import Any, Literal
+=======
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal
+>>>>>>> main
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +22,23 @@ from peft_core.jobs.runs.folder import Diverged
 from peft_core.jobs.runs.training import LightningModule, keep_trainables
 from peft_core.stock import adapter_state
 
-Optimizer = Literal["adamw", "adam", "sgd", "adamw8bit"]
+Optimizer = Literal["adamw", "adam", "sgd", "adamw8bit", "paged_adamw"]
 
 
 class Learning(LightningModule):
-    """AdamW (8-bit too, by bitsandbytes), Adam with weight decay in the gradient, or SGD, the learning rate warmed up and then lowered along a cosine:
+    """AdamW (8-bit or paged too, by bitsandbytes), Adam with weight decay in the gradient, or SGD, the learning rate warmed up and then lowered along a cosine:
 
     lr(t) = lr · (t + 1) / w for the first w = warmup · T of T steps, then
     lr · (f + (1 − f) · (1 + cos(π (t − w) / (T − w))) / 2) with f = final_lr.
 
     Weight decay spares biases and other 1-D tensors, as timm's. A subclass adds each step's loss by `count(loss)` and
-    names its adapted models in `adapted`.
+    names its adapted models in `adapted`, and in `kept` the attributes that go into checkpoints besides.
 
     Args:
         steps: optimiser steps of the whole run, T.
     """
+
+    kept: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -131,6 +138,11 @@ class Learning(LightningModule):
         self.epoch_sum, self.epoch_count = self.epoch_sum.to(loss.device) + loss.detach(), self.epoch_count + 1
         return sum((lifecycle.penalty(model) for model in self.adapted().values()), loss)  # type: ignore
 
+    def mean_of(self, loss: Callable[[], Tensor]) -> Tensor:
+        """The mean loss of as many forwards as the methods ask for."""
+        times = max((lifecycle.instances(model) for model in self.adapted().values()), default=1)
+        return loss() if times == 1 else torch.stack([loss() for _ in range(times)]).mean()
+
     def note(self, index: int) -> None:
         """Adds the mean loss since the last note to `history`, some 200 times a run and at each epoch's end."""
         step, last = self.trainer.global_step, index + 1 == self.trainer.num_training_batches
@@ -199,6 +211,8 @@ class Learning(LightningModule):
             return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
         if self.optimizer == "adamw8bit":
             return load_bitsandbytes().optim.AdamW8bit(groups, lr=self.lr)
+        if self.optimizer == "paged_adamw" and self.device.type == "cuda":  # pages are CUDA's; elsewhere it is plain AdamW
+            return load_bitsandbytes().optim.PagedAdamW32bit(groups, lr=self.lr)
         if self.optimizer == "adam":
             return torch.optim.Adam(groups, lr=self.lr)
         # Lightning refuses to clip the gradients of a fused optimiser under float16
@@ -215,6 +229,7 @@ class Learning(LightningModule):
         checkpoint["history"] = self.history
         checkpoint["loss"] = (self.loss_sum.cpu(), self.loss_count)
         checkpoint["epoch_loss"] = (self.epoch_sum.cpu(), self.epoch_count, self.epoch_loss)
+        checkpoint.update({name: getattr(self, name) for name in self.kept})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # loading is not strict, and what a method of an earlier version called otherwise would start anew in silence
@@ -227,6 +242,8 @@ class Learning(LightningModule):
         self.epoch_sum, self.epoch_count, self.epoch_loss = checkpoint.get("epoch_loss", (torch.zeros(()), 0, None))
         for path, model in self.adapted().items():
             lifecycle.load_state(model, checkpoint.get("methods", {}).get(path, {}))
+        for name in self.kept:
+            setattr(self, name, checkpoint[name])
 
     def finish(self) -> None:
         """What the methods do when training has ended."""
@@ -244,7 +261,7 @@ def load_bitsandbytes() -> Any:
         import bitsandbytes  # pyright: ignore[reportMissingImports]
     except (ImportError, OSError, RuntimeError) as error:
         raise PeftError(
-            f"--optimizer adamw8bit needs bitsandbytes, which does not load here ({error}): "
+            f"this --optimizer needs bitsandbytes, which does not load here ({error}): "
             "pip install 'visual-peft[bitsandbytes]', or use --optimizer adamw."
         ) from error
     return bitsandbytes

@@ -30,8 +30,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.plugins.io import TorchCheckpointIO  # noqa: E402
 from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
 
-__all__ = ["AtomicCheckpoints", "Callback", "LightningModule", "Progress", "SaveState", "keep_trainables", "make_trainer",
-           "planned_steps", "quiet", "read_checkpoint", "seed_everything", "Trainer"]  # fmt: skip
+__all__ = ["AtomicCheckpoints", "Callback", "LightningModule", "Progress", "SaveState", "among_devices", "keep_trainables",
+           "make_trainer", "planned_steps", "quiet", "read_checkpoint", "seed_everything", "train", "Trainer"]  # fmt: skip
 CHECKPOINT = "last.ckpt"
 
 
@@ -64,6 +64,30 @@ def make_trainer(flags: dict[str, Any], callbacks: list[Callback], folder: Path 
             return Trainer(**(settings | more))
     except (MisconfigurationException, ValueError, ImportError) as error:
         raise PeftError(f"Lightning refuses the --trainer options: {' '.join(str(error).split())}") from error
+
+
+def among_devices(trainer: Trainer, batch_size: int) -> tuple[int, dict[str, int]]:
+    """What each device takes of a batch, and which share of the batches this process has.
+
+    Raises:
+        PeftError: it does not divide.
+    """
+    each, rest = divmod(batch_size, trainer.world_size)
+    if rest:
+        raise PeftError(f"a batch of {batch_size} does not divide among {trainer.world_size} devices.")
+    return each, {"rank": trainer.global_rank, "world_size": trainer.world_size}
+
+
+def train(trainer: Trainer, module: Any, folder: Path, *batches: Any) -> None:
+    """Trains, from the checkpoint in the folder where there is one, and lets the methods finish.
+
+    Args:
+        batches: to train on, and to score on while training.
+    """
+    checkpoint = folder / CHECKPOINT
+    with quiet():
+        trainer.fit(module, *batches, ckpt_path=checkpoint if checkpoint.is_file() else None)
+        module.finish()
 
 
 def planned_steps(trainer: Trainer, batches: int) -> int:

@@ -1,16 +1,13 @@
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from peft_core import lifecycle
-from peft_core.grafts.attention import KeysValues
-from peft_core.grafts.shared import Reference
 from peft_core.method import Method, Plan
+from peft_core.parts.prefixes import add_prefixes, fold_prefixes
 from peft_core.values import Count, Widths
 
 
@@ -43,48 +40,10 @@ class Prefix(Method):
         return cls(tokens=3), cls(tokens=2, reparameterize=True, hidden=5)
 
     def install(self, plan: Plan) -> None:
-        for sublayer, count, dim in plan.sublayers(("attn", "cross_attn"), self.tokens, limit=1000):
-            options, width = plan.options_at(sublayer.body), plan.key_width(sublayer)
-            make: nn.Module = Table(torch.randn(2, count, width, **options))
-            if self.reparameterize:
-                # E and W₁ are one for all layers of a width; a U shape's layers have several
-                table = plan.shared(f"E_{dim}_{count}", partial(_normal, count, dim, options))
-                first = plan.shared(f"W1_{dim}", partial(nn.Linear, dim, self.hidden, **options))
-                make = ByMLP(table, first, self.hidden, width, options)
-            plan.extend_keys_values(sublayer, make)
+        add_prefixes(plan, self.tokens, self.hidden if self.reparameterize else None)
 
     def finish(self, model: nn.Module) -> None:
         """Keeps P_k and P_v in place of what they are made by."""
         if self.reparameterize:
-            for graft in lifecycle.own_grafts(model, self, KeysValues):
-                graft.make = Table(torch.stack(graft.make(None)))
-            lifecycle.forget_shared(model, self)
+            fold_prefixes(model, self)
             lifecycle.adaptation_of(model, self).method = dataclasses.replace(self, reparameterize=False)
-
-
-def _normal(rows: int, columns: int, options: dict[str, Any]) -> nn.Parameter:
-    return nn.Parameter(torch.randn(rows, columns, **options))
-
-
-class Table(nn.Module):
-    """P_k and P_v as they are, 2 P W."""
-
-    def __init__(self, values: Tensor) -> None:
-        super().__init__()
-        self.values = nn.Parameter(values.detach().clone())
-
-    def forward(self, x: Tensor | None) -> tuple[Tensor, ...]:
-        return self.values.unbind(0)
-
-
-class ByMLP(nn.Module):
-    """P_k and P_v = W₂ tanh(W₁ E + b₁) + b₂, each P W."""
-
-    def __init__(self, table: Reference, first: Reference, hidden: int, width: int, options: dict[str, Any]) -> None:
-        super().__init__()
-        self.shared = (table, first)
-        self.second = nn.Linear(hidden, 2 * width, **options)
-
-    def forward(self, x: Tensor | None) -> tuple[Tensor, ...]:
-        table, first = (found() for found in self.shared)
-        return self.second(torch.tanh(first(table))).chunk(2, -1)

@@ -1,14 +1,16 @@
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from peft_core.errors import PeftError
+from peft_core.grafts.shared import Reference
 from peft_core.method import Method, Plan
-from peft_core.values import Rate, Widths
+from peft_core.parts.prompts import uniform_prompts
+from peft_core.values import Count, Rate, Share, Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +22,26 @@ class VPT(Method):
     patches of p pixels; the frozen model's dropout and drop path are off: KMnP/vpt. Prompts take part in attention, so the
     model is not identical at step 0. 10 tokens: 7,680 parameters on ViT-B/16 shallow, 92,160 deep.
 
+    `project`: P (tokens, p) through one linear p -> D for all blocks, Kaiming-normal by its outputs; v is then of p (KMnP/vpt).
+    `fourier`: the first ⌊share·tokens⌋ are given as the real part of their Fourier transform over tokens and width, behind the
+    dropout: Zeng et al., "Visual Fourier Prompt Tuning", NeurIPS 2024, whose share is 0.5 by default (runtsang/VFPT, 1b3d984).
+
     Args:
         tokens: one number, or (deep) one a block where 0 means absent.
         deep: prompts at every block.
         dropout: on the prompts, a mask a sample.
         pool_prompts: where the model averages its tokens (MAE), average the last block's prompts too. KMnP/vpt does so for
             MAE ("original"); off is its `img_pool`, the mean of the patches.
+        project: p, the prompts' own width; D where None.
+        fourier: share of the prompts that are transformed.
     """
 
     tokens: Widths = 10
     deep: bool = False
     dropout: Rate = 0.0
     pool_prompts: bool = False
+    project: Count | None = None
+    fourier: Share = 0.0
     identity: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("tokens",)
     silences_dropout: ClassVar[bool] = True
@@ -39,7 +49,8 @@ class VPT(Method):
 
     @classmethod
     def examples(cls) -> Iterable[Method]:
-        return cls(tokens=2), cls(tokens=2, deep=True), cls(tokens=2, tower="image")
+        more = cls(tokens=3, deep=True, project=5, fourier=0.7)
+        return cls(tokens=2), cls(tokens=2, deep=True), cls(tokens=2, tower="image"), more
 
     def install(self, plan: Plan) -> None:
         if not self.deep and not isinstance(self.tokens, int):
@@ -59,9 +70,38 @@ class VPT(Method):
                 self._add(plan, tower, paths[first : last + 1], here[0][1])
 
     def _add(self, plan: Plan, tower: str | None, blocks: Sequence[str], count: int) -> None:
-        stream = plan.token_stream(tower)
-        dim = stream.width
-        bound = math.sqrt(6 / (3 * stream.patch**2 + dim))
-        tokens = nn.Parameter(torch.empty(count, dim, **plan.options_at(blocks[0])).uniform_(-bound, bound))
+        stream, options = plan.token_stream(tower), plan.options_at(blocks[0])
+        tokens: nn.Parameter | nn.Module = uniform_prompts(count, stream, options, self.project)
         strip = not self.pool_prompts or blocks[-1] != plan.anatomy.blocks[tower][-1]
-        plan.add_tokens(blocks, tokens, stream, self.dropout, strip)
+        if self.project is None and not self.fourier:
+            plan.add_tokens(blocks, tokens, stream, self.dropout, strip)
+            return
+        projection = None
+        if self.project is not None:
+            make = partial(_projection, self.project, stream.width, options)
+            projection = plan.shared(f"projection_{tower}" if tower else "projection", make)
+        made = Made(tokens, projection, int(count * self.fourier), self.dropout)
+        plan.add_tokens(blocks, made, stream, strip=strip, count=count)
+
+
+def _projection(dim: int, width: int, options: dict[str, Any]) -> nn.Linear:
+    layer = nn.Linear(dim, width, **options)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+    return layer
+
+
+class Made(nn.Module):
+    """Prompts projected, dropped out, and the first of them transformed: B P D, for what the block receives."""
+
+    def __init__(self, values: nn.Parameter, projection: Reference | None, transformed: int, dropout: float) -> None:
+        super().__init__()
+        self.values, self.projection, self.transformed = values, projection, transformed
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        prompts = self.values if self.projection is None else self.projection()(self.values)
+        prompts = self.dropout(prompts.expand(x.shape[0], -1, -1))
+        if not self.transformed:
+            return prompts
+        spectrum = torch.fft.fft2(prompts[:, : self.transformed].to(self.values.dtype)).real
+        return torch.cat((spectrum.to(prompts.dtype), prompts[:, self.transformed :]), 1)

@@ -103,7 +103,7 @@ class Factored(LowRank):
         self.tucker = None if isinstance(core, nn.Parameter) else core
         self.dropout = nn.Dropout(dropout) if dropout else None
 
-    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+    def shared(self) -> tuple[Tensor, Tensor, Tensor]:
         """U (r, D), Σ (rows·r, columns·r), V (D, r)."""
         u, v = (found() for found in self.pair)
         if self.core is not None:
@@ -113,21 +113,16 @@ class Factored(LowRank):
             sigma = (c() @ p()[:, columns]).flatten(1)
         return u, sigma if self.slices[1] > 1 else sigma.t(), v
 
-    @property
-    def A(self) -> Tensor:  # type: ignore[override]
-        u, sigma, _ = self.factors()
+    def factors(self) -> tuple[Tensor, Tensor]:
+        (u, sigma, v), (rows, columns) = self.shared(), self.slices
         with torch.autocast(u.device.type, enabled=False):
-            return u if self.slices[0] > 1 else (sigma.unflatten(1, (self.slices[1], -1)) @ u).flatten(1)
-
-    @property
-    def B(self) -> Tensor:  # type: ignore[override]
-        _, sigma, v = self.factors()
-        with torch.autocast(v.device.type, enabled=False):
-            return v if self.slices[0] == 1 else (v @ sigma.unflatten(0, (self.slices[0], -1))).flatten(0, 1)
+            if rows > 1:
+                return u, (v @ sigma.unflatten(0, (rows, -1))).flatten(0, 1)
+            return (sigma.unflatten(1, (columns, -1)) @ u).flatten(1), v
 
     def on_input(self, x: Tensor, run: Callable) -> Tensor:
-        (u, sigma, v), rows = self.factors(), self.slices[0]
-        inner = run(match(x, u), u if rows > 1 else self.A)
+        (u, sigma, v), rows = self.shared(), self.slices[0]
+        inner = run(match(x, u), u if rows > 1 else self.factors()[0])
         convolves = run is not F.linear and inner.dim() == 4
         inner = inner.movedim(1, -1) if convolves else inner
         inner = F.linear(inner, sigma) if rows > 1 else inner

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from peft_core import lifecycle
 from peft_core.errors import PeftError
-from peft_core.grafts.weight_changes import watching_inputs
+from peft_core.grafts.weight_changes import watching
 from peft_core.method import Method, Plan
 from peft_core.parts import starts
 from peft_core.parts.factors import rows_of
@@ -87,7 +87,7 @@ class LoRA(Ranked):
     def prepare(self, model: nn.Module, losses: Iterable[Any]) -> None:
         few = itertools.islice(iter(losses), self.start_batches)
         if self.init == "eva":
-            starts.components_of(list(lifecycle.own_grafts(model, self, LowRank)), watching_inputs, few, THRESHOLD)
+            starts.components_of(list(lifecycle.own_grafts(model, self, LowRank)), watching, few, THRESHOLD)
         if self.init == "lora_ga":
             pairs: list[tuple[Any, nn.Parameter]] = list(lifecycle.own_weights(model, self, LowRank))
             gradients = lifecycle.mean_gradients([weight for _, weight in pairs], few)

@@ -2,7 +2,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
 from peft_core.parts.scale_shift import ScaleShift
 from peft_core.values import NotNegative
@@ -29,13 +28,5 @@ class SSF(Method):
     identity: ClassVar[bool] = False
 
     def install(self, plan: Plan) -> None:
-        known = plan.anatomy.roles()
-        default = [role for role in ROLES if role in known or (role == "qkv" and "q" in known)]
-        for place, _ in plan.places(default if self.targets is None else self.targets):
-            if not place.called and place.bias is None:
-                if self.targets is None:
-                    continue
-                raise PeftError(
-                    f"ssf cannot shift {place.module}, whose bias lies outside it: leave {place.role} out of targets."
-                )
+        for place in plan.biased(self.targets, ROLES):
             plan.change_weight(place, ScaleShift(plan.stock(place), place.rows, self.init_std))

@@ -1,0 +1,42 @@
+"""Prompts at the first blocks of both towers: what MaPLe and PromptSRC share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip_peft.context import ContextLearner, rest_of, start_context
+from clip_peft.frozen import Clip
+from clip_peft.image_prompts import ImageTower, check_depth, check_format
+
+
+class DeepPrompts(ContextLearner):
+    """`method.context` vectors before the name and new ones, `deep`, at the text blocks 1 … depth − 1; what stands behind the
+    patches at each of the image tower's first blocks is a subclass's, in `of_image`."""
+
+    def __init__(self, clip: Clip, method: Any, names: Sequence[str], reference: str | Sequence[str] | None = None):
+        image = ImageTower(clip.model.visual, method.name)
+        check_depth(method.name, method.depth, len(clip.tower.blocks), len(image.blocks))
+        start = start_context(clip, method.name, method.context, method.init, rest=True)
+        super().__init__(clip, method, names, start, rest_of(method.init, clip, method.context), reference=reference)
+        self.image_tower = image
+        self.deep = nn.ParameterList([nn.Parameter(clip.random(method.context)) for _ in range(method.depth - 1)])
+
+    def of_image(self) -> list[Tensor]:
+        """The image prompts, M V for each block."""
+        raise NotImplementedError(f"{type(self).__name__} must define of_image()")
+
+    def from_format(self, tensors: dict[str, Tensor], format: int) -> dict[str, Tensor]:
+        check_format(self.method.name, self.image_tower, format)
+        return tensors
+
+    def text_parameters(self) -> list[nn.Parameter]:
+        return [self.context, *self.deep]
+
+    def class_features(self) -> Tensor:
+        return F.normalize(self.text_pass(self.context, list(self.deep)), dim=-1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        with self.image_tower.prompted(self.of_image()):
+            return self.clip.model.encode_image(images, normalize=False)

@@ -1,0 +1,1 @@
+"""Calibrated probabilities of a finished run: a Gaussian over its LoRA weights."""
