@@ -47,14 +47,9 @@ class Method:
     """Whether dropout and drop path of the frozen model are off while it trains."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
-<<<<<<< HEAD
-    of patches, `positions` that are not rotary; `cross` attention; a classifier's `head`, a `file` (it is made from one
-    alone), `words` (a tokenizer that learns new ones), a `condition` (given before each call)."""
-=======
-    of patches, `positions` that are not rotary; layers that are called, so that their `inputs` are seen; a classifier's
-    `head`, a `file` (it is made from one alone), `words` (a tokenizer that learns new ones), a `condition` (given before
-    each call)."""
->>>>>>> main
+    of patches, `positions` that are not rotary; layers that are called, so that their `inputs` are seen; `cross`
+    attention; a classifier's `head`, a `file` (it is made from one alone), `words` (a tokenizer that learns new ones), a
+    `condition` (given before each call)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = ()

@@ -5,13 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-<<<<<<< HEAD
-from collections.abc import Callable
-from typing import Any, Literal
-=======
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal
->>>>>>> main
 
 import torch
 from torch import Tensor, nn
