@@ -76,7 +76,7 @@ class Gated(ChosenByValue):
         if all(delta.settled for delta in deltas):
             return ChosenByValue.kernel(x, weight, bias, deltas)
         return torch.nn.functional.linear(
-            x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight.dtype)
+            x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight)
         )  # fmt: skip
 
     @staticmethod
