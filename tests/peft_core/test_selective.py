@@ -252,3 +252,13 @@ def test_samples_of_any_batch():
     first, second = lifecycle.samples_of(batch)
     assert first["x"].tolist() == [[0, 1]] and second["words"] == ["b"] and first["scale"] == 2.0
     assert second["pair"][1].tolist() == [1.0]
+
+
+def test_far_trains_whole_nodes():
+    model, method, _ = prepared("far", share=0.05, priming=2, priming_lr=1e-2)
+    for block in model.blocks:
+        first, last = block.mlp.fc1.peft.far.fc1, block.mlp.fc2.peft.far.fc2
+        nodes = first.bias_indices.tolist()
+        assert len(nodes) == 10 and last.bias_indices is None  # 192 · 0.05
+        assert first.indices.tolist() == [node * 48 + column for node in nodes for column in range(48)]
+        assert last.indices.tolist() == sorted(row * 192 + node for node in nodes for row in range(48))

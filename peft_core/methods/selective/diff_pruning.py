@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_core.lifecycle import memory, own_grafts
-from peft_core.method import Method
+from peft_core.method import Method, Plan
 from peft_core.parts.budget import largest
 from peft_core.parts.gated import STRETCH, Gated
 from peft_core.parts.importance import Scored
@@ -21,7 +21,8 @@ class DiffPruning(Scored):
 
     Guo et al., "Parameter-Efficient Transfer Learning with Diff Pruning", ACL 2021, after dguo98/DiffPruning. Gates
     z = clamp(3·σ(log u − log(1 − u) + α) − 1.5, 0, 1), u uniform in (1e-4, .9999) drawn at each step, without u in eval;
-    `structured` multiplies them by one more gate a tensor. w starts at 0 (identity at step 0), α at 5 (gates open).
+    `structured` multiplies them by one more gate a tensor. α starts at 5 (gates open), w at 0: identity at step 0, where a
+    convolution may round otherwise.
 
     1. w and α train, the loss plus λ · Σ σ(α − log(1.5/1.5)) over all gates, α by its own learning rate.
     2. At `gates_until` of the training the budget's largest |z ⊙ w| over all tensors stay, and gates are dropped.
@@ -46,9 +47,9 @@ class DiffPruning(Scored):
 
     @classmethod
     def examples(cls) -> Iterable[Method]:
-        return cls(share=0.05, structured=False), cls(share=0.05, targets=("attn", "mlp"))
+        return cls(share=0.05, structured=False, targets=("attn",)), cls(share=0.05, targets=("attn", "mlp"))
 
-    def install(self, plan) -> None:
+    def install(self, plan: Plan) -> None:
         super().install(plan)
         for _, _, graft in plan.grafts:
             if isinstance(graft, Gated):
