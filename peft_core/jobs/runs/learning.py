@@ -6,12 +6,14 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from peft_core import lifecycle
+from peft_core.card import FORMAT
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
 from peft_core.jobs.runs.training import LightningModule, keep_trainables
@@ -219,6 +221,7 @@ class Learning(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep_trainables(checkpoint, self.adapted())
+        checkpoint["format"] = FORMAT
         checkpoint["methods"] = {path: lifecycle.state(model) for path, model in self.adapted().items()}
         checkpoint["seconds"] = self.seconds = self.trained_for()
         checkpoint["history"] = self.history
@@ -232,6 +235,14 @@ class Learning(LightningModule):
             raise PeftError(
                 f"this run was begun by a version in which {foreign[0]} stood, and cannot go on: start it anew with --overwrite."
             )
+        records = [model.__dict__.get("_peft_record") for model in self.adapted().values()]
+        for adaptation in (each for record in records if record for each in record.adaptations.values()):
+            settings = asdict(adaptation.method)
+            if adaptation.method.of_card(settings, checkpoint.get("format", 1)) != settings:
+                raise PeftError(
+                    f"this run was begun by a version in which {adaptation.method.name} computed something else, and cannot go "
+                    "on: start it anew with --overwrite."
+                )
         self.history, self.seconds = checkpoint["history"], checkpoint["seconds"]
         self.loss_sum, self.loss_count = checkpoint["loss"]
         self.epoch_sum, self.epoch_count, self.epoch_loss = checkpoint.get("epoch_loss", (torch.zeros(()), 0, None))
