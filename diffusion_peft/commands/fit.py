@@ -11,6 +11,7 @@ from diffusion_peft.commands.ranges import Denoising, Side, Vectors
 from diffusion_peft.commands.task import task_of
 from diffusion_peft.control.options import ControlOptions, check_control, is_control
 from diffusion_peft.data.concepts import Concept, read_concepts
+from diffusion_peft.data.fingerprint import fingerprint
 from diffusion_peft.personalize.slider_options import SliderOptions
 from diffusion_peft.training.needs import needs_of
 from peft_core.config_files import list_configs
@@ -142,7 +143,8 @@ def fit(
 
         return run(folder, task_of(settings, concepts), config)
 
-    return run_once(folder, settings, work, headline)
+    places = [settings["data"], settings["prior"], *(place for c in concepts for place in (c.data, c.prior))]
+    return run_once(folder, settings, work, headline, fingerprint=fingerprint(places))
 
 
 def check(settings: dict[str, Any]) -> list[Concept]:

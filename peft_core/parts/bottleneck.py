@@ -15,6 +15,7 @@ ACTIVATIONS = {
     "gelu": F.gelu,
     "silu": F.silu,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "identity": lambda x: x,
 }
 

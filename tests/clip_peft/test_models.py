@@ -152,6 +152,7 @@ def test_what_belongs_to_its_classes_takes_no_others(method: str, tmp_path: Path
         (["--template", "a photo"], "coop learns the words around a class name: leave --template out"),
         (["--method", "kgcoop", "--template", "a photo"], 'template "a photo" holds no {}'),
         (["--augment", "crops"], "there is no augmentation 'crops'"),
+        (["--backbone", "reference/openai"], "the reference model has its weights and takes no others"),
         (["--backbone", "ViT-B-16/openi"], 'did you mean "openai"?'),
         (["--data", "coop/oxford_pet"], "did you mean 'coop/oxford_pets'?"),
         (["--trainer.max_epoch", "3"], 'did you mean "--trainer.max_epochs"?'),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from diffusion_peft.commands.fit import fit
@@ -48,6 +49,20 @@ def test_finished_run_is_left_alone(lora_run: Path, capsys: pytest.CaptureFixtur
     assert main(["fit", "--config", str(lora_run)]) == 0
     assert "is finished already: loss" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in lora_run.rglob("*")} == before
+
+
+def test_a_finished_run_notices_that_its_pictures_changed(lora_run: Path, capsys: pytest.CaptureFixture) -> None:
+    settings = yaml.safe_load((lora_run / "config.yaml").read_text())
+    for folder in (settings["data"], settings["prior"]):
+        picture = min(Path(folder).iterdir())
+        stat = picture.stat()
+        os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+        try:
+            assert main(["fit", "--config", str(lora_run)]) == 2
+        finally:
+            os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert "is finished, but its data have changed since then" in capsys.readouterr().err
+    assert main(["fit", "--config", str(lora_run)]) == 0
 
 
 def test_config_runs_it_again(lora_run: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ MISTAKES = {
     "fit --data ./nowhere": "there is no file or folder nowhere",
     "fit --data digits --method loar": 'unknown method "loar", did you mean "lora"?',
     "fit --data digits --method ./x.yaml": "x.yaml",
+    "fit --data digits --backbone reference@x.safetensors": "the reference model has its weights and takes no others",
     "fit --data digits --backbone vit_bse_patch16_224": 'unknown backbone "vit_bse_patch16_224", did you mean',
     "fit --data digits --recipe vtb": 'unknown recipe "vtb", did you mean "vtab"?',
     "fit --data digits --config nope.yaml": "config file nope.yaml does not exist",

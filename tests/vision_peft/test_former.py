@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from peft_core import adapt, load_adapter, save_adapter
+from peft_core.errors import PeftError
 from peft_core.method import Plan
 from tests.tiny import pictures, vit
+from vision_peft.classify import Classifier
 from vision_peft.methods.noah import NOAH
 from vision_peft.methods.st_adapter import STAdapter
 
@@ -46,3 +48,22 @@ def test_settings_mean_what_they_meant() -> None:
         "activation": "relu"
     }
     assert NOAH.of_card({}, 2) == {}
+
+
+def test_a_run_that_was_begun_when_a_method_was_another_does_not_go_on() -> None:
+    """Its checkpoint has no format; of one whose settings say all that changed nothing is refused."""
+    begun: dict[str, dict] = {}
+    for settings in ({}, {"settings": {"adapter": {"activation": "gelu"}}}):
+        module = Classifier(
+            adapt(stock(None), "noah", widths={"adapter": 2}, **settings), 5, 10, (0.5,) * 3, (0.5,) * 3
+        )
+        module.on_save_checkpoint(begun)
+        module.on_load_checkpoint(begun)
+        del begun["format"]
+        if settings:
+            module.on_load_checkpoint(begun)
+        else:
+            with pytest.raises(
+                PeftError, match="begun by a version in which noah computed something else.*--overwrite"
+            ):
+                module.on_load_checkpoint(begun)

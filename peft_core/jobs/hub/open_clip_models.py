@@ -14,7 +14,7 @@ from torch import nn
 from peft_core.errors import PeftError, nearest
 from peft_core.jobs.hub.backbone import Backbone, Tokenizer
 from peft_core.jobs.hub.reach import PICKLES, in_cache, must_reach
-from peft_core.jobs.hub.references import REFERENCE, reference_of
+from peft_core.jobs.hub.references import REFERENCE, check_architecture, reference_of
 from peft_core.jobs.runs.process import tell
 
 LOOK = ("mean", "std", "interpolation", "resize_mode")
@@ -103,6 +103,7 @@ def common_look(architecture: str) -> dict[str, Any]:
 
 
 def _known(architecture: str, tag: str | None = None) -> None:
+    check_architecture(architecture)
     models = open_clip.list_models()
     if architecture not in models:
         near = nearest(architecture, [REFERENCE, *models])

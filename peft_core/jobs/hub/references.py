@@ -5,8 +5,18 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from peft_core.errors import PeftError
+
 REFERENCE = "reference"
 """What a shipped model is called wherever a backbone or base is named."""
+
+
+def check_architecture(name: str) -> None:
+    """Raises PeftError where the shipped model's name stands for an architecture, which other weights are to go into."""
+    if name == REFERENCE:
+        raise PeftError(
+            f"the {REFERENCE} model has its weights and takes no others: give {REFERENCE} alone, or another architecture."
+        )
 
 
 def reference_of(program: str) -> ModuleType:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from peft_core.errors import PeftError, nearest
 from peft_core.jobs.hub.backbone import Backbone
 from peft_core.jobs.hub.reach import PICKLES, in_cache, must_reach
-from peft_core.jobs.hub.references import REFERENCE, reference_of
+from peft_core.jobs.hub.references import REFERENCE, check_architecture, reference_of
 
 
 def list_backbones(pattern: str = "vit_*") -> dict[str, str]:
@@ -83,6 +83,7 @@ def _describe(name: str, family: str, model: nn.Module) -> Backbone:
 
 def _create(name: str, **options: Any) -> nn.Module:
     base = name.partition(".")[0]
+    check_architecture(base)
     if ":" not in name and not timm.is_model(base):
         known = [REFERENCE, *timm.list_models()]
         raise PeftError(f'unknown backbone "{name}"{nearest(base, known)}: see `list backbones`, or give a folder.')
