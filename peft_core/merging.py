@@ -34,7 +34,7 @@ def check_mergeable(
         raise NotMergeable(f"a {type(module).__name__} at role {slot} has no weight that could take what follows it.")
     weight_name, bias_name = names_of(module)
     weight, bias = module._parameters.get(weight_name), module._parameters.get(bias_name)
-    if weight is None or not is_plain(weight):
+    if weight is None or (not is_plain(weight) and graft.packed_values(module) is None):
         raise NotMergeable(
             f"the weight of a {type(module).__name__} at role {slot} is quantised: nothing can be written to it; dequantise "
             "the model first (peft_core.dequantise), or load the adapter onto the model that was not quantised."
@@ -72,6 +72,11 @@ def write(model: nn.Module, module: nn.Module, delta: Delta, undo: list[tuple[Te
     weight_name, bias_name = names_of(module)
     weight, bias = module._parameters[weight_name], module._parameters.get(bias_name)
     assert weight is not None
+    if not is_plain(weight):
+        for now, value in delta.packed_values(module) or ():
+            undo.append((now, now.detach().clone()))
+            now.copy_(value)
+        return
     before = whole_of(weight).detach().clone() if delta.shifts else weight
     trains, delta.training = delta.training, False  # what a change draws in training is not written
     for stock in (weight, bias):

@@ -47,9 +47,10 @@ class Method:
     """Whether dropout and drop path of the frozen model are off while it trains."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
-    of patches, `positions` that are not rotary; layers that are called, so that their `inputs` are seen; a classifier's
-    `head`, a `file` (it is made from one alone), `words` (a tokenizer that learns new ones), a `condition` (given before
-    each call)."""
+    of patches, `positions` that are not rotary; layers that are called, so that their `inputs` are seen; `gates`, modules that
+    give what a residual step adds; a classifier's `head`, a `file` (it is made from one alone), `words` (a tokenizer that
+    learns new ones), a `condition` (given before each call), `cross` attention, a `quantised`
+    backbone whose weights are still at hand (`quantise(…, keep=True)`)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = ()
@@ -173,6 +174,10 @@ class Plan(Where):
         read = sublayer.into[0] if normed and not sublayer.post else read
         branch.reads = sublayer.arg if read in (None, sublayer.entry) else 0
         self.taps.append((read or sublayer.entry, branch))
+
+    def add_after(self, sublayer: SubLayer, change: nn.Module) -> None:
+        """x ← x + y + change(x + y), where y is what the residual step adds: a map of the stream itself, behind the step."""
+        self.add_branch(sublayer, Branch(change, read=True, joins=True))
 
     def _gate(self, sublayer: SubLayer) -> str:
         if sublayer.gate is None:

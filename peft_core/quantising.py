@@ -1,6 +1,5 @@
 """A model's linears into few bits, for adapters to be trained beside them, and back."""
 
-from collections.abc import Callable
 from typing import Literal
 
 from torch import nn
@@ -18,7 +17,7 @@ _CARRIED = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_alwa
             "_forward_pre_hooks_with_kwargs", "peft_taps")  # fmt: skip
 
 
-def quantise(model: nn.Module, kind: Kind, keep: bool = False) -> nn.Module:
+def quantise(model: nn.Module, kind: Kind, keep: bool = False, group: int | None = None) -> nn.Module:
     """Pack the weights of a model's linears, in place; head, patch embedding, convolutions, norms and embeddings stay.
 
     Linears whose weight their owner reads without calling them (`nn.MultiheadAttention`'s, EVA's fused ones) stay, too.
@@ -29,9 +28,11 @@ def quantise(model: nn.Module, kind: Kind, keep: bool = False) -> nn.Module:
         keep: leave the weights as they were at hand, for a method that starts from what is lost: the next `adapt` lets go of
             them.
 
+        group: inputs that share a scale, where integers are to have others than their kind's; 0 is a whole row.
+
     Raises:
-        PeftError: an unknown kind, an adapted model, no linear to pack, or bitsandbytes is not installed; the model is then as
-            it was.
+        PeftError: an unknown kind, a group that divides no width, an adapted model, no linear to pack, or bitsandbytes is not
+            installed; the model is then as it was.
     """
     if kind not in MAKERS:
         raise PeftError(f'a model is quantised to {", ".join(MAKERS)}, not "{kind}".')
@@ -40,7 +41,7 @@ def quantise(model: nn.Module, kind: Kind, keep: bool = False) -> nn.Module:
     chosen = linears(model)
     if not chosen:
         raise PeftError(f"this {type(model).__name__} has no plain linear to quantise.")
-    packed = {path: MAKERS[kind](module) for path, module in chosen.items()}
+    packed = {path: packed_form(module, kind, group) for path, module in chosen.items()}
     for path, module in packed.items():
         if keep:
             module.__dict__[KEPT] = chosen[path].weight.detach()
@@ -85,17 +86,19 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
-def _integers(bits: int, size: int | None) -> Callable[[nn.Linear], PackedLinear]:
-    def make(linear: nn.Linear) -> PackedLinear:
-        width = linear.in_features
-        return PackedLinear(linear, bits, group_size(width, size or width, bits))
+def packed_form(linear: nn.Linear, kind: Kind, group: int | None = None) -> PackedLinear:
+    """A linear in few bits (see `quantise`)."""
+    if kind == "nf4":
+        if group not in (None, BLOCK):
+            raise PeftError(f"nf4 has blocks of {BLOCK}, not of {group}: quantise to integers for other groups.")
+        return NF4Linear(linear)
+    bits, usual = INTEGERS[kind]
+    return PackedLinear(linear, bits, group_size(linear.in_features, usual, group, bits))
 
-    return make
 
-
-MAKERS: dict[str, Callable[[nn.Linear], PackedLinear]] = {
-    "nf4": NF4Linear, "int8": _integers(8, None), "int4": _integers(4, BLOCK), "int2": _integers(2, BLOCK // 2),
-}  # fmt: skip
+INTEGERS = {"int8": (8, 0), "int4": (4, BLOCK), "int2": (2, BLOCK // 2)}
+"""Bits, and inputs a scale; 0 is a whole row."""
+MAKERS = ("nf4", *INTEGERS)
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -77,7 +77,11 @@ def test_a_familys_models_are_its_stock_with_tensors_of_their_own():
 def test_every_method_works_somewhere():
     assert {method.name for method in examples()} == set(list_methods())
     for method in examples():
-        assert any(lacks(method, family.anatomy) is None for family in MODELS.values()), title(method)
+        assert any(
+            lacks(method, family.anatomy, quantised) is None
+            for family in MODELS.values()
+            for quantised in (False, True)
+        ), title(method)
 
 
 class Forgets(find_method("adaptformer")):  # type: ignore[misc]

@@ -7,7 +7,8 @@ from peft_core.grafts.graft import Graft
 
 
 class Branch(Graft):
-    """y ← y + factor · change(x): x is the module's own output (`read` False) or what another module received.
+    """y ← y + factor · change(x): x is the module's own output (`read` False) or what another module received; with `joins`
+    y ← y + factor · change(x + y), which is the stream behind a residual step that adds y to x.
 
     `reads` says which argument of that other module it is; `key` is where the state of a forward holds it in between.
     """
@@ -15,16 +16,17 @@ class Branch(Graft):
     key: str = ""
     reads: int | str = 0
 
-    def __init__(self, change: nn.Module, read: bool):
+    def __init__(self, change: nn.Module, read: bool, joins: bool = False):
         super().__init__()
         self.change = change
-        self.read = read
+        self.read, self.joins = read, joins
 
     def named(self, adaptation: str, path: str, slot: str) -> None:
         self.key = f"{adaptation}/{path}/{slot}"
 
     def after(self, y: Tensor) -> Tensor:
-        return self.add(y, state().pop(self.key) if self.read else y)
+        x = state().pop(self.key) if self.read else y
+        return self.add(y, x + y if self.joins else x)
 
     def add(self, y: Tensor, x: Tensor) -> Tensor:
         """y + factor · change(x)."""

@@ -143,6 +143,10 @@ class Delta(Graft):
         """b' = bias(b) + shift(W), with the W that `forward` gets."""
         raise NotImplementedError(f"{type(self).__name__} must define shift(W) where it shifts")
 
+    def packed_values(self, module: nn.Module) -> list[tuple[Tensor, Tensor]] | None:
+        """(tensor, its new value) of a quantised module that then stands for W'; None where they cannot."""
+        return None
+
     def on_input(self, x: Tensor, run) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define on_input(x, run)")
 

@@ -108,13 +108,16 @@ def packed_bits(codes: Annotated[Tensor, "out in"], bits: int) -> Annotated[Tens
     return (parts << shifts).sum(1, dtype=torch.uint8)
 
 
-def group_size(width: int, wanted: int, bits: int) -> int:
-    """The largest size up to `wanted` that divides the width."""
+def group_size(width: int, usual: int, wanted: int | None, bits: int) -> int:
+    """Inputs a scale: those wanted, else the largest number up to the usual one that divides the width; 0 is all of them."""
     if width % (8 // bits):
         raise PeftError(
             f"an input width of {width} does not fill bytes with {bits} bits each: leave that layer as it is."
         )
-    return max(size for size in range(1, min(wanted, width) + 1) if width % size == 0)
+    size = (usual if wanted is None else wanted) or width
+    if wanted and width % wanted:
+        raise PeftError(f"groups of {wanted} inputs do not divide a width of {width}: choose another group.")
+    return max(each for each in range(1, min(size, width) + 1) if width % each == 0)
 
 
 def plain_linear(module: nn.Module) -> nn.Linear | None:

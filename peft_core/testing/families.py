@@ -58,7 +58,9 @@ class Family:
     @functools.cached_property
     def unused(self) -> set[str]:
         """Parameters that no output depends on."""
-        model = self.model().train().requires_grad_(True)
+        model = self.model().train()
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
         loss(self(model)).backward()
         return {key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
 
@@ -84,9 +86,9 @@ class Family:
         seed(1)
         return model
 
-    def __call__(self, model: nn.Module) -> Tensor:
+    def __call__(self, model: nn.Module, draw: int = 0) -> Tensor:
         self.prepare(model)
-        seed(7)
+        seed(7 + draw)
         return self.out(model(**self.batch()))
 
 
@@ -153,7 +155,7 @@ class Losses:
             yield loss(self.family(self.model))
 
 
-def lacks(method: Method, anatomy: Anatomy) -> str | None:
+def lacks(method: Method, anatomy: Anatomy, quantised: bool = False) -> str | None:
     """What of a method's `suits`, `needs` and tower a family has not."""
     if method.suits and anatomy.family not in method.suits:
         return f"is no {method.suits[0]}"
@@ -162,9 +164,12 @@ def lacks(method: Method, anatomy: Anatomy) -> str | None:
     towers = [tower for tower in anatomy.blocks if method.tower in (None, tower)]
     streams = [anatomy.streams.get(tower) for tower in towers]
     for need, has in (
+        ("quantised", quantised),
         ("stream", all(streams)),
         ("tokens", all(s is not None and s.takes_tokens for s in streams)),
+        ("cross", "cross_k" in anatomy.roles()),
         ("positions", all(s is not None and not s.rotary for s in streams)),
+        ("gates", all(step.gate is not None for step in anatomy.sublayers)),
         ("inputs", all(place.called for place in anatomy.places if method.tower in (None, place.tower))),
         (
             "grid",

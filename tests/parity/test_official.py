@@ -8,6 +8,7 @@ ShoufaChen/AdaptFormer 6967d67: unfused q, k, v, mean pooling, learnt scale; the
 dongzelian/SSF e94e0e7: layer scale and drop path;
 KMnP/vpt 4410440: shallow, deep, MAE's two ways to pool, `tinytl-bias`;
 heekhero/DTL bf6c51e: four blocks, h joins behind the last two; DTL+ on 2 × 2 patches in place of 14 × 14; drop path;
+Leiyi-Hu/mona 5deeac9: its modules behind the steps of a ViT without class token, width 4 in place of 64; drop path;
 JieShibo/PETL-ViT 026e4f1: both forms of FacT, for a width of 16 in place of 768, dropout and drop path;
 linziyi96/st-adapter b914b38, taoyang1122/adapt-image-models b3580d2: CLIP's ViT (QuickGELU, a norm before the
 blocks), frames folded into the batch, heads with dropout.
@@ -61,7 +62,7 @@ OPEN_CLIP = {
 }  # fmt: skip
 
 
-TAIL = r"(?:down\.|up\.|conv\.)?(?:weight|bias|A|B|gamma|beta|scale)$"
+TAIL = r"(?:down\.|up\.|conv\.|(?<=change\.)norm\.|mix\.|over\.\d\.)?(?:weight|bias|A|B|gamma(?:_x)?|beta|scale)$"
 
 
 def name_there(key: str, inserted: dict[str, str]) -> str:
@@ -145,6 +146,10 @@ CASES = {
     "bitfit": Case({}, "bitfit", {}, {}),
     "dtl": Case(MEAN | {"depth": 4}, "dtl", dict(rank=3, beta=2.0), GATHER),
     "dtl_plus": Case(MEAN | {"depth": 4}, "dtl", dict(rank=3, beta=2.0, kernel=3), GATHER),
+    "mona": Case(
+        MEAN | {"patch_size": 2, "class_token": False}, "mona", dict(bottleneck=4),
+        {"drop_path1": "mona_attn", "drop_path2": "mona_mlp"},
+    ),
     "fact_tt": Case(dict(drop_path_rate=0.5), "fact", FACT, FACTORS),
     "fact_tk": Case(dict(drop_path_rate=0.5), "fact", FACT | {"form": "tk"}, FACTORS),
     "st_adapter_mlp": Case(dict(name=CLIP), "st_adapter", dict(width=3, frames=4), {"peft": "adapter_mlp"}, **OVER_TIME),

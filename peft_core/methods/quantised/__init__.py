@@ -1,0 +1,1 @@
+"""Methods that stand on a quantised backbone, or quantise what they add."""
