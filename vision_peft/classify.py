@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from peft_core.jobs.reports.scores import Scores, sure
 from peft_core.jobs.runs.learning import Learning
-from peft_core.parts.contrast import supervised_contrastive
+from peft_core.parts.selection.contrast import supervised_contrastive
 from peft_core.stock import adapter_state
 from vision_peft.prefix_cache import PrefixCache
 

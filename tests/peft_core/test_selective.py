@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from peft_core import PeftError, adapt, count_parameters, disabled, lifecycle, load_adapter, merge, save_adapter
 from peft_core.lifecycle import Losses, Progress
 from peft_core.method import Method
-from peft_core.parts.importance import sites_of
+from peft_core.parts.selection.importance import sites_of
 from peft_core.registry import make_method
 from tests.tiny import MODELS, vit
 

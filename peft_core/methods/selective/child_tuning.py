@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from peft_core.lifecycle import adaptation_of, memory
 from peft_core.method import Method, Plan
-from peft_core.parts.importance import Scored, gradient_scores
+from peft_core.parts.selection.importance import Scored, gradient_scores
 from peft_core.values import Positive, Range, Seed
 
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from peft_core.lifecycle import memory, own_grafts
 from peft_core.method import Method, Plan
-from peft_core.parts.budget import largest
-from peft_core.parts.gated import STRETCH, Gated
-from peft_core.parts.importance import Scored
+from peft_core.parts.selection.budget import largest
+from peft_core.parts.selection.gated import STRETCH, Gated
+from peft_core.parts.selection.importance import Scored
 from peft_core.parts.sparse import ChosenByValue
 from peft_core.values import NotNegative, Positive, Range
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
-from peft_core.parts.importance import has_bias, moved_by_training, sites_of
+from peft_core.parts.selection.importance import has_bias, moved_by_training, sites_of
 from peft_core.parts.sparse import OfMatrices
 from peft_core.values import Count, Positive, Range
 

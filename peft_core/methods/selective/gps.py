@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from peft_core.errors import PeftError
 from peft_core.lifecycle import named_losses
 from peft_core.method import Method, Plan
-from peft_core.parts.budget import largest_a_row, once
-from peft_core.parts.importance import gradient_scores, has_bias, sites_of
+from peft_core.parts.selection.budget import largest_a_row, once
+from peft_core.parts.selection.importance import gradient_scores, has_bias, sites_of
 from peft_core.parts.sparse import OfMatrices
 from peft_core.values import Count
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 from torch import Tensor, nn
 
 from peft_core.method import Method
-from peft_core.parts.importance import Scored, moved_by_training
+from peft_core.parts.selection.importance import Scored, moved_by_training
 from peft_core.parts.sparse import ChosenByValue, OfMatrices
 from peft_core.values import Count, Positive, Range
 

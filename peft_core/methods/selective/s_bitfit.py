@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from peft_core.method import Method
-from peft_core.parts.pruned_biases import PrunedBiases
+from peft_core.parts.selection.pruned_biases import PrunedBiases
 
 
 @dataclass(frozen=True, kw_only=True)

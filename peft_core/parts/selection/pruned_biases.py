@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from peft_core.errors import PeftError
 from peft_core.lifecycle import memory
 from peft_core.method import Method, Plan
-from peft_core.parts.importance import has_bias, sites_of
+from peft_core.parts.selection.importance import has_bias, sites_of
 from peft_core.parts.sparse import Sparse
 from peft_core.values import Count, Range
 

@@ -15,7 +15,7 @@ from peft_core.errors import PeftError
 from peft_core.lifecycle import adaptation_of
 from peft_core.merging import names_of
 from peft_core.method import Method, Plan
-from peft_core.parts.budget import Budgeted, allot, largest, once
+from peft_core.parts.selection.budget import Budgeted, allot, largest, once
 from peft_core.parts.sparse import ChosenByValue, Sparse
 
 
