@@ -17,13 +17,14 @@ def main() -> None:
     parser.add_argument("--arch", default="vit_small_patch16_224")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--every", action="store_true", help="all methods of the core, at their defaults")
     add_precision(parser, "float32")
     add_choices(parser)
     args = parser.parse_args()
     choose(args)
     for precision in precisions(args):
         rows = {}
-        for variant in chosen(args.only):
+        for variant in chosen(args.only, args.every):
             trainer = Trainer(variant, args.arch, args.batch, precision == "bf16", args.device)
             rows[variant.name] = (kept_bytes(trainer.loss, trainer.model), step_peak(trainer))
         kept, most = rows["floor"]

@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--every", action="store_true", help="all methods of the core, at their defaults")
     add_precision(parser, "both")
     parser.add_argument("--flops", action="store_true", help="count floating-point operations too")
     parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND",
@@ -31,7 +32,7 @@ def main() -> None:
     for precision in precisions(args):
         trainers = {
             v.name: Trainer(v, args.arch, args.batch, precision == "bf16", args.device, args.compile)
-            for v in chosen(args.only)
+            for v in chosen(args.only, args.every)
         }
         flops = {name: count_flops(trainer.step) for name, trainer in trainers.items()} if args.flops else {}
         seconds = interleaved({name: trainer.step for name, trainer in trainers.items()}, args.rounds, args.device)

@@ -1,5 +1,6 @@
 """The models that train_step, memory and latency compare: the floor, full fine-tuning, Hugging Face PEFT and our methods."""
 
+import copy
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measuring import CPU, autocast, wanted
-from peft_core import adapt
+from peft_core import adapt, lifecycle
+from peft_core.errors import PeftError
 from peft_core.prefix import Prefix
+from peft_core.registry import find_method, method_files
 
 EVERY_LINEAR = ("qkv", "proj", "fc1", "fc2")
 
@@ -88,6 +91,25 @@ VARIANTS = [
 ]
 
 
+def every_other() -> list[Variant]:
+    """The core's methods that no row above has, at their defaults, where a ViT takes them."""
+    named = {variant.name.split()[0] for variant in VARIANTS}
+    with torch.device("meta"):
+        model = timm.create_model("vit_small_patch16_224", depth=2)
+    found = []
+    for name in method_files():
+        method = find_method(name)
+        if name in named or not method.__module__.startswith("peft_core.") or not method.grafts:
+            continue
+        try:
+            adapt(copy.deepcopy(model), name)
+        except PeftError as reason:
+            print(f"{name} is left out: {reason}")
+        else:
+            found.append(Variant(name, ours(name)))
+    return found
+
+
 @dataclass
 class Trainer:
     """One variant, ready to step: forward, loss, backward, AdamW on what trains."""
@@ -113,23 +135,30 @@ class Trainer:
             self.x, self.forward = prefix.features(self.x), prefix.rest
         if self.compile:
             self.forward = torch.compile(self.forward, backend=self.compile)
+        if lifecycle.wants(self.model, "prepare"):
+            lifecycle.prepare(self.model, lifecycle.Losses(self.loss_of, [(self.x, self.labels)]))
         self.trainables = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trainables, lr=1e-5)
 
     def loss(self) -> Tensor:
+        return self.loss_of((self.x, self.labels))
+
+    def loss_of(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, labels = batch
         with autocast(self.device, self.bf16):
-            return F.cross_entropy(self.forward(self.x).float(), self.labels)
+            return F.cross_entropy(self.forward(x).float(), labels)
 
     def step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self.loss().backward()
+        (self.loss() + lifecycle.penalty(self.model)).backward()
         self.optimizer.step()
 
 
-def chosen(words: list[str]) -> list[Variant]:
-    """The floor, and the variants that the words ask for."""
-    names = wanted(words, [v.name for v in VARIANTS])
-    found = [v for v in VARIANTS if v.name == "floor" or v.name in names]
+def chosen(words: list[str], every: bool = False) -> list[Variant]:
+    """The floor, and the variants that the words ask for; with `every` all methods of the core are among them."""
+    known = VARIANTS + (every_other() if every else [])
+    names = wanted(words, [v.name for v in known])
+    found = [v for v in known if v.name == "floor" or v.name in names]
     if importlib.util.find_spec("peft") is None:
         print("Hugging Face PEFT is not installed: its rows are left out")
         found = [v for v in found if not v.name.startswith("HF PEFT")]

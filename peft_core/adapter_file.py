@@ -18,6 +18,7 @@ from peft_core.fingerprint import backbone_of, check_backbone
 from peft_core.former import tensors_of
 from peft_core.grafts.graft import Graft
 from peft_core.grafts.head import OwnHead, copied_head
+from peft_core.grafts.packing import pack, unpack
 from peft_core.method import Method
 from peft_core.registry import check_known, make_method
 from peft_core.stock import adapter_state, also_trained, head_of, trained_head, whole_of
@@ -49,7 +50,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, **card: Any) -> Pa
     if also := also_trained(model):
         card = {"also_trained": also} | card
     card = {"train_head": bool(trained_head(model)) or not record.head_paths} | card
-    return write_adapter(folder, methods, adapter_state(model), model, **card)
+    return write_adapter(folder, methods, pack(model, adapter_state(model)), model, **card)
 
 
 def write_adapter(
@@ -133,6 +134,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
         for name in [name for name in record_of(model).adaptations if name not in before]:
             _fit(model, name, weights)
         expected = _expected(model, before, also)
+        weights = unpack(model, weights, expected, beside=bool(before))
         check_tensors(expected, weights, Path(folder))
         if not force:
             check_backbone(model, card["backbone"], Path(folder), also)

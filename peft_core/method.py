@@ -49,7 +49,7 @@ class Method:
     """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
     of patches, `positions` that are not rotary; layers that are called, so that their `inputs` are seen; `gates`, modules that
     give what a residual step adds; a classifier's `head`, a `file` (it is made from one alone), `words` (a tokenizer that
-    learns new ones), a `condition` (given before each call), a `quantised`
+    learns new ones), a `condition` (given before each call), `cross` attention, a `quantised`
     backbone whose weights are still at hand (`quantise(…, keep=True)`)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from peft_core.jobs.reports.scores import Scores, sure
 from peft_core.jobs.runs.learning import Learning
+from peft_core.parts.selection.contrast import supervised_contrastive
 from peft_core.stock import adapter_state
 from vision_peft.prefix_cache import PrefixCache
 
@@ -81,6 +83,16 @@ class Classifier(Learning):
             return F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
 
         return self.count(self.mean_of(loss))
+
+    def other_losses(self) -> dict[str, Callable[[Any], Tensor]]:
+        return {"contrastive": self.contrastive} if hasattr(self.model, "forward_head") else {}
+
+    def contrastive(self, batch: Batch) -> Tensor:
+        """The supervised contrastive loss of what the head reads, on two views of each picture."""
+        images = torch.cat([self.augment(batch.images, self.chance) for _ in range(2)])
+        model: Any = self.model
+        features = model.forward_head(model.forward_features(normalise(images, self.mean, self.std)), pre_logits=True)
+        return supervised_contrastive(torch.stack(features.float().chunk(2), 1), batch.labels)
 
     def describe(self) -> str:
         """The last figures, for a progress bar."""

@@ -64,7 +64,6 @@ class OpaqueLinear(Changes):
 
     def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         deltas = list(grafts(self, Delta))
-        tell(input, deltas)
         packed = packed_of(self) if deltas and not args and not kwargs else None
         if packed is None or self._has_another_inference(packed):
             return _beside(super().forward(input, *args, **kwargs), input, deltas)  # type: ignore[misc]
@@ -72,7 +71,7 @@ class OpaqueLinear(Changes):
             return _beside(F.linear(input, dense(packed, input.dtype), self.bias), input, deltas)
         kind = type(deltas[0])
         if kind.packed_kernel is not None and all(type(delta) is kind and not delta.reads_input for delta in deltas):
-            return kind.packed_kernel(input, packed, self.bias, deltas)
+            return tell(kind.packed_kernel(input, packed, self.bias, deltas), input, deltas)
         return _beside(packed_linear(input, packed, self.bias), input, deltas)
 
     def _has_another_inference(self: Any, packed: Packed) -> bool:

@@ -155,6 +155,12 @@ class ChosenByValue(Sparse):
         return super().accepts(module, weight, rows)
 
 
+class OfMatrices(ChosenByValue):
+    """Of matrices and kernels and their biases; norms stay as they are."""
+
+    needs_matrix = True
+
+
 def _indices(entries: Entries, device: torch.device) -> Tensor:
     if isinstance(entries, int):
         return torch.full((entries,), -1, dtype=torch.int32, device=device)

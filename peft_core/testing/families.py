@@ -86,9 +86,9 @@ class Family:
         seed(1)
         return model
 
-    def __call__(self, model: nn.Module) -> Tensor:
+    def __call__(self, model: nn.Module, draw: int = 0) -> Tensor:
         self.prepare(model)
-        seed(7)
+        seed(7 + draw)
         return self.out(model(**self.batch()))
 
 
@@ -167,6 +167,7 @@ def lacks(method: Method, anatomy: Anatomy, quantised: bool = False) -> str | No
         ("quantised", quantised),
         ("stream", all(streams)),
         ("tokens", all(s is not None and s.takes_tokens for s in streams)),
+        ("cross", "cross_k" in anatomy.roles()),
         ("positions", all(s is not None and not s.rotary for s in streams)),
         ("gates", all(step.gate is not None for step in anatomy.sublayers)),
         ("inputs", all(place.called for place in anatomy.places if method.tower in (None, place.tower))),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from peft_core import lifecycle
 from peft_core.adaptation import disabled, merge, remove, set_scale
 from peft_core.adapter_file import load_adapter, save_adapter
 from peft_core.attach import grafts_named, is_inserted, record_of
@@ -52,10 +53,13 @@ def trains(model: nn.Module, family: Family, promise: Promise) -> None:
     trains = {key for key, p in parameters.items() if p.requires_grad}
     own = {key for key in parameters if is_inserted(key)} | set(adaptation.trained) | set(trained_head(model))
     promise(trains == own, "what trains is the adapter and the head")
-    if trains:
-        loss(family(model)).backward()
     full = {key for key in trains if parameters[key].numel()}
-    dead = {key for key in full if (g := parameters[key].grad) is None or not g.abs().sum() > 0}
+    dead = full
+    for draw in range(3 if trains else 0):  # a gate that chance closes stops a gradient once
+        (loss(family(model, draw)) + lifecycle.penalty(model)).backward()
+        dead = {key for key in full if (g := parameters[key].grad) is None or not g.abs().sum() > 0}
+        if not dead - family.unused:
+            break
     # softmax does not see a bias that all keys share
     dead = {key for key in dead - family.unused if not key.endswith(("k_proj.bias", "k_norm.bias"))}
     promise(not dead, f"a gradient reaches every parameter ({', '.join(sorted(dead)[:3])})")

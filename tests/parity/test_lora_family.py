@@ -24,7 +24,7 @@ from peft_core.methods.reparameterized.moslora import Mixed
 from peft_core.parts import starts
 from peft_core.parts.lowrank import LowRank
 from peft_core.registry import make_method
-from peft_core.testing import loss
+from peft_core.testing import loss, perturb
 from tests.parity.test_weight_changes import ALPHA, IN, OUT, RANK, Net, layer
 from tests.tiny import MODELS
 
@@ -200,6 +200,18 @@ def test_moslora_mixes_between_its_factors():
     g, tensors = torch.randn_like(y), [change.A, change.M, change.B]
     for one, other in zip(torch.autograd.grad(y, tensors, g), torch.autograd.grad(expected, tensors, g), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["moslora", "lora_fa", "lora"])
+def test_trains_under_autocast(name: str):
+    """M A of MoSLoRA and A x of LoRA-FA are products that autocast would make in 16 bits."""
+    family = MODELS["vit"]
+    settings: dict[str, Any] = {"init": "pissa"} if name == "lora" else {}
+    model = adapt(family.model().train(), name, rank=2, targets=("q", "fc1"), **settings)
+    perturb(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss(family(model).float()).backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("tokens", [3, 2000])

@@ -4,22 +4,30 @@ gradients and one training step; rotations against Hugging Face PEFT. What of th
 luogen1996/RepAdapter 360992f: `RepAdapter` on timm's ViT, drop path and dropout on (its dropout drawn in the order B N h);
 DavidYanAnDe/ARC 8227d57: `ARCVisionTransformer`, q, k and v as rows of timm's qkv, dropout on;
 zstarN70/RLRR 287c772: `RLRRVisionTransformer`, q, k and v likewise;
-Arnav0400/ViT-Slim 0fed674: `SuperScalableLinear` with a form chosen for each layer.
+Arnav0400/ViT-Slim 0fed674: `SuperScalableLinear` with a form chosen for each layer;
+JieShibo/PETL-ViT 026e4f1: `QLinear` in AdaptFormer, LoRA and the head, its levels in float64; drop path and dropout on.
 """
 
 import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import RoadConfig
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from peft_core import adapt, merge
+from peft_core.grafts.packing import pack
 from peft_core.methods.scaling.road import Turn
+from peft_core.stock import adapter_state
 from tests.parity.golden import values
 from tests.parity.test_official import LABELS, PICTURES, check, vit
 from tests.parity.test_weight_changes import compare_with_peft, layer
+
+GOLDEN = Path(__file__).with_name("golden")
 
 
 def fill(model: nn.Module, name_there: Callable[[str], str], part: Callable[[str, nn.Parameter], Tensor] | None = None
@@ -103,3 +111,39 @@ def test_road_as_in_peft(variant: str) -> None:
     config = RoadConfig(variant=variant, group_size=4, target_modules=["layer"])
     names = {"theta": "road_theta.default", "alpha": "road_alpha.default"}
     compare_with_peft("linear", config, Turn(stock.weight, None, variant, 4), stock, names)
+
+
+@pytest.mark.parametrize(
+    "case, method, settings",
+    [
+        ("bi_adaptformer", "bi_adaptformer", dict(bottleneck=3, scale=2.0)),
+        ("bi_adaptformer_3_bits", "bi_adaptformer", dict(bottleneck=3, scale=2.0, bits=3)),
+        ("bi_lora", "bi_lora", dict(rank=3, alpha=6.0)),
+        ("bi_lora_head", "bi_lora", dict(rank=3, alpha=6.0, head_bits=1)),
+    ],
+)
+def test_a_step_of_few_bits_is_the_authors(case: str, method: str, settings: dict[str, Any]) -> None:
+    """Their head of one bit has no bias: here it is held at zero."""
+    model = adapt(vit(drop_path_rate=0.5), method, **settings)
+
+    def name_there(key: str) -> str:
+        block = re.findall(r"blocks\.\d+", key)[0]
+        inserted = re.findall(r"bi_lora\.[qv]", key)
+        return (
+            f"{block}.{inserted[0].replace('bi_', 'attn.') if inserted else 'adapter'}.{'.'.join(key.split('.')[-2:])}"
+        )
+
+    names = fill(model, name_there)
+    if "head_bits" in settings:
+        model.head.bias.requires_grad_(False).zero_()
+    with safe_open(GOLDEN / f"{case}.safetensors", framework="pt") as file:
+        theirs = bytes.fromhex((file.metadata() or {}).get("bits", ""))
+    ours = pack(model, adapter_state(model))[f"peft.{method}.packed"].numpy().tobytes()
+    assert without_statistics(ours, case == "bi_lora_head") == (theirs or without_statistics(ours, False))
+    check(case, model, names, lambda: model(PICTURES), LABELS, lambda: None)
+
+
+def without_statistics(packed: bytes, head: bool) -> bytes:
+    """The bits of the matrices, 48 of each and at last 80 of the head: behind each come mean and deviation in float64."""
+    end = len(packed) - 26 * head
+    return b"".join(packed[start : start + 6] for start in range(0, end, 22)) + packed[end : end + 10]

@@ -1,6 +1,7 @@
 """Reparameterised methods against Hugging Face PEFT, or golden tensors of the authors' code: same output, same gradients."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +18,12 @@ from peft import (
 )
 from torch import Tensor, nn
 
-from peft_core import PeftError, adapt
+from peft_core import PeftError, adapt, count_parameters, load_adapter, save_adapter
 from peft_core.grafts.graft import Delta
 from peft_core.grafts.shared import Reference, Shared
 from peft_core.grafts.weight_changes import linear
 from peft_core.kernels import kronecker_linear
+from peft_core.lifecycle import finish, parameter_groups
 from peft_core.methods.reparameterized.gralora import Granular
 from peft_core.methods.reparameterized.hira import Proportional
 from peft_core.methods.reparameterized.hra import Reflections
@@ -29,8 +31,10 @@ from peft_core.methods.reparameterized.kadaptation import Terms
 from peft_core.methods.reparameterized.lokr import LoKr
 from peft_core.methods.reparameterized.miss import Blocks, Shards
 from peft_core.methods.reparameterized.said import Fastfood, walsh_hadamard
+from peft_core.methods.reparameterized.svdiff import Spectrum, decompose
 from peft_core.methods.reparameterized.vera import VectorPair
 from peft_core.parts.hypercomplex import HypercomplexBottleneck
+from peft_core.testing import perturb
 from tests.parity.golden import golden, values
 from tests.tiny import MODELS
 
@@ -183,7 +187,7 @@ def test_sizes_that_do_not_fit_are_refused(method: str, settings: dict[str, Any]
 @pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("skinny", [False, True])
 def test_the_fast_kronecker_linear_equals_the_plain_one(groups: int, rows: list, few: bool, skinny: bool, monkeypatch):
-    monkeypatch.setattr(kronecker_linear, "merging_pays", lambda places, weight: not few)
+    monkeypatch.setattr(kronecker_linear, "merging_pays", lambda places, weight, factors: not few)
     monkeypatch.setattr(kronecker_linear, "skinny_pays", lambda w1, w2: skinny)
     stock = stock_linear()
     x = torch.randn(3, 5, IN, dtype=torch.float64, requires_grad=True)
@@ -269,3 +273,64 @@ def test_a_projection_of_said_is_the_authors():
     torch.testing.assert_close(z.grad, there["grad.z"] * 64)
     x = torch.randn(128, dtype=torch.float64)
     torch.testing.assert_close(walsh_hadamard(walsh_hadamard(x)), 128 * x)
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24), (8, 4, 3, 3), (10,)])
+def test_svdiff_is_its_formula(shape: tuple[int, ...]):
+    """mkshing/svdiff-pytorch a78f69e: U diag(relu(S + s·delta)) Vh, W flattened to (out, in·kh·kw), a norm's to (1, n)."""
+    torch.manual_seed(0)
+    weight = torch.randn(shape, dtype=torch.float64)
+    flat = weight.view(1, -1) if len(shape) == 1 else weight.flatten(1)
+    change = Spectrum(weight, None, 3.0)
+    nn.init.normal_(change.delta, std=1.0)  # some values fall below zero
+    u, s, v = torch.linalg.svd(flat, full_matrices=False)
+    other = change.delta.detach().clone().requires_grad_()
+    expected = (u @ torch.diag(torch.relu(s + 3.0 * other)) @ v).view(shape)
+    torch.testing.assert_close(change(weight), expected)
+    g = torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(
+        torch.autograd.grad(change(weight), change.delta, g), torch.autograd.grad(expected, other, g)
+    )
+
+
+def test_svdiff_finds_the_same_directions_by_both_ways():
+    torch.manual_seed(0)
+    u, v = torch.linalg.qr(torch.randn(8, 8).double())[0], torch.linalg.qr(torch.randn(12, 8).double())[0]
+    for smallest in (1e-2, 1e-8):  # by Gram matrix, by SVD
+        sigma = torch.linspace(1, 0.3, 8).double()
+        sigma[-1] = smallest
+        found = decompose((u * sigma) @ v.t())
+        torch.testing.assert_close(found[1], sigma, rtol=1e-6, atol=0)
+        for index in range(8):
+            ours = torch.outer(found[0][:, index], found[2][index])
+            torch.testing.assert_close(ours, torch.outer(u[:, index], v[:, index]), rtol=1e-6, atol=1e-6)
+    with pytest.raises(PeftError, match="of no full rank"):
+        model = MODELS["vit"].model()
+        nn.init.zeros_(model.blocks[0].mlp.fc1.weight)
+        adapt(model, "svdiff")
+
+
+def test_shifts_of_norms_learn_at_a_thousandth_of_the_rate():
+    model = adapt(MODELS["vit"].model(), "svdiff")
+    groups = parameter_groups(model, 1e-3)
+    assert groups[0]["lr"] == 1e-6 and {p.numel() for p in groups[0]["params"]} == {1}
+    assert all(group["lr"] == 1e-3 for group in groups[1:])
+
+
+def test_hiwi_keeps_the_new_bias_alone(tmp_path: Path):
+    tiny = MODELS["vit"]
+    model = adapt(tiny.model().eval(), "hiwi", rank=2)
+    perturb(model)
+    y, trained = tiny(model).detach(), count_parameters(model).inserted
+    finish(model)
+    assert torch.allclose(tiny(model), y, atol=1e-6)
+    assert count_parameters(model).inserted == 3 * (48 + 192) < trained
+    save_adapter(model, tmp_path)
+    again = load_adapter(tiny.model().eval(), tmp_path)
+    assert torch.equal(tiny(again), tiny(model)) and not hasattr(again.blocks[0].mlp.fc1.peft.hiwi.fc1, "d")
+    finish(again)  # nothing is left to fold
+    assert torch.equal(tiny(again), tiny(model))
+    bare = tiny.model()
+    bare.blocks[1].mlp.fc2.bias = None
+    with pytest.raises(PeftError, match=r"fc2 at blocks.1.mlp.fc2: it has no bias"):
+        adapt(bare, "hiwi")

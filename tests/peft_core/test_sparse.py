@@ -13,7 +13,7 @@ from peft_core import PeftError, adapt, load_adapter, merge, save_adapter
 from peft_core.grafts.weight_changes import changed_bias, changed_weight
 from peft_core.kernels import sparse
 from peft_core.lifecycle import own_grafts
-from peft_core.parts.budget import allot, largest, largest_a_row
+from peft_core.parts.selection.budget import allot, largest, largest_a_row
 from peft_core.parts.sparse import Sparse
 from tests.tiny import MODELS, vit
 

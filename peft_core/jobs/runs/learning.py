@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -73,24 +74,52 @@ class Learning(LightningModule):
     def on_train_epoch_start(self) -> None:
         if self.trainer.global_step or self.trainer.current_epoch:
             return  # a run that goes on has in its checkpoint what it was prepared with
+        loader: Any = self.trainer.train_dataloader
         for model in self.adapted().values():
             if lifecycle.wants(model, "prepare"):
+                place = loader.state_dict() if hasattr(loader, "state_dict") else None
+                sizes = {key: value.shape for key, value in adapter_state(model).items()}
                 with torch.random.fork_rng(devices=[]):
-                    lifecycle.prepare(model, self._losses())
+                    lifecycle.prepare(model, self._losses(loader))
+                if place is not None:  # training begins where it would have without
+                    loader.load_state_dict(place)
                 if self.trainer.world_size > 1:  # each process saw other pictures
-                    for tensor in adapter_state(model).values():
-                        if not hasattr(tensor, "placements"):
-                            torch.distributed.broadcast(tensor, 0)
+                    self._share(model, sizes)
                 self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
                 self.epoch_sum, self.epoch_count = torch.zeros_like(self.epoch_sum), 0
 
-    def _losses(self) -> Iterator[Tensor]:
-        """The loss of one training batch after another, each computed when it is asked for."""
-        for index, batch in enumerate(self.trainer.train_dataloader):  # type: ignore[arg-type]
-            batch = self.trainer.strategy.batch_to_device(batch, self.device)
-            self.on_train_batch_start(batch, index)
-            with self.trainer.precision_plugin.forward_context():
-                yield self.training_step(batch, index)  # type: ignore
+    def _share(self, model: nn.Module, sizes: dict[str, torch.Size]) -> None:
+        """Every process takes what the first one's methods prepared."""
+        state = adapter_state(model)
+        changed = torch.tensor(any(sizes[key] != value.shape for key, value in state.items()), device=self.device)
+        if self.trainer.strategy.reduce(changed.float(), reduce_op="sum") > 0:
+            raise PeftError(
+                "this method lets the data decide how many weights of each layer train, and processes that train together have "
+                "agreed on their sizes before: start it on one device, --trainer.devices 1."
+            )
+        for tensor in state.values():
+            if not hasattr(tensor, "placements"):
+                torch.distributed.broadcast(tensor, 0)
+
+    def other_losses(self) -> dict[str, Callable[[Any], Tensor]]:
+        """Further losses of a batch, by the names under which methods ask for them (`lifecycle.Losses`)."""
+        return {}
+
+    def _losses(self, loader: Any) -> lifecycle.Losses:
+        """Those of training batches, each computed when it is asked for."""
+        index = itertools.count()
+
+        def prepared(loss: Callable[[Any, int], Tensor]) -> Callable[[Any], Tensor]:
+            def run(batch: Any) -> Tensor:
+                batch, number = self.trainer.strategy.batch_to_device(batch, self.device), next(index)
+                self.on_train_batch_start(batch, number)
+                with self.trainer.precision_plugin.forward_context():
+                    return loss(batch, number)
+
+            return run
+
+        others = {name: prepared(lambda batch, _, of=of: of(batch)) for name, of in self.other_losses().items()}
+        return lifecycle.Losses(prepared(self.training_step), loader, others)  # type: ignore[arg-type]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.rate_of_step = optimizer.param_groups[0]["lr"]  # the schedule moves on before the step is noted

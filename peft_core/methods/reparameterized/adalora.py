@@ -92,7 +92,8 @@ class AdaLoRA(Pruned):
         norms = []
         for change in lifecycle.own_grafts(model, self, Triples):
             eye = torch.eye(len(change.A), device=change.A.device, dtype=change.A.dtype)
-            norms += [(change.A @ change.A.t() - eye).norm(), (change.B.t() @ change.B - eye).norm()]
+            with torch.autocast(change.A.device.type, enabled=False):
+                norms += [(change.A @ change.A.t() - eye).norm(), (change.B.t() @ change.B - eye).norm()]
         return self.orthogonal * torch.stack(norms).mean()
 
     def after_step(self, model: nn.Module, progress: float) -> None:

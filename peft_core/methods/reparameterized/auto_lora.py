@@ -79,8 +79,8 @@ class AutoLoRA(Pruned):
         inner = torch.optim.Adam(weights, lr=self.search_lr)
         try:
             with sdpa_kernel(SDPBackend.MATH):  # no other attention is differentiated twice
-                for _ in range(self.search_epochs):
-                    self._pass(iter(losses), weights, alphas, inner, outer)
+                every = (loss for _ in range(self.search_epochs) for loss in losses)
+                self._search(every, weights, alphas, inner, outer)
             with torch.no_grad():
                 for change, alpha in zip(changes, alphas, strict=True):
                     share = torch.softmax(alpha, 0)
@@ -93,14 +93,14 @@ class AutoLoRA(Pruned):
                 change.coefficients = None
         lifecycle.memory(model, self)["searched"] = True
 
-    def _pass(self, losses: Iterator[Any], weights: list[Any], alphas: list[Any], inner: Any, outer: Any) -> None:
-        """One pass over the data: as many steps of the weights as the share of α leaves, one of α whenever it is due."""
+    def _search(self, losses: Iterator[Any], weights: list[Any], alphas: list[Any], inner: Any, outer: Any) -> None:
+        """Steps of the weights, and of α whenever its share of the batches is due."""
         due = 0.0
         for loss in losses:
-            gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+            due += self.held_out / (1 - self.held_out)
+            gradients = torch.autograd.grad(loss, weights, create_graph=due >= 1, allow_unused=True)
             for p, gradient in zip(weights, gradients, strict=True):
                 p.grad = None if gradient is None else gradient.detach()
-            due += self.held_out / (1 - self.held_out)
             if due >= 1 and (after := self._unrolled(losses, weights, alphas, gradients)) is not None:
                 due -= 1
                 for alpha, gradient in zip(alphas, after, strict=True):

@@ -78,7 +78,7 @@ class Terms(Delta):
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, shape: tuple[int, int], left: Reference, right: Reference,
                  shift: Reference | None, scale: float, dropout: float):  # fmt: skip
         super().__init__(rows)
-        self.rules, self.shift, self.scale = (left, right), shift, scale
+        self.rules, self.added, self.scale = (left, right), shift, scale
         terms = len(left())
         self.u, self.v = (
             new_parameter(weight, terms, shape[1] // terms),
@@ -102,7 +102,7 @@ class Terms(Delta):
         return add_scaled(weight, self.change(), self.scale)
 
     def bias(self, bias: Tensor | None) -> Tensor | None:
-        return bias if self.shift is None or bias is None else (bias + self.shift()).to(bias.dtype)
+        return bias if self.added is None or bias is None else (bias + self.added()).to(bias.dtype)
 
     @property
     def reads_input(self) -> bool:
@@ -111,8 +111,8 @@ class Terms(Delta):
     def on_input(self, x: Tensor, run: Callable) -> Tensor:
         change = self.change() * (self.scale * self.factor)
         y = run(match(x, change), change if self.dropout is None else self.dropout(change))
-        if self.shift is not None:
-            shift = self.shift() * self.factor
+        if self.added is not None:
+            shift = self.added() * self.factor
             y = y + (shift if run is F.linear else shift.view(-1, *[1] * (y.dim() - 2)))
         return y
 

@@ -3,6 +3,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from peft_core.method import Method, Plan
@@ -21,7 +22,8 @@ class Mixed(LowRank):
         nn.init.kaiming_uniform_(self.M, a=math.sqrt(5))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        return self.M @ self.A, self.B
+        with torch.autocast(self.A.device.type, enabled=False):
+            return self.M @ self.A, self.B
 
 
 @dataclass(frozen=True, kw_only=True)

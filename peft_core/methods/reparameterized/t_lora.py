@@ -158,7 +158,7 @@ class TLoRA(Ranked):
         total: Any = 0.0
         for change in lifecycle.own_grafts(model, self, Timed):
             eye = torch.eye(len(change.E), device=change.E.device, dtype=change.E.dtype)
-            total = (
-                total + (change.A @ change.A.t() - eye).square().sum() + (change.B.t() @ change.B - eye).square().sum()
-            )
+            with torch.autocast(change.E.device.type, enabled=False):
+                products = change.A @ change.A.t(), change.B.t() @ change.B
+            total = total + sum((product - eye).square().sum() for product in products)
         return self.orthogonal * total

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from peft_core.lifecycle import singly
 from peft_core.method import Method
-from peft_core.parts.importance import Scored, gradient_scores
+from peft_core.parts.selection.importance import Scored, gradient_scores
 from peft_core.values import Count
 
 

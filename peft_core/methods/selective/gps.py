@@ -8,16 +8,10 @@ from torch import Tensor, nn
 from peft_core.errors import PeftError
 from peft_core.lifecycle import named_losses
 from peft_core.method import Method, Plan
-from peft_core.parts.budget import largest_a_row, once
-from peft_core.parts.importance import gradient_scores, has_bias, sites_of
-from peft_core.parts.sparse import ChosenByValue
+from peft_core.parts.selection.budget import largest_a_row, once
+from peft_core.parts.selection.importance import gradient_scores, has_bias, sites_of
+from peft_core.parts.sparse import OfMatrices
 from peft_core.values import Count
-
-
-class Matrix(ChosenByValue):
-    """Of matrices and kernels; norms stay frozen."""
-
-    needs_matrix = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +40,12 @@ class GPS(Method):
         return (cls(per_row=2),)
 
     def install(self, plan: Plan) -> None:
-        for place in once(plan, self.targets, Matrix):
+        for place in once(plan, self.targets, OfMatrices):
             out, inner = plan.shape(place)
             if self.per_row > inner:
                 raise PeftError(f"gps got per_row {self.per_row}, above the {inner} inputs of a row at {place.module}.")
             of_bias = torch.arange(out) if has_bias(plan, place) else None
-            change = Matrix(plan.stock(place), place.rows, (out, inner), self.per_row * out, of_bias)
+            change = OfMatrices(plan.stock(place), place.rows, (out, inner), self.per_row * out, of_bias)
             plan.change_weight(place, change)
 
     def prepare(self, model: nn.Module, losses: Iterable[Tensor]) -> None:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 
 from peft_core.method import Method, Plan
-from peft_core.parts.budget import Budgeted, allot, entries_of, largest, once
+from peft_core.parts.selection.budget import Budgeted, allot, entries_of, largest, once
 from peft_core.parts.sparse import ChosenByValue
 
 

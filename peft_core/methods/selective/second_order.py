@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from peft_core.method import Method, Plan
-from peft_core.parts.budget import largest, once
-from peft_core.parts.importance import gradient_scores, has_bias, sites_of
+from peft_core.parts.selection.budget import largest, once
+from peft_core.parts.selection.importance import gradient_scores, has_bias, sites_of
 from peft_core.parts.sparse import ChosenByValue
 from peft_core.values import Count, Range
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
-from peft_core.parts.budget import largest, largest_a_row, once
+from peft_core.parts.selection.budget import largest, largest_a_row, once
 from peft_core.parts.sparse import ChosenByValue, Sparse
 from peft_core.values import Count, Seed
 

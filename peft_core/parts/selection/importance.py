@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from peft_core.errors import PeftError
 from peft_core.lifecycle import adaptation_of
 from peft_core.merging import names_of
 from peft_core.method import Method, Plan
-from peft_core.parts.budget import Budgeted, allot, largest, once
+from peft_core.parts.selection.budget import Budgeted, allot, largest, once
 from peft_core.parts.sparse import ChosenByValue, Sparse
 
 
@@ -94,6 +94,39 @@ def gradient_scores(
     return totals
 
 
+def moved_by_training(
+    model: nn.Module, method: Method, losses: Iterable[Tensor], lr: float, passes: int = 1, steps: int | None = None
+) -> list[list[Tensor]]:
+    """|θ1 − θ0| of every site's weight and then its bias, where AdamW trains them, and all that trains, in passes over the
+    losses, up to `steps` steps; everything is as before afterwards.
+
+    Raises:
+        PeftError: there is no loss.
+    """
+    taken = 0
+    with stock_trains(model, method) as sites:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        before = [p.detach().clone() for p in trained]
+        optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
+        try:
+            for loss in (loss for _ in range(passes) for loss in losses):
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                taken += 1
+                if taken == steps:
+                    break
+            moved = {id(p): (p.detach() - start).abs().float() for p, start in zip(trained, before, strict=True)}
+            found = [list(site.parts(lambda p: moved[id(p)])) for site in sites]
+        finally:
+            with torch.no_grad():
+                for parameter, start in zip(trained, before, strict=True):
+                    parameter.copy_(start)
+    if not taken:
+        raise PeftError(f"{method.name} chooses by the losses that prepare is given, and was given none.")
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scored(Budgeted):
     """A budget over all chosen weights, whose entries `prepare` chooses by a score.
@@ -103,9 +136,14 @@ class Scored(Budgeted):
     """
 
     biases: bool = True
+    change: ClassVar[type[ChosenByValue]] = ChosenByValue
+    in_blocks: ClassVar[bool] = False
+    """Without targets, blocks' weights alone take part."""
 
     def install(self, plan: Plan) -> None:
-        places = once(plan, self.targets, ChosenByValue)
+        places = once(plan, self.targets, self.change)
+        if self.in_blocks and self.targets is None:
+            places = [place for place in places if place.block is not None]
         biased = [self.biases and has_bias(plan, place) for place in places]
         sizes: list[int] = []
         for place, with_bias in zip(places, biased, strict=True):
@@ -115,7 +153,7 @@ class Scored(Budgeted):
         shares = iter(allot(self.budget(sizes), sizes))
         for place, with_bias in zip(places, biased, strict=True):
             entries, of_bias = next(shares), next(shares) if with_bias else None
-            change = ChosenByValue(plan.stock(place), place.rows, plan.shape(place), entries, of_bias)
+            change = self.change(plan.stock(place), place.rows, plan.shape(place), entries, of_bias)
             plan.change_weight(place, change)
 
     def choose(self, model: nn.Module, scores: Sequence[Sequence[Tensor]]) -> None:

@@ -1,0 +1,1 @@
+"""Which entries of stock weights train: budgets, scores, gates."""
