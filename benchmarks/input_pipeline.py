@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,21 +62,22 @@ def main(
     return ratios
 
 
-def _parts(paths: list[Path], size: int, batch_size: int, folder: Path) -> dict[str, Epoch]:
-    pictures = Pictures(paths, torch.zeros(len(paths), dtype=torch.int64), root=folder)
-    usual = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
-    )
+def _pillow(paths: list[Path], batch_size: int, *changes: Any) -> Epoch:
+    """As training scripts do it: each file opened, changed, made a tensor and normalised, one after another."""
+    usual = transforms.Compose([*changes, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 
-    def pillow() -> Iterator[torch.Tensor]:
+    def epoch() -> Iterator[torch.Tensor]:
         for rows in torch.randperm(len(paths)).split(batch_size):
             opened = [Image.open(paths[row]).convert("RGB") for row in rows.tolist()]
             yield torch.stack([usual(image) for image in opened])
+
+    return epoch
+
+
+def _parts(paths: list[Path], size: int, batch_size: int, folder: Path) -> dict[str, Epoch]:
+    pictures = Pictures(paths, torch.zeros(len(paths), dtype=torch.int64), root=folder)
+    crop = transforms.RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC)
+    pillow = _pillow(paths, batch_size, crop, transforms.RandomHorizontalFlip())
 
     def cut(limit: int) -> Epoch:
         framed = decode_for_training(pictures, size, "crop_flip", workers=1, ram_limit=limit)
@@ -100,18 +102,7 @@ def _ways(paths: list[Path], size: int, batch_size: int, folder: Path) -> dict[s
     pictures = Pictures(paths, labels, root=folder)
     in_memory = Batches(decode(pictures, size), batch_size)
     mapped = Batches(decode(pictures, size, cache_dir=folder / "cache", ram_limit=0), batch_size)
-    usual = transforms.Compose(
-        [
-            transforms.Resize((size, size), InterpolationMode.BICUBIC),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
-    )
-
-    def pillow() -> Iterator[torch.Tensor]:
-        for rows in torch.randperm(len(paths)).split(batch_size):
-            opened = [Image.open(paths[row]).convert("RGB") for row in rows.tolist()]
-            yield torch.stack([usual(image) for image in opened])
+    pillow = _pillow(paths, batch_size, transforms.Resize((size, size), InterpolationMode.BICUBIC))
 
     def kept(batches: Batches) -> Epoch:
         return lambda: (normalise(batch.images, MEAN, STD) for batch in batches)

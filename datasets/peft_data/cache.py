@@ -26,8 +26,23 @@ CHUNK = 64
 MOST_WORKERS = 256
 
 
+class Decoded:
+    """Pictures with labels, of which some could not be read."""
+
+    labels: torch.Tensor
+    skipped: tuple[tuple[str, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Pictures that could not be read and are left out: name and reason."""
+        return dict(self.skipped)
+
+
 @dataclass(frozen=True, eq=False)
-class DecodedPictures:
+class DecodedPictures(Decoded):
     """N pictures that are ready to be indexed.
 
     Args:
@@ -41,14 +56,6 @@ class DecodedPictures:
     labels: torch.Tensor
     names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def left_out(self) -> dict[str, str]:
-        """Pictures that could not be read and are left out: name and reason."""
-        return dict(self.skipped)
 
     def remaining(self, augment: str) -> str:
         """The augmentation that is left to be done to batches of these pictures: all of it."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from peft_data import cache_file
 from peft_data.augment import Augment, augment_of, augmentation, changed
 from peft_data.base import Pictures
-from peft_data.cache import DecodedPictures, Progress, check_decoding, decode, each_decoded, good_rows, pool
+from peft_data.cache import Decoded, DecodedPictures, Progress, check_decoding, decode, each_decoded, good_rows, pool
 from peft_data.chance import generator_of
 from peft_data.crops import cut
 from peft_data.pictures import UNREADABLE, Fit, own_size, read_picture
@@ -35,7 +35,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class FramedPictures:
+class FramedPictures(Decoded):
     """N training pictures of which parts are cut.
 
     Args:
@@ -61,14 +61,6 @@ class FramedPictures:
     skipped: tuple[tuple[str, str], ...] = ()
     workers: int = 0
     fingerprint: str = ""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def left_out(self) -> dict[str, str]:
-        """Pictures that could not be read and are left out: name and reason."""
-        return dict(self.skipped)
 
     def remaining(self, augment: str) -> str:
         """The augmentation that is left to be done to batches of these pictures."""

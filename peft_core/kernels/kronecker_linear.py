@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_core.kernels.lowrank_linear import Part, merging_pays
+from peft_core.kernels.lowrank_linear import Part
 from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
 from peft_core.kernels.twice import gradients, is_differentiated
 
@@ -43,11 +43,19 @@ def through(x: Annotated[Tensor, "N in"], w1: Tensor, w2: Tensor) -> Annotated[T
     return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
 
+def merging_pays(places: int, weight: Tensor, factors: Sequence[Tensor]) -> bool:
+    """Whether forming W' is less work than sending `places` tokens through the factors, group by group."""
+    if torch.compiler.is_compiling():  # a graph serves batches of any size, and must not ask for it
+        return True
+    groups = sum(len(w1) for w1 in factors[::2])
+    return places * groups * sum(weight.shape) > weight.numel()
+
+
 def skinny_pays(w1: Tensor, w2: Tensor) -> bool:
-    """Whether dw1 and dw2 by way of X and dY are less than half the work of the dense dW; batched small products are slow."""
+    """Whether dw1 and dw2 by way of X and dY are less than a third of the dense dW's work: batched small products are slow."""
     (groups, rows, columns), (height, width) = w1.shape, w2.shape[1:]
     out, inner = rows * height, columns * width
-    return 2 * groups * (inner * (rows + height) + out * (width + columns)) < out * inner
+    return 3 * groups * (inner * (rows + height) + out * (width + columns)) < out * inner
 
 
 class _KroneckerLinear(torch.autograd.Function):
@@ -55,7 +63,7 @@ class _KroneckerLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe | None, kept: tuple[Tensor, ...],
                 parts: tuple[Part, ...], dtype: torch.dtype | None, *factors: Tensor) -> Tensor:  # fmt: skip
         plain = dtype is None and x.dtype == weight.dtype == factors[0].dtype
-        ctx.added = plain and not merging_pays(x.numel() // x.shape[-1], weight)
+        ctx.added = plain and not merging_pays(x.numel() // x.shape[-1], weight, factors)
         x = x if dtype is None else x.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
             if ctx.added:

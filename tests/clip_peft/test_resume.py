@@ -1,14 +1,13 @@
 """A run that is killed and started again ends with the bytes of one that was not."""
 
-import multiprocessing
-import os
 import signal
 from pathlib import Path
 
 import pytest
 
-SERVER = multiprocessing.get_context("forkserver")  # children start with everything imported, and are real processes
-SERVER.set_forkserver_preload(["tests.clip_peft.warm"])
+from tests import killed
+
+killed.SERVER.set_forkserver_preload(["tests.clip_peft.warm"])
 RUNS = {
     "coop": {"method": {"name": "coop", "context": 2}},
     "promptsrc": {"method": {"name": "promptsrc", "depth": 2, "template": "{}.", "mean": 2.0}},
@@ -18,29 +17,14 @@ RUNS = {
 
 
 def train(settings: dict, die_at: int | None) -> None:
-    import torch
-
     from clip_peft.fit import fit
-    from peft_core.jobs.runs.training import SaveState
 
-    torch.set_num_threads(1)
-    if die_at is not None:
-        plain = SaveState.on_train_batch_end
-
-        def then_die(self, trainer, module, out, batch, index) -> None:
-            plain(self, trainer, module, out, batch, index)
-            if trainer.current_epoch * trainer.num_training_batches + index == die_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        SaveState.on_train_batch_end = then_die
+    killed.die_at(die_at)
     fit(**settings)
 
 
-def run(settings: dict, die_at: int | None = None) -> int:
-    child = SERVER.Process(target=train, args=(settings, die_at))
-    child.start()
-    child.join()
-    return child.exitcode
+def run(settings: dict, die_at: int | None = None) -> int | None:
+    return killed.exit_of(train, settings, die_at)
 
 
 @pytest.mark.parametrize("method", RUNS)

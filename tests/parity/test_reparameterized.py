@@ -187,7 +187,7 @@ def test_sizes_that_do_not_fit_are_refused(method: str, settings: dict[str, Any]
 @pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("skinny", [False, True])
 def test_the_fast_kronecker_linear_equals_the_plain_one(groups: int, rows: list, few: bool, skinny: bool, monkeypatch):
-    monkeypatch.setattr(kronecker_linear, "merging_pays", lambda places, weight: not few)
+    monkeypatch.setattr(kronecker_linear, "merging_pays", lambda places, weight, factors: not few)
     monkeypatch.setattr(kronecker_linear, "skinny_pays", lambda w1, w2: skinny)
     stock = stock_linear()
     x = torch.randn(3, 5, IN, dtype=torch.float64, requires_grad=True)

@@ -13,6 +13,7 @@ from peft_data import open_data
 from safetensors.torch import load_file
 
 from peft_core.errors import PeftError
+from tests.killed import left_alone
 from tests.vision_peft.conftest import SHORT, SMALL
 from vision_peft.commands import main
 from vision_peft.fit import fit
@@ -63,10 +64,7 @@ def test_run_folder(short_run: Path) -> None:
 
 
 def test_finished_run_is_left_alone(short_run: Path, capsys: pytest.CaptureFixture) -> None:
-    before = {path: path.stat().st_mtime_ns for path in short_run.rglob("*")}
-    assert main(["fit", "--config", str(short_run)]) == 0
-    assert "is finished already: accuracy" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in short_run.rglob("*")} == before
+    left_alone(main, short_run, "accuracy", capsys)
 
 
 def test_config_runs_it_again(short_run: Path, tmp_path: Path) -> None:

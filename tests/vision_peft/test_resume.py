@@ -1,42 +1,26 @@
 """A run that is killed and started again ends with the bytes of one that was not."""
 
-import multiprocessing
-import os
 import signal
 from pathlib import Path
 
 import pytest
 
-SERVER = multiprocessing.get_context("forkserver")  # children start with everything imported, and are real processes
-SERVER.set_forkserver_preload(["vision_peft.job", "vision_peft.fit"])
+from tests import killed
+
+killed.SERVER.set_forkserver_preload(["vision_peft.job", "vision_peft.fit"])
 
 
 def train(data: str, out: str, die_at: int | None, save_every: float, extra: dict) -> None:
-    import torch
-
-    from peft_core.jobs.runs.training import SaveState
     from vision_peft.fit import fit
 
-    torch.set_num_threads(1)
-    if die_at is not None:
-        plain = SaveState.on_train_batch_end
-
-        def then_die(self, trainer, module, out, batch, index) -> None:
-            plain(self, trainer, module, out, batch, index)
-            if trainer.current_epoch * trainer.num_training_batches + index == die_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        SaveState.on_train_batch_end = then_die
+    killed.die_at(die_at)
     settings = {"method": {"name": "lora", "rank": 2, "dropout": 0.1}, "drop_path": 0.2, "augment": "flip"} | extra
     fit(data=data, out=out, recipe="digits", batch_size=15, save_every=save_every, **settings)
 
 
-def run(data: str, out: Path, die_at: int | None = None, save_every: float = 0.0, **extra) -> int:
+def run(data: str, out: Path, die_at: int | None = None, save_every: float = 0.0, **extra) -> int | None:
     settings = {"trainer": {"max_epochs": 3}} | extra
-    child = SERVER.Process(target=train, args=(data, str(out), die_at, save_every, settings))
-    child.start()
-    child.join()
-    return child.exitcode
+    return killed.exit_of(train, data, str(out), die_at, save_every, settings)
 
 
 @pytest.fixture(scope="module")

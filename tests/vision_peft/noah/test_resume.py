@@ -1,13 +1,12 @@
 """Killed in any stage and started again, the search ends with the bytes of one that was not."""
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
 
+from tests.killed import SERVER, exit_of
 from tests.vision_peft.noah.conftest import BUDGET, SMALL
 
-SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["vision_peft.noah.run", "vision_peft.noah.command"])
 
 
@@ -43,10 +42,7 @@ def work(data: str, backbone: str, out: str, training: int | None, scored: int |
 
 
 def run(data: str, backbone: str, out: Path, training: int | None = None, scored: int | None = None) -> int | None:
-    child = SERVER.Process(target=work, args=(data, backbone, str(out), training, scored))
-    child.start()
-    child.join()
-    return child.exitcode
+    return exit_of(work, data, backbone, str(out), training, scored)
 
 
 def test_killed_at_each_stage(small_data: str, tiny_backbone: str, searched: Path, tmp_path: Path) -> None:
