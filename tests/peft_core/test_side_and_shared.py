@@ -25,6 +25,8 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("prefix", {"tokens": 3}),
     ("prefix", {"tokens": 3, "reparameterize": True, "hidden": 5}),
     ("lst", {"reduction": 4, "skip": None}),
+    ("arc", {"bottleneck": 6, "dropout": 0.0}),
+    ("bi_lora", {"rank": 2, "alpha": 20.0, "dropout": 0.0}),
 ]
 each_method = pytest.mark.parametrize(("method", "hyper"), SETTINGS, ids=lambda v: v if isinstance(v, str) else "")
 PICTURES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))

@@ -71,14 +71,12 @@ class Grouped(LinearMap):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = F.dropout(F.linear(match(x, self.A), self.A, self.a), self.dropout, self.training)
-        split = inner.unflatten(-1, (self.groups, 1, -1))
-        out = (split @ self._blocks().to(split.dtype)).flatten(-3) + self.b
-        return out * self.scale
+        return F.linear(inner, *self._up())
 
-    def _blocks(self) -> Tensor:
-        """Bᵀ of each group: (g, h/g, D/g)."""
-        return self.B.unflatten(0, (self.groups, -1)).transpose(1, 2)
+    def _up(self) -> tuple[Tensor, Tensor]:
+        """s·B (D, h), zero between the groups, and s·b."""
+        return torch.block_diag(*self.B.unflatten(0, (self.groups, -1))) * self.scale, self.b * self.scale
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        up = torch.block_diag(*self._blocks().transpose(1, 2)) * self.scale
-        return up, self.A, up @ self.a + self.b * self.scale
+        up, b = self._up()
+        return up, self.A, up @ self.a + b

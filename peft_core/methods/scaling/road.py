@@ -70,21 +70,22 @@ class Turn(Delta):
         nn.init.ones_(self.alpha)
 
     def columns(self) -> tuple[Tensor, Tensor]:
-        """What y and its turned pairs are multiplied by: two vectors (out)."""
+        """What y and its turned pairs are multiplied by: two vectors (groups, 2, g/2)."""
         theta, alpha = self.theta.view(-1, self.half), self.alpha.view(-1, self.half)
         if self.variant == "road_4":  # of each group the first half is of the cosine, the second of the sine
             (theta, sine), (alpha, other) = (t.view(-1, 2, 2 * self.half).unbind(1) for t in (theta, alpha))
-            return (alpha * theta.cos()).flatten(), (other * sine.sin()).flatten()
+            return tuple(t.view(-1, 2, self.half) for t in (alpha * theta.cos(), other * sine.sin()))  # type: ignore
         first, second = alpha * theta.cos(), alpha * theta.sin()
         if self.variant == "road_1":
             first, second = first.repeat_interleave(2, 0), second.repeat_interleave(2, 0)
-        return first.flatten(), second.flatten()
+        return first.view(-1, 2, self.half), second.view(-1, 2, self.half)
 
     def turn(self, y: Tensor) -> Tensor:
         """R y over the last dimension."""
-        first, second = self.columns()
-        one, other = y.unflatten(-1, (-1, 2, self.half)).unbind(-2)
-        return y * first + torch.stack((-other, one), -2).flatten(-3) * second
+        first, second = (column.unbind(1) for column in self.columns())
+        one, other = y.unflatten(-1, (-1, 2, self.half)).unbind(-2)  # views: y alone is kept for backward
+        turned = one * first[0] - other * second[0], other * first[1] + one * second[1]
+        return torch.stack(turned, -2).flatten(-3)
 
     def forward(self, weight: Tensor) -> Tensor:
         return self.turn(weight.flatten(1).t()).t().view(weight.shape).to(weight.dtype)
