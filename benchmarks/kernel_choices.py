@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from peft_core.kernels import lowrank_conv, lowrank_linear
+from peft_core.kernels import lowrank_conv, lowrank_linear, sparse
 from peft_core.parts import decomposed, scale_shift
 
 
@@ -22,7 +22,7 @@ def choose(args: argparse.Namespace) -> None:
         for module in (lowrank_linear, lowrank_conv):
             module.merging_pays = lambda places, weight: args.merging == "always"  # type: ignore[attr-defined]
     if args.inputs == "kept":
-        for module in (lowrank_linear, lowrank_conv, decomposed, scale_shift):
+        for module in (lowrank_linear, lowrank_conv, sparse, decomposed, scale_shift):
             module.kept_for = as_it_is  # type: ignore[attr-defined]
 
 

@@ -41,9 +41,9 @@ class Packed(NamedTuple):
 
 def packed_of(module: nn.Module) -> Packed | None:
     """How a linear's weight is packed; None where it is plain, or packed in a way that is not known here."""
-    own = getattr(module, "packed", None)
+    own: Any = getattr(module, "packed", None)
     if callable(own):
-        return own()
+        return own()  # type: ignore
     weight: Any = vars(module).get("_parameters", {}).get("weight")
     if weight is None or not isinstance(module, nn.Linear):
         return None
@@ -54,10 +54,10 @@ def packed_of(module: nn.Module) -> Packed | None:
         return _of_linear4bit(module, weight)
     if "Linear8bitLt" in names and not module.state.has_fp16_weights:  # type: ignore[union-attr]
         state: Any = module.state
-        codes = state.CB if state.CB is not None else weight.data
-        scale = state.SCB if state.SCB is not None else weight.SCB
+        codes: Any = state.CB if state.CB is not None else weight.data
+        scale: Any = state.SCB if state.SCB is not None else weight.SCB
         known = codes.dtype == torch.int8 and scale is not None
-        return Packed("rows", tuple(codes.shape), (codes, scale)) if known else None
+        return Packed("rows", tuple(codes.shape), (codes, scale)) if known else None  # type: ignore
     return None
 
 
@@ -73,7 +73,7 @@ def _of_linear4bit(module: nn.Module, weight: Any) -> Packed | None:
     if not state.nested:
         return Packed("blocks", tuple(state.shape), (codes, state.absmax), about)
     inner = state.state2
-    tensors = (codes, state.absmax, inner.absmax, inner.code, state.offset)
+    tensors: Any = (codes, state.absmax, inner.absmax, inner.code, state.offset)
     return Packed("blocks", tuple(state.shape), tensors, (*about, inner.blocksize))
 
 

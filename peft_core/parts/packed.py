@@ -22,6 +22,9 @@ class PackedLinear(nn.Linear):
     (out, groups) are parameters. NF4: `absmax` a byte a block, whose scale and mean are `second` and `offset`.
     """
 
+    scale: Tensor
+    zero: Tensor
+
     def __init__(self, linear: nn.Linear, bits: int, size: int) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -60,6 +63,11 @@ class PackedLinear(nn.Linear):
 class NF4Linear(PackedLinear):
     """Four bits whose 16 levels are quantiles of a normal distribution, blocks of 64, double quantisation (QLoRA)."""
 
+    absmax: Tensor
+    second: Tensor
+    code: Tensor
+    offset: Tensor
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear, 4, BLOCK)
 
@@ -81,8 +89,9 @@ def nf4(weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     from bitsandbytes.functional import quantize_4bit
 
     codes, state = quantize_4bit(weight.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
-    inner: Any = state.state2
-    return codes, (state.absmax, inner.absmax, inner.code.to(codes.device), state.offset)
+    outer: Any = state
+    inner: Any = outer.state2
+    return codes, (outer.absmax, inner.absmax, inner.code.to(codes.device), outer.offset)
 
 
 def rounded(
@@ -128,7 +137,7 @@ def plain_linear(module: nn.Module) -> nn.Linear | None:
     bias: Any = module.bias
     dtype = torch.float32 if bias is None else bias.dtype
     with torch.device("meta"):
-        new = nn.Linear(packed.shape[1], packed.shape[0], bias=bias is not None)
+        new: Any = nn.Linear(packed.shape[1], packed.shape[0], bias=bias is not None)
     new.weight, new.bias = nn.Parameter(dense(packed, dtype), requires_grad=False), bias
     new.training = module.training
     return new

@@ -24,7 +24,7 @@ class LoftQ(Ranked):
 
     Not the quantised model at step 0, but nearer to the one that was quantised. Parameters as LoRA's. The backbone is quantised
     with its weights at hand, `quantise(model, "nf4", keep=True)` or `--quantize nf4`; so it is for loading, too.
-    Defaults: rank 16 and 4 bits of the repository; it adapts all linears.
+    Defaults: rank 16 of the repository, which adapts all linears (preset loftq_all).
     """
 
     rank: Widths = 16
