@@ -9,13 +9,14 @@ import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from peft_core.errors import PeftError
+
+if TYPE_CHECKING:  # a program answers without waiting for torch
+    from torch import Tensor
 
 _TEMPORARY = re.compile(r"\..+\.\d+")
 """`.NAME.PROCESS`, the name of a file of `write_files` before it is complete, or of the one that it replaces."""
@@ -207,6 +208,8 @@ def read_weights(file: Path, command: str) -> dict[str, Tensor]:
     Raises:
         PeftError: the file is missing or damaged.
     """
+    from safetensors.torch import load_file
+
     try:
         return {name: value.float() for name, value in load_file(file).items()}
     except (OSError, SafetensorError) as error:

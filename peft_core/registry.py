@@ -258,6 +258,11 @@ def read_preset(name: str) -> dict[str, Any] | None:
             return None
         if not path.is_file():
             raise PeftError(f"method file {name} does not exist.")
+    return preset_in(path)
+
+
+def preset_in(path: Path) -> dict[str, Any]:
+    """The contents of a preset's file."""
     from peft_core.files import read_yaml
 
     content = read_yaml(path, "give another preset")

@@ -32,11 +32,14 @@ def tree(module: str) -> ast.Module:
     return ast.parse(modules()[module].read_text(encoding="utf-8"))
 
 
-def imports(module: str, lazy: bool) -> Iterator[str]:
+@cache
+def imports(module: str, lazy: bool) -> list[str]:
     """Dotted names that a module imports when it is imported; with `lazy` also those that its functions import."""
-    nodes = [tree(module)] if not lazy else list(ast.walk(tree(module)))
-    todo = list(ast.walk(tree(module))) if lazy else list(nodes[0].body)  # type: ignore[attr-defined]
-    for node in todo:
+    return list(found_imports(module, lazy))
+
+
+def found_imports(module: str, lazy: bool) -> Iterator[str]:
+    for node in ast.walk(tree(module)) if lazy else tree(module).body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -153,6 +156,12 @@ def test_rooms_are_few_and_files_short(package: str) -> None:
         if file.name == "__init__.py" and not {"methods", "anatomies", "peft_data"} & set(module.split(".")):
             rooms = [each for each in file.parent.iterdir() if each.suffix == ".py" and each.stem != "__init__"]
             assert len(rooms) <= 22, f"{module}: {len(rooms)} rooms"
+
+
+@pytest.mark.parametrize("folder", ["", "peft_core", "peft_data", *WINGS])
+def test_files_of_tests_are_short(folder: str) -> None:
+    for file in (ROOT / "tests" / folder).glob("*.py"):
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= 300, file
 
 
 @pytest.mark.parametrize("package", PACKAGES)

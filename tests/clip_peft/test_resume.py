@@ -27,7 +27,9 @@ def run(settings: dict, die_at: int | None = None) -> int | None:
     return killed.exit_of(train, settings, die_at)
 
 
-@pytest.mark.parametrize("method", RUNS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow if name == "clip_lora" else ()) for name in RUNS]
+)
 def test_killed_at_any_step(method: str, backbone: str, photos: str, tmp_path: Path) -> None:
     common = {"data": photos, "backbone": backbone, "shots": 2, "epochs": 3, "batch_size": 6, "save_every": 0.0}
     common |= {"warmup_epochs": 1, "cache_views": 2, "trainer": {"accelerator": "cpu"}} | RUNS[method]

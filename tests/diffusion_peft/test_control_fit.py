@@ -79,6 +79,7 @@ def test_other_methods(method: str, condition: str, sd15: str, pairs: Path, tmp_
     assert main(f"export --run {tmp_path}/run --format control --out {tmp_path}/files".split()) == 0
 
 
+@pytest.mark.slow  # test_fit.py kills a run, test_control_state.py has what a control's state holds
 def test_killed_run_ends_with_the_same_bytes(sd15: str, pairs: Path, tmp_path: Path) -> None:
     settings = dict(
         data=str(pairs), base=sd15, method={"name": "control_lora", "rank": 2}, control={"condition": "depth", "drop": 0.3},

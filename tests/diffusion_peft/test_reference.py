@@ -81,7 +81,9 @@ def test_known_words_are_one_token_and_any_prompt_can_be_said(tokenizer) -> None
     assert len(tokenizer("star " * 100, truncation=True).input_ids) == 77
 
 
-@pytest.mark.parametrize("stage", ["autoencoder.safetensors", "denoiser.safetensors"])
+@pytest.mark.parametrize(
+    "stage", [pytest.param("autoencoder.safetensors", marks=pytest.mark.slow), "denoiser.safetensors"]
+)
 def test_training_goes_on_after_a_kill_with_the_same_bytes(stage: str, trained, tmp_path, monkeypatch) -> None:
     def keep_then_die(tensors: dict[str, torch.Tensor], path: Path) -> None:
         keep(tensors, path)

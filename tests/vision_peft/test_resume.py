@@ -30,7 +30,10 @@ def whole(small_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("kills", "save_every"), [((0, 5, 10), 0.0), ((3, 7), 0.0), ((11,), 1e9)])
+@pytest.mark.parametrize(
+    ("kills", "save_every"),
+    [((0, 5, 10), 0.0), pytest.param((3, 7), 0.0, marks=pytest.mark.slow), ((11,), 1e9)],
+)
 def test_killed_at_any_step(small_data: str, whole: Path, tmp_path: Path, kills: tuple, save_every: float) -> None:
     out = tmp_path / "run"
     for step in kills:  # 4 steps an epoch: in its middle, at its end, at the last step of all

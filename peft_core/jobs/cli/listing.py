@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Mapping
 
 from peft_core.config_files import list_configs
 from peft_core.files import read_text
-from peft_core.registry import describe_method, method_files, read_preset
+from peft_core.registry import describe_method, method_files, preset_in
 
 
 def configs(kind: str, domain: str) -> dict[str, str]:
@@ -21,8 +21,8 @@ def methods(domain: str, but: Container[str] = ()) -> dict[str, str]:
     packages = ("peft_core", f"{domain}_peft")
     names = sorted(name for name, place in method_files().items() if place.partition(".")[0] in packages)
     rows = {name: describe_method(name) for name in names if name not in but}
-    for name in list_configs("method", domain):
-        settings = dict(read_preset(name) or {})
+    for name, path in list_configs("method", domain).items():
+        settings = dict(preset_in(path))
         method = settings.pop("method")
         rows[name] = f"{method}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
     return rows

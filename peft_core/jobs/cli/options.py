@@ -6,13 +6,15 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError, nearest
-from peft_core.method import Method
 from peft_core.registry import find_method, make_method, method_files, read_preset
 from peft_core.values import hints_of, is_list, parts_of
+
+if TYPE_CHECKING:  # a program answers without waiting for torch
+    from peft_core.method import Method
 
 
 @dataclass
@@ -152,7 +154,7 @@ def _as_options(value: Any, key: str, where: str) -> dict[str, Any]:
     """`{name: …, option: …}` of a name, a Choice, a method, or a mapping."""
     if isinstance(value, Choice):
         return value.plain()
-    if isinstance(value, Method):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):  # a Method
         fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
         return {"name": value.name} | fields
     if isinstance(value, str):
