@@ -36,7 +36,9 @@ def backbone_of(model: nn.Module, without: Iterable[str] = ()) -> dict[str, Any]
     stock = next(each for each in type(model).__mro__ if not each.__module__.startswith("torch.distributed"))
     left_out = {key for adaptation in record.adaptations.values() for key in adaptation.trained} | head_of(model).keys()
     left_out |= set(without) | set(also_trained(model) if record.adaptations else ())
-    frozen = {k: p.detach() for k, p in model.named_parameters() if not is_inserted(k) and k not in left_out}
+    frozen: dict[str, Any] = {
+        k: p.detach() for k, p in model.named_parameters() if not is_inserted(k) and k not in left_out
+    }
     sizes = {k: p.numel() for k, p in frozen.items()}
     kinds = set()
     for path, module in model.named_modules():

@@ -154,11 +154,12 @@ class Plan(Where):
         if places is None:
             self.join(sublayer.body, "before", InputMap(change))
             return
+        made: nn.Module | Reference = change
         if len(places) > 1:
             block = "_".join(str(part) for part in (sublayer.tower, sublayer.kind, sublayer.norm) if part is not None)
-            change = self.shared(block.replace(".", "_"), lambda: change)
+            made = self.shared(block.replace(".", "_"), lambda: change)
         for place in places:
-            self.change_weight(place, MappedInput(change))
+            self.change_weight(place, MappedInput(made))
 
     def add_branch(
         self, sublayer: SubLayer, change: nn.Module | Branch, read: str | None = None, normed: bool = False

@@ -101,9 +101,9 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list[Delta])
     if not deltas:
         return F.linear(x, weight, bias)
     kind, reading = type(deltas[0]), any(delta.reads_input for delta in deltas)
-    runs = kind.kernel is not None and (kind.kernel_reads_input or not reading)
-    if runs and all(type(delta) is kind for delta in deltas) and not transforms_are_active():
-        return kind.kernel(x, weight, bias, deltas)
+    kernel = kind.kernel if kind.kernel_reads_input or not reading else None
+    if kernel is not None and all(type(delta) is kind for delta in deltas) and not transforms_are_active():
+        return kernel(x, weight, bias, deltas)
     if not reading:
         return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight))
     y = _linear(x, weight, bias, [delta for delta in deltas if not delta.reads_input])

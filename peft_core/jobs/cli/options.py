@@ -156,7 +156,7 @@ def _as_options(value: Any, key: str, where: str) -> dict[str, Any]:
         return value.plain()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):  # a Method
         fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
-        return {"name": value.name} | fields
+        return {"name": value.name} | fields  # type: ignore[attr-defined]
     if isinstance(value, str):
         return {"name": value}
     if value is None or isinstance(value, Mapping):

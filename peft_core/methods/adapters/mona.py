@@ -80,9 +80,8 @@ class Filtered(nn.Module):
 
     def alone(self, inner: Tensor) -> Tensor:
         """Each token as a picture of its own."""
-        middles: Any = [
-            convolve.weight[:, 0, size // 2, size // 2] for convolve, size in zip(self.over, SIZES, strict=True)
-        ]
-        biases: Any = [convolve.bias for convolve in self.over]
-        inner = inner + (inner * sum(middles) + sum(biases)).to(inner.dtype) / len(SIZES)
-        return inner + F.linear(inner, self.mix.weight[:, :, 0, 0].to(inner.dtype), self.mix.bias.to(inner.dtype))  # type: ignore[union-attr]
+        over: Any = list(self.over)
+        middle = sum(convolve.weight[:, 0, size // 2, size // 2] for convolve, size in zip(over, SIZES, strict=True))
+        inner = inner + (inner * middle + sum(convolve.bias for convolve in over)).to(inner.dtype) / len(SIZES)
+        mix: Any = self.mix
+        return inner + F.linear(inner, mix.weight[:, :, 0, 0].to(inner.dtype), mix.bias.to(inner.dtype))

@@ -111,6 +111,11 @@ class Generalized(Delta):
     """W' = W + W ⊙ A + B, b' = b + D ⊙ b + E + W C."""
 
     needs_matrix = True
+    A: Form | None
+    B: Form | None
+    C: Form | None
+    D: Form | None
+    E: Form | None
 
     def __init__(
         self, weight: Tensor, rows: tuple[int, int] | None, rank: int, forms: Sequence[str], has_bias: bool
@@ -139,5 +144,6 @@ class Generalized(Delta):
         return new if new is bias or bias is None else new.to(bias.dtype)  # type: ignore[union-attr]
 
     def shift(self, weight: Tensor) -> Tensor:
+        assert self.C is not None
         prompt = self.C().flatten()
         return weight.to(prompt.dtype) @ prompt

@@ -79,6 +79,9 @@ class Fastfood(nn.Module):
 
     def __init__(self, size: int, width: int, chance: torch.Generator, device: torch.device) -> None:
         super().__init__()
+        self.signs: Tensor
+        self.order: Tensor
+        self.gauss: Tensor
         whole = 1 << (max(size, width) - 1).bit_length()
         signs = torch.randint(0, 2, (whole,), generator=chance) * 2 - 1
         order, gauss = torch.randperm(whole, generator=chance), torch.randn(whole, generator=chance)
@@ -87,10 +90,9 @@ class Fastfood(nn.Module):
             self.register_buffer(name, value.to(device), persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:
-        whole: Any = len(self.signs)  # type: ignore[arg-type]
-        mixed = walsh_hadamard(F.pad(z, (0, whole - len(z))) * self.signs)  # type: ignore[operator]
-        gauss = self.gauss.to(z.dtype)  # type: ignore[union-attr,operator]
-        mixed = walsh_hadamard(mixed.index_select(0, self.order) * gauss)  # type: ignore[arg-type]
+        mixed = walsh_hadamard(F.pad(z, (0, len(self.signs) - len(z))) * self.signs)
+        gauss = self.gauss.to(z.dtype)
+        mixed = walsh_hadamard(mixed.index_select(0, self.order) * gauss)
         return mixed[: self.size] / (gauss.norm() * math.sqrt(self.size))
 
 

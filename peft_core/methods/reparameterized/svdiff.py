@@ -93,6 +93,9 @@ class Spectrum(Delta):
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, scale: float):
         super().__init__(rows)
+        self.u: Tensor
+        self.sigma: Tensor
+        self.v: Tensor
         u, values, v = decompose(weight)
         self.delta, self.scale = new_parameter(weight, len(values)), scale
         nn.init.zeros_(self.delta)
@@ -102,5 +105,5 @@ class Spectrum(Delta):
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):
             apart = F.relu(self.sigma + self.scale * self.delta) - self.sigma
-            change = (self.u * apart) @ self.v  # type: ignore[operator]
+            change = (self.u * apart) @ self.v
         return (weight + change.view(weight.shape)).to(weight.dtype)

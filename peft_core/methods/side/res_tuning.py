@@ -69,7 +69,8 @@ class Bypass(nn.Module):
         self.vertical = nn.ModuleList(Tuner(dim, width, options) for _ in stems)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        weight: Any = self.lateral[0].down.weight
+        first: Any = self.lateral[0]
+        weight: Tensor = first.down.weight
         b = match(features[0], weight)
         for index, lateral, vertical in zip(self.stems, self.lateral, self.vertical, strict=True):
             b = lateral(match(features[index + 1], weight)) + vertical(b)

@@ -87,7 +87,8 @@ def gradient_scores(
                     totals = [[part.clone() for part in parts] for parts in found]
                 else:
                     for total, parts in zip(totals, found, strict=True):
-                        torch._foreach_add_(total, parts)
+                        for sum_, part in zip(total, parts, strict=True):
+                            sum_ += part
             model.zero_grad(set_to_none=True)
     if not totals:
         raise PeftError(f"{method.name} chooses by the losses that prepare is given, and was given none.")
