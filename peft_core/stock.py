@@ -124,8 +124,9 @@ def write_trained(model: nn.Module, adaptation: Adaptation, scale: float) -> Non
 def reshard(model: nn.Module) -> None:
     """Has parameters that FSDP2 gathered for a forward be parts again: the gathered ones are not those that stay."""
     for module in modules_of(model):
-        if callable(getattr(module, "reshard", None)):
-            module.reshard()
+        own: Any = getattr(module, "reshard", None)
+        if callable(own):
+            own()
 
 
 def _aside(parameter: nn.Parameter) -> nn.Parameter:

@@ -19,6 +19,7 @@ REFUSED = {
     ("compacter", "mmdit"): "between two modules",
     ("conv_pass", "mmdit"): "between two modules",
     ("aim", "norms_behind"): "norms behind",
+    ("hiwi", "rms_norm"): "it has no bias",
 }
 """Odd pairs that a sentence refuses, beside those that a method's `needs` and `suits` tell."""
 

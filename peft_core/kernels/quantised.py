@@ -57,7 +57,7 @@ def packed_of(module: nn.Module) -> Packed | None:
         codes: Any = state.CB if state.CB is not None else weight.data
         scale: Any = state.SCB if state.SCB is not None else weight.SCB
         known = codes.dtype == torch.int8 and scale is not None
-        return Packed("rows", tuple(codes.shape), (codes, scale)) if known else None
+        return Packed("rows", tuple(codes.shape), (codes, scale)) if known else None  # type: ignore
     return None
 
 

@@ -84,7 +84,10 @@ def test_lora_beside_a_quantised_backbone(kind: str, tmp_path: Path) -> None:
     model = quantised(kind).train()
     y = VIT(model)
     adapt(model, "lora", rank=2, targets=("q", "v", "fc1"))
-    assert torch.equal(VIT(model), y)
+    if kind == "torchao":  # which puts the scales in behind the product
+        torch.testing.assert_close(VIT(model), y, rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(VIT(model), y)
     perturb(model)
     loss(VIT(model)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)

@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from peft_core import PeftError, adapt, count_parameters, disabled, lifecycle, load_adapter, merge, save_adapter
+from peft_core.jobs.runs.training import quiet
 from peft_core.lifecycle import Losses, Progress
 from peft_core.method import Method
 from peft_core.parts.selection.importance import sites_of
 from peft_core.registry import make_method
+from tests.peft_core.test_lifecycle import Fits, pictures
 from tests.tiny import MODELS, vit
 
 
@@ -262,3 +265,25 @@ def test_far_trains_whole_nodes():
         assert len(nodes) == 10 and last.bias_indices is None  # 192 · 0.05
         assert first.indices.tolist() == [node * 48 + column for node in nodes for column in range(48)]
         assert last.indices.tolist() == sorted(row * 192 + node for node in nodes for row in range(48))
+
+
+def test_lightning_prepares_and_a_stopped_run_takes_the_sizes_of_its_checkpoint(tmp_path):
+    def fit(epochs: int, checkpoint: str | None = None) -> tuple[Fits, Trainer]:
+        torch.manual_seed(0)
+        module = Fits(adapt(vit(depth=1)(), "fish_mask", share=0.02, samples=4))
+        with quiet():
+            trainer = Trainer(
+                max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                enable_model_summary=False,
+            )  # fmt: skip
+            loader = torch.utils.data.DataLoader(pictures(), batch_size=None)
+            trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+        return module, trainer
+
+    whole, _ = fit(2)
+    first, trainer = fit(1)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    second, _ = fit(2, str(tmp_path / "last.ckpt"))
+    states = [module.model.state_dict() for module in (whole, second)]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert any(value.any() for key, value in states[0].items() if key.endswith(".values"))

@@ -22,7 +22,7 @@ def planned(command: Command, defaults: Mapping[str, Any], arguments: Mapping[st
     given = {key: value for key, value in values.items() if key in defaults and value not in (None, {})}
     if values.get("sweep") is None:
         return {**defaults, **given}
-    path = find_config("sweep", values["sweep"], command.domain)
+    path = find_config("sweep", str(values["sweep"]), command.domain)
     found = command.resolve([(str(path), read_yaml(path)), ("", {"out": "-"} | given)])
     plain = {key: value.options if isinstance(value, Choice) else value for key, value in found.items()}
     return {key: default if plain[key] is None else plain[key] for key, default in defaults.items()}

@@ -83,7 +83,6 @@ class GatedLowRank(LowRank):
     """y ← y + g(x) B A x, g of each sample."""
 
     additive = commutes = rebuilds_input = False
-    reads_input = True
     conv_kernel = None
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, scale: float) -> None:
@@ -95,6 +94,10 @@ class GatedLowRank(LowRank):
         if weight.dim() != 2:
             return "its gate is a mean over tokens, which a convolution has not"
         return super().accepts(module, weight, rows)
+
+    @property
+    def reads_input(self) -> bool:
+        return True
 
     def forward(self, weight: Tensor) -> Tensor:
         raise PeftError("uni_pelt's LoRA depends on the picture: what wants its changed weight cannot stand on it.")

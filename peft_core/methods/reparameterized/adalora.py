@@ -79,7 +79,7 @@ class AdaLoRA(Pruned):
 
     @classmethod
     def examples(cls) -> Iterable[Method]:
-        return (cls(rank=3, target_rank=2, alpha=3.0, targets=("attn", "mlp")),)
+        return (cls(rank=3, target_rank=2, alpha=100.0, targets=("attn", "mlp")),)
 
     def install(self, plan: Plan) -> None:
         for place, rank, left in self.chosen(plan, Triples):

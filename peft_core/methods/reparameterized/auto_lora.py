@@ -25,7 +25,8 @@ class Searched(LowRank):
     def factors(self) -> tuple[Tensor, Tensor]:
         if self.coefficients is not None:
             return self.A, self.B * torch.softmax(self.coefficients, 0)
-        return self.A, self.B * self.keep
+        keep: Any = self.keep
+        return self.A, self.B * keep
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,6 +115,8 @@ class Factored(LowRank):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         (u, sigma, v), (rows, columns) = self.shared(), self.slices
+        if torch.compiler.is_compiling():  # which takes no tensor twice in one call, as q, k and v would hand it on
+            u, v = u.clone(), v.clone()
         with torch.autocast(u.device.type, enabled=False):
             if rows > 1:
                 return u, (v @ sigma.unflatten(0, (rows, -1))).flatten(0, 1)

@@ -47,7 +47,7 @@ class HiWi(Method):
     @classmethod
     def examples(cls) -> Iterable[Method]:
         small = cls(rank=2, targets=("fc2",))
-        return small, replace(small, folded=True), replace(small, of="weight", targets=("attn", "mlp"))
+        return small, replace(small, folded=True), replace(small, rank=24, of="weight", targets=("attn", "mlp"))
 
     def install(self, plan: Plan) -> None:
         if self.activation not in ACTIVATIONS:

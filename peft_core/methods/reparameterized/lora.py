@@ -17,7 +17,7 @@ from peft_core.parts.ranked import Ranked
 from peft_core.values import Count, Rate
 
 FROM_WEIGHT = {"pissa": starts.principal, "olora": starts.orthonormal, "orthogonal": starts.disjoint}
-CHANGES: dict[str, type[LowRank]] = {
+CHANGES: dict[str, Any] = {
     "kaiming": LowRank, "mica": starts.FrozenUp, "eva": starts.FromInputs, "lora_ga": starts.Anchored,
 } | dict.fromkeys(FROM_WEIGHT, starts.Anchored)  # fmt: skip
 THRESHOLD, GAMMA = 0.99, 16.0
@@ -66,7 +66,8 @@ class LoRA(Ranked):
 
     @classmethod
     def examples(cls) -> Iterable[Method]:
-        named: Any = [cls(rank=2, init=init, targets=("attn", "mlp")) for init in CHANGES if init != "kaiming"]
+        inits: Any = [init for init in CHANGES if init != "kaiming"]
+        named = [cls(rank=2, init=init, targets=("attn", "mlp")) for init in inits]
         return cls(rank=2), cls(rank=2, alpha=3.0, rs=True, targets=("attn", "mlp")), *named
 
     def install(self, plan: Plan) -> None:

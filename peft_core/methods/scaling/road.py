@@ -65,25 +65,25 @@ class Turn(Delta):
         super().__init__(rows)
         size = rows_of(weight, rows) * {"road_1": 1, "road_2": 2, "road_4": 4}[variant] // 2
         self.theta, self.alpha = new_parameter(weight, size), new_parameter(weight, size)
-        self.variant, self.half = variant, group // 2
+        self.variant, self.pairs = variant, group // 2
         nn.init.zeros_(self.theta)
         nn.init.ones_(self.alpha)
 
     def columns(self) -> tuple[Tensor, Tensor]:
         """What y and its turned pairs are multiplied by: two vectors (groups, 2, g/2)."""
-        theta, alpha = self.theta.view(-1, self.half), self.alpha.view(-1, self.half)
+        theta, alpha = self.theta.view(-1, self.pairs), self.alpha.view(-1, self.pairs)
         if self.variant == "road_4":  # of each group the first half is of the cosine, the second of the sine
-            (theta, sine), (alpha, other) = (t.view(-1, 2, 2 * self.half).unbind(1) for t in (theta, alpha))
-            return tuple(t.view(-1, 2, self.half) for t in (alpha * theta.cos(), other * sine.sin()))  # type: ignore
+            (theta, sine), (alpha, other) = (t.view(-1, 2, 2 * self.pairs).unbind(1) for t in (theta, alpha))
+            return tuple(t.view(-1, 2, self.pairs) for t in (alpha * theta.cos(), other * sine.sin()))  # type: ignore
         first, second = alpha * theta.cos(), alpha * theta.sin()
         if self.variant == "road_1":
             first, second = first.repeat_interleave(2, 0), second.repeat_interleave(2, 0)
-        return first.view(-1, 2, self.half), second.view(-1, 2, self.half)
+        return first.view(-1, 2, self.pairs), second.view(-1, 2, self.pairs)
 
     def turn(self, y: Tensor) -> Tensor:
         """R y over the last dimension."""
         first, second = (column.unbind(1) for column in self.columns())
-        one, other = y.unflatten(-1, (-1, 2, self.half)).unbind(-2)  # views: y alone is kept for backward
+        one, other = y.unflatten(-1, (-1, 2, self.pairs)).unbind(-2)  # views: y alone is kept for backward
         turned = one * first[0] - other * second[0], other * first[1] + one * second[1]
         return torch.stack(turned, -2).flatten(-3)
 

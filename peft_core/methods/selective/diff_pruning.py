@@ -1,4 +1,3 @@
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from peft_core.lifecycle import memory, own_grafts
 from peft_core.method import Method, Plan
 from peft_core.parts.selection.budget import largest
-from peft_core.parts.selection.gated import STRETCH, Gated
+from peft_core.parts.selection.gated import Gated
 from peft_core.parts.selection.importance import Scored
 from peft_core.parts.sparse import ChosenByValue
 from peft_core.values import NotNegative, Positive, Range
@@ -24,7 +23,7 @@ class DiffPruning(Scored):
     `structured` multiplies them by one more gate a tensor. α starts at 5 (gates open), w at 0: identity at step 0, where a
     convolution may round otherwise.
 
-    1. w and α train, the loss plus λ · Σ σ(α − log(1.5/1.5)) over all gates, α by its own learning rate.
+    1. w and α train, the loss plus λ · Σ σ(α) over all gates (its log(−l/r) is 0, as −l = r = 1.5), α by its own learning rate.
     2. At `gates_until` of the training the budget's largest |z ⊙ w| over all tensors stay, and gates are dropped.
     3. Those entries train to the end; `finish` leaves W' = W + scatter(values), all that a file of a finished run holds.
 
@@ -64,8 +63,7 @@ class DiffPruning(Scored):
         if memory(model, self).get("cut"):
             return 0.0
         gates = [p for graft in own_grafts(model, self, Gated) if not graft.settled for p in graft.gates()]
-        shift = math.log(STRETCH / STRETCH)
-        return self.penalty_weight * sum((torch.sigmoid(alpha - shift).sum() for alpha in gates), torch.zeros(()))
+        return self.penalty_weight * sum((torch.sigmoid(alpha).sum() for alpha in gates), torch.zeros(()))
 
     def after_step(self, model: nn.Module, progress: float) -> None:
         if progress >= self.gates_until and not memory(model, self).get("cut"):
