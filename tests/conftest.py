@@ -20,12 +20,17 @@ LIBRARIES = (
 )
 
 DECLARING = (
+    "peft_core.kernels.frozen_down",
     "peft_core.kernels.lowrank_linear",
+    "peft_core.kernels.sparse",
     "peft_core.kernels.twice",
     "peft_core.parts.bottleneck",
     "peft_core.parts.decomposed",
+    "peft_core.parts.few_bits",
     "peft_core.parts.lowrank",
+    "peft_core.parts.packed",
     "peft_core.parts.scale_shift",
+    "peft_core.parts.selection.contrast",
     "peft_core.grafts.branch",
     "peft_core.grafts.tokens",
     "peft_core.grafts.weight_changes",
