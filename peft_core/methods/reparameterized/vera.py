@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from peft_core.grafts.graft import Delta, match
 from peft_core.grafts.shared import Reference
-from peft_core.grafts.weight_changes import add_rows
+from peft_core.kernels.vector_pair import factors_of, vector_pair_linear
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import add_scaled, new_parameter, rows_of
 from peft_core.values import Count, NotNegative, Seed
@@ -45,7 +45,8 @@ class VeRA(Method):
 
     @classmethod
     def examples(cls) -> Iterable[Method]:
-        return tuple(cls(rank=4, targets=("attn", "mlp"), probabilistic=drawn) for drawn in (False, True))
+        drawn = cls(rank=4, targets=("proj", "fc1", "fc2"), probabilistic=True, d_initial=1.0)
+        return cls(rank=4, targets=("attn", "mlp")), drawn
 
     def install(self, plan: Plan) -> None:
         places = [place for place, _ in plan.places(self.targets, change=VectorPair)]
@@ -68,7 +69,7 @@ class VeRA(Method):
 class VectorPair(Delta):
     """W' = W + diag(b) B diag(d) A, with the first columns of A and rows of B; of a drawn one with the first half of d and A."""
 
-    additive = commutes = needs_matrix = True
+    additive = commutes = needs_matrix = rebuilds_input = True
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, start: float, a: Reference, b: Reference,
                  drawn: bool = False):  # fmt: skip
@@ -82,19 +83,18 @@ class VectorPair(Delta):
     def reads_input(self) -> bool:
         return self.drawn and self.training
 
-    def mean(self) -> tuple[Tensor, Tensor]:
-        """d and A without what tells variances."""
-        a, rank = self.pair[0](), len(self.d) // 2 if self.drawn else len(self.d)
-        return self.d[:rank], a[:rank, : self.columns]
+    def quad(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """d, A, b and B, without what tells variances."""
+        (a, b), rank = (found() for found in self.pair), len(self.d) // 2 if self.drawn else len(self.d)
+        return self.d[:rank], a[:rank, : self.columns], self.b, b[: len(self.b)]
 
     def forward(self, weight: Tensor) -> Tensor:
-        d, a = self.mean()
-        change = (self.b[:, None] * self.pair[1]()[: len(self.b)]) @ (d[:, None] * a)
-        return add_scaled(weight, change, 1.0)
+        down, up = factors_of(self.quad())
+        return add_scaled(weight, up @ down, 1.0)
 
     def on_input(self, x: Tensor, run) -> Tensor:
         a, b = (found() for found in self.pair)
-        d, a = (self.d, a[:, : self.columns]) if self.reads_input else self.mean()
+        d, a = (self.d, a[:, : self.columns]) if self.reads_input else self.quad()[:2]
         convolves = x.dim() == 4 and run is not F.linear
         inner = run(match(x, self.d), a)
         inner = (inner.movedim(1, -1) if convolves else inner) * d
@@ -104,9 +104,4 @@ class VectorPair(Delta):
         y = F.linear(inner, b[: len(self.b)]) * (self.b * self.factor)
         return y.movedim(-1, 1) if convolves else y
 
-    @staticmethod
-    def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["VectorPair"]) -> Tensor:
-        y = F.linear(x, weight, bias)
-        for delta in deltas:
-            y = add_rows(y, delta.on_input(x, F.linear), delta.rows)
-        return y
+    kernel = staticmethod(vector_pair_linear)
