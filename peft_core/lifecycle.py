@@ -114,7 +114,7 @@ def prepare(model: nn.Module, losses: Iterable[Any]) -> None:
             `backward()` on it. Gradients are gone afterwards. `Losses` offers single samples, and several passes, too.
     """
     for adapted, adaptation in _adaptations(model):
-        if _wants(adaptation, "prepare"):
+        if adaptation.method.wants("prepare"):
             adaptation.method.prepare(adapted, losses)
     if wants(model, "prepare"):
         model.zero_grad(set_to_none=True)
@@ -151,7 +151,7 @@ def instances(model: nn.Module) -> int:
 
 def penalty(model: nn.Module) -> Tensor | float:
     """What methods add to the loss; 0.0 where none adds anything."""
-    found = [a.method.penalty(adapted) for adapted, a in _adaptations(model) if _wants(a, "penalty")]
+    found = [a.method.penalty(adapted) for adapted, a in _adaptations(model) if a.method.wants("penalty")]
     return sum(found, 0.0)
 
 
@@ -182,7 +182,7 @@ def finish(model: nn.Module) -> None:
 
 def wants(model: nn.Module, call: str) -> bool:
     """Whether a method of this model does something at a call ("prepare", "penalty" …)."""
-    return any(_wants(adaptation, call) for _, adaptation in _adaptations(model))
+    return any(adaptation.method.wants(call) for _, adaptation in _adaptations(model))
 
 
 # ---- what a method uses --------------------------------------------------------------------------------------------
@@ -276,9 +276,3 @@ def _adaptations(model: nn.Module) -> Iterator[tuple[nn.Module, Adaptation]]:
         record: Record | None = module.__dict__.get("_peft_record")
         for adaptation in list(record.adaptations.values()) if record is not None else ():
             yield module, adaptation
-
-
-def _wants(adaptation: Adaptation, call: str) -> bool:
-    from peft_core.method import Method
-
-    return getattr(type(adaptation.method), call) is not getattr(Method, call)

@@ -80,6 +80,10 @@ class Method:
 
     # ---- what training may call (see `lifecycle`) ------------------------------------------------------------------
 
+    def wants(self, call: str) -> bool:
+        """Whether it does something at a call, with these settings ("prepare", "penalty" …)."""
+        return getattr(type(self), call) is not getattr(Method, call)
+
     def prepare(self, model: nn.Module, losses: Iterable[Any]) -> None:
         """Once before training; the parameters stay those that there are, their values may change."""
 

@@ -158,7 +158,7 @@ def test_rooms_are_few_and_files_short(package: str) -> None:
             assert len(rooms) <= 22, f"{module}: {len(rooms)} rooms"
 
 
-@pytest.mark.parametrize("folder", ["", "peft_core", "peft_data", *WINGS])
+@pytest.mark.parametrize("folder", ["", "parity", "peft_core", "peft_data", *WINGS])
 def test_files_of_tests_are_short(folder: str) -> None:
     for file in (ROOT / "tests" / folder).glob("*.py"):
         assert len(file.read_text(encoding="utf-8").splitlines()) <= 300, file

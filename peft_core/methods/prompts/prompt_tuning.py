@@ -46,9 +46,10 @@ class PromptTuning(Method):
             made = Sampling(self.tokens, stream.width, stream.prefix, plan.options_at(paths[0]))
             plan.add_tokens(paths, made, stream, count=self.tokens)
 
+    def wants(self, call: str) -> bool:
+        return super().wants(call) and (call != "prepare" or self.init == "sampled")
+
     def prepare(self, model: nn.Module, losses: Iterable[Any]) -> None:
-        if self.init == "random":
-            return
         made = [g.tokens for g in lifecycle.own_grafts(model, self, Tokens) if isinstance(g.tokens, Sampling)]
         for prompts in made:
             prompts.seen = []

@@ -85,6 +85,9 @@ class LoRA(Ranked):
                 change.start(starts.minor(_matrix(weight, place.rows, change), rank))
             plan.change_weight(place, change)
 
+    def wants(self, call: str) -> bool:
+        return super().wants(call) and (call != "prepare" or self.init in ("eva", "lora_ga"))
+
     def prepare(self, model: nn.Module, losses: Iterable[Any]) -> None:
         few = itertools.islice(iter(losses), self.start_batches)
         if self.init == "eva":

@@ -56,9 +56,11 @@ class ChildTuning(Scored):
             if module.startswith(in_blocks) and (chosen is None or module in chosen):
                 plan.train(module, name)
 
+    def wants(self, call: str) -> bool:
+        return super().wants(call) and (call != "prepare" or self.kind == "task")
+
     def prepare(self, model: nn.Module, losses: Iterable[Tensor]) -> None:
-        if self.kind == "task":
-            self.choose(model, gradient_scores(model, self, losses, self._squared))
+        self.choose(model, gradient_scores(model, self, losses, self._squared))
 
     def _squared(self, gradient: Tensor) -> Tensor:
         return (gradient * (self.clip / (gradient.norm() + 1e-6)).clamp(max=1.0)).square()
