@@ -16,6 +16,7 @@ from peft_core.lifecycle import adaptation_of
 from peft_core.method import Plan
 from peft_core.parts.lowrank import LowRank
 from peft_core.parts.ranked import Ranked
+from peft_core.values import Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Pruned(Ranked):
             no change. The scale stays that of `rank`.
     """
 
-    ranks: dict[str, int] | None = None
+    ranks: dict[str, Whole] | None = None
 
     def chosen(self, plan: Plan, change: type[Delta]) -> Iterator[tuple[Place, int, int]]:
         """Places with the rank that the method began with there and the one that is left."""

@@ -48,7 +48,7 @@ class UniPELT(Method):
 
     @classmethod
     def examples(cls) -> Iterable[Method]:
-        small = cls(rank=2, tokens=2, bottleneck=8, hidden=5)
+        small = cls(rank=2, tokens=2, bottleneck=16, hidden=5)
         return small, dataclasses.replace(small, reparameterize=False, tower="image")
 
     def install(self, plan: Plan) -> None:

@@ -1,6 +1,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Delta, Graft
 from peft_core.method import Method, Plan
 from peft_core.parts.prompts import uniform_prompts
-from peft_core.values import Count, Rate
+from peft_core.values import Count, Range, Rate
 
 LEAST, MOST = 0.01, 10.0
 """Between which a temperature stays."""
@@ -35,7 +35,7 @@ class GatedPrompt(Method):
     """
 
     tokens: Count = 100
-    gate: float = 10.0
+    gate: Annotated[float, Range(-30, 30)] = 10.0
     temperature: bool = True
     dropout: Rate = 0.0
     identity: ClassVar[bool] = False

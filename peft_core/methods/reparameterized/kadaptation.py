@@ -44,7 +44,7 @@ class KAdaptation(Method):
 
     @classmethod
     def examples(cls) -> Iterable[Method]:
-        return cls(terms=4, scale=1000.0, dropout=0.0), cls(terms=2, scale=1000.0, targets=("q", "v", "fc1"))
+        return cls(terms=4, scale=1000.0, dropout=0.0), cls(terms=2, scale=1000.0, targets=("proj", "fc1"))
 
     def install(self, plan: Plan) -> None:
         for place, _ in plan.places(self.targets, change=Terms):

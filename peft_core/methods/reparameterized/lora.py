@@ -67,7 +67,8 @@ class LoRA(Ranked):
     @classmethod
     def examples(cls) -> Iterable[Method]:
         inits: Any = [init for init in CHANGES if init != "kaiming"]
-        named = [cls(rank=2, init=init, targets=("attn", "mlp")) for init in inits]
+        # what reads inputs wants layers that are called
+        named = [cls(rank=2, init=i, targets=("proj", "mlp") if i == "eva" else ("attn", "mlp")) for i in inits]
         return cls(rank=2), cls(rank=2, alpha=3.0, rs=True, targets=("attn", "mlp")), *named
 
     def install(self, plan: Plan) -> None:
