@@ -13,7 +13,9 @@ from tests.clip_peft.conftest import SHORT
 def test_a_run_beside_a_quantised_model(photos: str, backbone: str, tmp_path: Path) -> None:
     for method in ({"name": "lora", "rank": 2, "targets": ["q", "fc1"]}, {"name": "coop"}):
         out = tmp_path / method["name"]  # type: ignore[operator]
-        results = fit(data=photos, backbone=backbone, out=str(out), quantize="int4", method=method, **SHORT)  # type: ignore[arg-type]
+        results = fit(
+            data=photos, backbone=backbone, out=str(out), quantize="int4", method=method, steps_per_shot=2, **SHORT
+        )  # type: ignore[arg-type]
         model = load_run(out).model.model  # type: ignore[union-attr]
         assert packed_of(model.visual.transformer.resblocks[0].mlp.c_fc) is not None
         assert report(str(out), None, "test", "trained", cache=False, quiet=True)["accuracy"] == results["accuracy"]
