@@ -1,6 +1,7 @@
 """The rules of the layout, read off the files themselves: who may import whom, and who may know a method's name."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -185,3 +186,11 @@ def test_texts_are_read_and_written_with_a_named_encoding(package: str) -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_say_that_they_are_typed(package: str) -> None:
     assert (PACKAGES[package] / package / "py.typed").is_file()
+
+
+def test_no_run_is_kept_with_the_code() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8")
+    if listed.returncode:
+        return  # an unpacked archive of the sources
+    names = [name for name in listed.stdout.splitlines() if not name.startswith("tests/")]
+    assert not [name for name in names if name.endswith(("/results.json", "/predictions.csv", "/adapter.safetensors"))]
