@@ -144,6 +144,12 @@ class Where:
                 if self._chosen(index, tower) and (size := self.width(width, index, tower, limit)):
                     yield tower, index, path, size
 
+    def runs(self) -> Iterator[tuple[str | None, list[str]]]:
+        """The chosen towers with the paths of their blocks from the first chosen one to the last, those between included."""
+        for tower, paths in self.towers():
+            if chosen := [index for _, index, *_ in self.chosen_blocks(1, 1, tower)]:
+                yield tower, paths[chosen[0] : chosen[-1] + 1]
+
     def stock_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Path and module of every stock module that stands in a chosen block or, without `blocks`, outside all of them."""
         for path, module in self.model.named_modules():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_core.kernels.lowrank_linear import Part, lowrank_linear, merged, merging_pays
+from peft_core.kernels.lowrank_linear import Part, lowrank_linear, merged, merging_pays, own_rows, parts_and_factors
 from peft_core.kernels.rebuild import autocast_dtype
 from peft_core.kernels.twice import gradients, is_differentiated
 
@@ -26,7 +26,7 @@ class _FrozenDownLinear(torch.autograd.Function):
                 y = F.linear(x, weight, bias)
                 flat = y.view(-1, y.shape[-1])
                 for part, low, up in zip(parts, inner, factors[1::2], strict=True):
-                    _rows(flat, part).addmm_(low.flatten(0, -2), up.t(), alpha=part.scale)
+                    own_rows(flat, part).addmm_(low.flatten(0, -2), up.t(), alpha=part.scale)
             else:
                 x = x if dtype is None else x.to(dtype)
                 new = merged(weight, parts, factors).to(x.dtype)
@@ -46,7 +46,7 @@ class _FrozenDownLinear(torch.autograd.Function):
             return grad @ weight, None, None, None, None, *nothing
         g = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
         for at, (part, low, up) in enumerate(zip(parts, inner, factors[1::2], strict=True)):
-            d_up = low.flatten(0, -2).to(g.dtype).t() @ _rows(g, part)
+            d_up = low.flatten(0, -2).to(g.dtype).t() @ own_rows(g, part)
             nothing[len(parts) + 2 * at + 1] = d_up.mul_(part.scale).t().to(up.dtype)
         dx = None
         if ctx.needs_input_grad[0]:
@@ -55,7 +55,7 @@ class _FrozenDownLinear(torch.autograd.Function):
             else:
                 dx = g @ weight
                 for part, down, up in zip(parts, factors[::2], factors[1::2], strict=True):
-                    dx.addmm_(_rows(g, part) @ up, down, alpha=part.scale)
+                    dx.addmm_(own_rows(g, part) @ up, down, alpha=part.scale)
             dx = dx.view(*grad.shape[:-1], weight.shape[1])
         return dx, None, None, None, None, *nothing
 
@@ -75,10 +75,6 @@ def _beside(parts: tuple[Part, ...], weight: Tensor, bias: Tensor | None, inner:
     return found[: len(parts)], found[len(parts) :]
 
 
-def _rows(g: Tensor, part: Part) -> Tensor:
-    return g if part.rows is None else g[:, part.rows[0] : part.rows[1]]
-
-
 def frozen_down_linear(
     x: Annotated[Tensor, "... in"],
     weight: Annotated[Tensor, "out in"],
@@ -89,8 +85,6 @@ def frozen_down_linear(
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         return lowrank_linear(x, weight, bias, deltas)
     dtype = autocast_dtype(x.device.type)
-    parts = tuple(Part(delta.scale * delta.factor, delta.rows) for delta in deltas)
-    pairs = [delta.factors() for delta in deltas]
-    inner = [F.linear(x if dtype is not None else x.to(down.dtype), down) for down, _ in pairs]
-    factors = [factor for pair in pairs for factor in pair]
+    parts, factors = parts_and_factors(deltas)
+    inner = [F.linear(x if dtype is not None else x.to(down.dtype), down) for down in factors[::2]]
     return _FrozenDownLinear.apply(x, weight, bias, parts, dtype, *inner, *factors)  # type: ignore[no-any-return]

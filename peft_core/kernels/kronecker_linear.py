@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_core.kernels.lowrank_linear import Part
+from peft_core.kernels.lowrank_linear import Part, own_rows, parts_and_factors
 from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
 from peft_core.kernels.twice import gradients, is_differentiated
 
@@ -69,7 +69,7 @@ class _KroneckerLinear(torch.autograd.Function):
             if ctx.added:
                 y = F.linear(x, weight, bias)
                 for part, w1, w2 in zip(parts, factors[::2], factors[1::2], strict=True):
-                    _rows(y, part).add_(through(x, w1, w2), alpha=part.scale)
+                    own_rows(y, part).add_(through(x, w1, w2), alpha=part.scale)
             else:
                 y = F.linear(x, merged(weight, parts, factors).to(x.dtype), None if bias is None else bias.to(x.dtype))
         ctx.parts, ctx.recipe, ctx.dtype, ctx.kept, ctx.was_cast = parts, recipe, x.dtype, len(kept), dtype is not None
@@ -92,7 +92,7 @@ class _KroneckerLinear(torch.autograd.Function):
             if ctx.added:
                 dx = g @ weight
                 for part, w1, w2 in zip(ctx.parts, factors[::2], factors[1::2], strict=True):
-                    dx.add_(through(_rows(g, part), w1.mT, w2.mT), alpha=part.scale)
+                    dx.add_(through(own_rows(g, part), w1.mT, w2.mT), alpha=part.scale)
             else:
                 dx = g @ merged(weight, ctx.parts, factors).to(g.dtype)
             dx = dx.view(*grad.shape[:-1], weight.shape[1])
@@ -115,7 +115,7 @@ def _factor_gradients(ctx: Any, inputs: Any, g: Tensor, factors: Sequence[Tensor
             dw = now.t() @ x if dw is None else dw + now.t() @ x
         for index, part in enumerate(ctx.parts):
             w1, w2 = (f.to(g.dtype) for f in factors[2 * index : 2 * index + 2])
-            d1, d2 = _pair_gradients(_rows(now, part), x, w1, w2)
+            d1, d2 = _pair_gradients(own_rows(now, part), x, w1, w2)
             sums[2 * index].add_(d1, alpha=part.scale)
             sums[2 * index + 1].add_(d2, alpha=part.scale)
     return [total.to(f.dtype) for total, f in zip(sums, factors, strict=True)], dw
@@ -143,10 +143,6 @@ def _plain(weight: Tensor, parts: tuple[Part, ...], factors: Sequence[Tensor]) -
     return weight
 
 
-def _rows(y: Tensor, part: Part) -> Tensor:
-    return y if part.rows is None else y[..., part.rows[0] : part.rows[1]]
-
-
 def kronecker_linear(
     x: Annotated[Tensor, "... in"],
     weight: Annotated[Tensor, "out in"],
@@ -154,8 +150,7 @@ def kronecker_linear(
     deltas: list[Any],
 ) -> Annotated[Tensor, "... out"]:
     """F.linear(x, W + Σ s·Σ_g w1_g ⊗ w2_g, b): x (…, in), W (out, in); a delta's `factors()` are w1 (G, l, m), w2 (G, k, n)."""
-    parts = tuple(Part(delta.scale * delta.factor, delta.rows) for delta in deltas)
-    factors = [factor for delta in deltas for factor in delta.factors()]
+    parts, factors = parts_and_factors(deltas)
     return _KroneckerLinear.apply(  # type: ignore[no-any-return]
         x, weight, bias, *kept_for(x), parts, autocast_dtype(x.device.type), *factors
     )

@@ -59,7 +59,7 @@ class _LowRankLinear(torch.autograd.Function):
             inner = stack(factors[::2]) @ x.reshape(-1, x.shape[-1]).t()
             flat = y.view(-1, y.shape[-1])
             for part, up, low in zip(parts, factors[1::2], split(inner, factors), strict=True):
-                _rows(flat, part).addmm_(low.t(), up.t(), alpha=part.scale)
+                own_rows(flat, part).addmm_(low.t(), up.t(), alpha=part.scale)
         else:
             x = x if dtype is None else x.to(dtype)
             with torch.autocast(x.device.type, enabled=False):
@@ -110,7 +110,9 @@ def through_up(
     g: Annotated[Tensor, "N out"], parts: tuple[Part, ...], ups: Sequence[Tensor]
 ) -> Annotated[Tensor, "r N"]:
     """s · Bᵀ gᵀ of every part, one above the other: (Σ r, N)."""
-    return stack([_scaled(up.to(g.dtype).t() @ _rows(g, part).t(), part) for part, up in zip(parts, ups, strict=True)])
+    return stack(
+        [_scaled(up.to(g.dtype).t() @ own_rows(g, part).t(), part) for part, up in zip(parts, ups, strict=True)]
+    )
 
 
 def factor_gradients(
@@ -135,7 +137,7 @@ def factor_gradients(
         if weight is not None:
             dw.append(g[rows].t() @ x)
     inner = (low[0] if len(low) == 1 else torch.cat(low, 1)) if inner is None else inner
-    d_up = [_scaled(low @ _rows(g, part), part).t() for part, low in zip(parts, split(inner, factors), strict=True)]
+    d_up = [_scaled(low @ own_rows(g, part), part).t() for part, low in zip(parts, split(inner, factors), strict=True)]
     pairs = zip(downs, split(_sum(d_down), factors), d_up, strict=True)
     return [grad.to(a.dtype) for a, *pair in pairs for grad in pair], None if weight is None else _sum(dw)
 
@@ -159,8 +161,15 @@ def stack(rows: Sequence[Tensor]) -> Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(list(rows))
 
 
-def _rows(g: Tensor, part: Part) -> Tensor:
-    return g if part.rows is None else g[:, part.rows[0] : part.rows[1]]
+def own_rows(y: Annotated[Tensor, "... out"], part: Any) -> Tensor:
+    """Of what a linear gives, what the part's rows of the weight make."""
+    return y if part.rows is None else y[..., part.rows[0] : part.rows[1]]
+
+
+def parts_and_factors(deltas: Sequence[Any]) -> tuple[tuple[Part, ...], list[Tensor]]:
+    """The changes, and what `factors()` of each gives, one after another."""
+    parts = tuple(Part(delta.scale * delta.factor, delta.rows) for delta in deltas)
+    return parts, [factor for delta in deltas for factor in delta.factors()]
 
 
 def lowrank_linear(
@@ -170,8 +179,7 @@ def lowrank_linear(
     deltas: list[Any],
 ) -> Annotated[Tensor, "... out"]:
     """F.linear(x, W + Σ s·B A, b): x (…, in), W (out, in), A (r, in) and B (rows, r) of `delta.factors()`."""
-    parts = tuple(Part(delta.scale * delta.factor, delta.rows) for delta in deltas)
-    factors = [factor for delta in deltas for factor in delta.factors()]
+    parts, factors = parts_and_factors(deltas)
     return _LowRankLinear.apply(  # type: ignore[no-any-return]
         x, weight, bias, *kept_for(x), parts, autocast_dtype(x.device.type), *factors
     )

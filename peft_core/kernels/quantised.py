@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.kernels.lowrank_linear import Part, factor_gradients, merged, split, stack, through_up
+from peft_core.kernels.lowrank_linear import Part, factor_gradients, merged, parts_and_factors, split, stack, through_up
 from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
 from peft_core.kernels.twice import gradients, is_differentiated
 
@@ -234,8 +234,7 @@ def packed_linear(
 ) -> Annotated[Tensor, "... out"]:
     """F.linear(x, W + Σ s·B A, b) of a packed W, with A (r, in), B (rows, r) of `delta.factors()`; no dense weight is kept for
     backward."""
-    parts = tuple(Part(delta.scale * delta.factor, delta.rows) for delta in deltas)
-    factors = [factor for delta in deltas for factor in delta.factors()]
+    parts, factors = parts_and_factors(deltas)
     trains = bool(parts) or (packed.scale is not None and packed.scale.requires_grad)
     recipe, kept = kept_for(x) if trains else (None, ())
     about = (packed.kind, packed.shape, packed.about)

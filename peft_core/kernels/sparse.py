@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peft_core.kernels.lowrank_linear import own_rows
 from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
 from peft_core.kernels.twice import gradients, is_differentiated
 
@@ -112,7 +113,7 @@ def value_gradients(
             ]
         for n, part in enumerate(parts):
             if sampled[n] is None:
-                more = _columns(rows, part).t() @ x
+                more = own_rows(rows, part).t() @ x
                 dense_parts[n] = more if dense_parts[n] is None else dense_parts[n] + more  # type: ignore[operator]
         if any(pattern is not None for pattern in sampled):
             _add_dots(sampled, parts, rows, x, dtype)
@@ -133,10 +134,6 @@ def sparse_enough(chosen: Tensor, part: Part, g: Tensor, x: Tensor) -> bool:
 
 def _width(part: Part, g: Tensor) -> int:
     return g.shape[1] if part.rows is None else part.rows[1] - part.rows[0]
-
-
-def _columns(g: Tensor, part: Part) -> Tensor:
-    return g if part.rows is None else g[:, part.rows[0] : part.rows[1]]
 
 
 @cache
@@ -164,7 +161,7 @@ def _add_dots(
         x_t = turn(x[start : start + CHUNK], "x")
         for n, (part, pattern) in enumerate(zip(parts, patterns, strict=True)):
             if pattern is not None:
-                g_t = turn(_columns(g[start : start + CHUNK], part), n)
+                g_t = turn(own_rows(g[start : start + CHUNK], part), n)
                 torch.sparse.sampled_addmm(pattern, g_t, x_t.t(), out=pattern)
 
 

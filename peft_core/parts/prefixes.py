@@ -1,6 +1,7 @@
 """Learnt keys and values in front of an attention's own, as they are or made by an MLP while they train."""
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from peft_core import lifecycle
 from peft_core.grafts.attention import KeysValues
 from peft_core.grafts.shared import Reference
-from peft_core.method import Method, Plan
+from peft_core.method import Plan
 from peft_core.values import Widths
 
 KINDS = ("attn", "cross_attn")
@@ -35,15 +36,17 @@ def add_prefixes(plan: Plan, tokens: Widths, hidden: int | None, wrap: Callable[
         plan.extend_keys_values(sublayer, make if wrap is None else wrap(make, dim, options))
 
 
-def fold_prefixes(model: nn.Module, method: Method) -> None:
-    """Keeps P_k and P_v in place of what they are made by."""
+def fold_prefixes(model: nn.Module, method: Any) -> None:
+    """When a method with `reparameterize` has trained: keeps P_k and P_v in place of what they are made by."""
+    if not method.reparameterize:
+        return
     for graft in lifecycle.own_grafts(model, method, KeysValues):
-        owners: Iterable[nn.Module] = list(graft.modules())
-        for owner in owners:
+        for owner in list(graft.modules()):
             for name, made in list(owner.named_children()):
                 if isinstance(made, ByMLP):
                     setattr(owner, name, Table(torch.stack(made(None))))
     lifecycle.forget_shared(model, method)
+    lifecycle.adaptation_of(model, method).method = dataclasses.replace(method, reparameterize=False)
 
 
 def _normal(rows: int, columns: int, options: dict[str, Any]) -> nn.Parameter:

@@ -1,11 +1,9 @@
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
-from peft_core import lifecycle
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import Bottleneck
 from peft_core.parts.prefixes import add_prefixes, fold_prefixes
@@ -54,6 +52,4 @@ class MAM(Method):
 
     def finish(self, model: nn.Module) -> None:
         """Keeps P_k and P_v in place of what they are made by."""
-        if self.reparameterize:
-            fold_prefixes(model, self)
-            lifecycle.adaptation_of(model, self).method = dataclasses.replace(self, reparameterize=False)
+        fold_prefixes(model, self)

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from peft_core import lifecycle
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import match
 from peft_core.method import Method, Plan
@@ -60,9 +59,7 @@ class UniPELT(Method):
 
     def finish(self, model: nn.Module) -> None:
         """Keeps P_k and P_v in place of what they are made by."""
-        if self.reparameterize:
-            fold_prefixes(model, self)
-            lifecycle.adaptation_of(model, self).method = dataclasses.replace(self, reparameterize=False)
+        fold_prefixes(model, self)
 
 
 class Gate(nn.Linear):

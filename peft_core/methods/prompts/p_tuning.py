@@ -41,13 +41,10 @@ class PTuning(Method):
         return cls(tokens=2, hidden=5), cls(tokens=2, hidden=3, encoder="lstm", tower="image")
 
     def install(self, plan: Plan) -> None:
-        chosen = list(plan.chosen_blocks(1, 1))
-        for tower in dict.fromkeys(tower for tower, *_ in chosen):
-            paths = [path for place, _, path, _ in chosen if place == tower]
-            every, stream, options = plan.anatomy.blocks[tower], plan.token_stream(tower), plan.options_at(paths[0])
+        for tower, run in plan.runs():
+            stream, options = plan.token_stream(tower), plan.options_at(run[0])
             table = nn.Parameter(torch.randn(self.tokens, stream.width, **options))
             made = table if self.encoder is None else Encoder(table, self.encoder, self.hidden, options)
-            run = every[every.index(paths[0]) : every.index(paths[-1]) + 1]
             plan.add_tokens(run, made, stream, count=self.tokens)
 
     def finish(self, model: nn.Module) -> None:

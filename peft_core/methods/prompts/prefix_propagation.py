@@ -37,11 +37,9 @@ class PrefixPropagation(Method):
         return (cls(tokens=2, dropout=0.0),)
 
     def install(self, plan: Plan) -> None:
-        blocks = list(plan.chosen_blocks(self.tokens, 1000))
-        for tower in dict.fromkeys(tower for tower, *_ in blocks):
-            stream, every = plan.token_stream(tower), plan.anatomy.blocks[tower]
-            paths = [path for place, _, path, _ in blocks if place == tower]
-            run = every[every.index(paths[0]) : every.index(paths[-1]) + 1]
+        for tower, run in plan.runs():
+            stream = plan.token_stream(tower)
+            paths = [path for _, _, path, _ in plan.chosen_blocks(self.tokens, 1000, tower)]
             first, *others = (
                 nn.Parameter(torch.randn(self.tokens, stream.width, **plan.options_at(path))) for path in paths
             )

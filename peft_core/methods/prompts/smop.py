@@ -39,12 +39,10 @@ class SMoP(Method):
         return (cls(tokens=2, routes=3),)
 
     def install(self, plan: Plan) -> None:
-        for tower in dict.fromkeys(tower for tower, *_ in plan.chosen_blocks(1, 1)):
-            paths = [path for _, _, path, _ in plan.chosen_blocks(1, 1, tower)]
-            stream, blocks = plan.token_stream(tower), plan.anatomy.blocks[tower]
-            made = Routed(stream.width, self.routes, self.tokens, self.noise, plan.options_at(paths[0]))
-            chosen = blocks[blocks.index(paths[0]) : blocks.index(paths[-1]) + 1]
-            plan.add_tokens(chosen, made, stream, count=self.tokens)
+        for tower, run in plan.runs():
+            stream = plan.token_stream(tower)
+            made = Routed(stream.width, self.routes, self.tokens, self.noise, plan.options_at(run[0]))
+            plan.add_tokens(run, made, stream, count=self.tokens)
 
 
 class Routed(nn.Module):

@@ -65,9 +65,7 @@ class VPT(Method):
                 for path, count in here:
                     self._add(plan, tower, [path], count)
             else:
-                paths = plan.anatomy.blocks[tower]
-                first, last = paths.index(here[0][0]), paths.index(here[-1][0])
-                self._add(plan, tower, paths[first : last + 1], here[0][1])
+                self._add(plan, tower, dict(plan.runs())[tower], here[0][1])
 
     def _add(self, plan: Plan, tower: str | None, blocks: Sequence[str], count: int) -> None:
         stream, options = plan.token_stream(tower), plan.options_at(blocks[0])
