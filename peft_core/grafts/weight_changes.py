@@ -29,13 +29,15 @@ def changed_weight(weight: Tensor, deltas: Sequence[Delta]) -> Tensor:
     return weight
 
 
-def changed_bias(bias: Tensor | None, deltas: Sequence[Delta], weight: Tensor) -> Tensor | None:
-    """b' in the dtype of the stock weight; a change may shift where the stock layer has no bias."""
+def changed_bias(bias: Tensor | None, deltas: Sequence[Delta], weight: Tensor | torch.dtype) -> Tensor | None:
+    """b' in the dtype of the stock weight; a change may shift where the stock layer has no bias. The dtype alone will do where
+    no change makes its shift of the weight."""
     for index, delta in enumerate(deltas):
-        start, stop = delta.rows or (0, len(weight))
+        start, stop = delta.rows or (0, None)
         part = bias if bias is None or delta.rows is None else bias[start:stop]
         new = delta.bias(part)
         if delta.shifts:
+            assert isinstance(weight, Tensor)
             shift = delta.shift(changed_weight(weight, deltas[:index])[start:stop])
             new = shift if new is None else new + shift
         if new is part:
@@ -45,11 +47,12 @@ def changed_bias(bias: Tensor | None, deltas: Sequence[Delta], weight: Tensor) -
             new = torch.lerp(torch.zeros_like(new) if part is None else part, new, delta.factor)
         if delta.rows is None:
             bias = new
+        elif bias is None:
+            assert isinstance(weight, Tensor)
+            bias = F.pad(new, (start, len(weight) - delta.rows[1]))
         else:
-            bias = (
-                F.pad(new, (start, len(weight) - stop)) if bias is None else torch.cat((bias[:start], new, bias[stop:]))
-            )
-    return None if bias is None else bias.to(weight.dtype)
+            bias = torch.cat((bias[:start], new, bias[stop:]))
+    return None if bias is None else bias.to(weight.dtype if isinstance(weight, Tensor) else weight)
 
 
 def transforms_are_active() -> bool:
