@@ -79,15 +79,17 @@ def write(model: nn.Module, module: nn.Module, delta: Delta, undo: list[tuple[Te
         return
     before = whole_of(weight).detach().clone() if delta.shifts else weight
     trains, delta.training = delta.training, False  # what a change draws in training is not written
-    for stock in (weight, bias):
-        # what another adaptation remembers of a parameter that it trains is changed alike
-        for now in (*_remembered(model, stock), stock):
-            if now is not None:
-                full = whole_of(now)
-                new = changed_weight(full, [delta]) if stock is weight else changed_bias(full, [delta], before)
-                undo.append((now, now.detach().clone()))
-                now.copy_(like(new, now))  # type: ignore[arg-type]
-    delta.training = trains
+    try:
+        for stock in (weight, bias):
+            # what another adaptation remembers of a parameter that it trains is changed alike
+            for now in (*_remembered(model, stock), stock):
+                if now is not None:
+                    full = whole_of(now)
+                    new = changed_weight(full, [delta]) if stock is weight else changed_bias(full, [delta], before)
+                    undo.append((now, now.detach().clone()))
+                    now.copy_(like(new, now))  # type: ignore[arg-type]
+    finally:
+        delta.training = trains
 
 
 @contextmanager
