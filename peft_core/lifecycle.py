@@ -200,41 +200,6 @@ def own_grafts(model: nn.Module, method: "Method", kind: type["Graft"] | None = 
             yield graft
 
 
-def own_weights(
-    model: nn.Module, method: "Method", kind: type["Graft"] | None = None
-) -> Iterator[tuple[Any, nn.Parameter]]:
-    """The method's weight changes on a model, each with the stock weight that it changes (rows `change.rows` of it)."""
-    for module, _, graft in grafts_named(model, adaptation_of(model, method).name):
-        if kind is None or isinstance(graft, kind):
-            parameter = module._parameters.get("in_proj_weight", module._parameters.get("weight"))
-            if parameter is not None:
-                yield graft, parameter
-
-
-def mean_gradients(weights: Iterable[nn.Parameter], losses: Iterable[Tensor]) -> list[Tensor]:
-    """∂L/∂W of these stock weights, the mean over the losses; for `prepare`."""
-    chosen, count = list(weights), 0
-    distinct = list({id(weight): weight for weight in chosen}.values())
-    needed = [weight.requires_grad for weight in distinct]
-    places = {id(weight): at for at, weight in enumerate(distinct)}
-    sums = [torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in distinct]
-    try:
-        for weight in distinct:
-            weight.requires_grad_(True)
-        for loss in losses:
-            found = torch.autograd.grad(loss, distinct, allow_unused=True)
-            for total, gradient in zip(sums, found, strict=True):
-                if gradient is not None:
-                    total += gradient
-            count += 1
-    finally:
-        for weight, before in zip(distinct, needed, strict=True):
-            weight.requires_grad_(before)
-    if not count:
-        raise PeftError("a start from gradients needs at least one batch's loss.")
-    return [sums[places[id(weight)]] / count for weight in chosen]
-
-
 def forget_shared(model: nn.Module, method: "Method") -> None:
     """Takes out what the method's grafts shared, when they need it no longer."""
     slots: Any = model._modules.get("peft")

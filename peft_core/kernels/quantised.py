@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.kernels.lowrank_linear import Part, factor_gradients, merged, parts_and_factors, split, stack, through_up
+from peft_core.kernels.lowrank_linear import (
+    Part,
+    factor_gradients,
+    merged,
+    own_rows,
+    parts_and_factors,
+    split,
+    stack,
+    through_up,
+)
 from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
 from peft_core.kernels.twice import gradients, is_differentiated
 
@@ -169,8 +178,8 @@ class _QuantisedLinear(torch.autograd.Function):
                 y = F.linear(x, dense(packed, x.dtype), bias_there)
                 inner = stack(factors[::2]) @ x.reshape(-1, x.shape[-1]).t()
                 flat = y.view(-1, y.shape[-1])
-                for (s, rows), up, low in zip(parts, factors[1::2], split(inner, factors), strict=True):
-                    (flat if rows is None else flat[:, rows[0] : rows[1]]).addmm_(low.t(), up.t(), alpha=s)
+                for part, up, low in zip(parts, factors[1::2], split(inner, factors), strict=True):
+                    own_rows(flat, part).addmm_(low.t(), up.t(), alpha=part.scale)
             else:
                 y = F.linear(x, _with_factors(packed, parts, factors, x.dtype), bias_there)
         ctx.about, ctx.parts, ctx.recipe, ctx.dtype = about, parts, recipe, x.dtype

@@ -4,13 +4,17 @@ Where B A is not zero at the start, the change is s·(B A − B₀ A₀): the st
 residual W − s·B₀ A₀ that authors train on, and what is saved loads on the stock model.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from peft_core.attach import grafts_named
 from peft_core.errors import PeftError
+from peft_core.lifecycle import adaptation_of
+from peft_core.merging import names_of
+from peft_core.method import Method
 from peft_core.parts.lowrank import LowRank
 
 Pair = tuple[Tensor, Tensor]
@@ -97,6 +101,30 @@ def minor(weight: Tensor, rank: int) -> Tensor:
 
 
 # ---- from gradients ------------------------------------------------------------------------------------------------
+
+
+def with_gradients(model: nn.Module, method: Method, losses: Iterable[Tensor]) -> list[tuple[Any, Tensor]]:
+    """The method's low-rank changes, each with ∂L/∂W of the stock weight that it changes (rows `change.rows` of it), the
+    mean over the losses; for `prepare`."""
+    changes = [(graft, module) for module, _, graft in grafts_named(model, adaptation_of(model, method).name)]
+    pairs = [(c, m._parameters[names_of(m)[0]]) for c, m in changes if isinstance(c, LowRank)]
+    distinct: list[Any] = list({id(weight): weight for _, weight in pairs}.values())
+    needed, count = [weight.requires_grad for weight in distinct], 0
+    sums = {id(w): torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in distinct}
+    try:
+        for weight in distinct:
+            weight.requires_grad_(True)
+        for loss in losses:
+            count += 1
+            for weight, gradient in zip(distinct, torch.autograd.grad(loss, distinct, allow_unused=True), strict=True):
+                if gradient is not None:
+                    sums[id(weight)] += gradient
+    finally:
+        for weight, before in zip(distinct, needed, strict=True):
+            weight.requires_grad_(before)
+    if not count:
+        raise PeftError("a start from gradients needs at least one batch's loss.")
+    return [(change, sums[id(weight)] / count) for change, weight in pairs]
 
 
 def along_gradient(gradient: Tensor, rank: int, gamma: float) -> Pair:

@@ -94,9 +94,7 @@ class LoRA(Ranked):
         if self.init == "eva":
             starts.components_of(list(lifecycle.own_grafts(model, self, LowRank)), watching, few, THRESHOLD)
         if self.init == "lora_ga":
-            pairs: list[tuple[Any, nn.Parameter]] = list(lifecycle.own_weights(model, self, LowRank))
-            gradients = lifecycle.mean_gradients([weight for _, weight in pairs], few)
-            for (change, _), gradient in zip(pairs, gradients, strict=True):
+            for change, gradient in starts.with_gradients(model, self, few):
                 part = _matrix(gradient, change.rows, change)
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)  # of svd_lowrank's sketch
