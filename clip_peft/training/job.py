@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import time
 import warnings
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from clip_peft.text.prompts import alike, spoken, text_ids
 from clip_peft.text.templates import DEFAULT, TEMPLATES
 from clip_peft.training.cache_search import search
 from clip_peft.training.contrast import Contrast
-from clip_peft.training.evaluate import figures, score, test_augment, zero_shot
+from clip_peft.training.evaluate import figures, score, test_augment, test_views, zero_shot
 from clip_peft.training.features import Encoder, Views, default_cache, frozen_image_tower
 from clip_peft.training.results import write_outcome
 from peft_core import count_parameters
@@ -31,12 +32,14 @@ from peft_core.errors import PeftError
 from peft_core.jobs.data import left_out
 from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
 from peft_core.jobs.hub.precision import in_few_bits
-from peft_core.jobs.hub.references import REFERENCE
+from peft_core.jobs.hub.references import REFERENCE, only_drawn
 from peft_core.jobs.reports.classified import Finished
-from peft_core.jobs.runs import training
+from peft_core.jobs.reports.remarks import remarks
+from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
-from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
+from peft_core.jobs.runs.saying import waiting
+from peft_core.jobs.runs.training import Callback, Progress, SaveState, among_devices, make_trainer, planned_steps
 from peft_core.method import Method
 from peft_core.registry import make_method
 
@@ -84,7 +87,8 @@ def run(
     bf16 = wants_bf16(settings["precision"], whole)
     flags = {"max_epochs": planned_epochs(settings, len(data.train), len(data.class_names))}
     flags |= {"precision": "bf16-mixed"} if bf16 else {}
-    trainer = make_trainer(flags | settings["trainer"].options, [saver, Progress()], folder.path)
+    watch = Watch()
+    trainer = make_trainer(flags | settings["trainer"].options, [watch, saver, Progress()], folder.path)
     each, share = among_devices(trainer, count)
 
     whole.to(trainer.strategy.root_device)
@@ -100,13 +104,13 @@ def run(
     cache = Path(settings["data"].options.get("cache_dir") or default_cache()) if settings["cache_views"] else None
     encoder = Encoder(whole, about.mean, about.std, cache)
     began = time.monotonic()
-    views = training_views(encoder, train, settings)
+    with waiting(f"computing image features of {len(train):,} pictures"):
+        views = training_views(encoder, train, settings)
     if hasattr(whole.learner, "remember"):  # a cache of the training pictures
         kept = torch.stack(views or encoder.views(train, [None]))
         whole.learner.remember(kept.to(encoder.device), train.labels)
     caching = time.monotonic() - began
-    folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
-    contrast, epochs = None, 0
+    contrast, epochs, steps = None, 0, 0
     if whole.trainable():
         empty = torch.empty(len(train), 0, dtype=torch.uint8)  # features are picked by the rows of a batch
         source = train if views is None else DecodedPictures(empty, train.labels, train.names)
@@ -115,6 +119,27 @@ def run(
         steps = planned_steps(trainer, len(batches))
         an_epoch = math.ceil(len(batches) / trainer.accumulate_grad_batches)
         contrast = Contrast(encoder, steps, an_epoch, Views(views) if views else None, **chosen)
+        epochs = math.ceil(steps / an_epoch)
+        if val and folder.found is not None and not test_views(method):
+            watch.every, watch.accuracy = (
+                math.ceil(epochs / 10),
+                lambda: score(encoder, val, len(data.class_names)).accuracy,
+            )
+    count = parameters(whole)
+    counts = outcome.share_words(count["trainable"], count["total"])
+    named = outcome.plan(
+        results_method(whole, options), backbone_words(about, fit.size, data), counts, steps, epochs,
+        f"{len(train):,} pictures", settings,
+    )  # fmt: skip
+    tests = (
+        f"{settings['eval_on']}, {len(scored):,}, once, at the end; zero-shot beside it"
+        if scored
+        else "nothing: there are no other pictures"
+    )
+    folder.begin(
+        config, settings["overwrite"], [*named, ("scored on", tests)]
+    )  # only now: a mistake in the settings leaves no folder behind
+    if contrast is not None:
         training.train(trainer, contrast, folder.path, batches)
         epochs = trainer.current_epoch
         whole.to(trainer.strategy.root_device)
@@ -122,11 +147,13 @@ def run(
         return {}
     found = search(encoder, val) if hasattr(whole.learner, "remember") else {}
     began = time.monotonic()
-    scores = score(encoder, scored, len(data.class_names)) if scored else None
+    with waiting(f"scoring {len(scored or ()):,} pictures"):
+        scores = score(encoder, scored, len(data.class_names)) if scored else None
     kept = whole.method.keeps_originals  # else there is no stock model to go back to
     beside = zero_shot(encoder, scored, options.get("template")) if scored and kept else None
     results = {
         "accuracy": None,
+        "interval": scores.interval if scores else None,
         "zero_shot_accuracy": beside,
         "ece": None,
         **(figures(scores, scored, data.class_names) if scores and scored else {"per_class": {}, "bins": []}),
@@ -139,7 +166,7 @@ def run(
         "notes": (*data.notes, *told),
         "pictures": {"train": len(train), "scored": len(scored or ())},
         "left_out": left_out(data, {"train": train, "scored": scored}),
-        "method": {"name": whole.method.name, **dataclasses.asdict(whole.method)} | options,
+        "method": results_method(whole, options),
         "chosen_on_val": found,
         "backbone": about.name,
         "checkpoint_family": about.family,
@@ -150,9 +177,54 @@ def run(
         "seconds": {"features": caching, "train": contrast.seconds if contrast else 0.0,
                     "evaluate": time.monotonic() - began},
     }  # fmt: skip
+    if folder.found is not None:
+        history = contrast.history if contrast else []
+        results["remarks"] = remarks(
+            scores, history, data.class_names, zero_shot=shown_beside(whole, beside), epochs=epochs
+        )
+    folder.next = next_commands(folder, outcome.first_picture(getattr(data, settings["eval_on"])), settings["classes"])
     card |= {key: results[key] for key in ("accuracy", "ece", "evaluated_on", "classes", "shots")}
     saver.after_epoch()
     return write_outcome(Finished(folder, data, results, contrast.history if contrast else [], scores, scored))
+
+
+class Watch(Callback):
+    """Scores val every so many epochs, into the module's history. It stands before the callback that saves checkpoints."""
+
+    every = 0
+    accuracy: Callable[[], float]
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        epoch = trainer.current_epoch + 1
+        if self.every and trainer.is_global_zero and (epoch % self.every == 0 or epoch == trainer.max_epochs):
+            modes = [(part, part.training) for part in module.modules()]
+            row = {"step": trainer.global_step, "epoch": epoch - 1, "accuracy": self.accuracy()}
+            module.history.append(row)
+            for part, mode in modes:
+                part.training = mode
+
+
+def results_method(whole: OpenVocabulary, options: dict[str, Any]) -> dict[str, Any]:
+    return {"name": whole.method.name, **dataclasses.asdict(whole.method)} | options
+
+
+def backbone_words(about: Any, size: tuple[int, int], data: ClassificationData) -> str:
+    return f"{about.name}, {size[0]} × {size[1]} pixels{only_drawn(about.name, data.name)}"
+
+
+def shown_beside(whole: OpenVocabulary, zero_shot: float | None) -> float | None:
+    """What is compared with the trained model's accuracy; nothing where nothing was learnt."""
+    return zero_shot if whole.trainable() or hasattr(whole.learner, "remember") else None
+
+
+def next_commands(folder: RunFolder, picture: str, classes: str) -> list[str]:
+    run, name = shlex.quote(str(folder.path)), str(folder.path).rstrip("/")
+    table = f"clip_peft predict --run {run} --out {shlex.quote(f'{name}.csv')} {picture}"
+    return [
+        f"clip_peft predict --run {run} {picture}",
+        f"clip_peft test --run {run} --classes new" if classes == "base" else table,
+        f"clip_peft export --run {run} --out {shlex.quote(f'{name}-exported')}",
+    ]
 
 
 def training_views(
@@ -201,12 +273,12 @@ def notes_on_names(whole: OpenVocabulary, backbone: str) -> list[str]:
 
 
 def planned_epochs(settings: dict[str, Any], pictures: int, classes: int) -> int:
+    if settings["epochs"]:
+        return settings["epochs"]
     if settings["steps_per_shot"]:
         an_epoch = max(1, pictures // settings["batch_size"])
         shots = settings["shots"] or math.ceil(pictures / classes)
         return max(1, round(settings["steps_per_shot"] * shots / an_epoch))
-    if settings["epochs"]:
-        return settings["epochs"]
     shots = settings["shots"] or 16
     return 50 if shots == 1 or classes > 500 else 100 if shots <= 4 else 200
 

@@ -36,6 +36,8 @@ class Learning(LightningModule):
     """
 
     kept: ClassVar[tuple[str, ...]] = ()
+    by_steps: ClassVar[bool] = False
+    """Whether its training is counted in steps rather than epochs."""
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class Learning(LightningModule):
         self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.warmup, self.final_lr, self.seed = warmup, final_lr, seed
         self.history: list[dict[str, float]] = []
+        self.scored_on = "val"  # what `accuracy` in `history` was scored on
         self.loss_sum, self.loss_count = torch.zeros(()), 0  # since the last row of `history`
         self.epoch_sum, self.epoch_count = torch.zeros(()), 0
         self.epoch_loss: float | None = None
@@ -182,9 +185,11 @@ class Learning(LightningModule):
 
     def describe(self) -> str:
         """The last figures, for a progress bar: within an epoch its mean loss so far, at its end the whole epoch's."""
+        accuracy = next((row["accuracy"] for row in reversed(self.history) if "accuracy" in row), None)
+        scored = "" if accuracy is None else f"  {self.scored_on} accuracy {accuracy:.4f}"
         if self.epoch_count:
-            return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}"
-        return f"loss {self.epoch_loss:.4f}" if self.epoch_loss is not None else ""
+            return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}{scored}"
+        return f"loss {self.epoch_loss:.4f}{scored}" if self.epoch_loss is not None else ""
 
     def configure_optimizers(self) -> dict[str, Any]:
         groups = []
@@ -249,7 +254,7 @@ class Learning(LightningModule):
         for path, model in self.adapted().items():
             lifecycle.load_state(model, checkpoint.get("methods", {}).get(path, {}))
         for name in self.kept:
-            setattr(self, name, checkpoint[name])
+            setattr(self, name, checkpoint.get(name, getattr(self, name)))  # an earlier version kept less
 
     def finish(self) -> None:
         """What the methods do when training has ended."""
