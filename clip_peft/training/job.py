@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import shlex
 import time
 import warnings
 from collections.abc import Callable
@@ -27,19 +25,20 @@ from clip_peft.training.contrast import Contrast
 from clip_peft.training.evaluate import figures, score, test_augment, test_views, zero_shot
 from clip_peft.training.features import Encoder, Views, default_cache, frozen_image_tower
 from clip_peft.training.results import write_outcome
+from clip_peft.training.telling import Watch, backbone_words, next_commands, results_method, shown_beside
 from peft_core import count_parameters
 from peft_core.errors import PeftError
 from peft_core.jobs.data import left_out
 from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
 from peft_core.jobs.hub.precision import in_few_bits
-from peft_core.jobs.hub.references import REFERENCE, only_drawn
+from peft_core.jobs.hub.references import REFERENCE
 from peft_core.jobs.reports.classified import Finished
 from peft_core.jobs.reports.remarks import remarks
 from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.saying import waiting
-from peft_core.jobs.runs.training import Callback, Progress, SaveState, among_devices, make_trainer, planned_steps
+from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
 from peft_core.method import Method
 from peft_core.registry import make_method
 
@@ -186,45 +185,6 @@ def run(
     card |= {key: results[key] for key in ("accuracy", "ece", "evaluated_on", "classes", "shots")}
     saver.after_epoch()
     return write_outcome(Finished(folder, data, results, contrast.history if contrast else [], scores, scored))
-
-
-class Watch(Callback):
-    """Scores val every so many epochs, into the module's history. It stands before the callback that saves checkpoints."""
-
-    every = 0
-    accuracy: Callable[[], float]
-
-    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        epoch = trainer.current_epoch + 1
-        if self.every and trainer.is_global_zero and (epoch % self.every == 0 or epoch == trainer.max_epochs):
-            modes = [(part, part.training) for part in module.modules()]
-            row = {"step": trainer.global_step, "epoch": epoch - 1, "accuracy": self.accuracy()}
-            module.history.append(row)
-            for part, mode in modes:
-                part.training = mode
-
-
-def results_method(whole: OpenVocabulary, options: dict[str, Any]) -> dict[str, Any]:
-    return {"name": whole.method.name, **dataclasses.asdict(whole.method)} | options
-
-
-def backbone_words(about: Any, size: tuple[int, int], data: ClassificationData) -> str:
-    return f"{about.name}, {size[0]} × {size[1]} pixels{only_drawn(about.name, data.name)}"
-
-
-def shown_beside(whole: OpenVocabulary, zero_shot: float | None) -> float | None:
-    """What is compared with the trained model's accuracy; nothing where nothing was learnt."""
-    return zero_shot if whole.trainable() or hasattr(whole.learner, "remember") else None
-
-
-def next_commands(folder: RunFolder, picture: str, classes: str) -> list[str]:
-    run, name = shlex.quote(str(folder.path)), str(folder.path).rstrip("/")
-    table = f"clip_peft predict --run {run} --out {shlex.quote(f'{name}.csv')} {picture}"
-    return [
-        f"clip_peft predict --run {run} {picture}",
-        f"clip_peft test --run {run} --classes new" if classes == "base" else table,
-        f"clip_peft export --run {run} --out {shlex.quote(f'{name}-exported')}",
-    ]
 
 
 def training_views(

@@ -12,6 +12,7 @@ from diffusion_peft.commands.task import task_of
 from diffusion_peft.control.options import ControlOptions, check_control, is_control
 from diffusion_peft.data.concepts import Concept, read_concepts
 from diffusion_peft.data.fingerprint import fingerprint
+from diffusion_peft.data.pictures import check_place
 from diffusion_peft.personalize.slider_options import SliderOptions
 from diffusion_peft.training.needs import needs_of
 from peft_core.config_files import list_configs
@@ -41,9 +42,9 @@ def recipe_of(settings: dict[str, Any]) -> str:
     RUN: "data base method recipe prompt steps epochs",
     "a subject or a new word": "class_prompt prior_count placeholder initializer text_method",
     "sliders and controls": "slider control",
-    TRAINING: "lr text_lr batch_size optimizer weight_decay warmup snr_gamma resolution flip",
-    "samples": "sample_prompts sample_count sample_every sample_steps guidance keep_every",
-    MACHINE: "out seed overwrite save_every dtype gradient_checkpointing compile quantize cache trainer",
+    TRAINING: "lr text_lr batch_size optimizer warmup resolution flip",
+    "samples": "sample_prompts sample_count sample_every sample_steps guidance",
+    MACHINE: "out seed overwrite save_every dtype quantize cache trainer",
 })  # fmt: skip
 @takes(training, lr=1e-4, weight_decay=1e-2, final_lr=1.0)
 def fit(
@@ -135,8 +136,8 @@ def fit(
             memory, but for prior pictures).
         sample_prompts: Prompts of the sample grids; by default the training prompt.
         sample_count: Pictures a prompt, with seeds 0, 1, …; 0 draws none.
-        sample_every: Steps between sample grids during training, drawn at the end of an epoch; by default a quarter of all; 0 draws
-            none on the way.
+        sample_every: Steps between sample grids during training, drawn at the end of an epoch; by default a quarter of all; 0:
+            none.
         sample_steps: Denoising steps of a sample.
         guidance: Guidance of samples and of prior pictures.
         keep_every: Steps between adapters that are kept as runs of their own, snapshots/step500 …, which sample, evaluate
@@ -186,6 +187,8 @@ def check(settings: dict[str, Any]) -> list[Concept]:
             f'{settings["method"].name} needs --placeholder "<toy>" and --initializer toy: what trains is a new token.'
         )
     for concept in concepts:
+        for place in filter(None, (concept.data, concept.prior)):
+            check_place(place)
         if concept.prior is not None and concept.class_prompt is None:
             raise PeftError("--prior needs --class_prompt: what its pictures are called.")
     return concepts

@@ -182,7 +182,7 @@ def test_mistakes(run, line: str, sentence: str) -> None:
 def test_help(run) -> None:
     assert "draw     Draw a shape." in run("") and run("--help") == run("")
     shown = run("draw --help")
-    assert "usage: art draw [options]" in shown and "What to draw on. (a word; required)" in shown
+    assert "usage: art draw [options]" in shown and "What to draw on. (required)" in shown
     assert "--shape.radius" in shown and "How far it is from its centre to its rim." in shown
     assert "--shape.side" in run("draw --shape square --help")
     assert "usage: art show PICTURES ... [options]" in run("show -h")
