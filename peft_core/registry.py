@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,7 +197,7 @@ def facts_of(name: str) -> dict[str, Any]:
     constants of its class and of the classes it is made from (`grafts`, `suits`, `identity` …)."""
     if name in _registered:
         cls = _registered[name]
-        return {key: getattr(cls, key) for key in dir(cls)} | said_in(cls.__doc__ or "")
+        return {key: getattr(cls, key) for key in dir(cls)} | _said(cls.__doc__ or "")
     source = _sources()[name]
     if source.file is None:
         return {"about": f"(of {source.module}, which is not there)"}
@@ -210,24 +209,11 @@ def facts_of(name: str) -> dict[str, Any]:
     if not wanted:
         return {"about": f"(no class called {name} in {source.file.name})"}
     facts = _constants(wanted[0], source.file)
-    return facts | said_in(ast.get_docstring(wanted[0]) or "")
+    return facts | _said(ast.get_docstring(wanted[0]) or "")
 
 
-_PAPER = re.compile(
-    r'([A-Z][\w’\'-]*(?:(?:,| and)? [A-Z][\w’\'-]*)*(?: et al\.)?), "[^"]{8,}?",? ([^.;:"()]*?\b(?:19|20)\d\d)'
-)
-
-
-def said_in(docstring: str) -> dict[str, str]:
-    """Of a method's docstring its first line, `about`, and its `paper`: `Hu et al., ICLR 2022`; "" where it names none."""
-    found = _PAPER.search(" ".join(docstring.split()))
-    return {"about": docstring.strip().partition("\n")[0], "paper": f"{found[1]}, {found[2]}" if found else ""}
-
-
-def branch_of(name: str) -> str:
-    """The folder that a method's file lies in: `adapters`, `reparameterized` …; the package where it is a wing's own."""
-    package, _, inside = method_files()[name].partition(".methods.")
-    return inside.rpartition(".")[0] or package
+def _said(docstring: str) -> dict[str, str]:
+    return {"doc": docstring, "about": docstring.strip().partition("\n")[0]}
 
 
 @functools.cache

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Container, Mapping, Sequence
 
 from peft_core.config_files import list_configs
 from peft_core.files import read_text
-from peft_core.registry import branch_of, facts_of, method_files, preset_in
+from peft_core.registry import facts_of, method_files, preset_in
+
+_PAPER = re.compile(
+    r"([A-Z][\w’'-]*(?:(?:,| and)? [A-Z][\w’'-]*)*(?: et al\.)?), \"[^\"]{8,}?\",? ([^.;:\"()]*?\b(?:19|20)\d\d)"
+)
 
 
 def configs(kind: str, domain: str) -> dict[str, str]:
@@ -23,13 +28,25 @@ def methods(domain: str, but: Container[str] = ()) -> dict[str, dict[str, tuple[
     branches: dict[str, dict[str, tuple[str, str]]] = {}
     for name in sorted((name for name in names if name not in but), key=lambda name: (branch_of(name), name)):
         facts = facts_of(name)
-        branches.setdefault(branch_of(name), {})[name] = (facts.get("paper", ""), facts["about"])
+        branches.setdefault(branch_of(name), {})[name] = (paper_of(facts.get("doc", "")), facts["about"])
     for name, path in list_configs("method", domain).items():
         settings = dict(preset_in(path))
         method = settings.pop("method")
         words = f"{method}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
         branches.setdefault("presets", {})[name] = ("", words if len(words) <= 110 else f"{words[:109]}…")
     return branches
+
+
+def paper_of(docstring: str) -> str:
+    """`Hu et al., ICLR 2022`, of the paper that a method's docstring names first; "" where it names none."""
+    found = _PAPER.search(" ".join(docstring.split()))
+    return f"{found[1]}, {found[2]}" if found else ""
+
+
+def branch_of(name: str) -> str:
+    """The folder that a method's file lies in: `adapters`, `reparameterized` …; the package where it is a wing's own."""
+    package, _, inside = method_files()[name].partition(".methods.")
+    return inside.rpartition(".")[0] or package
 
 
 def show(what: str, domain: str, own: Mapping[str, Callable[[], Mapping[str, str]]]) -> None:
