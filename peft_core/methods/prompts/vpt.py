@@ -59,7 +59,7 @@ class VPT(Method):
         blocks = list(plan.chosen_blocks(self.tokens, 1000))
         for tower in dict.fromkeys(tower for tower, *_ in blocks):
             here = [(path, count) for place, _, path, count in blocks if place == tower]
-            if self.pool_prompts and not plan.token_stream(tower).averaged:
+            if self.pool_prompts and plan.token_stream(tower).pooled is None:
                 raise PeftError("vpt: pool_prompts is for models that average their tokens, and this one does not.")
             if self.deep:
                 for path, count in here:
@@ -70,16 +70,16 @@ class VPT(Method):
     def _add(self, plan: Plan, tower: str | None, blocks: Sequence[str], count: int) -> None:
         stream, options = plan.token_stream(tower), plan.options_at(blocks[0])
         tokens: nn.Parameter | nn.Module = uniform_prompts(count, stream, options, self.project)
-        strip = not self.pool_prompts or blocks[-1] != plan.anatomy.blocks[tower][-1]
+        pool = self.pool_prompts and blocks[-1] == plan.anatomy.blocks[tower][-1]
         if self.project is None and not self.fourier:
-            plan.add_tokens(blocks, tokens, stream, self.dropout, strip)
+            plan.add_tokens(blocks, tokens, stream, self.dropout, pool)
             return
         projection = None
         if self.project is not None:
             make = partial(_projection, self.project, stream.width, options)
             projection = plan.shared(f"projection_{tower}" if tower else "projection", make)
         made = Made(tokens, projection, int(count * self.fourier), self.dropout)
-        plan.add_tokens(blocks, made, stream, strip=strip, count=count)
+        plan.add_tokens(blocks, made, stream, pool=pool, count=count)
 
 
 def _projection(dim: int, width: int, options: dict[str, Any]) -> nn.Linear:
