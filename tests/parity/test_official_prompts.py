@@ -27,7 +27,9 @@ def test_a_step_of_e2vpt_under_masks_is_the_authors(case: str) -> None:
     (adaptation,) = model.__dict__["_peft_record"].adaptations.values()
     method, masks, there = adaptation.method, masks_of(model), golden(case)
     assert isinstance(method, Pieced)
-    ((tokens, pieces),) = method._scores(model.train(), (F.cross_entropy(model(PICTURES), LABELS) for _ in "1")).values()
+    ((tokens, pieces),) = method._scores(
+        model.train(), (F.cross_entropy(model(PICTURES), LABELS) for _ in "1")
+    ).values()
     torch.testing.assert_close(tokens, there["score.tokens"], rtol=1e-7, atol=1e-12)
     torch.testing.assert_close(pieces, there["score.pieces"], rtol=1e-8, atol=1e-12)
     masks.tokens[1] = False

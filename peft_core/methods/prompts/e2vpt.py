@@ -16,17 +16,18 @@ from peft_core.values import Count, Rate
 class E2VPT(Pieced):
     """E²VPT: new prompts before every block as VPT-deep, further keys and values in every attention, and prompts that are pruned.
 
-    Han et al., "E²VPT: An Effective and Efficient Approach for Visual Prompt Tuning", ICCV 2023. Block l receives [cls, γ ζ ⊙ P_l,
-    patches]; softmax(q [P_kv; K]ᵀ/√d) [P_kv; V], one tensor (key_values, W) for both by default, for each block its own. P ~ U(−v, v)
-    as VPT's, P_kv ~ U(−u, u), u = √(6/(n·d)) (Kaiming's of a tensor (heads, n, d)); the frozen model's dropout and drop path
-    are off: ChengHan111/E2VPT (7a66e75). 5 and 5; for VTAB-1k 1 to 100 by task there, dropout 0.1.
+    Han et al., "E²VPT: An Effective and Efficient Approach for Visual Prompt Tuning", ICCV 2023. Block l receives [cls, γ ζ ⊙
+    P_l, patches]; softmax(q [P_kv; K]ᵀ/√d) [P_kv; V], one tensor (key_values, W) for both by default, for each block its own. P
+    ~ U(−v, v) as VPT's, P_kv ~ U(−u, u), u = √(6/(n·d)) (Kaiming's of a tensor (heads, n, d)); the frozen model's dropout and
+    drop path are off: ChengHan111/E2VPT (7a66e75). 5 and 5; for VTAB-1k 1 to 100 by task there, dropout 0.1.
 
     Pruning: masks γ (tokens) and ζ (tokens, 16), which all blocks share, are scored after a first training by the mean of their
     signed gradients; the lowest go, and all starts again. The shares are searched there, 0.1 to 0.9 each, so none is pruned by
     default. Piece k holds the entries k, k + 16, k + 32 … as there. Differs: the masks stay 1 in the first training, where they
-    train along there; the same start is taken again, there another draw. What is masked stays in the sequence as zeros, as there.
-    Where a norm stands before the body, as in ViTs, γ of a token that one block sees acts through the norm's ε alone, so its
-    score is close to noise, there too. Not identical at step 0: tokens take part in attention. 92,160 parameters on ViT-B/16.
+    train along there; the same start is taken again, there another draw. What is masked stays in the sequence as zeros, as
+    there. Where a norm stands before the body, as in ViTs, γ of a token that one block sees acts through the norm's ε alone, so
+    its score is close to noise, there too. Not identical at step 0: tokens take part in attention. 92,160 parameters on
+    ViT-B/16.
 
     Args:
         tokens: prompts of each block.
@@ -58,7 +59,9 @@ class E2VPT(Pieced):
             made = Masked(uniform_prompts(count, stream, options), masks)
             plan.add_tokens([path], made, stream, self.dropout, count=count)
         for sublayer, count, _ in plan.sublayers(("attn",), self.key_values, limit=1000):
-            made = torch.empty(1 if self.shared else 2, count, plan.key_width(sublayer), **plan.options_at(sublayer.body))
+            made = torch.empty(
+                1 if self.shared else 2, count, plan.key_width(sublayer), **plan.options_at(sublayer.body)
+            )
             bound = math.sqrt(6 / (count * plan.head_width(sublayer)))
             plan.extend_keys_values(sublayer, Both(made.uniform_(-bound, bound)))
 

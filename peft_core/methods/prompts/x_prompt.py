@@ -17,10 +17,10 @@ class XPrompt(Pieced):
 
     Ma et al., "XPrompt: Exploring the Extreme of Prompt Tuning", EMNLP 2022. γ ζ ⊙ P with masks γ (tokens) and ζ (tokens, 16),
     each piece together; score E|∂L/∂γ|, E|∂L/∂ζ| over single training samples where the first training ended; the lowest are
-    masked, the rest keep what that training made of them ("rewinding"), the head too. P ~ U(−0.5, 0.5), 20 tokens of 16
-    pieces; the paper tries shares from 0.1 to 0.9, of which 0.5 is the middle, with Adafactor at 0.3. There is no official
-    code. What is masked stays in the sequence as zeros, as the product says. Not identical at step 0: tokens take part in
-    attention. 15,360 parameters on ViT-B/16.
+    masked, the rest keep what that training made of them ("rewinding"), the head too. P ~ U(−0.5, 0.5), 20 tokens of 16 pieces;
+    the paper tries shares from 0.1 to 0.9, of which 0.5 is the middle, with Adafactor at 0.3. There is no official code. What
+    is masked stays in the sequence as zeros, as the product says. Not identical at step 0: tokens take part in attention.
+    15,360 parameters on ViT-B/16.
 
     Args:
         tokens: how many.

@@ -15,8 +15,8 @@ from peft_core.errors import PeftError
 from peft_core.lifecycle import adaptation_of
 from peft_core.merging import names_of
 from peft_core.method import Method, Plan
-from peft_core.parts.selection.first_phase import trained_once
 from peft_core.parts.selection.budget import Budgeted, allot, largest, once
+from peft_core.parts.selection.first_phase import trained_once
 from peft_core.parts.sparse import ChosenByValue, Sparse
 
 
