@@ -65,10 +65,6 @@ class Losses:
     def __iter__(self) -> Iterator[Tensor]:
         return (self.loss(batch) for batch in self.batches)
 
-    def labelled(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The losses with their batches' labels, one a sample; None for a batch that has none."""
-        return ((self.loss(batch), labels_of(batch)) for batch in self.batches)
-
     def singly(self) -> Iterator[Tensor]:
         """The losses of single samples."""
         return (self.loss(sample) for batch in self.batches for sample in samples_of(batch))
@@ -80,19 +76,6 @@ class Losses:
 def singly(losses: Iterable[Tensor]) -> Iterable[Tensor]:
     """The losses of single samples where they can be had; else those given, which should be such."""
     return losses.singly() if isinstance(losses, Losses) else losses
-
-
-def labelled(losses: Iterable[Tensor]) -> Iterable[tuple[Tensor, Tensor | None]]:
-    """The losses with the labels of their batches where they can be had."""
-    return losses.labelled() if isinstance(losses, Losses) else ((loss, None) for loss in losses)
-
-
-def labels_of(batch: Any) -> Tensor | None:
-    """A batch's classes (B): what it calls labels, or the last of a tuple or list, where those are whole numbers."""
-    named = batch.get("labels") if isinstance(batch, Mapping) else getattr(batch, "labels", None)
-    found = batch[-1] if named is None and isinstance(batch, tuple | list) and batch else named
-    whole = isinstance(found, Tensor) and found.dim() == 1 and not found.is_floating_point()
-    return found if whole else None
 
 
 def named_losses(losses: Iterable[Tensor], name: str) -> Iterable[Tensor]:

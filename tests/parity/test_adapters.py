@@ -25,7 +25,7 @@ BATCHES = [(PICTURES, LABELS), (values("y.weight", (3, 3, 8, 8)), torch.tensor([
 def test_a_step_of_sct_is_the_authors() -> None:
     model = adapt(vit(drop_path_rate=0.5), "sct", channels=5).eval()
     names = fill(model, lambda key: re.sub(r"(blocks\.\d).*\.(\w+)", r"\1.sct.\2", key))
-    lifecycle.prepare(model, Losses(lambda batch: model(batch[0]).sum(), BATCHES))
+    lifecycle.prepare(model, Losses(lambda batch: model(batch[0]).sum(), BATCHES, labels=lambda batch: batch[1]))
     method = record_of(model).adaptations["sct"].method
     for index, graft in enumerate(own_grafts(model, method, Branch)):
         torch.testing.assert_close(graft.change.channels, golden("sct")[f"channels.{index}"])

@@ -54,7 +54,7 @@ class SCT(Method):
             for change in changes:
                 change.seen = []
             try:
-                for _, labels in labelled(losses):
+                for _, labels in labelled(losses) or ((loss, None) for loss in losses):
                     for change, found in zip(changes, sums, strict=True):
                         squares, change.seen = change.seen, []
                         of_samples = torch.cat(squares)
