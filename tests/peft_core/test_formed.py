@@ -155,7 +155,9 @@ def test_compiled_in_one_graph():
     alike(gradients(layer, x, torch.compile(layer, backend="aot_eager", fullgraph=True)), expected)
 
 
-@pytest.mark.parametrize("options", [dict(padding=1), dict(stride=2, groups=2), dict(padding=1, dilation=2, bias=False)])
+@pytest.mark.parametrize(
+    "options", [dict(padding=1), dict(stride=2, groups=2), dict(padding=1, dilation=2, bias=False)]
+)
 @pytest.mark.parametrize("trained", [True, False])
 def test_a_convolution_likewise(options, trained):
     torch.manual_seed(0)
