@@ -182,7 +182,12 @@ def finish(model: nn.Module) -> None:
 
 def wants(model: nn.Module, call: str) -> bool:
     """Whether a method of this model does something at a call ("prepare", "penalty" …)."""
-    return any(adaptation.method.wants(call) for _, adaptation in _adaptations(model))
+    return who_wants(model, call) is not None
+
+
+def who_wants(model: nn.Module, call: str) -> str | None:
+    """The name of a method of this model that does something at a call."""
+    return next((each.method.name for _, each in _adaptations(model) if each.method.wants(call)), None)
 
 
 # ---- what a method uses --------------------------------------------------------------------------------------------
