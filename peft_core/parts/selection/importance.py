@@ -140,11 +140,16 @@ class Scored(Budgeted):
     change: ClassVar[type[ChosenByValue]] = ChosenByValue
     in_blocks: ClassVar[bool] = False
     """Without targets, blocks' weights alone take part."""
+    left_out: ClassVar[tuple[str, ...]] = ()
+    """Without targets, roles that take no part; of fused projections those of the whole, where each is to stand for itself."""
+
+    def places(self, plan: Plan) -> list[Place]:
+        """Where entries may be chosen."""
+        found = once(plan, self.targets, self.change, self.left_out)
+        return [place for place in found if place.block is not None or self.targets is not None or not self.in_blocks]
 
     def install(self, plan: Plan) -> None:
-        places = once(plan, self.targets, self.change)
-        if self.in_blocks and self.targets is None:
-            places = [place for place in places if place.block is not None]
+        places = self.places(plan)
         biased = [self.biases and has_bias(plan, place) for place in places]
         sizes: list[int] = []
         for place, with_bias in zip(places, biased, strict=True):
