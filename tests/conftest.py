@@ -40,7 +40,7 @@ DECLARING = (
     "peft_core.grafts.branch",
     "peft_core.grafts.tokens",
     "peft_core.grafts.weight_changes",
-    "peft_core.prefix",
+    "peft_core.passes.prefix",
 )
 WATCHED = install(DECLARING)
 

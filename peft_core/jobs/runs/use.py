@@ -181,6 +181,22 @@ def print_predictions(
 ) -> int:
     """The `top` likeliest classes of each picture as CSV, printed or written to `out`; unreadable pictures are said at the
     end. The exit code."""
+
+    def lines(ready: Iterable) -> Iterator[list[tuple[str, str]]]:
+        for prediction in run.stream(ready, batch_size):
+            best = prediction.probabilities.topk(min(top, len(run.class_names)))
+            found = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            yield [(run.class_names[index], f"{probability:.4f}") for probability, index in found]
+
+    return print_table(run, pictures, program, ("class", "probability"), lines, out)
+
+
+def print_table(
+    run: Any, pictures: Sequence[str], program: str, columns: Sequence[str],
+    lines: Callable[[Iterable], Iterator[Sequence[Sequence[str]]]], out: str | None = None,
+) -> int:  # fmt: skip
+    """A CSV of pictures, with what `lines` gives for each of those that `run` made ready, one or several rows of these columns;
+    as `print_predictions`."""
     found = run.found(pictures)
     good: list[Path] = []
     bad: list[str] = []
@@ -197,11 +213,9 @@ def print_predictions(
 
     text = io.StringIO() if out is not None else sys.stdout
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "class", "probability"))
-    for row, prediction in enumerate(run.stream(readable(), batch_size)):
-        best = prediction.probabilities.topk(min(top, len(run.class_names)))
-        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            writer.writerow((good[row], run.class_names[index], f"{probability:.4f}"))
+    writer.writerow(("path", *columns))
+    for row, cells in enumerate(lines(readable())):
+        writer.writerows((good[row], *each) for each in cells)
     if isinstance(text, io.StringIO):
         target = Path(str(out)).expanduser()
         write_files(target.parent, {target.name: text.getvalue().encode(errors="backslashreplace")})
