@@ -83,6 +83,8 @@ class Classifier(Learning):
         torch.manual_seed(self.chance.initial_seed())
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        if self.without_gradients:  # which calls this twice a step, and wants the same draws
+            self.on_train_batch_start(batch, index)
         images = None if self.prefix else self.augment(batch.images, self.chance)
 
         def loss() -> Tensor:
@@ -95,6 +97,9 @@ class Classifier(Learning):
 
     def other_losses(self) -> dict[str, Callable[[Any], Tensor]]:
         return {"contrastive": self.contrastive} if hasattr(self.model, "forward_head") else {}
+
+    def labels_of(self, batch: Batch) -> Tensor:
+        return batch.labels
 
     def contrastive(self, batch: Batch) -> Tensor:
         """The supervised contrastive loss of what the head reads, on two views of each picture."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from peft_core.jobs.data import Data
 from peft_core.jobs.reports.scores import Scores, by_class, sure
 from peft_core.jobs.runs.load import CLASSIFIERS, load_run
 from peft_core.jobs.runs.onnx_file import needs_onnx, write_onnx
-from peft_core.jobs.runs.use import as_metadata, out_file, print_classes, print_predictions
+from peft_core.jobs.runs.use import as_metadata, out_file, print_classes, print_predictions, print_table
 from peft_core.values import Count, Range
 
 
@@ -61,26 +62,41 @@ def test(
 
 @command("vision")
 def predict(
-    pictures: list[str],
-    *,
-    run: str,
-    top: Count = 1,
-    batch_size: Count = 64,
-    out: str | None = None,
-    json: bool = False,
-) -> int:
-    """Print `path,class,probability` for pictures and folders of pictures, the likeliest classes first.
+    pictures: list[str], *, run: str | None = None, runs: list[str] | None = None, top: Count = 1, batch_size: Count = 64,
+    out: str | None = None, json: bool = False,
+) -> int:  # fmt: skip
+    """Print `path,class,probability` for pictures and folders of pictures, the likeliest classes first; of several runs on one
+    backbone `path,RUN,RUN …` with the likeliest class of each, what is frozen in all of them computed once.
 
     Args:
         pictures: Files and folders; folders are searched through.
         run: The run folder.
-        top: Classes a picture.
+        runs: Run folders of one backbone, in place of --run; end them with another option, or give the pictures first.
+        top: Classes a picture, of one run.
         batch_size: Pictures at once.
         out: A .csv file (.json with --json) to write in place of printing.
         json: JSON in place of CSV: a list of {path, classes: [{class, probability}]}.
     """
-    target = None if out is None else str(out_file(out, ".json" if json else ".csv", run))
-    return print_predictions(load_run(run, CLASSIFIERS), pictures, "vision_peft", top, batch_size, target, json)
+    if (run is None) == (not runs):
+        raise PeftError("predict needs --run, a run folder, or --runs, several on one backbone.")
+    target = None
+    for each in [run] if run is not None else runs or []:
+        target = None if out is None else str(out_file(out, ".json" if json else ".csv", each))
+    if run is not None:
+        return print_predictions(load_run(run, CLASSIFIERS), pictures, "vision_peft", top, batch_size, target, json)
+    if top > 1:
+        raise PeftError(
+            "of several runs predict prints the likeliest class of each: leave --top out, or give one --run."
+        )
+    from vision_peft.together import open_runs  # needs timm
+
+    several = open_runs(runs or [])
+    columns = list(several.runs)
+
+    def lines(ready: Iterable) -> Iterator[list[list[str]]]:
+        return ([[one.class_name for one in each]] for each in several.stream(ready, batch_size))
+
+    return print_table(several, pictures, "vision_peft", columns, lines, target, json)
 
 
 @command("vision")

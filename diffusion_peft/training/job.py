@@ -27,7 +27,7 @@ from peft_core.jobs.hub.references import only_drawn
 from peft_core.jobs.reports.remarks import of_loss
 from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
-from peft_core.jobs.runs.learning import load_bitsandbytes
+from peft_core.jobs.runs.optimizers import load_bitsandbytes
 from peft_core.jobs.runs.outcome import measured
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.saying import Row, waiting

@@ -103,7 +103,10 @@ class Sparse(Delta):
         """The product with the change alone, beside a weight that nothing can be added to; its bias entries as well."""
         self._check()
         change = self.values.new_zeros(self.shape).flatten().index_add(0, self.indices, self.values * self.factor)
-        y = run(match(x, self.values), change.view(self.shape))
+        return self.with_bias(run(match(x, self.values), change.view(self.shape)), run)
+
+    def with_bias(self, y: Tensor, run) -> Tensor:
+        """y with the change of the bias, where `run` made it."""
         if self.bias_indices is not None:
             shift = self.values.new_zeros(self.shape[0])
             shift = shift.index_add(0, self.bias_indices, self.bias_values * self.factor)

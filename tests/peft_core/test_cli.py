@@ -279,8 +279,8 @@ def test_options_that_few_want_are_in_help_all() -> None:
     for program, module in PROGRAMS.items():
         (fit,) = (each for each in importlib.import_module(module).commands() if each.name == "fit")
         brief, whole = help_of(fit, program), help_of(fit, program, everything=True)
-        assert len(brief.splitlines()) <= 120 and "--epochs" in brief and "--trainer.max_epochs" not in brief
-        assert "--trainer.max_epochs" in whole and all(f"--{name}" in whole for name in fit.parameters)
+        assert len(brief.splitlines()) <= 120 and "--epochs" in brief and "--trainer.devices" not in brief
+        assert "--trainer.devices" in whole and all(f"--{name}" in whole for name in fit.parameters)
 
 
 PROGRAMS = {

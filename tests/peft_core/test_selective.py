@@ -174,7 +174,7 @@ def begun(method: str, settings: dict[str, Any], prepare: bool = True) -> tuple[
 
 LIVES: dict[str, dict[str, Any]] = {
     "fish_mask": {"share": 0.02}, "child_tuning": {"kind": "free"}, "u_bitfit": {"rounds": 2}, "s_bitfit": {"rounds": 2},
-    "diff_pruning": {"share": 0.02, "targets": ("attn", "mlp")},
+    "diff_pruning": {"share": 0.02, "targets": ("attn", "mlp")}, "spt": {"share": 0.03, "rank": 2, "form": "adapter"},
 }  # fmt: skip
 
 

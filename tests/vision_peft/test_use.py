@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import PIL.Image
@@ -40,6 +41,38 @@ def test_predict_goes_on_after_an_unreadable_picture(
     assert len(said.out.splitlines()) == 2 and "good.png" in said.out
     assert said.err.splitlines() == [f"vision_peft: {tmp_path}/bad.png is no picture that can be read (cannot identify "
                                      f"image file '{tmp_path}/bad.png')."]  # fmt: skip
+
+
+def test_runs_of_one_backbone_predict_together(
+    short_run: Path, small_run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from vision_peft.together import open_runs
+
+    table = tmp_path / "predictions.csv"
+    assert main(["predict", str(pictures), "--runs", str(short_run), str(small_run), "--out", str(table)]) == 0
+    rows = list(csv.reader(table.read_text(encoding="utf-8").splitlines()))
+    assert rows[0] == ["path", short_run.name, small_run.name]
+    several = open_runs([short_run, small_run]).predict([row[0] for row in rows[1:]])
+    for place, (name, path) in enumerate(((short_run.name, short_run), (small_run.name, small_run)), 1):
+        alone = load_run(path).predict([row[0] for row in rows[1:]])
+        assert [one.class_name for one in alone] == [row[place] for row in rows[1:]]
+        for one, other in zip(alone, several[name], strict=True):
+            assert torch.allclose(one.probabilities, other.probabilities, atol=1e-5)
+    capsys.readouterr()
+    other = tmp_path / "other"
+    shutil.copytree(short_run, other)
+    config = (other / "config.yaml").read_text(encoding="utf-8")
+    (other / "config.yaml").write_text(
+        config.replace("backbone: reference", "backbone: vit_tiny_patch16_224"), encoding="utf-8"
+    )
+    for words, sentence in {
+        ("--runs", str(short_run), str(other)): f"{other} vit_tiny_patch16_224; predict with each alone.",
+        ("--runs", str(short_run), str(short_run)): "names one run folder twice",
+        ("--top", "2", "--runs", str(short_run), str(small_run)): "leave --top out",
+        ("--run", str(short_run), "--runs", str(small_run)): "or --runs, several on one backbone",
+    }.items():
+        assert main(["predict", str(pictures), *words]) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_load_run(short_run: Path, pictures: Path) -> None:

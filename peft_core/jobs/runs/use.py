@@ -192,6 +192,23 @@ def print_predictions(
 ) -> int:
     """The `top` likeliest classes of each picture as CSV or JSON, printed or written to `out`; unreadable pictures are said at
     the end. The exit code."""
+
+    def lines(ready: Iterable) -> Iterator[list[tuple[str, str]]]:
+        for prediction in run.stream(ready, batch_size):
+            best = prediction.probabilities.topk(min(top, len(run.class_names)))
+            found = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            yield [(run.class_names[index], f"{probability:.4f}") for probability, index in found]
+
+    return print_table(run, pictures, program, ("class", "probability"), lines, out, as_json)
+
+
+def print_table(
+    run: Any, pictures: Sequence[str], program: str, columns: Sequence[str],
+    lines: Callable[[Iterable], Iterator[Sequence[Sequence[str]]]], out: str | None = None,
+    as_json: bool = False,
+) -> int:  # fmt: skip
+    """A CSV (or a list in JSON) of pictures, with what `lines` gives for each of those that `run` made ready, one or several rows of these columns;
+    as `print_predictions`."""
     found = run.found(pictures)
     good: list[Path] = []
     bad: list[str] = []
@@ -208,19 +225,18 @@ def print_predictions(
 
     text = io.StringIO() if out is not None else sys.stdout
     writer = csv.writer(text, lineterminator="\n")
+    listed: list[dict[str, Any]] = []
     if not as_json:
-        writer.writerow(("path", "class", "probability"))
-    rows: list[dict[str, Any]] = []
-    for row, prediction in enumerate(run.stream(readable(), batch_size)):
-        best = prediction.probabilities.topk(min(top, len(run.class_names)))
-        likely = [(run.class_names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        writer.writerow(("path", *columns))
+    for row, cells in enumerate(lines(readable())):
         if as_json:
-            named = [{"class": name, "probability": round(probability, 6)} for name, probability in likely]
-            rows.append({"path": str(good[row]), "classes": named})
+            named = (zip(columns, each, strict=True) for each in cells)
+            classes = [{name: float(cell) if name == "probability" else cell for name, cell in each} for each in named]
+            listed.append({"path": str(good[row]), "classes": classes})
         else:
-            writer.writerows((good[row], name, f"{probability:.4f}") for name, probability in likely)
+            writer.writerows((good[row], *each) for each in cells)
     if as_json:
-        text.write(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        text.write(json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
     if isinstance(text, io.StringIO):
         target = Path(str(out)).expanduser()
         write_files(target.parent, {target.name: text.getvalue().encode(errors="backslashreplace")})
