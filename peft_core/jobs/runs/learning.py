@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_core import lifecycle
+from peft_core.adapter_file import fit_grafts
 from peft_core.card import FORMAT
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
@@ -258,6 +259,9 @@ class Learning(LightningModule):
         self.loss_sum, self.loss_count = checkpoint["loss"]
         self.epoch_sum, self.epoch_count, self.epoch_loss = checkpoint.get("epoch_loss", (torch.zeros(()), 0, None))
         for path, model in self.adapted().items():
+            kept = checkpoint["state_dict"].items()
+            weights = {key.removeprefix(f"{path}."): value for key, value in kept if key.startswith(f"{path}.")}
+            fit_grafts(model, weights)
             lifecycle.load_state(model, checkpoint.get("methods", {}).get(path, {}))
         for name in self.kept:
             setattr(self, name, checkpoint[name])
