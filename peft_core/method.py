@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from peft_core.anatomies import Place, Stream, SubLayer
 from peft_core.errors import PeftError
 from peft_core.grafts.attention import KeysValues, Unrotated, keys_refused
-from peft_core.grafts.branch import Branch, Given
+from peft_core.grafts.branch import Beside, Branch, Given
 from peft_core.grafts.graft import Delta, Graft
 from peft_core.grafts.shared import Reference, Shared
 from peft_core.grafts.side import Side, Tap
-from peft_core.grafts.tokens import Tokens
+from peft_core.grafts.tokens import Pooled, Tokens
 from peft_core.parts.input_map import InputMap, MappedInput
 from peft_core.places import Where
 from peft_core.values import Whole, check_fields
@@ -151,6 +151,18 @@ class Plan(Where):
         branch.output = output
         self.grafts.append((module, "output", branch))
 
+    def add_beside(self, place: Place, change: nn.Module) -> None:
+        """y ← y + change(x) for what a place's whole module reads and gives.
+
+        Raises:
+            PeftError: its owner never calls it.
+        """
+        if not place.called or place.rows is not None:
+            raise PeftError(
+                f"{self.method.name} cannot stand beside {place.role} at {place.module}: it is no module that is called."
+            )
+        self.join(place.module, f"{place.role}_beside", Beside(change))
+
     def add_behind(self, sublayer: SubLayer, change: nn.Module) -> None:
         """x ← x + y + change(y), where y is what the residual step adds: behind layer scale, gate and drop path."""
         self.add_to_output(self._gate(sublayer), change, sublayer.output)
@@ -241,18 +253,21 @@ class Plan(Where):
 
     def add_tokens(
         self, blocks: Sequence[str], tokens: nn.Parameter | nn.Module, stream: Stream, dropout: float = 0.0,
-        strip: bool = True, count: int | None = None,
+        pool: bool = False, count: int | None = None,
     ) -> None:  # fmt: skip
-        """Tokens stand in the sequence from the first of these consecutive blocks to the last; without `strip`, to the
-        model's end. They are P D, or what a module makes of what the first block receives, `count` of them."""
+        """Tokens stand in the sequence from the first of these consecutive blocks to the last; with `pool` the model's mean
+        over its tokens counts them. They are P D, or what a module makes of what the first block receives, `count` of them."""
         count = len(cast(Tensor, tokens)) if count is None else count
         for path, following in zip(blocks, [*blocks[1:], None], strict=True):
             first = path == blocks[0]
             own, comes = (tokens, None) if first else (None, path)
             graft = Tokens(own, count, stream.prefix, dropout, comes, following)
             graft.arg, graft.output = stream.arg, stream.output
-            graft.stays = following is None and not strip
             self.grafts.append((path, "tokens", graft))
+            if pool and following is None and stream.pooled is not None:
+                norm = None if stream.last_norm is None else self.model.get_submodule(stream.last_norm)
+                graft.pooled = f"{path}/pooled"
+                self.join(stream.pooled, "pooled", Pooled(graft.pooled, norm, graft.order))
             if stream.rotary:
                 steps = (
                     step for step in self.anatomy.sublayers if step.kind == "attn" and step.body.startswith(path + ".")

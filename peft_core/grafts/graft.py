@@ -91,10 +91,10 @@ class Call(Graft):
 class Delta(Graft):
     """A weight change: `forward(W) -> W'` on rows `rows` of a weight, `bias(b) -> b'` on the same rows of its bias.
 
-    `kernel(x, W, b, deltas)` may compute a linear faster than F.linear(x, W', b'); it is used where all changes of a
-    linear are of its type; `conv_kernel(module, x, delta)` likewise runs a convolution's only change, or gives None where
-    it cannot, and `packed_kernel(x, packed, b, deltas)` a linear whose weight is quantised. A change with `reads_input`
-    cannot be written as a weight: `on_input` adds to the output.
+    `kernel(x, W, b, deltas)` may compute a linear better than F.linear(x, W', b'); it is used where all changes of a linear
+    share it (`Formed` has one for any that make a dense W'). `conv_kernel(module, x, delta)` likewise runs a convolution's
+    only change, or gives None where it cannot, and `packed_kernel(x, packed, b, deltas)` a linear whose weight is quantised.
+    A change with `reads_input` cannot be written as a weight: `on_input` adds to the output.
     """
 
     kernel: ClassVar[Any] = None
@@ -110,6 +110,8 @@ class Delta(Graft):
     """It adds to the bias what it makes of the weight: `shift`."""
     maps_input: ClassVar[bool] = False
     """`on_input` gives what is added to the input, not to the output."""
+    maps_output: ClassVar[bool] = False
+    """It `reads_input` only to be asked then: `on_output(y)` gives what is added to its rows of a linear's output."""
     kernel_reads_input: ClassVar[bool] = False
     """Its kernel runs it also while it `reads_input`."""
     rebuilds_input: ClassVar[bool] = False
@@ -149,6 +151,9 @@ class Delta(Graft):
 
     def on_input(self, x: Tensor, run) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define on_input(x, run)")
+
+    def on_output(self, y: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define on_output(y) where it maps the output")
 
     def look_up(self, ids: Tensor, rows: Tensor) -> Tensor:
         """Of an embedding: the rows for these ids, from those that the stock table gives."""
