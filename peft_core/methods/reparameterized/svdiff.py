@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.grafts.graft import Delta
+from peft_core.grafts.formed import Formed
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter
 from peft_core.values import Positive
@@ -88,7 +88,7 @@ def decompose(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, values, v
 
 
-class Spectrum(Delta):
+class Spectrum(Formed):
     """W' = W + U diag(relu(σ + s·δ) − σ) Vᵀ, of a weight's own rows."""
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, scale: float):
