@@ -50,6 +50,7 @@ class Losses:
         loss: of a batch.
         batches: iterable more than once where methods are to see the data more than once.
         others: further losses of a batch by name, e.g. `contrastive`.
+        labels: the classes of a batch's samples.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class Losses:
         loss: Callable[[Any], Tensor],
         batches: Iterable[Any],
         others: Mapping[str, Callable[[Any], Tensor]] | None = None,
+        labels: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        self.loss, self.batches, self.others = loss, batches, dict(others or {})
+        self.loss, self.batches, self.others, self.labels = loss, batches, dict(others or {}), labels
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self.loss(batch) for batch in self.batches)
@@ -79,6 +81,13 @@ def singly(losses: Iterable[Tensor]) -> Iterable[Tensor]:
 def named_losses(losses: Iterable[Tensor], name: str) -> Iterable[Tensor]:
     """The losses of another name where the training loop offers them; else those given."""
     return losses.named(name) if isinstance(losses, Losses) and name in losses.others else losses
+
+
+def labelled(losses: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]] | None:
+    """The losses, each with the classes of its batch's samples; None where the training loop tells no classes."""
+    if not isinstance(losses, Losses) or losses.labels is None:
+        return None
+    return ((losses.loss(batch), losses.labels(batch)) for batch in losses.batches)
 
 
 def samples_of(batch: Any) -> Iterator[Any]:
@@ -106,17 +115,18 @@ def _sample(batch: Any, n: int) -> Any:
     return batch[n : n + 1] if isinstance(batch, list) else batch
 
 
-def prepare(model: nn.Module, losses: Iterable[Any]) -> None:
+def prepare(model: nn.Module, losses: Iterable[Any], again: bool = False) -> None:
     """What methods want to know of the data before training: sensitivities, Fisher information, starts from inputs.
 
     Args:
         losses: one loss a batch, each computed only when it is asked for, so that a method may stop early; a method may call
             `backward()` on it. Gradients are gone afterwards. `Losses` offers single samples, and several passes, too.
+        again: before a later epoch, for methods that want it before each (`wants(model, "prepare", again=True)`).
     """
     for adapted, adaptation in _adaptations(model):
-        if adaptation.method.wants("prepare"):
+        if _prepares(adaptation, again):
             adaptation.method.prepare(adapted, losses)
-    if wants(model, "prepare"):
+    if wants(model, "prepare", again):
         model.zero_grad(set_to_none=True)
 
 
@@ -219,9 +229,14 @@ def finish(model: nn.Module) -> None:
             adaptation.method.finish(adapted)
 
 
-def wants(model: nn.Module, call: str) -> bool:
-    """Whether a method of this model does something at a call ("prepare", "penalty" …)."""
-    return any(adaptation.method.wants(call) for _, adaptation in _adaptations(model))
+def wants(model: nn.Module, call: str, again: bool = False) -> bool:
+    """Whether a method of this model does something at a call ("prepare", "penalty" …), with `again` at every epoch's."""
+    found = (adaptation for _, adaptation in _adaptations(model))
+    return any(_prepares(each, again) if call == "prepare" else each.method.wants(call) for each in found)
+
+
+def _prepares(adaptation: Adaptation, again: bool) -> bool:
+    return adaptation.method.wants("prepare") and (adaptation.method.prepares_each_epoch or not again)
 
 
 # ---- what a method uses --------------------------------------------------------------------------------------------

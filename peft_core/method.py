@@ -41,6 +41,10 @@ class Method:
     """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those)."""
     renamed: ClassVar[dict[str, str]] = {}
     """Parts of its tensors' names in files of before -> what stands there today; {name} is the adaptation's."""
+    keeps_head: ClassVar[bool] = False
+    """It uses the head that the model was pretrained with, which stays as it is."""
+    prepares_each_epoch: ClassVar[bool] = False
+    """Whether `prepare` is called before every epoch, not only before the first."""
     moves_statistics: ClassVar[bool] = False
     """Whether running statistics of the stock model's norms move while it trains, and are saved."""
     silences_dropout: ClassVar[bool] = False
@@ -74,6 +78,10 @@ class Method:
     def examples(cls) -> "Iterable[Method]":
         """Settings small enough for models of two or three blocks, on which the contract is tried (`peft_core.testing`)."""
         return (cls(),)
+
+    def for_run(self, mean: Sequence[float], std: Sequence[float], classes: int) -> Self:
+        """The settings with what a run knows of its pictures and classes, in place of those that are left open."""
+        return self
 
     def install(self, plan: "Plan") -> None:
         raise NotImplementedError(f"{type(self).__name__} must define install(plan)")

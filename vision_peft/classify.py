@@ -87,6 +87,9 @@ class Classifier(Learning):
     def other_losses(self) -> dict[str, Callable[[Any], Tensor]]:
         return {"contrastive": self.contrastive} if hasattr(self.model, "forward_head") else {}
 
+    def labels_of(self, batch: Batch) -> Tensor:
+        return batch.labels
+
     def contrastive(self, batch: Batch) -> Tensor:
         """The supervised contrastive loss of what the head reads, on two views of each picture."""
         images = torch.cat([self.augment(batch.images, self.chance) for _ in range(2)])

@@ -153,10 +153,11 @@ def prepare(
 ) -> tuple[nn.Module, Backbone]:
     """The adapted model at step 0, and what it expects of pictures."""
     training.seed_everything(settings["seed"], verbose=False)
-    model, about = load(settings["backbone"], len(data.class_names), settings["drop_path"])
+    method, classes = settings["method"].build(), len(data.class_names)
+    model, about = load(settings["backbone"], None if method.keeps_head else classes, settings["drop_path"])
     if settings["normalise"] != "checkpoint":
         mean, std = NORMALISATIONS[settings["normalise"]]
         about = dataclasses.replace(about, mean=mean, std=std)
-    method = settings["method"].build()
+    method = method.for_run(about.mean, about.std, classes)
     model = in_few_bits(suited(model, about, method, data.train, settings), settings, method)
     return adapt(model, method), about

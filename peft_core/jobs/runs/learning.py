@@ -60,6 +60,7 @@ class Learning(LightningModule):
         self.epoch_sum, self.epoch_count = torch.zeros(()), 0
         self.epoch_loss: float | None = None
         self.rate_of_step = 0.0
+        self.prepared = -1  # the epoch before which methods last prepared
         self.seconds, self.started = 0.0, 0.0  # of training, over all the times it was started
 
     def adapted(self) -> dict[str, nn.Module]:
@@ -74,12 +75,14 @@ class Learning(LightningModule):
         self.started = time.monotonic() - self.seconds
 
     def on_train_epoch_start(self) -> None:
-        if self.trainer.global_step or self.trainer.current_epoch:
+        epoch = self.trainer.current_epoch
+        if self.prepared == epoch:
             return  # a run that goes on has in its checkpoint what it was prepared with
+        again, self.prepared = bool(self.trainer.global_step or epoch), epoch
         for model in self.adapted().values():
-            if lifecycle.wants(model, "prepare"):
+            if lifecycle.wants(model, "prepare", again):
                 with self._aside(model) as losses:
-                    lifecycle.prepare(model, losses)
+                    lifecycle.prepare(model, losses, again)
 
     @contextmanager
     def _aside(self, model: nn.Module) -> Iterator[lifecycle.Losses]:
@@ -109,6 +112,10 @@ class Learning(LightningModule):
         """Further losses of a batch, by the names under which methods ask for them (`lifecycle.Losses`)."""
         return {}
 
+    def labels_of(self, batch: Any) -> Tensor | None:
+        """The classes of a batch's samples, where it has such."""
+        return None
+
     def _losses(self, loader: Any) -> lifecycle.Losses:
         """Those of training batches, each computed when it is asked for."""
         index = itertools.count()
@@ -123,7 +130,9 @@ class Learning(LightningModule):
             return run
 
         others = {name: prepared(lambda batch, _, of=of: of(batch)) for name, of in self.other_losses().items()}
-        return lifecycle.Losses(prepared(self.training_step), loader, others)  # type: ignore[arg-type]
+        labelled = type(self).labels_of is not Learning.labels_of
+        labels: Any = self.labels_of if labelled else None
+        return lifecycle.Losses(prepared(self.training_step), loader, others, labels)  # type: ignore[arg-type]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.rate_of_step = optimizer.param_groups[0]["lr"]  # the schedule moves on before the step is noted
@@ -232,6 +241,7 @@ class Learning(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep_trainables(checkpoint, self.adapted())
         checkpoint["format"] = FORMAT
+        checkpoint["prepared"] = self.prepared
         checkpoint["methods"] = {path: lifecycle.state(model) for path, model in self.adapted().items()}
         checkpoint["seconds"] = self.seconds = self.trained_for()
         checkpoint["history"] = self.history
@@ -253,6 +263,7 @@ class Learning(LightningModule):
                     f"this run was begun by a version in which {adaptation.method.name} computed something else, and cannot go "
                     "on: start it anew with --overwrite."
                 )
+        self.prepared = checkpoint.get("prepared", 0)
         self.history, self.seconds = checkpoint["history"], checkpoint["seconds"]
         self.loss_sum, self.loss_count = checkpoint["loss"]
         self.epoch_sum, self.epoch_count, self.epoch_loss = checkpoint.get("epoch_loss", (torch.zeros(()), 0, None))
