@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from peft_core.anatomies import Place, Stream, SubLayer
 from peft_core.errors import PeftError
 from peft_core.grafts.attention import KeysValues, Unrotated, keys_refused
-from peft_core.grafts.branch import Branch, Given
+from peft_core.grafts.branch import Beside, Branch, Given
 from peft_core.grafts.graft import Delta, Graft
 from peft_core.grafts.shared import Reference, Shared
 from peft_core.grafts.side import Side, Tap
@@ -154,6 +154,18 @@ class Plan(Where):
         branch = Branch(change, read=False)
         branch.output = output
         self.grafts.append((module, "output", branch))
+
+    def add_beside(self, place: Place, change: nn.Module) -> None:
+        """y ← y + change(x) for what a place's whole module reads and gives.
+
+        Raises:
+            PeftError: its owner never calls it.
+        """
+        if not place.called or place.rows is not None:
+            raise PeftError(
+                f"{self.method.name} cannot stand beside {place.role} at {place.module}: it is no module that is called."
+            )
+        self.join(place.module, f"{place.role}_beside", Beside(change))
 
     def add_behind(self, sublayer: SubLayer, change: nn.Module) -> None:
         """x ← x + y + change(y), where y is what the residual step adds: behind layer scale, gate and drop path."""

@@ -17,6 +17,7 @@ from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Delta, grafts, is_plain
 from peft_core.grafts.weight_changes import (
     add_rows,
+    added,
     changed_bias,
     changed_weight,
     convolution,
@@ -139,7 +140,7 @@ def channels_first(norm: nn.Module) -> bool:
 
 def _beside(y: Tensor, x: Tensor, deltas: list[Delta]) -> Tensor:
     for delta in deltas:
-        y = add_rows(y, delta.on_input(x, F.linear), delta.rows)
+        y = add_rows(y, added(delta, x, y), delta.rows)
     return tell(y, x, deltas)
 
 

@@ -110,6 +110,8 @@ class Delta(Graft):
     """It adds to the bias what it makes of the weight: `shift`."""
     maps_input: ClassVar[bool] = False
     """`on_input` gives what is added to the input, not to the output."""
+    maps_output: ClassVar[bool] = False
+    """It `reads_input` only to be asked then: `on_output(y)` gives what is added to its rows of a linear's output."""
     kernel_reads_input: ClassVar[bool] = False
     """Its kernel runs it also while it `reads_input`."""
     rebuilds_input: ClassVar[bool] = False
@@ -149,6 +151,9 @@ class Delta(Graft):
 
     def on_input(self, x: Tensor, run) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define on_input(x, run)")
+
+    def on_output(self, y: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define on_output(y) where it maps the output")
 
     def look_up(self, ids: Tensor, rows: Tensor) -> Tensor:
         """Of an embedding: the rows for these ids, from those that the stock table gives."""

@@ -112,12 +112,18 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list[Delta])
     y = _linear(x, weight, bias, [delta for delta in deltas if not delta.reads_input])
     for index, delta in enumerate(deltas):
         if delta.reads_input:
-            change = delta.on_input(x, F.linear)
+            change = added(delta, x, y)
             if delta.maps_input:
                 before = [earlier for earlier in deltas[:index] if not earlier.reads_input]
                 change = F.linear(change.to(x.dtype), changed_weight(weight, before))
             y = add_rows(y, change, delta.rows)
     return y
+
+
+def added(delta: Delta, x: Tensor, y: Tensor) -> Tensor:
+    """What a change that is no weight adds to its rows of y, which a linear makes of x."""
+    start, stop = delta.rows or (0, None)
+    return delta.on_output(y[..., start:stop]) if delta.maps_output else delta.on_input(x, F.linear)
 
 
 def add_rows(y: Tensor, change: Tensor, rows: tuple[int, int] | None) -> Tensor:
