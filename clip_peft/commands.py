@@ -17,7 +17,12 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "protocols", 
     Args:
         what: Which list.
     """
-    listing.show(what, "clip", {"backbones": backbones, "protocols": protocols})
+    listing.show(what, "clip", {"methods": methods, "backbones": backbones, "protocols": protocols})
+
+
+def methods() -> dict[str, str]:
+    """Those that a model of pictures and words can take."""
+    return listing.methods("clip", families=("open_clip", "transformers"), never=("cross", "words", "condition"))
 
 
 def backbones() -> dict[str, str]:

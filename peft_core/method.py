@@ -13,7 +13,7 @@ from peft_core.grafts.branch import Beside, Branch, Given
 from peft_core.grafts.graft import Delta, Graft
 from peft_core.grafts.shared import Reference, Shared
 from peft_core.grafts.side import Side, Tap
-from peft_core.grafts.tokens import Tokens
+from peft_core.grafts.tokens import Pooled, Tokens
 from peft_core.parts.input_map import InputMap, MappedInput
 from peft_core.places import Where
 from peft_core.values import Whole, check_fields
@@ -257,18 +257,21 @@ class Plan(Where):
 
     def add_tokens(
         self, blocks: Sequence[str], tokens: nn.Parameter | nn.Module, stream: Stream, dropout: float = 0.0,
-        strip: bool = True, count: int | None = None,
+        pool: bool = False, count: int | None = None,
     ) -> None:  # fmt: skip
-        """Tokens stand in the sequence from the first of these consecutive blocks to the last; without `strip`, to the
-        model's end. They are P D, or what a module makes of what the first block receives, `count` of them."""
+        """Tokens stand in the sequence from the first of these consecutive blocks to the last; with `pool` the model's mean
+        over its tokens counts them. They are P D, or what a module makes of what the first block receives, `count` of them."""
         count = len(cast(Tensor, tokens)) if count is None else count
         for path, following in zip(blocks, [*blocks[1:], None], strict=True):
             first = path == blocks[0]
             own, comes = (tokens, None) if first else (None, path)
             graft = Tokens(own, count, stream.prefix, dropout, comes, following)
             graft.arg, graft.output = stream.arg, stream.output
-            graft.stays = following is None and not strip
             self.grafts.append((path, "tokens", graft))
+            if pool and following is None and stream.pooled is not None:
+                norm = None if stream.last_norm is None else self.model.get_submodule(stream.last_norm)
+                graft.pooled = f"{path}/pooled"
+                self.join(stream.pooled, "pooled", Pooled(graft.pooled, norm, graft.order))
             if stream.rotary:
                 steps = (
                     step for step in self.anatomy.sublayers if step.kind == "attn" and step.body.startswith(path + ".")

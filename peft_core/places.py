@@ -232,6 +232,13 @@ class Where:
         keys = [p for p in self.anatomy.places if p.role in roles and f"{p.module}.".startswith(f"{sublayer.body}.")]
         return self.shape(keys[0])[0]
 
+    def head_width(self, sublayer: SubLayer) -> int:
+        """The width of one of an attention's heads."""
+        roles, body = ("q", "cross_q"), self.model.get_submodule(sublayer.body)
+        queries = [p for p in self.anatomy.places if p.role in roles and f"{p.module}.".startswith(f"{sublayer.body}.")]
+        heads: Any = getattr(body, "num_heads", None) or body.heads
+        return self.shape(queries[0])[0] // heads
+
     def stream_of(self, sublayer: SubLayer) -> Stream:
         name = sublayer.tower if sublayer.stream is None else sublayer.stream
         return self.anatomy.streams[name]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Mapping
 
 from peft_core.config_files import list_configs
 from peft_core.files import read_text
-from peft_core.registry import describe_method, method_files, preset_in
+from peft_core.registry import describe_method, facts_of, method_files, preset_in
 
 
 def configs(kind: str, domain: str) -> dict[str, str]:
@@ -15,15 +15,27 @@ def configs(kind: str, domain: str) -> dict[str, str]:
     return {name: next(iter(read_text(path).splitlines()), "").lstrip("# ") for name, path in files.items()}
 
 
-def methods(domain: str, but: Container[str] = ()) -> dict[str, str]:
-    """Name -> about, of the core's and the domain's methods, all `but` those, then of its presets with what they set.
-    None of their files is imported."""
+def methods(
+    domain: str, but: Container[str] = (), families: tuple[str, ...] = ("",), never: Container[str] = ()
+) -> dict[str, str]:
+    """Name -> about, of the core's and the domain's methods, then of their presets with what they set: all `but` those
+    that are named, that suit no family beginning so, or that need what no model of the domain has. No file is imported."""
     packages = ("peft_core", f"{domain}_peft")
+
+    def meant(name: str) -> bool:
+        facts = facts_of(name)
+        suits, needs = facts.get("suits", ()), facts.get("needs", ())
+        able = not suits or any(family.startswith(families) for family in suits)
+        return name not in but and able and not any(need in never for need in needs)
+
     names = sorted(name for name, place in method_files().items() if place.partition(".")[0] in packages)
-    rows = {name: describe_method(name) for name in names if name not in but}
+    known = set(names)
+    rows = {name: describe_method(name) for name in names if meant(name)}
     for name, path in list_configs("method", domain).items():
         settings = dict(preset_in(path))
         method = settings.pop("method")
+        if method in known and method not in rows:
+            continue
         rows[name] = f"{method}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
     return rows
 

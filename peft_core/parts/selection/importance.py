@@ -16,6 +16,7 @@ from peft_core.lifecycle import adaptation_of
 from peft_core.merging import names_of
 from peft_core.method import Method, Plan
 from peft_core.parts.selection.budget import Budgeted, allot, largest, once
+from peft_core.parts.selection.first_phase import trained_once
 from peft_core.parts.sparse import ChosenByValue, Sparse
 
 
@@ -107,28 +108,9 @@ def moved_by_training(
     Raises:
         PeftError: there is no loss.
     """
-    taken = 0
-    with stock_trains(model, method) as sites:
-        trained = [p for p in model.parameters() if p.requires_grad]
-        before = [p.detach().clone() for p in trained]
-        optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
-        try:
-            for loss in (loss for _ in range(passes) for loss in losses):
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                taken += 1
-                if taken == steps:
-                    break
-            moved = {id(p): (p.detach() - start).abs().float() for p, start in zip(trained, before, strict=True)}
-            found = [list(site.parts(lambda p: moved[id(p)])) for site in sites]
-        finally:
-            with torch.no_grad():
-                for parameter, start in zip(trained, before, strict=True):
-                    parameter.copy_(start)
-    if not taken:
-        raise PeftError(f"{method.name} chooses by the losses that prepare is given, and was given none.")
-    return found
+    with stock_trains(model, method) as sites, trained_once(model, method, losses, lr, passes, steps) as before:
+        moved = {id(p): (p.detach() - start).abs().float() for p, start in before}
+        return [list(site.parts(lambda p: moved[id(p)])) for site in sites]
 
 
 @dataclass(frozen=True, kw_only=True)
