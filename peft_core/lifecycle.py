@@ -231,8 +231,15 @@ def finish(model: nn.Module) -> None:
 
 def wants(model: nn.Module, call: str, again: bool = False) -> bool:
     """Whether a method of this model does something at a call ("prepare", "penalty" …), with `again` at every epoch's."""
-    found = (adaptation for _, adaptation in _adaptations(model))
-    return any(_prepares(each, again) if call == "prepare" else each.method.wants(call) for each in found)
+    return who_wants(model, call, again) is not None
+
+
+def who_wants(model: nn.Module, call: str, again: bool = False) -> str | None:
+    """The name of a method of this model that does something at a call, as `wants` has it."""
+    for _, each in _adaptations(model):
+        if _prepares(each, again) if call == "prepare" else each.method.wants(call):
+            return each.method.name
+    return None
 
 
 def _prepares(adaptation: Adaptation, again: bool) -> bool:

@@ -76,6 +76,8 @@ class Classifier(Learning):
         torch.manual_seed(self.chance.initial_seed())
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        if self.without_gradients:  # which calls this twice a step, and wants the same draws
+            self.on_train_batch_start(batch, index)
         images = None if self.prefix else self.augment(batch.images, self.chance)
 
         def loss() -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from peft_data.options import arguments, takes
 
 from peft_core.jobs.cli.command import command
+from peft_core.jobs.cli.optimizers import GaLoreFlags, MeZOFlags
 from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.cli.shared import training
 from peft_core.jobs.data import Data, fingerprint
@@ -33,7 +34,9 @@ def fit(
     protocol: Literal["honest", "legacy"] = "honest",
     eval_on: Literal["test", "val"] = "test",
     eval_every: Whole = 0,
-    optimizer: Literal["adamw", "sgd", "paged_adamw"] = "adamw",
+    optimizer: Literal["adamw", "sgd", "paged_adamw", "galore", "mezo"] = "adamw",
+    galore: GaLoreFlags = None,  # type: ignore[assignment]
+    mezo: MeZOFlags = None,  # type: ignore[assignment]
     epochs: Whole = 0,
     warmup: Rate = 0.1,
     label_smoothing: Rate = 0.0,
@@ -59,7 +62,10 @@ def fit(
         protocol: `honest` reports the last epoch; `legacy` the epoch that scored best on the test set.
         eval_on: `test` trains on train + val; `val` trains on train and scores val, to choose settings by.
         eval_every: Score every so many epochs besides; 0 scores once, at the end (legacy: every epoch).
-        optimizer: AdamW, SGD with momentum 0.9, or AdamW whose state bitsandbytes pages out of a full GPU.
+        optimizer: AdamW, SGD with momentum 0.9, AdamW whose state bitsandbytes pages out of a full GPU, AdamW whose state lies
+            in a subspace of each gradient (galore), or two forwards a step and no gradient (mezo: many more steps, low rates).
+        galore: Of --optimizer galore alone, e.g. --galore.rank 128.
+        mezo: Of --optimizer mezo alone, e.g. --mezo.eps 1e-2.
         epochs: Passes over the training pictures; 0 takes the recipe's number (its --trainer.max_epochs).
         warmup: Share of the steps over which the learning rate rises to lr.
         label_smoothing: Share of the target that is spread over all classes.

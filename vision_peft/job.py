@@ -78,6 +78,8 @@ def run(
     scoring = InOrder(batches_of(held_out, 2 * each, shuffle=False, **share)) if held_out is not None else None
 
     chosen = {key: settings[key] for key in OF_CLASSIFIER} | {"augment": pictures.remaining(settings["augment"])}
+    own = settings.get(settings["optimizer"])
+    chosen["optimizer_settings"] = own.options if own else {}
     classifier = learner(
         model, len(data.class_names), planned_steps(trainer, len(batches)), about.mean, about.std,
         keep_best=protocol == "legacy", **chosen,

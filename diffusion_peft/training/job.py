@@ -22,7 +22,7 @@ from diffusion_peft.training.tasks import Task
 from peft_core import count_parameters, save_adapter
 from peft_core.jobs.runs import training
 from peft_core.jobs.runs.folder import RunFolder
-from peft_core.jobs.runs.learning import load_bitsandbytes
+from peft_core.jobs.runs.optimizers import load_bitsandbytes
 from peft_core.jobs.runs.outcome import measured
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps

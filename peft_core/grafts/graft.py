@@ -91,10 +91,10 @@ class Call(Graft):
 class Delta(Graft):
     """A weight change: `forward(W) -> W'` on rows `rows` of a weight, `bias(b) -> b'` on the same rows of its bias.
 
-    `kernel(x, W, b, deltas)` may compute a linear faster than F.linear(x, W', b'); it is used where all changes of a
-    linear are of its type; `conv_kernel(module, x, delta)` likewise runs a convolution's only change, or gives None where
-    it cannot, and `packed_kernel(x, packed, b, deltas)` a linear whose weight is quantised. A change with `reads_input`
-    cannot be written as a weight: `on_input` adds to the output.
+    `kernel(x, W, b, deltas)` may compute a linear better than F.linear(x, W', b'); it is used where all changes of a linear
+    share it (`Formed` has one for any that make a dense W'). `conv_kernel(module, x, delta)` likewise runs a convolution's
+    only change, or gives None where it cannot, and `packed_kernel(x, packed, b, deltas)` a linear whose weight is quantised.
+    A change with `reads_input` cannot be written as a weight: `on_input` adds to the output.
     """
 
     kernel: ClassVar[Any] = None

@@ -56,7 +56,16 @@ def confusion(counts: Any, class_names: Sequence[str]) -> bytes:
     if size <= 25:
         for row, column in zip(*counts.nonzero(), strict=True):
             colour = "white" if shares[row, column] > 0.5 else INK
-            axis.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+            axis.text(
+                column,
+                row,
+                int(counts[row, column]),
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=8,
+                in_layout=False,
+            )
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     return png(figure)

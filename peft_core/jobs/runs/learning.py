@@ -6,10 +6,10 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,13 @@ from peft_core import lifecycle
 from peft_core.card import FORMAT
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
+from peft_core.jobs.runs.optimizers import WITHOUT_GRADIENTS, Optimizer, check_without_gradients, make_optimizer
 from peft_core.jobs.runs.training import LightningModule, keep_trainables
 from peft_core.stock import adapter_state
 
-Optimizer = Literal["adamw", "adam", "sgd", "adamw8bit", "paged_adamw"]
-
-
 class Learning(LightningModule):
-    """AdamW (8-bit or paged too, by bitsandbytes), Adam with weight decay in the gradient, or SGD, the learning rate warmed up and then lowered along a cosine:
+    """AdamW (8-bit or paged too, by bitsandbytes), Adam with weight decay in the gradient, SGD, GaLore or MeZO, the learning rate
+    warmed up and then lowered along a cosine:
 
     lr(t) = lr · (t + 1) / w for the first w = warmup · T of T steps, then
     lr · (f + (1 − f) · (1 + cos(π (t − w) / (T − w))) / 2) with f = final_lr.
@@ -35,6 +34,7 @@ class Learning(LightningModule):
 
     Args:
         steps: optimiser steps of the whole run, T.
+        optimizer_settings: what this optimiser alone takes.
     """
 
     kept: ClassVar[tuple[str, ...]] = ()
@@ -44,6 +44,7 @@ class Learning(LightningModule):
         steps: int,
         *,
         optimizer: Optimizer = "adamw",
+        optimizer_settings: Mapping[str, Any] | None = None,
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
         warmup: float = 0.1,
@@ -52,7 +53,7 @@ class Learning(LightningModule):
     ) -> None:
         super().__init__()
         self.strict_loading = False  # a checkpoint holds the trainable part only
-        self.steps = steps
+        self.steps, self.optimizer_settings = steps, dict(optimizer_settings or {})
         self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.warmup, self.final_lr, self.seed = warmup, final_lr, seed
         self.history: list[dict[str, float]] = []
@@ -150,6 +151,14 @@ class Learning(LightningModule):
 
     def mean_of(self, loss: Callable[[], Tensor]) -> Tensor:
         """The mean loss of as many forwards as the methods ask for."""
+        if self.without_gradients:
+            for model in self.adapted().values():
+                model.eval()
+            with torch.no_grad():
+                return self._mean_of(loss)
+        return self._mean_of(loss)
+
+    def _mean_of(self, loss: Callable[[], Tensor]) -> Tensor:
         times = max((lifecycle.instances(model) for model in self.adapted().values()), default=1)
         return loss() if times == 1 else torch.stack([loss() for _ in range(times)]).mean()
 
@@ -223,16 +232,22 @@ class Learning(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
-        if self.optimizer == "adamw8bit":
-            return load_bitsandbytes().optim.AdamW8bit(groups, lr=self.lr)
-        if self.optimizer == "paged_adamw" and self.device.type == "cuda":  # pages are CUDA's; elsewhere it is plain AdamW
-            return load_bitsandbytes().optim.PagedAdamW32bit(groups, lr=self.lr)
-        if self.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=self.lr)
-        # Lightning refuses to clip the gradients of a fused optimiser under float16
-        return torch.optim.AdamW(groups, lr=self.lr, fused=self.trainer.precision != "16-mixed")
+        models = list(self.adapted().values())
+        own = self.optimizer_settings
+        if self.without_gradients:
+            check_without_gradients(self.optimizer, self.trainer, models)
+            own = {"seed": self.seed} | own
+        precision = str(self.trainer.precision)
+        return make_optimizer(self.optimizer, groups, self.lr, self.device, precision, models, own)
+
+    @property
+    def without_gradients(self) -> bool:
+        """Steps are two losses of a batch, of models in eval mode, without gradients."""
+        return self.optimizer in WITHOUT_GRADIENTS
+
+    def backward(self, loss: Tensor, *settings: Any, **more: Any) -> None:
+        if not self.without_gradients:
+            super().backward(loss, *settings, **more)
 
     def trained_for(self) -> float:
         """Seconds of training, over all the times it was started."""
@@ -276,19 +291,3 @@ class Learning(LightningModule):
         """What the methods do when training has ended."""
         for model in self.adapted().values():
             lifecycle.finish(model)
-
-
-def load_bitsandbytes() -> Any:
-    """The module, for 8-bit optimisers.
-
-    Raises:
-        PeftError: it is not installed, or does not run on this machine.
-    """
-    try:
-        import bitsandbytes  # pyright: ignore[reportMissingImports]
-    except (ImportError, OSError, RuntimeError) as error:
-        raise PeftError(
-            f"this --optimizer needs bitsandbytes, which does not load here ({error}): "
-            "pip install 'visual-peft[bitsandbytes]', or use --optimizer adamw."
-        ) from error
-    return bitsandbytes

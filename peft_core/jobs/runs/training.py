@@ -23,8 +23,9 @@ from peft_core.stock import adapter_state
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.runs.process import duration
-from peft_core.jobs.runs.lean import leave_out_metrics
+from peft_core.jobs.runs.lean import leave_out_compiler, leave_out_metrics
 
+leave_out_compiler()
 leave_out_metrics()
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything  # noqa: E402
 from lightning.pytorch.plugins.io import TorchCheckpointIO  # noqa: E402

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.grafts.graft import Delta
+from peft_core.grafts.formed import Formed
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter
 from peft_core.values import Positive
@@ -96,7 +96,7 @@ def _print_of(weight: Tensor) -> tuple[float, ...]:
     return flat.sum().item(), flat.norm().item(), (flat * torch.arange(len(flat), device=flat.device)).sum().item()
 
 
-class Spectrum(Delta):
+class Spectrum(Formed):
     """W' = W + U diag(relu(σ + s·δ) − σ) Vᵀ, of a weight's own rows."""
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, scale: float):
