@@ -17,12 +17,10 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "protocols", 
     Args:
         what: Which list.
     """
-    listing.show(what, "clip", {"methods": methods, "backbones": backbones, "protocols": protocols})
-
-
-def methods() -> dict[str, str]:
-    """Those that a model of pictures and words can take."""
-    return listing.methods("clip", families=("open_clip", "transformers"), never=("cross", "words", "condition"))
+    no = ("cross", "words", "condition")
+    listing.show(
+        what, "clip", {"backbones": backbones, "protocols": protocols}, families=("open_clip", "transformers"), never=no
+    )
 
 
 def backbones() -> dict[str, str]:

@@ -173,17 +173,14 @@ def before_step(model: nn.Module) -> None:
 
 
 def after_step(
-    model: nn.Module,
-    progress: float,
-    losses: Iterable[Any] | None = None,
+    model: nn.Module, progress: float, losses: Iterable[Any] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """What methods do after an optimiser step, while the gradients of that step are still there; some prepare once more.
 
     Args:
         progress: how much of the training is done, (0, 1]; a `Progress` tells the steps too.
-        losses: as for `prepare`, for methods that look at the data again after some steps.
-        optimizer: for those, too: what it remembers follows parameters whose entries change.
+        losses, optimizer: of `prepare` and of the loop, for methods that prepare again after some steps.
     """
     with torch.no_grad():
         for adapted, adaptation in _adaptations(model):
@@ -193,10 +190,8 @@ def after_step(
     for adapted, adaptation in _adaptations(model):
         if adaptation.method.prepares_again(progress):
             if losses is None or optimizer is None:
-                raise PeftError(
-                    f"{adaptation.method.name} looks at the training data again after some steps: call after_step(model, "
-                    "progress, losses, optimizer), with losses as for prepare."
-                )
+                words = "looks at the training data again after some steps: call after_step(model, progress, losses, optimizer)"
+                raise PeftError(f"{adaptation.method.name} {words}, with losses as for prepare.")
             with torch.enable_grad():
                 adaptation.method.prepare(adapted, losses)
             _follow(optimizer)

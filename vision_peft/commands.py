@@ -17,12 +17,8 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "sweeps"]) ->
     Args:
         what: Which list.
     """
-    listing.show(what, "vision", {"methods": methods, "backbones": backbones})
-
-
-def methods() -> dict[str, str]:
-    """Those that a classifier of pictures or clips can take."""
-    return listing.methods("vision", families=("timm", "open_clip"), never=("cross", "words", "condition"))
+    no = ("cross", "words", "condition")
+    listing.show(what, "vision", {"backbones": backbones}, families=("timm", "open_clip"), never=no)
 
 
 def backbones() -> dict[str, str]:

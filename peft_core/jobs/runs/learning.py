@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_core import lifecycle
+from peft_core.adapter_file import fit_grafts
 from peft_core.card import FORMAT
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
@@ -38,6 +39,8 @@ class Learning(LightningModule):
     """
 
     kept: ClassVar[tuple[str, ...]] = ()
+    by_steps: ClassVar[bool] = False
+    """Whether its training is counted in steps rather than epochs."""
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class Learning(LightningModule):
         self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.warmup, self.final_lr, self.seed = warmup, final_lr, seed
         self.history: list[dict[str, float]] = []
+        self.scored_on = "val"  # what `accuracy` in `history` was scored on
         self.loss_sum, self.loss_count = torch.zeros(()), 0  # since the last row of `history`
         self.epoch_sum, self.epoch_count = torch.zeros(()), 0
         self.epoch_loss: float | None = None
@@ -168,13 +172,9 @@ class Learning(LightningModule):
         stepped = (index + 1) % self.trainer.accumulate_grad_batches == 0 or last
         if stepped:
             for model in self.adapted().values():
-                progress = lifecycle.Progress(min(step, self.steps), self.steps)
-                if lifecycle.prepares_again(model, progress):
-                    optimizer: Any = self.optimizers(use_pl_optimizer=False)
-                    with self._aside(model) as losses:
-                        lifecycle.after_step(model, progress, losses, optimizer)
-                else:
-                    lifecycle.after_step(model, progress)
+                progress, optimizer = lifecycle.Progress(min(step, self.steps), self.steps), self.optimizers(False)
+                with self._aside(model) if lifecycle.prepares_again(model, progress) else nullcontext() as losses:
+                    lifecycle.after_step(model, progress, losses, optimizer)  # type: ignore[arg-type]
         if last or (stepped and (step % max(1, self.steps // 200) == 0 or step == self.steps)):
             loss = self.check_loss()
             row = {"step": step, "epoch": self.trainer.current_epoch, "lr": self.rate_of_step, "loss": loss}
@@ -210,9 +210,11 @@ class Learning(LightningModule):
 
     def describe(self) -> str:
         """The last figures, for a progress bar: within an epoch its mean loss so far, at its end the whole epoch's."""
+        accuracy = next((row["accuracy"] for row in reversed(self.history) if "accuracy" in row), None)
+        scored = "" if accuracy is None else f"  {self.scored_on} accuracy {accuracy:.4f}"
         if self.epoch_count:
-            return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}"
-        return f"loss {self.epoch_loss:.4f}" if self.epoch_loss is not None else ""
+            return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}{scored}"
+        return f"loss {self.epoch_loss:.4f}{scored}" if self.epoch_loss is not None else ""
 
     def configure_optimizers(self) -> dict[str, Any]:
         groups = []
@@ -283,9 +285,12 @@ class Learning(LightningModule):
         self.loss_sum, self.loss_count = checkpoint["loss"]
         self.epoch_sum, self.epoch_count, self.epoch_loss = checkpoint.get("epoch_loss", (torch.zeros(()), 0, None))
         for path, model in self.adapted().items():
+            kept = checkpoint["state_dict"].items()
+            weights = {key.removeprefix(f"{path}."): value for key, value in kept if key.startswith(f"{path}.")}
+            fit_grafts(model, weights)
             lifecycle.load_state(model, checkpoint.get("methods", {}).get(path, {}))
         for name in self.kept:
-            setattr(self, name, checkpoint[name])
+            setattr(self, name, checkpoint.get(name, getattr(self, name)))  # an earlier version kept less
 
     def finish(self) -> None:
         """What the methods do when training has ended."""
