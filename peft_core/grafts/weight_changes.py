@@ -105,7 +105,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list[Delta])
         return F.linear(x, weight, bias)
     kind, reading = type(deltas[0]), any(delta.reads_input for delta in deltas)
     kernel = kind.kernel if kind.kernel_reads_input or not reading else None
-    if kernel is not None and all(type(delta) is kind for delta in deltas) and not transforms_are_active():
+    if kernel is not None and all(type(delta).kernel is kernel for delta in deltas) and not transforms_are_active():
         return kernel(x, weight, bias, deltas)
     if not reading:
         return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight))
