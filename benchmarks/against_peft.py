@@ -5,7 +5,7 @@ python -m benchmarks.against_peft --only lora --rounds 5           # rows whose 
 python -m benchmarks.against_peft --arch vit_tiny_patch16_224
 
 Both hold the same values, and their outputs are compared before they are timed. On a CPU the processor time of this process
-counts. At the end: the rows in which ours is slower. Of PEFT's prompts and prefixes, which want a transformers model, none is here.
+counts. At the end: the rows in which ours is slower. PEFT's prompts and prefixes, which want a transformers model, are not here.
 """
 
 import dataclasses
