@@ -14,8 +14,8 @@ from peft_core.kernels.lowrank_linear import lowrank_linear
 from peft_core.methods.reparameterized.auto_lora import Searched
 from peft_core.methods.reparameterized.lora_dropout import Dropped
 from peft_core.methods.reparameterized.periodic_lora import Unloading
-from peft_core.parts.bilevel import unrolled
 from peft_core.parts.chance import chance
+from peft_core.parts.selection.bilevel import unrolled
 from peft_core.testing import loss
 from tests.parity.test_lora_family import pictures
 from tests.parity.test_lora_lifecycles import changes

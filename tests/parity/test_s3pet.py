@@ -10,7 +10,7 @@ import torch
 from peft_core import PeftError, adapt, count_parameters, lifecycle, load_adapter, save_adapter
 from peft_core.adapter_file import fit_grafts
 from peft_core.attach import is_inserted
-from peft_core.parts.structure import Structure, pick, probabilities
+from peft_core.parts.selection.structure import Structure, pick, probabilities
 from peft_core.stock import adapter_state
 from tests.parity.golden import golden
 from tests.tiny import MODELS

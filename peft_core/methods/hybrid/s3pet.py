@@ -15,10 +15,10 @@ from peft_core.grafts.weight_changes import changed_bias
 from peft_core.kernels.lowrank_linear import lowrank_linear
 from peft_core.kernels.quantised import packed_linear
 from peft_core.method import Method, Plan
-from peft_core.parts.bilevel import search
 from peft_core.parts.lowrank import LowRank
+from peft_core.parts.selection.bilevel import search
 from peft_core.parts.selection.importance import has_bias
-from peft_core.parts.structure import Structure, open_gates, pick, probabilities
+from peft_core.parts.selection.structure import Structure, open_gates, pick, probabilities
 from peft_core.stock import find_heads
 from peft_core.values import Count, Positive, Rate
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from peft_core import lifecycle
 from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
-from peft_core.parts.bilevel import search
 from peft_core.parts.lowrank import LowRank
 from peft_core.parts.pruned import Pruned, cut
+from peft_core.parts.selection.bilevel import search
 from peft_core.values import Count, Positive, Rate
 
 
