@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -119,3 +120,26 @@ def test_the_file_of_pro_petl_holds_bits(tmp_path: Path) -> None:
     again = load_adapter(vit(), tmp_path).eval()
     torch.testing.assert_close(again(X), model(X), rtol=0, atol=0)
     assert count_parameters(again).inserted == 2 * 3 * DIM + 3 + DIM
+
+
+def test_lo_rand_sums_branches_under_shared_kernels() -> None:
+    model, stock, grafts = adapted("lo_rand", branches=3, rank=2)
+
+    def added(index: int, step: int, y: Tensor) -> Tensor:
+        of = grafts[f"blocks.{index}.drop_path{step}/output"].change
+        down = torch.einsum("adb,abc,ach->hd", of.down_left, of.kernel, of.down_right)
+        up = torch.einsum("ahb,abc,acd->dh", of.up_left, of.kernel, of.up_right)
+        assert down.shape == (DIM // 2, DIM)
+        return y + F.gelu(y @ down.t() + of.down_bias) @ up.t() + of.up_bias
+
+    def block(index: int, x: Tensor) -> Tensor:
+        layer = stock.blocks[index]
+        x = x + added(index, 1, layer.attn(layer.norm1(x)))
+        return x + added(index, 2, layer.mlp(layer.norm2(x)))
+
+    torch.testing.assert_close(model(X), walk(stock, block))
+    with torch.device("meta"):
+        swin = timm.create_model("swin_base_patch4_window7_224", num_classes=0)
+    assert count_parameters(adapt(swin, "lo_rand")).inserted == 1_197_312  # 1.20 M in the paper
+    with pytest.raises(PeftError, match="below the rank 8: lower either"):
+        adapt(vit(), "lo_rand", reduction=4)
