@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.measuring import CPU, autocast, wanted
 from peft_core import adapt, lifecycle
 from peft_core.errors import PeftError
-from peft_core.prefix import Prefix
+from peft_core.passes.prefix import Prefix
 from peft_core.registry import find_method, method_files
 
 EVERY_LINEAR = ("qkv", "proj", "fc1", "fc2")

@@ -81,7 +81,7 @@ def adapt(
     _check_trained(known, name, trained)
     _check_plain(model, name, trained)
     check_slots(model, plan)
-    adaptation = Adaptation(name, settings, trained, train_head=train_head)
+    adaptation = Adaptation(name, settings, trained, train_head=train_head and not settings.keeps_head)
     try:
         _install(model, plan, adaptation, heads)
     except BaseException:

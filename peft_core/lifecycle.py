@@ -50,6 +50,7 @@ class Losses:
         loss: of a batch.
         batches: iterable more than once where methods are to see the data more than once.
         others: further losses of a batch by name, e.g. `contrastive`.
+        labels: the classes of a batch's samples.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class Losses:
         loss: Callable[[Any], Tensor],
         batches: Iterable[Any],
         others: Mapping[str, Callable[[Any], Tensor]] | None = None,
+        labels: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        self.loss, self.batches, self.others = loss, batches, dict(others or {})
+        self.loss, self.batches, self.others, self.labels = loss, batches, dict(others or {}), labels
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self.loss(batch) for batch in self.batches)
@@ -79,6 +81,13 @@ def singly(losses: Iterable[Tensor]) -> Iterable[Tensor]:
 def named_losses(losses: Iterable[Tensor], name: str) -> Iterable[Tensor]:
     """The losses of another name where the training loop offers them; else those given."""
     return losses.named(name) if isinstance(losses, Losses) and name in losses.others else losses
+
+
+def labelled(losses: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]] | None:
+    """The losses, each with the classes of its batch's samples; None where the training loop tells no classes."""
+    if not isinstance(losses, Losses) or losses.labels is None:
+        return None
+    return ((losses.loss(batch), losses.labels(batch)) for batch in losses.batches)
 
 
 def samples_of(batch: Any) -> Iterator[Any]:
@@ -106,17 +115,18 @@ def _sample(batch: Any, n: int) -> Any:
     return batch[n : n + 1] if isinstance(batch, list) else batch
 
 
-def prepare(model: nn.Module, losses: Iterable[Any]) -> None:
+def prepare(model: nn.Module, losses: Iterable[Any], again: bool = False) -> None:
     """What methods want to know of the data before training: sensitivities, Fisher information, starts from inputs.
 
     Args:
         losses: one loss a batch, each computed only when it is asked for, so that a method may stop early; a method may call
             `backward()` on it. Gradients are gone afterwards. `Losses` offers single samples, and several passes, too.
+        again: before a later epoch, for methods that want it before each (`wants(model, "prepare", again=True)`).
     """
     for adapted, adaptation in _adaptations(model):
-        if adaptation.method.wants("prepare"):
+        if _prepares(adaptation, again):
             adaptation.method.prepare(adapted, losses)
-    if wants(model, "prepare"):
+    if wants(model, "prepare", again):
         model.zero_grad(set_to_none=True)
 
 
@@ -162,15 +172,49 @@ def before_step(model: nn.Module) -> None:
             adaptation.method.before_step(adapted)
 
 
-def after_step(model: nn.Module, progress: float) -> None:
-    """What methods do after an optimiser step, while the gradients of that step are still there.
+def after_step(
+    model: nn.Module, progress: float, losses: Iterable[Any] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:  # fmt: skip
+    """What methods do after an optimiser step, while the gradients of that step are still there; some prepare once more.
 
     Args:
         progress: how much of the training is done, (0, 1]; a `Progress` tells the steps too.
+        losses, optimizer: of `prepare` and of the loop, for methods that prepare again after some steps.
     """
     with torch.no_grad():
         for adapted, adaptation in _adaptations(model):
             adaptation.method.after_step(adapted, progress)
+    if not prepares_again(model, progress):
+        return
+    for adapted, adaptation in _adaptations(model):
+        if adaptation.method.prepares_again(progress):
+            if losses is None or optimizer is None:
+                words = "looks at the training data again after some steps: call after_step(model, progress, losses, optimizer)"
+                raise PeftError(f"{adaptation.method.name} {words}, with losses as for prepare.")
+            with torch.enable_grad():
+                adaptation.method.prepare(adapted, losses)
+            _follow(optimizer)
+    model.zero_grad(set_to_none=True)
+
+
+def prepares_again(model: nn.Module, progress: float) -> bool:
+    """Whether `after_step` will want losses and optimiser at this step."""
+    return any(adaptation.method.prepares_again(progress) for _, adaptation in _adaptations(model))
+
+
+def _follow(optimizer: torch.optim.Optimizer) -> None:
+    """What an optimiser remembers of an entry goes where the entry went (`came_from` of its parameter)."""
+    for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
+        at: Tensor | None = parameter.__dict__.pop("came_from", None)
+        known = optimizer.state.get(parameter)
+        if at is None or not known:
+            continue
+        for key, value in known.items():
+            if isinstance(value, Tensor) and value.dim():
+                moved = value.new_zeros(len(at))
+                moved[at >= 0] = value[at[at >= 0]]
+                known[key] = moved
 
 
 def finish(model: nn.Module) -> None:
@@ -180,9 +224,21 @@ def finish(model: nn.Module) -> None:
             adaptation.method.finish(adapted)
 
 
-def wants(model: nn.Module, call: str) -> bool:
-    """Whether a method of this model does something at a call ("prepare", "penalty" …)."""
-    return any(adaptation.method.wants(call) for _, adaptation in _adaptations(model))
+def wants(model: nn.Module, call: str, again: bool = False) -> bool:
+    """Whether a method of this model does something at a call ("prepare", "penalty" …), with `again` at every epoch's."""
+    return who_wants(model, call, again) is not None
+
+
+def who_wants(model: nn.Module, call: str, again: bool = False) -> str | None:
+    """The name of a method of this model that does something at a call, as `wants` has it."""
+    for _, each in _adaptations(model):
+        if _prepares(each, again) if call == "prepare" else each.method.wants(call):
+            return each.method.name
+    return None
+
+
+def _prepares(adaptation: Adaptation, again: bool) -> bool:
+    return adaptation.method.wants("prepare") and (adaptation.method.prepares_each_epoch or not again)
 
 
 # ---- what a method uses --------------------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from peft_core.anatomies import Place, Stream, SubLayer
 from peft_core.errors import PeftError
 from peft_core.grafts.attention import KeysValues, Unrotated, keys_refused
-from peft_core.grafts.branch import Branch, Given
+from peft_core.grafts.branch import Beside, Branch, Given
 from peft_core.grafts.graft import Delta, Graft
 from peft_core.grafts.shared import Reference, Shared
 from peft_core.grafts.side import Side, Tap
-from peft_core.grafts.tokens import Tokens
+from peft_core.grafts.tokens import Pooled, Tokens
 from peft_core.parts.input_map import InputMap, MappedInput
 from peft_core.places import Where
 from peft_core.values import Whole, check_fields
@@ -41,6 +41,10 @@ class Method:
     """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those)."""
     renamed: ClassVar[dict[str, str]] = {}
     """Parts of its tensors' names in files of before -> what stands there today; {name} is the adaptation's."""
+    keeps_head: ClassVar[bool] = False
+    """It uses the head that the model was pretrained with, which stays as it is."""
+    prepares_each_epoch: ClassVar[bool] = False
+    """Whether `prepare` is called before every epoch, not only before the first."""
     moves_statistics: ClassVar[bool] = False
     """Whether running statistics of the stock model's norms move while it trains, and are saved."""
     silences_dropout: ClassVar[bool] = False
@@ -75,6 +79,10 @@ class Method:
         """Settings small enough for models of two or three blocks, on which the contract is tried (`peft_core.testing`)."""
         return (cls(),)
 
+    def for_run(self, mean: Sequence[float], std: Sequence[float], classes: int) -> Self:
+        """The settings with what a run knows of its pictures and classes, in place of those that are left open."""
+        return self
+
     def install(self, plan: "Plan") -> None:
         raise NotImplementedError(f"{type(self).__name__} must define install(plan)")
 
@@ -86,6 +94,10 @@ class Method:
 
     def prepare(self, model: nn.Module, losses: Iterable[Any]) -> None:
         """Once before training; the parameters stay those that there are, their values may change."""
+
+    def prepares_again(self, progress: float) -> bool:
+        """Whether `prepare` is called once more, after this step."""
+        return False
 
     def parameter_groups(self, model: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
         """Groups, with `params` and what else the optimiser takes, for parameters that want other settings."""
@@ -142,6 +154,18 @@ class Plan(Where):
         branch = Branch(change, read=False)
         branch.output = output
         self.grafts.append((module, "output", branch))
+
+    def add_beside(self, place: Place, change: nn.Module) -> None:
+        """y ← y + change(x) for what a place's whole module reads and gives.
+
+        Raises:
+            PeftError: its owner never calls it.
+        """
+        if not place.called or place.rows is not None:
+            raise PeftError(
+                f"{self.method.name} cannot stand beside {place.role} at {place.module}: it is no module that is called."
+            )
+        self.join(place.module, f"{place.role}_beside", Beside(change))
 
     def add_behind(self, sublayer: SubLayer, change: nn.Module) -> None:
         """x ← x + y + change(y), where y is what the residual step adds: behind layer scale, gate and drop path."""
@@ -233,18 +257,21 @@ class Plan(Where):
 
     def add_tokens(
         self, blocks: Sequence[str], tokens: nn.Parameter | nn.Module, stream: Stream, dropout: float = 0.0,
-        strip: bool = True, count: int | None = None,
+        pool: bool = False, count: int | None = None,
     ) -> None:  # fmt: skip
-        """Tokens stand in the sequence from the first of these consecutive blocks to the last; without `strip`, to the
-        model's end. They are P D, or what a module makes of what the first block receives, `count` of them."""
+        """Tokens stand in the sequence from the first of these consecutive blocks to the last; with `pool` the model's mean
+        over its tokens counts them. They are P D, or what a module makes of what the first block receives, `count` of them."""
         count = len(cast(Tensor, tokens)) if count is None else count
         for path, following in zip(blocks, [*blocks[1:], None], strict=True):
             first = path == blocks[0]
             own, comes = (tokens, None) if first else (None, path)
             graft = Tokens(own, count, stream.prefix, dropout, comes, following)
             graft.arg, graft.output = stream.arg, stream.output
-            graft.stays = following is None and not strip
             self.grafts.append((path, "tokens", graft))
+            if pool and following is None and stream.pooled is not None:
+                norm = None if stream.last_norm is None else self.model.get_submodule(stream.last_norm)
+                graft.pooled = f"{path}/pooled"
+                self.join(stream.pooled, "pooled", Pooled(graft.pooled, norm, graft.order))
             if stream.rotary:
                 steps = (
                     step for step in self.anatomy.sublayers if step.kind == "attn" and step.body.startswith(path + ".")

@@ -167,17 +167,17 @@ class Where:
     def stock_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Path and module of every stock module that stands in a chosen block or, without `blocks`, outside all of them."""
         for path, module in self.model.named_modules():
-            if "peft" not in path.split(".") and self._chosen(*self._at(path)):
+            if "peft" not in path.split(".") and self._chosen(*self.block_at(path)):
                 yield path, module
 
     def stock_parameters(self) -> Iterator[tuple[str, str]]:
         """Module and name of every stock parameter that stands in a chosen block or, without `blocks`, outside all of them."""
         for key, _ in self.model.named_parameters():
-            if "peft" not in key.split(".") and self._chosen(*self._at(key)):
+            if "peft" not in key.split(".") and self._chosen(*self.block_at(key)):
                 module, _, name = key.rpartition(".")
                 yield module, name
 
-    def _at(self, path: str) -> tuple[int | None, str | None]:
+    def block_at(self, path: str) -> tuple[int | None, str | None]:
         """The block and the tower that a module or parameter belongs to."""
         parts = path.split(".")
         for n in range(len(parts), 0, -1):
@@ -245,6 +245,13 @@ class Where:
         roles = ("k", "cross_k")
         keys = [p for p in self.anatomy.places if p.role in roles and f"{p.module}.".startswith(f"{sublayer.body}.")]
         return self.shape(keys[0])[0]
+
+    def head_width(self, sublayer: SubLayer) -> int:
+        """The width of one of an attention's heads."""
+        roles, body = ("q", "cross_q"), self.model.get_submodule(sublayer.body)
+        queries = [p for p in self.anatomy.places if p.role in roles and f"{p.module}.".startswith(f"{sublayer.body}.")]
+        heads: Any = getattr(body, "num_heads", None) or body.heads
+        return self.shape(queries[0])[0] // heads
 
     def stream_of(self, sublayer: SubLayer) -> Stream:
         name = sublayer.tower if sublayer.stream is None else sublayer.stream

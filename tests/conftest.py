@@ -1,8 +1,14 @@
-"""What holds in every test: shapes that functions declare are checked, and the versions at work are printed."""
+"""What holds in every test: shapes that functions declare are checked, a run's figures are drawn once, and the versions at
+work are printed."""
 
+import functools
 import platform
-from importlib import metadata
+from collections.abc import Callable, Iterator
+from importlib import import_module, metadata
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from tests.shapes import install
 
@@ -34,9 +40,32 @@ DECLARING = (
     "peft_core.grafts.branch",
     "peft_core.grafts.tokens",
     "peft_core.grafts.weight_changes",
-    "peft_core.prefix",
+    "peft_core.passes.prefix",
 )
 WATCHED = install(DECLARING)
+
+
+def once(draw: Callable[..., bytes]) -> Callable[..., bytes]:
+    """Draws the first time, and gives that picture from then on."""
+    drawn: list[bytes] = []
+
+    @functools.wraps(draw)
+    def kept(*arguments: Any, **options: Any) -> bytes:
+        if not drawn:
+            drawn.append(draw(*arguments, **options))
+        return drawn[0]
+
+    return kept
+
+
+@pytest.fixture(autouse=True, scope="session")
+def figures_once() -> Iterator[None]:
+    """The figures of runs take longer than their trainings here; what draws them has tests of its own."""
+    classified = import_module("peft_core.jobs.reports.classified")
+    drawing = {name: once(getattr(classified.plots, name)) for name in ("curves", "confusion")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classified, "plots", SimpleNamespace(**drawing))
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

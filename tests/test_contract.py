@@ -1,6 +1,8 @@
 """What every method promises on every family it works on: `peft_core.testing`, for all methods by their own examples."""
 
 import shutil
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -50,14 +52,37 @@ def everywhere() -> list[tuple[str, Method]]:
 
 ONLY = {"lora_file": ("unet",)}
 """Of what is made for the modules of one model."""
-PAIRS = [(name, m) for m in examples() for name in MODELS if name in ONLY.get(m.name, MODELS)] + everywhere()
+ALIKE = (
+    "deit",
+    "average_pooled",
+    "attention_pooled",
+    "rms_norm",
+    "batch_norm",
+    "eva",
+    "clip_image",
+    "custom_text_clip",
+)
+"""Families near another one: a method's first example is tried on them each time, its further ones in the slow tests."""
 
 
-@pytest.mark.parametrize(("name", "method"), PAIRS, ids=lambda value: value if isinstance(value, str) else title(value))
+def pairs() -> Iterator[Any]:
+    first: set[str] = set()
+    for method in examples():
+        for name in ONLY.get(method.name, tuple(MODELS)):
+            rare = name in ALIKE and method.name in first
+            yield pytest.param(name, method, marks=pytest.mark.slow if rare else ())
+        first.add(method.name)
+    yield from everywhere()
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [*pairs()], ids=lambda value: value if isinstance(value, str) else title(value)
+)
 def test_contract(name: str, method: Method):
     family = MODELS[name]
     lacking, odd = lacks(method, family.anatomy), REFUSED.get((method.name, name))
-    refusal = check(family, method)
+    way = ("copied", "pickled")[zlib.crc32(f"{name} {title(method)}".encode()) % 2]  # each method in both ways
+    refusal = check(family, method, [way])
     if lacking:
         assert refusal is not None, f"{method.name} says that it needs {lacking}, and works without"
     elif refusal is not None:

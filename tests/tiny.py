@@ -74,6 +74,7 @@ def custom_text_clip() -> nn.Module:
     text = dict(context_length=12, vocab_size=100, width=32, heads=2, layers=2, no_causal_mask=True, proj_bias=True)
     model = open_clip.CustomTextCLIP(embed_dim=16, vision_cfg=vision, text_cfg=text)
     model.visual.trunk.set_input_size((64, 64))  # timm's is made for 160 × 160
+    model.visual.trunk.blocks = model.visual.trunk.blocks[:2]  # of six
     return model
 
 
@@ -111,10 +112,10 @@ def clip_model() -> nn.Module:
     return CLIPModel(CLIPConfig(text_config=text, vision_config=SIZES, projection_dim=16, logit_scale_init_value=scale))
 
 
-def unet() -> nn.Module:
+def unet(last: str = "CrossAttnUpBlock2D") -> nn.Module:
     return UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", last),
         cross_attention_dim=24, attention_head_dim=4,
     )  # fmt: skip
 
@@ -223,7 +224,7 @@ MODELS: dict[str, Tiny] = {
     ),
     "clip_text_model": Tiny(text_model, words("input_ids"), lambda y: y.pooler_output, tokens=False),
     "unet": Tiny(
-        unet, noise, lambda y: y.sample, tokens=False, prepare=give_condition,
+        lambda: unet("UpBlock2D"), noise, lambda y: y.sample, tokens=False, prepare=give_condition,
         linears=("q", "k", "v", "proj", "cross_q", "cross_k", "cross_v", "cross_proj", "fc1", "fc2", "proj_io", "conv", "time",
                  "time_embed"),
     ),

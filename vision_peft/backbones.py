@@ -6,6 +6,7 @@ import dataclasses
 
 from torch import nn
 
+from peft_core.errors import PeftError
 from peft_core.jobs.hub.backbone import HF, TOWER, Backbone
 from peft_core.jobs.hub.timm_models import list_backbones
 from peft_core.jobs.hub.timm_models import load_backbone as load_timm
@@ -17,8 +18,8 @@ from vision_peft.video.classified import Classified
 __all__ = ["list_backbones", "load_backbone"]
 
 
-def load_backbone(spec: str, num_classes: int, drop_path: float = 0.0) -> tuple[nn.Module, Backbone]:
-    """A pretrained model with a new head of `num_classes` classes, and what it expects of its input.
+def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) -> tuple[nn.Module, Backbone]:
+    """A pretrained model with a new head of `num_classes` classes, or with its own where None, and what it expects of its input.
 
     Args:
         spec: as for `peft_core.jobs.hub.timm_models.load_backbone`; or `open_clip:` and what clip_peft calls a backbone,
@@ -32,6 +33,10 @@ def load_backbone(spec: str, num_classes: int, drop_path: float = 0.0) -> tuple[
         return load_hf(spec, num_classes, drop_path)
     if not spec.startswith(TOWER):
         return load_timm(spec, num_classes, drop_path)
+    if num_classes is None:
+        raise PeftError(
+            f"{spec} is a tower without a head of its own: choose a classifier, or a method that trains a head."
+        )
     from peft_core.jobs.hub.towers import load_tower  # needs open_clip, which timm's models must not wait for
 
     visual, width, about = load_tower(spec.removeprefix(TOWER))

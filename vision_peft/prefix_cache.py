@@ -13,7 +13,7 @@ from peft_data.frames import FramedPictures
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.prefix import Prefix
+from peft_core.passes.prefix import Prefix
 
 LIMIT = 2 << 30
 """Bytes of features that `auto` keeps at most."""

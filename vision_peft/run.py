@@ -23,12 +23,14 @@ def open_run(path: Path) -> Run:
     names = common["class_names"]
     from vision_peft.backbones import load_backbone
 
-    model, about = load_backbone(config["backbone"], len(names), config["drop_path"])
+    methods = methods_of(card)
+    own_head = any(method.keeps_head for method in methods)
+    model, about = load_backbone(config["backbone"], None if own_head else len(names), config["drop_path"])
     kind = Run
     if "clips" in card:
         from vision_peft.video.run import VideoRun, on_clips
 
         model, kind = on_clips(model, about, card), VideoRun
-    load_adapter(in_few_bits(model, config, *methods_of(card)), path / "adapter")
+    load_adapter(in_few_bits(model, config, *methods), path / "adapter")
     model.requires_grad_(False).eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return kind(model, card=card, config=config, **common)

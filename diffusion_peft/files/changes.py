@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from peft_core.grafts.formed import Formed
 from peft_core.grafts.graft import Delta
 from peft_core.parts.factors import add_scaled, new_parameter
 
@@ -15,7 +16,7 @@ Along = Literal["outputs", "inputs"]
 """Whose weights a norm or a scale goes over: those of each output (rows of W) or of each input (its columns)."""
 
 
-class Difference(Delta):
+class Difference(Formed):
     """W' = W + C, b' = b + c: a change written whole (LyCORIS' `full` and `norm`)."""
 
     def __init__(self, weight: Tensor, shifts: bool) -> None:
@@ -32,7 +33,7 @@ class Difference(Delta):
         return self.c if bias is None else (bias + self.c).to(bias.dtype)
 
 
-class Scales(Delta):
+class Scales(Formed):
     """W' = W ⊙ (1 + w), w over the outputs (out) or over the inputs (in); the bias stays (LyCORIS' `ia3`)."""
 
     def __init__(self, weight: Tensor, along: Along) -> None:
@@ -44,7 +45,7 @@ class Scales(Delta):
         return (weight * (1 + spread(self.w, weight.dim(), self.along))).to(weight.dtype)
 
 
-class Turn(Delta):
+class Turn(Formed):
     """W' = s ⊙ Rᵀ W, R block-diagonal over the outputs with blocks (I + Q)(I − Q)⁻¹, Q = P − Pᵀ.
 
     P (blocks, b, b), s (out) or none (LyCORIS' `diag-oft`, kohya's OFT).
@@ -63,7 +64,7 @@ class Turn(Delta):
         return (turned if self.s is None else turned * spread(self.s, weight.dim(), "outputs")).to(weight.dtype)
 
 
-class Generalised(Delta):
+class Generalised(Formed):
     """W' = W + s (W a1 a2 + b1 b2), a1 (in, r), a2 (r, in), b1 (out, r), b2 (r, in·kh·kw): GLoRA.
 
     Chavan et al., "One-for-All: Generalized LoRA for Parameter-Efficient Fine-tuning", 2023, the two terms LyCORIS has of it.
@@ -82,7 +83,7 @@ class Generalised(Delta):
         return add_scaled(weight, mixed + (self.b1 @ self.b2).view(weight.shape), self.scale)
 
 
-class Normed(Delta):
+class Normed(Formed):
     """W' = m ⊙ V / ‖V‖ with V what another change makes of W; m and norms over each output's weights, or over each input's.
 
     Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024, whose magnitude LyCORIS puts over LoHa and LoKr too

@@ -57,8 +57,8 @@ class Stream:
     causal: bool = False
     rotary: bool = False
     """Its attention turns the tokens behind the prefix by their positions."""
-    averaged: bool = False
-    """The output is a mean over the tokens behind the prefix."""
+    pooled: str | None = None
+    """The module that receives the mean over the tokens behind the prefix, where the output is made of that."""
     arg: int | str = 0
     output: int = 0
     """Which argument of a block it is, and which of the block's outputs, where it gives several."""
@@ -69,6 +69,10 @@ class Stream:
     @property
     def takes_tokens(self) -> bool:
         return self.tokens_refused is None
+
+
+_MODULES = ("first_norm", "last_norm", "pooled")
+"""What of a stream is a module's path."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ class Anatomy:
             return self
         moved = {name: [join(at, path) for path in paths] for name, paths in self.blocks.items()}
         streams = {
-            name: dataclasses.replace(s, first_norm=_under(at, s.first_norm), last_norm=_under(at, s.last_norm))
+            name: dataclasses.replace(s, **{key: _under(at, getattr(s, key)) for key in _MODULES})
             for name, s in self.streams.items()
         }
         members = {tower: tuple(join(at, name) for name in names) for tower, names in self.members.items()}

@@ -63,7 +63,7 @@ def _stream(model: Any) -> Stream:
     patch = size[0] // grid[0] if grid and size else embed.patch_size[0]
     return Stream(
         model.embed_dim, model.num_prefix_tokens, tuple(grid) if grid else None, _refusal(model), patch=patch,
-        rotary=getattr(model, "rope", None) is not None, averaged=model.global_pool == "avg",
+        rotary=getattr(model, "rope", None) is not None, pooled="fc_norm" if model.global_pool == "avg" else None,
         first_norm="norm_pre" if "norm_pre" in norms else None, last_norm="norm" if "norm" in norms else None,
     )  # fmt: skip
 

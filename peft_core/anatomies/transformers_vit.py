@@ -5,6 +5,7 @@ A drop path or dropout that a layer calls for both of its steps stands behind wh
 released configuration has one.
 """
 
+import dataclasses
 from typing import Any
 
 from torch import nn
@@ -52,7 +53,9 @@ def describe(model: Any) -> Anatomy | None:
     anatomy.places += [Place("norm", norm) for norm in (_FIRST, *_LAST) if has_weight(trunk, norm)]
     anatomy.tail = tuple(name for name in (*_LAST, "pooler", "head") if submodule(trunk, name) is not None)
     anatomy = anatomy.under(inside)
-    anatomy.places += [Place("norm", "fc_norm")] if has_weight(model, "fc_norm") else []
+    if has_weight(model, "fc_norm"):
+        anatomy.places.append(Place("norm", "fc_norm"))
+        anatomy.streams[None] = dataclasses.replace(anatomy.streams[None], pooled="fc_norm")
     anatomy.heads = [
         name for name in ("classifier", "cls_classifier", "distillation_classifier") if has_weight(model, name)
     ]
@@ -116,7 +119,7 @@ def _stream(trunk: Any) -> Stream:
         config.hidden_size, prefix + (0 if registers is None else registers.shape[1]),
         None if tubes or masked else (size[0] // patch[0], size[1] // patch[1]),
         "a mask of its patches fixes their number" if masked else None,
-        patch=patch[0], rotary=hasattr(trunk, "rope_embeddings"), averaged=bool(getattr(config, "use_mean_pooling", False)),
+        patch=patch[0], rotary=hasattr(trunk, "rope_embeddings"),
         first_norm=_FIRST if has_weight(trunk, _FIRST) else None,
         last_norm=next((norm for norm in _LAST if has_weight(trunk, norm)), None),
     )  # fmt: skip

@@ -1,9 +1,11 @@
 """A branch: reads a point of the stream and is added at a later one."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from peft_core.grafts.calls import state
-from peft_core.grafts.graft import Graft
+from peft_core.grafts.graft import Graft, argument, part_of, put_output
 
 
 class Branch(Graft):
@@ -47,3 +49,16 @@ class Given(Graft):
         if self.branch.enabled:  # type: ignore
             state()[self.branch.key] = y  # type: ignore
         return y
+
+
+class Beside(Graft):
+    """y ← y + factor · change(x), x what the module itself receives."""
+
+    def __init__(self, change: nn.Module) -> None:
+        super().__init__()
+        self.change = change
+
+    def leaving(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        y = part_of(output, self.output)
+        change = self.change(argument(module, args, kwargs, self.arg))
+        return put_output(output, self.output, y + (change * self.factor).to(y.dtype))

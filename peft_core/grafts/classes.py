@@ -17,6 +17,7 @@ from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Delta, grafts, is_plain
 from peft_core.grafts.weight_changes import (
     add_rows,
+    added,
     changed_bias,
     changed_weight,
     convolution,
@@ -42,6 +43,14 @@ class Adapted:
 
 class Changes(Adapted):
     """Runs with weights that grafts change."""
+
+    def _load_from_state_dict(self: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+        for name in ("weight", "in_proj_weight"):
+            if f"{prefix}{name}" in state_dict and (weight := self._parameters.get(name)) is not None:
+                for slots in self._modules.get("peft", {}).values():
+                    for delta in (graft for graft in slots.values() if isinstance(graft, Delta)):
+                        delta.stock_loaded(weight if delta.rows is None else weight[slice(*delta.rows)])
 
 
 class Still(Adapted):
@@ -139,7 +148,7 @@ def channels_first(norm: nn.Module) -> bool:
 
 def _beside(y: Tensor, x: Tensor, deltas: list[Delta]) -> Tensor:
     for delta in deltas:
-        y = add_rows(y, delta.on_input(x, F.linear), delta.rows)
+        y = add_rows(y, added(delta, x, y), delta.rows)
     return tell(y, x, deltas)
 
 

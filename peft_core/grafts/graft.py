@@ -30,8 +30,12 @@ class Graft(nn.Module):
     """Grafts of a lower order act first on what enters the module, and last on what leaves it."""
     wraps: ClassVar[bool] = False
     """What it does on entering it takes back on leaving: before all others there, the last to enter first."""
+    alone: ClassVar[bool] = True
+    """It may be left out of a forward while others of its adaptation act."""
     enabled: bool
     factor: float
+    left_out: Any = None
+    """Called before it acts: whether this forward goes without it (see `parts.dropping`)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,10 +95,10 @@ class Call(Graft):
 class Delta(Graft):
     """A weight change: `forward(W) -> W'` on rows `rows` of a weight, `bias(b) -> b'` on the same rows of its bias.
 
-    `kernel(x, W, b, deltas)` may compute a linear faster than F.linear(x, W', b'); it is used where all changes of a
-    linear are of its type; `conv_kernel(module, x, delta)` likewise runs a convolution's only change, or gives None where
-    it cannot, and `packed_kernel(x, packed, b, deltas)` a linear whose weight is quantised. A change with `reads_input`
-    cannot be written as a weight: `on_input` adds to the output.
+    `kernel(x, W, b, deltas)` may compute a linear better than F.linear(x, W', b'); it is used where all changes of a linear
+    share it (`Formed` has one for any that make a dense W'). `conv_kernel(module, x, delta)` likewise runs a convolution's
+    only change, or gives None where it cannot, and `packed_kernel(x, packed, b, deltas)` a linear whose weight is quantised.
+    A change with `reads_input` cannot be written as a weight: `on_input` adds to the output.
     """
 
     kernel: ClassVar[Any] = None
@@ -110,6 +114,8 @@ class Delta(Graft):
     """It adds to the bias what it makes of the weight: `shift`."""
     maps_input: ClassVar[bool] = False
     """`on_input` gives what is added to the input, not to the output."""
+    maps_output: ClassVar[bool] = False
+    """It `reads_input` only to be asked then: `on_output(y)` gives what is added to its rows of a linear's output."""
     kernel_reads_input: ClassVar[bool] = False
     """Its kernel runs it also while it `reads_input`."""
     rebuilds_input: ClassVar[bool] = False
@@ -139,6 +145,9 @@ class Delta(Graft):
     def bias(self, bias: Tensor | None) -> Tensor | None:
         return bias
 
+    def stock_loaded(self, weight: Tensor) -> None:
+        """Told that a checkpoint gave the stock weight, its own rows of it, for what it keeps of the one that was there."""
+
     def shift(self, weight: Tensor) -> Tensor:
         """b' = bias(b) + shift(W), with the W that `forward` gets."""
         raise NotImplementedError(f"{type(self).__name__} must define shift(W) where it shifts")
@@ -149,6 +158,9 @@ class Delta(Graft):
 
     def on_input(self, x: Tensor, run) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define on_input(x, run)")
+
+    def on_output(self, y: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define on_output(y) where it maps the output")
 
     def look_up(self, ids: Tensor, rows: Tensor) -> Tensor:
         """Of an embedding: the rows for these ids, from those that the stock table gives."""
@@ -161,7 +173,7 @@ def grafts(module: nn.Module, kind: type = Graft) -> Iterator[Any]:
     if slots is not None:
         for slot in slots.children():
             for graft in slot.children():
-                if isinstance(graft, kind) and graft.enabled:
+                if isinstance(graft, kind) and graft.enabled and (graft.left_out is None or not graft.left_out()):
                     yield graft
 
 

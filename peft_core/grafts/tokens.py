@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.grafts.calls import hand_on, handed
+from peft_core.grafts.calls import hand_on, handed, state
 from peft_core.grafts.graft import Graft
 
 
@@ -25,6 +25,7 @@ class Tokens(Graft):
 
     scalable: ClassVar[bool] = False
     wraps: ClassVar[bool] = True
+    alone: ClassVar[bool] = False
 
     def __init__(self, tokens: nn.Parameter | nn.Module | None, count: int, prefix: int, dropout: float, comes: str | None,
                  goes: str | None):  # fmt: skip
@@ -32,13 +33,14 @@ class Tokens(Graft):
         self.tokens = tokens
         self.count, self.prefix, self.comes, self.goes = count, prefix, comes, goes
         self.dropout = nn.Dropout(dropout)
-        self.stays = False
-        """Whether they stand in what this block gives, too."""
+        self.pooled: str | None = None
+        """Under which key they go to the model's mean over tokens."""
         # carried tokens go in first, so that those of one block stand before them
         self.order = 0 if comes is None and goes is None else -1
 
     def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.comes, self.goes = (None if key is None else f"{adaptation}/{key}" for key in (self.comes, self.goes))
+        keys = (self.comes, self.goes, self.pooled)
+        self.comes, self.goes, self.pooled = (None if key is None else f"{adaptation}/{key}" for key in keys)
 
     def before(self, x: Tensor) -> Tensor:
         if self.tokens is None:
@@ -49,10 +51,10 @@ class Tokens(Graft):
         return torch.cat((x[:, : self.prefix], tokens, x[:, self.prefix :]), dim=1)
 
     def after(self, y: Tensor) -> Tensor:
-        if self.stays:
-            return y
         end = self.prefix + self.count
         left = torch.cat((y[:, : self.prefix], y[:, end:]), dim=1)
+        if self.pooled is not None:
+            state()[self.pooled] = y[:, self.prefix : end].clone(), y.shape[1] - end
         if self.goes is not None:
             hand_on(left, self.goes, y[:, self.prefix : end].clone(), y)  # a view would keep all of y
         return left
@@ -65,3 +67,33 @@ class Tokens(Graft):
                 "use_reentrant=False, or give each block its own (deep=True)."
             )
         return found
+
+
+class Pooled(Graft):
+    """Of a mean m over the N tokens behind the prefix, B D: (N m + Σ p)/(N + P) with the tokens p that a block handed on, B P D.
+
+    No feature holds them, and the head that is called next, the model's own or by hand, counts them.
+
+    Args:
+        key: under which they come.
+        norm: which the mean's tokens have passed behind the last block.
+        order: of the graft that hands them on.
+    """
+
+    scalable: ClassVar[bool] = False
+
+    def __init__(self, key: str, norm: nn.Module | None, order: int) -> None:
+        super().__init__()
+        self.key, self.order = key, order
+        self.__dict__["norm"] = norm
+
+    def named(self, adaptation: str, path: str, slot: str) -> None:
+        self.key = f"{adaptation}/{self.key}"
+
+    def before(self, x: Tensor) -> Tensor:
+        tokens, count = state().pop(self.key, (None, 0))
+        if tokens is None:
+            return x
+        norm = self.__dict__["norm"]
+        tokens = tokens if norm is None else norm(tokens)
+        return torch.lerp(tokens.mean(1), x, count / (count + tokens.shape[1]))

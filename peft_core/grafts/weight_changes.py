@@ -105,19 +105,25 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list[Delta])
         return F.linear(x, weight, bias)
     kind, reading = type(deltas[0]), any(delta.reads_input for delta in deltas)
     kernel = kind.kernel if kind.kernel_reads_input or not reading else None
-    if kernel is not None and all(type(delta) is kind for delta in deltas) and not transforms_are_active():
+    if kernel is not None and all(type(delta).kernel is kernel for delta in deltas) and not transforms_are_active():
         return kernel(x, weight, bias, deltas)
     if not reading:
         return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight))
     y = _linear(x, weight, bias, [delta for delta in deltas if not delta.reads_input])
     for index, delta in enumerate(deltas):
         if delta.reads_input:
-            change = delta.on_input(x, F.linear)
+            change = added(delta, x, y)
             if delta.maps_input:
                 before = [earlier for earlier in deltas[:index] if not earlier.reads_input]
                 change = F.linear(change.to(x.dtype), changed_weight(weight, before))
             y = add_rows(y, change, delta.rows)
     return y
+
+
+def added(delta: Delta, x: Tensor, y: Tensor) -> Tensor:
+    """What a change that is no weight adds to its rows of y, which a linear makes of x."""
+    start, stop = delta.rows or (0, None)
+    return delta.on_output(y[..., start:stop]) if delta.maps_output else delta.on_input(x, F.linear)
 
 
 def add_rows(y: Tensor, change: Tensor, rows: tuple[int, int] | None) -> Tensor:

@@ -188,8 +188,13 @@ def product(inputs: Iterable[Tensor], g: Tensor) -> Tensor:
     """The dense gᵀ x, in float32 or better where it is summed over pieces."""
     start, total = 0, None
     for x in inputs:
-        part, start = g[start : start + len(x)].t() @ x, start + len(x)
-        total = part if total is None else total.to(torch.promote_types(total.dtype, torch.float32)) + part
+        rows, start = g[start : start + len(x)].t(), start + len(x)
+        if total is None:
+            total = rows @ x
+        elif rows.dtype == total.dtype and total.element_size() >= 4:
+            total.addmm_(rows, x)
+        else:
+            total = total.to(torch.promote_types(total.dtype, torch.float32)).add_(rows @ x)
     assert total is not None
     return total
 
@@ -220,7 +225,7 @@ class _SparseConv(torch.autograd.Function):
         x = x if dtype is None else x.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
             new = merged(weight, (part,), pair).to(x.dtype)
-            y = _convolve(x, new, None if bias is None else bias.to(x.dtype), geometry)
+            y = convolve(x, new, None if bias is None else bias.to(x.dtype), geometry)
         ctx.geometry, ctx.part, ctx.recipe, ctx.dtype, ctx.kept = geometry, part, recipe, x.dtype, len(kept)
         ctx.was_cast = dtype is not None
         cast = None if new.dtype == weight.dtype else new
@@ -233,7 +238,7 @@ class _SparseConv(torch.autograd.Function):
         kept, (weight, bias, new, values, indices) = saved[: ctx.kept], saved[ctx.kept :]
         if is_differentiated():
             dx, dw, db, d_values, _ = gradients(
-                lambda x, w, b, *p: _convolve(x, merged(w, (ctx.part,), p).to(x.dtype), b, ctx.geometry),
+                lambda x, w, b, *p: convolve(x, merged(w, (ctx.part,), p).to(x.dtype), b, ctx.geometry),
                 (whole(ctx.recipe, kept), weight, bias, values, indices), grad, ctx.was_cast,
             )  # fmt: skip
             return dx, dw, db, None, None, None, None, None, d_values, None
@@ -249,7 +254,7 @@ class _SparseConv(torch.autograd.Function):
         return dx, dw if of_weight else None, db, None, None, None, None, None, d_values, None
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor:
     *place, groups = geometry
     return torch.ops.aten.convolution(x, weight, bias, *place, False, [0] * (x.dim() - 2), groups)  # type: ignore[no-any-return]
 

@@ -16,28 +16,31 @@ ACTIVATIONS = {
     "silu": F.silu,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "tanh": torch.tanh,
     "identity": lambda x: x,
 }
 
 
-def _blank(rows: int, columns: int, options: dict[str, Any]) -> nn.Linear:
-    return cast(nn.Linear, nn.utils.skip_init(nn.Linear, rows, columns, **options))
+def _blank(rows: int, columns: int, options: dict[str, Any], bias: bool = True) -> nn.Linear:
+    return cast(nn.Linear, nn.utils.skip_init(nn.Linear, rows, columns, bias, **options))
 
 
-def linear(rows: int, columns: int, options: dict[str, Any]) -> nn.Linear:
+def linear(rows: int, columns: int, options: dict[str, Any], bias: bool = True) -> nn.Linear:
     """A linear layer with a Kaiming-uniform weight (a = √5) and a zero bias."""
-    made = _blank(rows, columns, options)
+    made = _blank(rows, columns, options, bias)
     nn.init.kaiming_uniform_(made.weight, a=math.sqrt(5))
-    nn.init.zeros_(made.bias)
+    if bias:
+        nn.init.zeros_(made.bias)
     return made
 
 
 class Bottleneck(nn.Module):
     """Down is Kaiming-uniform (a = √5), Up and the biases are zero: no change at step 0, and a gradient from step 1 on.
-    With `std` both weights are N(0, std²) truncated at 2 std instead.
+    With `std` both weights are N(0, std²) instead, truncated at 2 std, or with `tails` as it is.
 
     Args:
         dim, width: D and h.
+        out: the width of what comes out, D where None.
         scale: s, a number, or a learnt one that starts there with `learn_scale`.
         channel_scale: whether γ (D), starting at 1, is there.
         drop_path: probability that a sample goes without the change in training (rescaled, as in stochastic depth).
@@ -45,26 +48,28 @@ class Bottleneck(nn.Module):
 
     def __init__(self, dim: int, width: int, *, activation: str, scale: float = 1.0, learn_scale: bool = False,
                  dropout: float = 0.0, channel_scale: bool = False, drop_path: float = 0.0, std: float | None = None,
-                 options: dict[str, Any]):  # fmt: skip
+                 tails: bool = False, out: int | None = None, bias: bool = True, options: dict[str, Any]):  # fmt: skip
         super().__init__()
         if activation not in ACTIVATIONS:
             raise PeftError(
                 f'unknown activation "{activation}"{nearest(activation, ACTIVATIONS)} (known: {", ".join(ACTIVATIONS)}).'
             )
-        self.down = linear(dim, width, options)
-        self.up = _blank(width, dim, options)
-        for zero in (self.up.weight, self.up.bias):
+        self.down = linear(dim, width, options, bias)
+        self.up = _blank(width, dim if out is None else out, options, bias)
+        for zero in (self.up.weight, self.up.bias) if bias else (self.up.weight,):
             nn.init.zeros_(zero)
         if std is not None:
             for weight in (self.down.weight, self.up.weight):
-                nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+                nn.init.normal_(weight, std=std) if tails else nn.init.trunc_normal_(
+                    weight, std=std, a=-2 * std, b=2 * std
+                )
         self.activation = activation
         self.scale = nn.Parameter(torch.full((1,), scale, **options)) if learn_scale else scale
         self.gamma = nn.Parameter(torch.ones(dim, **options)) if channel_scale else None
         self.dropout = dropout
         self.drop_path = drop_path
 
-    def forward(self, x: Annotated[Tensor, "... D"]) -> Annotated[Tensor, "... D"]:
+    def forward(self, x: Annotated[Tensor, "... D"]) -> Annotated[Tensor, "... O"]:
         x = ACTIVATIONS[self.activation](self.down(match(x, self.down.weight)))
         x = self.up(F.dropout(x, self.dropout, self.training) if self.dropout else x)
         if self.gamma is not None:

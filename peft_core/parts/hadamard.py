@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from peft_core.grafts.graft import Delta
+from peft_core.grafts.formed import Formed
 from peft_core.parts.factors import add_scaled, is_spatial, new_parameter, rows_of, tucker
 
 
-class Hadamard(Delta):
+class Hadamard(Formed):
     """W' = W + s·(w1_a w1_b) ⊙ (w2_a w2_b); w_a (out, r), w_b (r, in·kh·kw). With Tucker cores t1, t2 (r, r, kh, kw):
     w_a (r, out), w_b (r, in). w2_a is zero: W' = W at step 0."""
 

@@ -12,6 +12,11 @@ from peft_core.grafts.shared import Reference
 from peft_core.parts.bottleneck import ACTIVATIONS
 
 
+def kronecker_sum(left: Tensor, right: Tensor) -> Tensor:
+    """Σ_i left_i ⊗ right_i of (n, a, b) and (n, c, d): (a·c, b·d)."""
+    return torch.einsum("iab,icd->acbd", left, right).reshape(left.shape[1] * right.shape[1], -1)
+
+
 class HypercomplexLinear(nn.Module):
     """y = x Σ_i A_i ⊗ (s_i t_i) + b: A (n, n, n) shared, s (n, in/n, r), t (n, r, out/n), Xavier-uniform with gain √2."""
 
@@ -28,9 +33,7 @@ class HypercomplexLinear(nn.Module):
             nn.init.xavier_uniform_(factor, gain=math.sqrt(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        left, right = self.rule(), self.s @ self.t
-        matrix = torch.einsum("iab,icd->acbd", left, right).reshape(left.shape[1] * right.shape[1], -1)
-        return x @ matrix.to(x.dtype) + self.bias.to(x.dtype)
+        return x @ kronecker_sum(self.rule(), self.s @ self.t).to(x.dtype) + self.bias.to(x.dtype)
 
 
 class HypercomplexBottleneck(nn.Module):

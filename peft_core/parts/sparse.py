@@ -76,9 +76,15 @@ class Sparse(Delta):
     def _take(self, prefix: str, indices: Tensor, values: Tensor | None) -> None:
         parameter: nn.Parameter = getattr(self, f"{prefix}values")
         order = indices.to(parameter.device, torch.int32).sort()
+        if self.chosen:  # what an optimiser remembers of an entry goes with it (`lifecycle.follow`)
+            parameter.came_from = _found(getattr(self, f"{prefix}indices"), order.values)  # type: ignore[attr-defined]
         new = parameter.new_zeros(len(indices)) if values is None else values.to(parameter)[order.indices].clone()
         setattr(self, f"{prefix}indices", order.values)
         parameter.data, parameter.grad = new, None  # an optimiser made before knows it by its identity
+
+    def entries(self) -> list[Tensor]:
+        """Indices of the weight's entries and, where there are such, of the bias's."""
+        return [self.indices] if self.bias_indices is None else [self.indices, self.bias_indices]
 
     # ---- acting ----------------------------------------------------------------------------------------------------
 
@@ -103,7 +109,10 @@ class Sparse(Delta):
         """The product with the change alone, beside a weight that nothing can be added to; its bias entries as well."""
         self._check()
         change = self.values.new_zeros(self.shape).flatten().index_add(0, self.indices, self.values * self.factor)
-        y = run(match(x, self.values), change.view(self.shape))
+        return self.with_bias(run(match(x, self.values), change.view(self.shape)), run)
+
+    def with_bias(self, y: Tensor, run) -> Tensor:
+        """y with the change of the bias, where `run` made it."""
         if self.bias_indices is not None:
             shift = self.values.new_zeros(self.shape[0])
             shift = shift.index_add(0, self.bias_indices, self.bias_values * self.factor)
@@ -165,3 +174,11 @@ def _indices(entries: Entries, device: torch.device) -> Tensor:
     if isinstance(entries, int):
         return torch.full((entries,), -1, dtype=torch.int32, device=device)
     return entries.to(device, torch.int32).sort().values
+
+
+def _found(known: Tensor, wanted: Tensor) -> Tensor:
+    """Where each wanted number stands among the ascending known ones; −1 where it does not."""
+    if not len(known):
+        return torch.full_like(wanted, -1, dtype=torch.int64)
+    at = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+    return torch.where(known[at] == wanted, at, -1)

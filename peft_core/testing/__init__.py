@@ -9,7 +9,7 @@ removing gives the very model that came in.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from peft_core import lifecycle
 from peft_core.adaptation import adapt
@@ -18,6 +18,7 @@ from peft_core.method import Method
 from peft_core.registry import find_method, known_for_now
 from peft_core.testing.families import Family, Losses, lacks, loss, perturb, usual_families
 from peft_core.testing.promises import (
+    COPIES,
     BrokenContract,
     adapted,
     frozen,
@@ -56,8 +57,11 @@ def contract(method: str | type[Method] | Method, families: Mapping[str, Family]
     return found
 
 
-def check(family: Family, method: Method) -> str | None:
+def check(family: Family, method: Method, ways: Sequence[str] = tuple(COPIES)) -> str | None:
     """Tries one method with its settings on one model; the sentence of its refusal, None where it works.
+
+    Args:
+        ways: of copying the model, which take time; the last one's copy is merged.
 
     Raises:
         BrokenContract: it does not keep a promise.
@@ -77,7 +81,7 @@ def check(family: Family, method: Method) -> str | None:
     y = family(model.eval()).detach()
     stock, out = frozen(model, family)
     with known_for_now(type(method)):
-        twin = travels(model, y, family, promise)
+        twin = travels(model, y, family, promise, ways)
     scales(model, y, out, family, method, promise)
     merges(twin, y, family, promise)
     goes(model, stock, out, family, method, promise)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import functools
 import io
 import pickle
@@ -98,14 +99,15 @@ class Written:
     def __init__(self, model: nn.Module, aside: Callable[[Tensor], bool] = lambda tensor: True) -> None:
         into, found = io.BytesIO(), {}
 
-        class Writer(pickle.Pickler):
-            def persistent_id(self, obj: Any) -> int | None:
-                if not isinstance(obj, Tensor) or not aside(obj):
-                    return None
-                found[id(obj)] = obj
-                return id(obj)
+        def reduce(tensor: Tensor) -> Any:
+            if not aside(tensor):
+                return tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+            found[id(tensor)] = tensor
+            return _aside, (id(tensor),)
 
-        Writer(into, pickle.HIGHEST_PROTOCOL).dump(model)
+        writer = pickle.Pickler(into, pickle.HIGHEST_PROTOCOL)
+        writer.dispatch_table = copyreg.dispatch_table | {Tensor: reduce, nn.Parameter: reduce}
+        writer.dump(model)
         self.code, self.tensors = into.getvalue(), found
 
     def read(self) -> nn.Module:
@@ -116,10 +118,15 @@ class Written:
         }
 
         class Reader(pickle.Unpickler):
-            def persistent_load(self, pid: int) -> Tensor:
-                return tensors[pid]
+            def find_class(self, module: str, name: str) -> Any:
+                return tensors.__getitem__ if name == _aside.__name__ else super().find_class(module, name)
 
         return Reader(io.BytesIO(self.code)).load()
+
+
+def _aside(key: int) -> Tensor:
+    """Stands in the bytes for a tensor that is kept beside them."""
+    raise LookupError(key)
 
 
 def seed(number: int) -> None:

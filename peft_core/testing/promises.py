@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -76,23 +76,31 @@ def frozen(model: nn.Module, family: Family) -> tuple[nn.Module, Tensor]:
     return family.headed[known]
 
 
-def travels(model: nn.Module, y: Tensor, family: Family, promise: Promise) -> nn.Module:
-    """Gives a copy of the model."""
+def travels(model: nn.Module, y: Tensor, family: Family, promise: Promise, ways: Sequence[str]) -> nn.Module:
+    """Gives a copy of the model, made in the last of those ways."""
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(model, folder)
         again = load_adapter(family.model().eval(), folder)
     promise(torch.equal(family(again), y), "a saved and loaded adapter gives the same outputs")
     promise(count_parameters(again) == count_parameters(model), "a loaded adapter has as many parameters")
-    stock = {id(p) for key, p in model.named_parameters() if not is_inserted(key)}
-    pickled = Written(model, lambda tensor: id(tensor) in stock).read()  # torch pickles a stock tensor, no method does
-    promise(torch.equal(family(pickled), y), "a pickled model gives the same outputs")
-    twin = copy.deepcopy(model)
-    promise(torch.equal(family(twin), y), "a copied model gives the same outputs")
-    twin.load_state_dict(family.stock.state_dict())  # strictly
-    loaded = twin.state_dict()
+    again.load_state_dict(family.stock.state_dict())  # strictly
+    loaded = again.state_dict()
     same = all(torch.equal(loaded[key], value) for key, value in family.stock.state_dict().items())
     promise(same, "a stock checkpoint loads into an adapted model")
-    return pickled
+    twin = model
+    for way in ways:
+        twin = COPIES[way](model)
+        promise(torch.equal(family(twin), y), f"a {way} model gives the same outputs")
+    return twin
+
+
+def pickled(model: nn.Module) -> nn.Module:
+    stock = {id(p) for key, p in model.named_parameters() if not is_inserted(key)}
+    return Written(model, lambda tensor: id(tensor) in stock).read()  # torch pickles a stock tensor, no method does
+
+
+COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {"copied": copy.deepcopy, "pickled": pickled}
+"""Ways in which a model is copied."""
 
 
 def scales(model: nn.Module, y: Tensor, out: Tensor, family: Family, method: Method, promise: Promise) -> None:

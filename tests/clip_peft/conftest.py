@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.clip_peft.models import TEXT, VISION, clip
+from tests.conftest import once
 
 COLOURS = {
     "red": (200, 30, 30), "green": (30, 180, 40), "blue": (40, 50, 200), "grey": (128, 128, 128), "white": (240, 240, 240),
@@ -31,6 +32,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def reliability_once():
+    from clip_peft.training import results
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "reliability_diagram", once(results.reliability_diagram))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from clip_peft.commands import main
 
 
+@pytest.mark.slow  # vision_peft's stands for it: what divides work among processes is shared
 def test_two_processes_equal_one(backbone: str, photos: str, tmp_path: Path) -> None:
     line = f"fit --data {photos} --backbone {backbone} --method coop --method.context 3 --shots 4 --epochs 2 --batch_size 8"
     line += f" --augment none --data.cache_dir {tmp_path}/cache --trainer.accelerator cpu --out {tmp_path}"

@@ -64,7 +64,11 @@ def test_a_merged_model_is_plain_open_clip(trained, tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [("maple", {"depth": 2}), ("tip_adapter", {}), ("vpt", {"tokens": 2, "tower": "image"})],
+    [
+        ("maple", {"depth": 2}),
+        pytest.param("tip_adapter", {}, marks=pytest.mark.slow),
+        pytest.param("vpt", {"tokens": 2, "tower": "image"}, marks=pytest.mark.slow),
+    ],
 )
 def test_onnx_gives_the_run_s_probabilities(trained, method: str, settings: dict, tmp_path: Path) -> None:
     import onnxruntime

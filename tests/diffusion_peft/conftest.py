@@ -1,6 +1,7 @@
 """Tiny bases in folders, and pictures to train on."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from diffusion_peft.base.loading import quiet_loading
+from tests.conftest import once
 from tests.diffusion_peft.pipelines import stable_diffusion
 
 SHORT = {"steps": 4, "sample_count": 1, "sample_steps": 1, "trainer": {"accelerator": "cpu"}}
@@ -22,6 +24,16 @@ def one_thread() -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def curves_once():
+    from diffusion_peft.training import results
+    from peft_core.jobs.reports import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "plots", SimpleNamespace(curves=once(plots.curves)))
         yield
 
 

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 
+@pytest.mark.slow  # vision_peft's stands for it: what divides work among processes is shared
 def test_two_processes(sd15: str, toys: str, balls: str, tmp_path: Path) -> None:
     line = (
         f"fit --base {sd15} --data {toys} --prompt toy --class_prompt ball --prior {balls} --prior_count 2 --batch_size 2 "

@@ -11,7 +11,7 @@ from torch import nn
 from peft_core import NotMergeable, PeftError, adapt, count_parameters, disabled, list_methods, merge, remove, set_scale
 from peft_core.grafts.attention import AdaptedAttention
 from peft_core.methods.reparameterized.lora import LoRA
-from peft_core.prefix import Prefix
+from peft_core.passes.prefix import Prefix
 from tests.tiny import MODELS, clip, pictures, vit
 
 VIT = MODELS["vit"]

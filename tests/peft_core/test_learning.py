@@ -83,6 +83,18 @@ def test_the_log_says_what_the_step_was_made_with(tmp_path, capsys: pytest.Captu
     assert [line.split("loss ")[1].split()[0] for line in said] == [f"{mean:.4f}" for mean in means]
 
 
+def test_mezo_steps_by_two_losses_of_each_batch(tmp_path) -> None:
+    module = fitted(tmp_path, optimizer="mezo", lr=1e-3, optimizer_settings={"eps": 1e-2})
+    assert module.trainer.global_step == 10 and len(module.losses) == 20
+    assert module.net.weight.item() > 0.1  # on its way to 3
+    refused = {"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}
+    for flags in refused:
+        with pytest.raises(
+            PeftError, match=f"mezo computes no gradients, on one device: leave --trainer.{[*flags][0]} out"
+        ):
+            fitted(tmp_path, CPU | flags, optimizer="mezo")
+
+
 @pytest.mark.parametrize(
     ("step", "kept"), [(1, "no adapter is kept"), (6, "the adapter of the last whole epoch is kept")]
 )

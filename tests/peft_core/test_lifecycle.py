@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -141,13 +141,33 @@ class Fits(Learning):
         self.note(index)
 
 
-def fit(epochs: int, checkpoint: str | None = None) -> tuple[Fits, Trainer]:
+class Classes(Fits):
+    def labels_of(self, batch: Any) -> Tensor:
+        return batch[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EachEpoch(Everything):
+    """It adds up the classes that it is shown before each epoch."""
+
+    prepares_each_epoch: ClassVar[bool] = True
+
+    def prepare(self, model: nn.Module, losses: Iterable[Tensor]) -> None:
+        kept, pairs = lifecycle.memory(model, self), lifecycle.labelled(losses)
+        assert pairs is not None
+        kept["masks"] = [torch.ones_like(g.B) for g in lifecycle.own_grafts(model, self, LowRank)]
+        kept["shown"] = [*kept.get("shown", []), sum(int(labels.sum()) for _, labels in pairs)]
+
+
+def fit(
+    epochs: int, checkpoint: str | None = None, make: type[Fits] = Fits, method: type[Method] = Everything, **flags: Any
+) -> tuple[Fits, Trainer]:
     torch.manual_seed(0)
-    module = Fits(adapt(vit(depth=1)(), Everything()))
+    module = make(adapt(vit(depth=1)(), method()))
     with quiet():
         trainer = Trainer(
             max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False,
+            enable_model_summary=False, **flags,
         )  # fmt: skip
         trainer.fit(
             module, torch.utils.data.DataLoader(pictures(), batch_size=None), ckpt_path=checkpoint, weights_only=True
@@ -171,3 +191,14 @@ def test_lightning_makes_the_calls_and_a_stopped_run_goes_on_to_the_same_bytes(t
         lifecycle.state(whole.model)["everything"]["gradient"]
         == lifecycle.state(second.model)["everything"]["gradient"]
     )
+
+
+def test_what_is_prepared_each_epoch_is_prepared_once_each_however_often_a_run_is_stopped(tmp_path):
+    classes: dict[str, Any] = {"make": Classes, "method": EachEpoch}
+    expected, at = [sum(int(y.sum()) for _, y in pictures())] * 2, str(tmp_path / "last.ckpt")
+    for flags in ({}, {"max_steps": 1}, {"max_steps": 4}):  # at an epoch's end, in the first, in the second
+        first, trainer = fit(1 if not flags else 2, **classes, **flags)
+        trainer.save_checkpoint(at)
+        second, _ = fit(2, at, **classes)
+        assert lifecycle.state(second.model)["each_epoch"]["shown"] == expected
+    assert lifecycle.labelled(iter(())) is None and not lifecycle.wants(fit(1)[0].model, "prepare", again=True)

@@ -29,15 +29,20 @@ def farthest(one: Path, other: Path) -> float:
     return max((first[key] - second[key]).abs().max().item() for key in first)
 
 
-def test_five_epochs_of_lora_read_digits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.slow  # of one epoch, test_run_folder holds the accuracy
+def test_five_epochs_of_lora_read_digits(tmp_path: Path) -> None:
     line = f"fit --backbone reference --method lora --data digits --out {tmp_path}/run --seed 0 --trainer.max_epochs 5"
     assert main(line.split()) == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text())["accuracy"] >= 0.95
+
+
+def test_what_a_run_says(small_data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(small_line(small_data, tmp_path / "run")) == 0
     said = capsys.readouterr()
-    assert said.out.startswith(f"{tmp_path}/run: accuracy 0.9")
+    assert said.out.startswith(f"{tmp_path}/run: accuracy ")
     found, *epochs = said.err.splitlines()
-    assert found.startswith("digits: 1,797 pictures of 10 classes")
-    assert [text.split()[:2] for text in epochs] == [["epoch", f"{epoch}/5"] for epoch in range(1, 6)]
+    assert "84 pictures of 3 classes" in found
+    assert [text.split()[:2] for text in epochs] == [["epoch", f"{epoch}/3"] for epoch in range(1, 4)]
 
 
 def test_run_folder(short_run: Path) -> None:
@@ -46,7 +51,7 @@ def test_run_folder(short_run: Path) -> None:
     )
     assert sorted(os.listdir(short_run)) == files.split()
     results = json.loads((short_run / "results.json").read_text())
-    assert 0 <= results["accuracy"] <= 1 and len(results["per_class"]) == 10
+    assert results["accuracy"] > 0.5 and len(results["per_class"]) == 10
     assert results["protocol"] == "honest" and results["evaluated_on"] == "test" and results["seed"] == 0
     assert results["parameters"]["inserted"] == 36864 and results["parameters"]["head"] == 970
     assert results["checkpoint_family"] == "reference" and results["normalisation"]["mean"] == [0.5, 0.5, 0.5]
@@ -67,12 +72,12 @@ def test_finished_run_is_left_alone(short_run: Path, capsys: pytest.CaptureFixtu
     left_alone(main, short_run, "accuracy", capsys)
 
 
-def test_config_runs_it_again(short_run: Path, tmp_path: Path) -> None:
+def test_config_runs_it_again(small_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "again"
-    assert main(["fit", "--config", str(short_run / "config.yaml"), "--out", str(out)]) == 0
+    assert main(["fit", "--config", str(small_run / "config.yaml"), "--out", str(out)]) == 0
     for name in ("adapter/adapter.safetensors", "predictions.csv"):
-        assert (out / name).read_bytes() == (short_run / name).read_bytes()
-    one, other = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (short_run, out))
+        assert (out / name).read_bytes() == (small_run / name).read_bytes()
+    one, other = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (small_run, out))
     assert one | {"out": ""} == other | {"out": ""}
 
 
@@ -146,17 +151,19 @@ def test_kept_features_change_nothing(small_data: str, tmp_path: Path) -> None:
             fit(out=str(tmp_path / "not"), **(late | {name: wrong, "cache_prefix": "on"}))
 
 
-def test_compiled(small_data: str, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled(small_data: str, tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
     plain = torch.nn.Module.compile
 
     def eager(self: torch.nn.Module) -> None:  # needs no C++ compiler
         used.append(self)
-        plain(self, backend="aot_eager")
+        plain(self, backend="eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", eager)
-    fit(data=small_data, out=str(tmp_path / "run"), compile=True, **SMALL)
-    assert used and farthest(small_run, tmp_path / "run") < 1e-4
+    settings = {"data": small_data, "backbone": tiny_backbone} | SMALL
+    fit(out=str(tmp_path / "plain"), **settings)
+    fit(out=str(tmp_path / "run"), compile=True, **settings)
+    assert used and farthest(tmp_path / "plain", tmp_path / "run") < 1e-4
 
 
 def test_bfloat16(small_data: str, small_run: Path, tmp_path: Path) -> None:

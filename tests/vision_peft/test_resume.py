@@ -42,3 +42,13 @@ def test_killed_at_any_step(small_data: str, whole: Path, tmp_path: Path, kills:
     assert run(small_data, out, save_every=save_every) == 0
     for name in ("adapter/adapter.safetensors", "predictions.csv", "metrics.csv"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("optimizer", [pytest.param(name, marks=pytest.mark.slow) for name in ("mezo", "galore")])
+def test_optimizers_of_their_own_state(optimizer: str, small_data: str, tmp_path: Path) -> None:
+    settings = {"optimizer": optimizer, "trainer": {"max_epochs": 2}, "method": {"name": "full"}, "mezo": {"eps": 1e-2}}
+    assert run(small_data, tmp_path / "whole", **settings) == 0
+    assert run(small_data, tmp_path / "run", 5, **settings) == -signal.SIGKILL
+    assert run(small_data, tmp_path / "run", **settings) == 0
+    for name in ("adapter/adapter.safetensors", "metrics.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

@@ -93,7 +93,7 @@ class KeptData(Data):
 _KEPT: dict[Any, Any] = {}
 
 
-def kept_backbone(spec: str, num_classes: int, drop_path: float) -> tuple[nn.Module, Backbone]:
+def kept_backbone(spec: str, num_classes: int | None, drop_path: float) -> tuple[nn.Module, Backbone]:
     """`load_backbone`, from memory where the same was loaded from the same state of the random numbers before: model,
     head and the random numbers that follow are those of a run by itself."""
     model, about, after = _loaded(spec, num_classes, drop_path, torch.get_rng_state().numpy().tobytes())
@@ -102,6 +102,8 @@ def kept_backbone(spec: str, num_classes: int, drop_path: float) -> tuple[nn.Mod
 
 
 @lru_cache(maxsize=2)
-def _loaded(spec: str, num_classes: int, drop_path: float, state: bytes) -> tuple[nn.Module, Backbone, torch.Tensor]:
+def _loaded(
+    spec: str, num_classes: int | None, drop_path: float, state: bytes
+) -> tuple[nn.Module, Backbone, torch.Tensor]:
     model, about = load_backbone(spec, num_classes, drop_path)
     return model, about, torch.get_rng_state()

@@ -31,8 +31,9 @@ def list_backbones(pattern: str = "vit_*") -> dict[str, str]:
     return found
 
 
-def load_backbone(spec: str, num_classes: int, drop_path: float = 0.0) -> tuple[nn.Module, Backbone]:
-    """A pretrained timm model with a new head of `num_classes` classes, and what it expects of its input.
+def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) -> tuple[nn.Module, Backbone]:
+    """A pretrained timm model with a new head of `num_classes` classes, or with its own where None, and what it expects of its
+    input.
 
     Args:
         spec: `reference`; a timm name such as `vit_base_patch16_224.augreg_in21k`, or `hf-hub:owner/model`; a folder
@@ -44,14 +45,20 @@ def load_backbone(spec: str, num_classes: int, drop_path: float = 0.0) -> tuple[
         PeftError: an unknown name (with the nearest), weights that cannot be reached (with how to fetch them), a pickle,
             a file that does not fit the architecture.
     """
-    options = {"num_classes": num_classes, "drop_path_rate": drop_path}
+    options: dict[str, Any] = {"drop_path_rate": drop_path} | (
+        {"num_classes": num_classes} if num_classes is not None else {}
+    )
     if spec == REFERENCE:
+        if num_classes is None:
+            raise PeftError(
+                f"the {REFERENCE} model has no head that it was pretrained with: choose a model that has one."
+            )
         model = reference_of("vision_peft").load(num_classes, drop_path_rate=drop_path)
         return model, _describe(spec, REFERENCE, model)
     architecture, at, file = spec.partition("@")
     if at and not spec.startswith(("hf-hub:", "hf_hub:")):  # where @ stands before a revision
         model = _create(architecture, pretrained=False, **options)
-        _load_weights(model, Path(file).expanduser(), architecture)
+        _load_weights(model, Path(file).expanduser(), architecture, with_head=num_classes is None)
         return model, _describe(spec, Path(file).name, model)
     folder = Path(spec).expanduser()
     if spec.startswith(("./", "../", "/", "~")) and not folder.is_dir():
@@ -123,7 +130,7 @@ def _pretrained(name: str, options: dict[str, Any]) -> nn.Module:
     return _create(name, pretrained=True, pretrained_cfg_overlay=overlay or None, **options)
 
 
-def _load_weights(model: nn.Module, path: Path, architecture: str) -> None:
+def _load_weights(model: nn.Module, path: Path, architecture: str, with_head: bool = False) -> None:
     if path.suffix in PICKLES:
         raise PeftError(f"{path.name} is a pickle, which is never loaded: save the weights as .safetensors.")
     if not path.is_file():
@@ -140,7 +147,7 @@ def _load_weights(model: nn.Module, path: Path, architecture: str) -> None:
         raise PeftError(f"{path} is truncated or no safetensors file: copy it again.") from error
     state = _in_timms_words(state, model, path, architecture)
     heads = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    heads = () if with_head else (heads,) if isinstance(heads, str) else tuple(heads)
     own = model.state_dict()
     mine = {key: value for key, value in own.items() if not key.startswith(heads)}
     for key, value in mine.items():

@@ -52,8 +52,8 @@ def is_folder(spec: str) -> bool:
     return "model_type" in _read(Path(spec).expanduser() / CONFIG)
 
 
-def load_backbone(spec: str, num_classes: int, drop_path: float = 0.0) -> tuple[nn.Module, Backbone]:
-    """A pretrained model with a new head of `num_classes` classes, and what its image processor expects of pictures.
+def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) -> tuple[nn.Module, Backbone]:
+    """A pretrained model with a new head of `num_classes` classes, or with its own where None, and what its image processor expects of pictures.
 
     Args:
         spec: `hf:` and `owner/model`, or a folder with config.json, model.safetensors and preprocessor_config.json.
@@ -77,7 +77,9 @@ def load_backbone(spec: str, num_classes: int, drop_path: float = 0.0) -> tuple[
         config.drop_path_rate = drop_path
     known = type(config) in transformers.AutoModelForImageClassification._model_mapping
     made: Any = transformers.AutoModelForImageClassification if known else transformers.AutoModel
-    if known:
+    if num_classes is None and not known:
+        raise PeftError(f"{spec} has no head of its own: choose a classifier, or a method that trains a head.")
+    if known and num_classes is not None:
         config.num_labels = num_classes
     model = _load(made, spec, source, config)
     anatomy = describe(model)
@@ -85,7 +87,7 @@ def load_backbone(spec: str, num_classes: int, drop_path: float = 0.0) -> tuple[
         raise PeftError(
             f"{spec} is a {type(model).__name__}, which is no model of pictures: choose an image classifier's backbone."
         )
-    if known:
+    if num_classes is None or known:
         return FromTransformers(model), about
     width = getattr(config, "hidden_size", None)
     if width is None:

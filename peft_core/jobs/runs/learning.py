@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from peft_core import lifecycle
+from peft_core.adapter_file import fit_grafts
 from peft_core.card import FORMAT
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
+from peft_core.jobs.runs.optimizers import WITHOUT_GRADIENTS, Optimizer, check_without_gradients, make_optimizer
 from peft_core.jobs.runs.training import LightningModule, keep_trainables
 from peft_core.stock import adapter_state
 
-Optimizer = Literal["adamw", "adam", "sgd", "adamw8bit", "paged_adamw"]
-
-
 class Learning(LightningModule):
-    """AdamW (8-bit or paged too, by bitsandbytes), Adam with weight decay in the gradient, or SGD, the learning rate warmed up and then lowered along a cosine:
+    """AdamW (8-bit or paged too, by bitsandbytes), Adam with weight decay in the gradient, SGD, GaLore or MeZO, the learning rate
+    warmed up and then lowered along a cosine:
 
     lr(t) = lr · (t + 1) / w for the first w = warmup · T of T steps, then
     lr · (f + (1 − f) · (1 + cos(π (t − w) / (T − w))) / 2) with f = final_lr.
@@ -33,15 +35,19 @@ class Learning(LightningModule):
 
     Args:
         steps: optimiser steps of the whole run, T.
+        optimizer_settings: what this optimiser alone takes.
     """
 
     kept: ClassVar[tuple[str, ...]] = ()
+    by_steps: ClassVar[bool] = False
+    """Whether its training is counted in steps rather than epochs."""
 
     def __init__(
         self,
         steps: int,
         *,
         optimizer: Optimizer = "adamw",
+        optimizer_settings: Mapping[str, Any] | None = None,
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
         warmup: float = 0.1,
@@ -50,14 +56,16 @@ class Learning(LightningModule):
     ) -> None:
         super().__init__()
         self.strict_loading = False  # a checkpoint holds the trainable part only
-        self.steps = steps
+        self.steps, self.optimizer_settings = steps, dict(optimizer_settings or {})
         self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.warmup, self.final_lr, self.seed = warmup, final_lr, seed
         self.history: list[dict[str, float]] = []
+        self.scored_on = "val"  # what `accuracy` in `history` was scored on
         self.loss_sum, self.loss_count = torch.zeros(()), 0  # since the last row of `history`
         self.epoch_sum, self.epoch_count = torch.zeros(()), 0
         self.epoch_loss: float | None = None
         self.rate_of_step = 0.0
+        self.prepared = -1  # the epoch before which methods last prepared
         self.seconds, self.started = 0.0, 0.0  # of training, over all the times it was started
 
     def adapted(self) -> dict[str, nn.Module]:
@@ -72,21 +80,25 @@ class Learning(LightningModule):
         self.started = time.monotonic() - self.seconds
 
     def on_train_epoch_start(self) -> None:
-        if self.trainer.global_step or self.trainer.current_epoch:
+        epoch = self.trainer.current_epoch
+        if self.prepared == epoch:
             return  # a run that goes on has in its checkpoint what it was prepared with
-        loader: Any = self.trainer.train_dataloader
+        again, self.prepared = bool(self.trainer.global_step or epoch), epoch
         for model in self.adapted().values():
-            if lifecycle.wants(model, "prepare"):
-                place = loader.state_dict() if hasattr(loader, "state_dict") else None
-                sizes = {key: value.shape for key, value in adapter_state(model).items()}
-                with torch.random.fork_rng(devices=[]):
-                    lifecycle.prepare(model, self._losses(loader))
-                if place is not None:  # training begins where it would have without
-                    loader.load_state_dict(place)
-                if self.trainer.world_size > 1:  # each process saw other pictures
-                    self._share(model, sizes)
-                self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
-                self.epoch_sum, self.epoch_count = torch.zeros_like(self.epoch_sum), 0
+            if lifecycle.wants(model, "prepare", again):
+                with self._aside(model) as losses:
+                    lifecycle.prepare(model, losses, again)
+
+    @contextmanager
+    def _aside(self, model: nn.Module) -> Iterator[lifecycle.Losses]:
+        """The losses of training batches, for methods; training goes on as if nobody had looked."""
+        sizes = {key: value.shape for key, value in adapter_state(model).items()}
+        counted = self.loss_sum.clone(), self.loss_count, self.epoch_sum.clone(), self.epoch_count
+        with torch.random.fork_rng(devices=[]):
+            yield self._losses(copy.copy(self.trainer.train_dataloader))  # which counts its batches by itself
+        if self.trainer.world_size > 1:  # each process saw other pictures
+            self._share(model, sizes)
+        self.loss_sum, self.loss_count, self.epoch_sum, self.epoch_count = counted
 
     def _share(self, model: nn.Module, sizes: dict[str, torch.Size]) -> None:
         """Every process takes what the first one's methods prepared."""
@@ -105,6 +117,10 @@ class Learning(LightningModule):
         """Further losses of a batch, by the names under which methods ask for them (`lifecycle.Losses`)."""
         return {}
 
+    def labels_of(self, batch: Any) -> Tensor | None:
+        """The classes of a batch's samples, where it has such."""
+        return None
+
     def _losses(self, loader: Any) -> lifecycle.Losses:
         """Those of training batches, each computed when it is asked for."""
         index = itertools.count()
@@ -119,7 +135,9 @@ class Learning(LightningModule):
             return run
 
         others = {name: prepared(lambda batch, _, of=of: of(batch)) for name, of in self.other_losses().items()}
-        return lifecycle.Losses(prepared(self.training_step), loader, others)  # type: ignore[arg-type]
+        labelled = type(self).labels_of is not Learning.labels_of
+        labels: Any = self.labels_of if labelled else None
+        return lifecycle.Losses(prepared(self.training_step), loader, others, labels)  # type: ignore[arg-type]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.rate_of_step = optimizer.param_groups[0]["lr"]  # the schedule moves on before the step is noted
@@ -137,6 +155,14 @@ class Learning(LightningModule):
 
     def mean_of(self, loss: Callable[[], Tensor]) -> Tensor:
         """The mean loss of as many forwards as the methods ask for."""
+        if self.without_gradients:
+            for model in self.adapted().values():
+                model.eval()
+            with torch.no_grad():
+                return self._mean_of(loss)
+        return self._mean_of(loss)
+
+    def _mean_of(self, loss: Callable[[], Tensor]) -> Tensor:
         times = max((lifecycle.instances(model) for model in self.adapted().values()), default=1)
         return loss() if times == 1 else torch.stack([loss() for _ in range(times)]).mean()
 
@@ -146,7 +172,9 @@ class Learning(LightningModule):
         stepped = (index + 1) % self.trainer.accumulate_grad_batches == 0 or last
         if stepped:
             for model in self.adapted().values():
-                lifecycle.after_step(model, lifecycle.Progress(min(step, self.steps), self.steps))
+                progress, optimizer = lifecycle.Progress(min(step, self.steps), self.steps), self.optimizers(False)
+                with self._aside(model) if lifecycle.prepares_again(model, progress) else nullcontext() as losses:
+                    lifecycle.after_step(model, progress, losses, optimizer)  # type: ignore[arg-type]
         if last or (stepped and (step % max(1, self.steps // 200) == 0 or step == self.steps)):
             loss = self.check_loss()
             row = {"step": step, "epoch": self.trainer.current_epoch, "lr": self.rate_of_step, "loss": loss}
@@ -182,9 +210,11 @@ class Learning(LightningModule):
 
     def describe(self) -> str:
         """The last figures, for a progress bar: within an epoch its mean loss so far, at its end the whole epoch's."""
+        accuracy = next((row["accuracy"] for row in reversed(self.history) if "accuracy" in row), None)
+        scored = "" if accuracy is None else f"  {self.scored_on} accuracy {accuracy:.4f}"
         if self.epoch_count:
-            return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}"
-        return f"loss {self.epoch_loss:.4f}" if self.epoch_loss is not None else ""
+            return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}{scored}"
+        return f"loss {self.epoch_loss:.4f}{scored}" if self.epoch_loss is not None else ""
 
     def configure_optimizers(self) -> dict[str, Any]:
         groups = []
@@ -204,16 +234,22 @@ class Learning(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
-        if self.optimizer == "adamw8bit":
-            return load_bitsandbytes().optim.AdamW8bit(groups, lr=self.lr)
-        if self.optimizer == "paged_adamw" and self.device.type == "cuda":  # pages are CUDA's; elsewhere it is plain AdamW
-            return load_bitsandbytes().optim.PagedAdamW32bit(groups, lr=self.lr)
-        if self.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=self.lr)
-        # Lightning refuses to clip the gradients of a fused optimiser under float16
-        return torch.optim.AdamW(groups, lr=self.lr, fused=self.trainer.precision != "16-mixed")
+        models = list(self.adapted().values())
+        own = self.optimizer_settings
+        if self.without_gradients:
+            check_without_gradients(self.optimizer, self.trainer, models)
+            own = {"seed": self.seed} | own
+        precision = str(self.trainer.precision)
+        return make_optimizer(self.optimizer, groups, self.lr, self.device, precision, models, own)
+
+    @property
+    def without_gradients(self) -> bool:
+        """Steps are two losses of a batch, of models in eval mode, without gradients."""
+        return self.optimizer in WITHOUT_GRADIENTS
+
+    def backward(self, loss: Tensor, *settings: Any, **more: Any) -> None:
+        if not self.without_gradients:
+            super().backward(loss, *settings, **more)
 
     def trained_for(self) -> float:
         """Seconds of training, over all the times it was started."""
@@ -222,6 +258,7 @@ class Learning(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep_trainables(checkpoint, self.adapted())
         checkpoint["format"] = FORMAT
+        checkpoint["prepared"] = self.prepared
         checkpoint["methods"] = {path: lifecycle.state(model) for path, model in self.adapted().items()}
         checkpoint["seconds"] = self.seconds = self.trained_for()
         checkpoint["history"] = self.history
@@ -243,31 +280,19 @@ class Learning(LightningModule):
                     f"this run was begun by a version in which {adaptation.method.name} computed something else, and cannot go "
                     "on: start it anew with --overwrite."
                 )
+        self.prepared = checkpoint.get("prepared", 0)
         self.history, self.seconds = checkpoint["history"], checkpoint["seconds"]
         self.loss_sum, self.loss_count = checkpoint["loss"]
         self.epoch_sum, self.epoch_count, self.epoch_loss = checkpoint.get("epoch_loss", (torch.zeros(()), 0, None))
         for path, model in self.adapted().items():
+            kept = checkpoint["state_dict"].items()
+            weights = {key.removeprefix(f"{path}."): value for key, value in kept if key.startswith(f"{path}.")}
+            fit_grafts(model, weights)
             lifecycle.load_state(model, checkpoint.get("methods", {}).get(path, {}))
         for name in self.kept:
-            setattr(self, name, checkpoint[name])
+            setattr(self, name, checkpoint.get(name, getattr(self, name)))  # an earlier version kept less
 
     def finish(self) -> None:
         """What the methods do when training has ended."""
         for model in self.adapted().values():
             lifecycle.finish(model)
-
-
-def load_bitsandbytes() -> Any:
-    """The module, for 8-bit optimisers.
-
-    Raises:
-        PeftError: it is not installed, or does not run on this machine.
-    """
-    try:
-        import bitsandbytes  # pyright: ignore[reportMissingImports]
-    except (ImportError, OSError, RuntimeError) as error:
-        raise PeftError(
-            f"this --optimizer needs bitsandbytes, which does not load here ({error}): "
-            "pip install 'visual-peft[bitsandbytes]', or use --optimizer adamw."
-        ) from error
-    return bitsandbytes

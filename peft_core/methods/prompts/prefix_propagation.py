@@ -3,10 +3,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from peft_core.grafts.graft import Graft
 from peft_core.method import Method, Plan
+from peft_core.parts.tokens.added import Added
 from peft_core.values import Count, Rate
 
 
@@ -45,20 +45,4 @@ class PrefixPropagation(Method):
             )
             plan.add_tokens(run, first, stream, self.dropout)
             for path, values in zip(paths[1:], others, strict=True):
-                plan.join(path, "propagation", Added(values, stream, self.dropout))
-
-
-class Added(Graft):
-    """x[:, prefix : prefix + P] + P_l, for tokens that are in the sequence already."""
-
-    scalable = False
-
-    def __init__(self, values: nn.Parameter, stream: Any, dropout: float) -> None:
-        super().__init__()
-        self.values, self.prefix, self.dropout = values, stream.prefix, nn.Dropout(dropout)
-        self.arg, self.output = stream.arg, stream.output
-
-    def before(self, x: Tensor) -> Tensor:
-        more = self.dropout(self.values.expand(x.shape[0], -1, -1)).to(x.dtype)
-        end = self.prefix + len(self.values)
-        return torch.cat((x[:, : self.prefix], x[:, self.prefix : end] + more, x[:, end:]), 1)
+                plan.join(path, "propagation", Added(values, self.tokens, stream, self.dropout))

@@ -3,12 +3,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from peft_core import lifecycle
 from peft_core.errors import PeftError
-from peft_core.grafts.tokens import Tokens
 from peft_core.method import Method, Plan
+from peft_core.parts.tokens.drawn import Draw, Drawn, start_from_patches
 from peft_core.values import Count
 
 
@@ -43,41 +42,12 @@ class PromptTuning(Method):
             raise PeftError("prompt_tuning puts its tokens in at the first block: leave `blocks` out.")
         for tower, paths in plan.towers():
             stream = plan.token_stream(tower)
-            made = Sampling(self.tokens, stream.width, stream.prefix, plan.options_at(paths[0]))
+            values = torch.empty(self.tokens, stream.width, **plan.options_at(paths[0])).uniform_(-0.5, 0.5)
+            made = Drawn(nn.Parameter(values), stream.prefix)
             plan.add_tokens(paths, made, stream, count=self.tokens)
 
     def wants(self, call: str) -> bool:
         return super().wants(call) and (call != "prepare" or self.init == "sampled")
 
     def prepare(self, model: nn.Module, losses: Iterable[Any]) -> None:
-        made = [g.tokens for g in lifecycle.own_grafts(model, self, Tokens) if isinstance(g.tokens, Sampling)]
-        for prompts in made:
-            prompts.seen = []
-        with torch.no_grad():
-            for _ in losses:
-                if all(sum(map(len, prompts.seen or ())) >= 8 * self.tokens for prompts in made):
-                    break
-            for prompts in made:
-                prompts.take()
-
-
-class Sampling(nn.Module):
-    """P (tokens, D); while `seen` is a list it gathers what the block receives behind the prefix."""
-
-    def __init__(self, tokens: int, dim: int, prefix: int, options: dict[str, Any]) -> None:
-        super().__init__()
-        self.values = nn.Parameter(torch.empty(tokens, dim, **options).uniform_(-0.5, 0.5))
-        self.prefix = prefix
-        self.seen: list[Tensor] | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.seen is not None:
-            self.seen.append(x[:, self.prefix :].detach().flatten(0, 1))
-        return self.values
-
-    def take(self) -> None:
-        """P ← tokens drawn from those seen, none twice where they suffice."""
-        seen, self.seen = torch.cat(self.seen or [self.values]), None
-        order = torch.randperm(len(seen), device=seen.device)
-        picked = order.repeat(-(-len(self.values) // len(seen)))[: len(self.values)]
-        self.values.copy_(seen[picked])
+        start_from_patches(model, self, losses, Draw, batches=8)

@@ -1,7 +1,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from peft_core.errors import PeftError
 from peft_core.grafts.shared import Reference
 from peft_core.method import Method, Plan
 from peft_core.parts.prompts import uniform_prompts
+from peft_core.parts.tokens.drawn import Drawn, Mean, start_from_patches
 from peft_core.values import Count, Rate, Share, Widths
 
 
@@ -34,6 +35,9 @@ class VPT(Method):
             MAE ("original"); off is its `img_pool`, the mean of the patches.
         project: p, the prompts' own width; D where None.
         fourier: share of the prompts that are transformed.
+        init: `random`, or `patches`: the mean over the training pictures of what stands at each patch before the prompts' block,
+            without prompts, pooled adaptively to as many rows; `lifecycle.prepare` takes it. Wang et al., "Revisiting the Power
+            of Prompt for Visual Tuning", ICML 2024, which also offers k-means and random choice.
     """
 
     tokens: Widths = 10
@@ -42,6 +46,7 @@ class VPT(Method):
     pool_prompts: bool = False
     project: Count | None = None
     fourier: Share = 0.0
+    init: Literal["random", "patches"] = "random"
     identity: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("tokens",)
     silences_dropout: ClassVar[bool] = True
@@ -50,16 +55,20 @@ class VPT(Method):
     @classmethod
     def examples(cls) -> Iterable[Method]:
         more = cls(tokens=3, deep=True, project=5, fourier=0.7)
-        return cls(tokens=2), cls(tokens=2, deep=True), cls(tokens=2, tower="image"), more
+        return cls(tokens=2), cls(tokens=2, deep=True, init="patches"), cls(tokens=2, tower="image"), more
 
     def install(self, plan: Plan) -> None:
         if not self.deep and not isinstance(self.tokens, int):
             raise PeftError("vpt: a list of token counts, one a block, needs deep=True.")
+        if self.init == "patches" and (self.project is not None or self.fourier):
+            raise PeftError(
+                "vpt: patches as a start are neither projected nor transformed: leave project and fourier out."
+            )
         # 1,000 is no limit of the method, but more prompts than that is a slip of the keyboard
         blocks = list(plan.chosen_blocks(self.tokens, 1000))
         for tower in dict.fromkeys(tower for tower, *_ in blocks):
             here = [(path, count) for place, _, path, count in blocks if place == tower]
-            if self.pool_prompts and not plan.token_stream(tower).averaged:
+            if self.pool_prompts and plan.token_stream(tower).pooled is None:
                 raise PeftError("vpt: pool_prompts is for models that average their tokens, and this one does not.")
             if self.deep:
                 for path, count in here:
@@ -69,17 +78,25 @@ class VPT(Method):
 
     def _add(self, plan: Plan, tower: str | None, blocks: Sequence[str], count: int) -> None:
         stream, options = plan.token_stream(tower), plan.options_at(blocks[0])
-        tokens: nn.Parameter | nn.Module = uniform_prompts(count, stream, options, self.project)
-        strip = not self.pool_prompts or blocks[-1] != plan.anatomy.blocks[tower][-1]
+        tokens: Any = uniform_prompts(count, stream, options, self.project)
+        pool = self.pool_prompts and blocks[-1] == plan.anatomy.blocks[tower][-1]
+        if self.init == "patches":
+            tokens = Drawn(tokens, stream.prefix)
         if self.project is None and not self.fourier:
-            plan.add_tokens(blocks, tokens, stream, self.dropout, strip)
+            plan.add_tokens(blocks, tokens, stream, self.dropout, pool, count)
             return
         projection = None
         if self.project is not None:
             make = partial(_projection, self.project, stream.width, options)
             projection = plan.shared(f"projection_{tower}" if tower else "projection", make)
         made = Made(tokens, projection, int(count * self.fourier), self.dropout)
-        plan.add_tokens(blocks, made, stream, strip=strip, count=count)
+        plan.add_tokens(blocks, made, stream, pool=pool, count=count)
+
+    def wants(self, call: str) -> bool:
+        return super().wants(call) and (call != "prepare" or self.init == "patches")
+
+    def prepare(self, model: nn.Module, losses: Iterable[Any]) -> None:
+        start_from_patches(model, self, losses, Mean)
 
 
 def _projection(dim: int, width: int, options: dict[str, Any]) -> nn.Linear:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.grafts.graft import Delta
+from peft_core.grafts.formed import Formed
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter, rows_of
 from peft_core.values import Count
@@ -107,7 +107,7 @@ class Form(nn.Module):
         return self.down @ self.up if self.value is None else self.value  # type: ignore[operator]
 
 
-class Generalized(Delta):
+class Generalized(Formed):
     """W' = W + W ⊙ A + B, b' = b + D ⊙ b + E + W C."""
 
     needs_matrix = True

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from peft_core.grafts.graft import Delta
+from peft_core.grafts.formed import Formed
 from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
 from peft_core.parts.ranked import Ranked
@@ -39,7 +39,7 @@ class HiRA(Ranked):
             plan.change_weight(place, Proportional(plan.stock(place), place.rows, rank, self.scale(rank)))
 
 
-class Proportional(Delta):
+class Proportional(Formed):
     """W' = W ⊙ (1 + s·B A)."""
 
     needs_matrix = True

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from peft_core.attach import grafts_named
 from peft_core.errors import PeftError, nearest
-from peft_core.grafts.graft import Delta
+from peft_core.grafts.formed import Formed
 from peft_core.grafts.weight_changes import changed_bias
 from peft_core.lifecycle import adaptation_of, own_grafts
 from peft_core.method import Method, Plan
@@ -73,7 +73,7 @@ class HiWi(Method):
         return replace(self, folded=True) if done and not self.folded else self
 
 
-class Reading(Delta):
+class Reading(Formed):
     """x + σ(x D) U of a bias or of a weight's rows."""
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, size: int, rank: int, activation: str) -> None:

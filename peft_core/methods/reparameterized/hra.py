@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
+from peft_core.grafts.formed import formed_linear
 from peft_core.grafts.graft import Delta
-from peft_core.grafts.weight_changes import changed_weight
 from peft_core.kernels.lowrank_linear import lowrank_linear
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter
@@ -99,7 +99,7 @@ class Reflections(Delta):
         spans = [delta.rows or (0, len(weight)) for delta in deltas]
         apart = all(one[1] <= two[0] for one, two in zip(sorted(spans), sorted(spans)[1:], strict=False))
         if not apart or any(delta.factor != 1.0 for delta in deltas) or weight.requires_grad:
-            return F.linear(x, changed_weight(weight, deltas), bias)  # type: ignore[arg-type]
+            return formed_linear(x, weight, bias, deltas)
         return lowrank_linear(
             x,
             weight,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
+from peft_core.grafts.formed import Formed
 from peft_core.grafts.graft import Delta, match
 from peft_core.grafts.weight_changes import add_rows
 from peft_core.method import Method, Plan
@@ -105,7 +106,7 @@ class Shards(Delta):
         return y
 
 
-class Blocks(Delta):
+class Blocks(Formed):
     """W' = W + W M_o + M_o on each r × r block of W, M (out/r, r, r)."""
 
     needs_matrix = True

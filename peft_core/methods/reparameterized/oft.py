@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
+from peft_core.grafts.formed import formed_linear
 from peft_core.grafts.graft import Delta
-from peft_core.grafts.weight_changes import changed_weight
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter
 from peft_core.values import Count, Range, Whole
@@ -57,7 +57,7 @@ class Rotation(Delta):
     def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["Rotation"]) -> Tensor:
         """Rotates x in place of W: no dense gradient, N·in·b products in place of out·in·b."""
         if any(delta.rows is not None or delta.factor != 1.0 for delta in deltas):
-            return F.linear(x, changed_weight(weight, deltas), bias)  # type: ignore[arg-type]
+            return formed_linear(x, weight, bias, deltas)
         for delta in reversed(deltas):
             split = x.unflatten(-1, (-1, delta.size))
             x = torch.einsum("...ni,nij->...nj", split, delta.blocks().to(x.dtype)).flatten(-2)

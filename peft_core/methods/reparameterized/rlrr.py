@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from peft_core.grafts.graft import Delta
+from peft_core.grafts.formed import Formed
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter, rows_of
 from peft_core.parts.scale_shift import ScaleShift
@@ -47,7 +47,7 @@ class RLRR(Method):
                 plan.change_weight(place, ScaleShift(plan.stock(place), place.rows, self.init_std))
 
 
-class Rescaled(Delta):
+class Rescaled(Formed):
     """W' = W + W ⊙ (s cᵀ), b' = b + f; a convolution's c is one an input channel."""
 
     needs_matrix = True

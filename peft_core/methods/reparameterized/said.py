@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.grafts.graft import Delta
+from peft_core.grafts.formed import Formed
 from peft_core.grafts.shared import Reference
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter
@@ -96,7 +96,7 @@ class Fastfood(nn.Module):
         return mixed[: self.size] / (gauss.norm() * math.sqrt(self.size))
 
 
-class Projected(Delta):
+class Projected(Formed):
     """W' = W + λ F(z), and b' likewise."""
 
     commutes = True

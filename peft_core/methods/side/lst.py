@@ -12,9 +12,6 @@ from peft_core.method import Method, Plan
 from peft_core.parts.transformer import SmallBlock
 from peft_core.values import Count, Positive
 
-HEADS = 12
-"""As many heads as the side's width allows, up to these of a base model."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class LST(Method):
@@ -31,11 +28,14 @@ class LST(Method):
         reduction: of the width D.
         skip: blocks whose index this divides have no rung, but for a model of one block; None: all have.
         temperature: T.
+        heads: of a side block, as many as its width allows up to these; a base model's 12, as there. At inference attention
+            is most of a ladder's time, and fewer heads take less of it.
     """
 
     reduction: Count = 8
     skip: Count | None = 4
     temperature: Positive = 0.1
+    heads: Count = 12
     identity: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("stream",)
     not_mergeable: ClassVar[str | None] = "a network beside the frozen one is no change of its weights."
@@ -54,21 +54,19 @@ class LST(Method):
             if stream.width // self.reduction < 1 or not chosen:
                 raise PeftError(f"lst finds no rung of a width above 0: {len(blocks)} blocks, D {stream.width}.")
             options = plan.options_at(blocks[0])
-            net = Ladder(stream.width, stream.width // self.reduction, chosen, stream.causal, self.temperature, options)
+            net = Ladder(stream.width, stream.width // self.reduction, chosen, stream.causal, self, options)
             plan.add_side(blocks, net, blocks[-1], stream)
 
 
 class Ladder(nn.Module):
     """Features [h₀, …, h_L], each B N D, to Up s."""
 
-    def __init__(
-        self, dim: int, width: int, rungs: list[int], causal: bool, temperature: float, options: dict[str, Any]
-    ):
+    def __init__(self, dim: int, width: int, rungs: list[int], causal: bool, method: LST, options: dict[str, Any]):
         super().__init__()
-        self.rungs, self.temperature = rungs, temperature
+        self.rungs, self.temperature = rungs, method.temperature
         self.first = nn.Linear(dim, width, **options)
         self.downs = nn.ModuleList(nn.Linear(dim, width, **options) for _ in rungs)
-        self.blocks = nn.ModuleList(SmallBlock(width, math.gcd(width, HEADS), causal, options) for _ in rungs)
+        self.blocks = nn.ModuleList(SmallBlock(width, math.gcd(width, method.heads), causal, options) for _ in rungs)
         self.gates = nn.Parameter(torch.zeros(len(rungs), **options))
         self.up = nn.Linear(width, dim, **options)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,10 +36,10 @@ class Budgeted(Method):
         return max(1, int(self.share * total + 0.5)) if self.entries is None else self.entries
 
 
-def once(plan: Plan, targets: Sequence[str] | None, change: type[Delta]) -> list[Place]:
-    """The places of these roles, or of all that changes of a class accept, none of them within another one."""
+def once(plan: Plan, targets: Sequence[str] | None, change: type[Delta], without: Sequence[str] = ()) -> list[Place]:
+    """The places of these roles, or of all but `without` that changes of a class accept, none of them within another one."""
     if targets is None:
-        every = plan.places(sorted(plan.anatomy.roles()))
+        every = plan.places(sorted(plan.anatomy.roles() - set(without)))
         found = [
             p for p, _ in every if change.accepts(plan.model.get_submodule(p.module), plan.stock(p), p.rows) is None
         ]
@@ -73,6 +73,47 @@ def largest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
     ends = torch.tensor([each.numel() for each in scores], device=flat.device).cumsum(0)
     parts = found.tensor_split(torch.searchsorted(found, ends[:-1]).cpu())
     return [part - end for part, end in zip(parts, [0, *ends[:-1].tolist()], strict=True)]
+
+
+class Cost(NamedTuple):
+    """A tensor of `size` entries, which is changed as a whole by `whole` parameters once `least` of its entries are chosen."""
+
+    size: int
+    whole: int
+    least: int
+
+
+def largest_within(scores: Sequence[Tensor], costs: Sequence[Cost], budget: int) -> list[Tensor | None]:
+    """As many of the largest scores as a budget of parameters allows, where a tensor is changed as a whole once enough of its
+    entries are among them; None for these, for the others flat indices, the next largest among them to spend it all.
+
+    The costs' sum must not lie below the budget.
+    """
+    flat = torch.cat([each.reshape(-1) for each in scores])
+    sizes, whole, least = (torch.tensor(each, device=flat.device) for each in zip(*costs, strict=True))
+    ends, count = sizes.cumsum(0), min(4 * budget, flat.numel())
+    while True:
+        order = flat.topk(count).indices
+        owner = torch.searchsorted(ends, order, right=True)
+        by_owner, held = owner.argsort(stable=True), owner.bincount(minlength=len(sizes))
+        nth = torch.empty_like(owner)  # how many of its tensor's there are up to this one
+        starts = (held.cumsum(0) - held)[owner[by_owner]]
+        nth[by_owner] = torch.arange(1, count + 1, device=flat.device) - starts
+        needed, price = least[owner], whole[owner]
+        spent = ((nth < needed) + (nth == needed) * (price - needed + 1)).cumsum(0)
+        taken = int((spent <= budget).sum())
+        is_whole = owner[:taken].bincount(minlength=len(sizes)) >= least
+        rest = budget - (int(spent[taken - 1]) if taken else 0)
+        more = order[taken:][~is_whole[owner[taken:]]][:rest]
+        if len(more) == rest or count == flat.numel():
+            break
+        count = min(2 * count, flat.numel())
+    found = torch.cat((order[:taken], more)).sort().values
+    parts = found.tensor_split(torch.searchsorted(found, ends[:-1]).cpu())
+    return [
+        None if entire else part - (end - size)
+        for part, entire, end, size in zip(parts, is_whole.tolist(), ends.tolist(), sizes.tolist(), strict=True)
+    ]
 
 
 def largest_a_row(score: Tensor, count: int) -> Tensor:

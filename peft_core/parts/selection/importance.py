@@ -16,6 +16,7 @@ from peft_core.lifecycle import adaptation_of
 from peft_core.merging import names_of
 from peft_core.method import Method, Plan
 from peft_core.parts.selection.budget import Budgeted, allot, largest, once
+from peft_core.parts.selection.first_phase import trained_once
 from peft_core.parts.sparse import ChosenByValue, Sparse
 
 
@@ -46,14 +47,15 @@ def sites_of(model: nn.Module, method: Method) -> list[Site]:
 
 
 @contextmanager
-def stock_trains(model: nn.Module, method: Method) -> Iterator[list[Site]]:
-    """Within the block the method's sparse changes are off, and the stock parameters that they stand on take gradients."""
+def stock_trains(model: nn.Module, method: Method, as_changed: bool = False) -> Iterator[list[Site]]:
+    """Within the block the method's sparse changes are off, unless `as_changed`, and the stock parameters that they stand on take
+    gradients."""
     sites = sites_of(model, method)
     parameters = {id(p): p for site in sites for p in (site.weight, site.bias) if p is not None}
     before = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
     try:
         for site in sites:
-            site.graft.enabled = False
+            site.graft.enabled = as_changed
         for parameter, _ in before:
             parameter.requires_grad_(True)
         yield sites
@@ -71,14 +73,16 @@ def gradient_scores(
     losses: Iterable[Tensor],
     each: Callable[[Tensor], Tensor],
     limit: int | None = None,
+    as_changed: bool = False,
 ) -> list[list[Tensor]]:
-    """Σ each(∂L/∂W) over the losses, up to `limit` of them, for every site's weight and then its bias.
+    """Σ each(∂L/∂W) over the losses, up to `limit` of them, for every site's weight and then its bias; with `as_changed` where
+    the method's changes have taken the weights.
 
     Raises:
         PeftError: there is no loss.
     """
     totals: list[list[Tensor]] = []
-    with stock_trains(model, method) as sites:
+    with stock_trains(model, method, as_changed) as sites:
         for loss in islice(losses, limit):
             loss.backward()
             with torch.no_grad():
@@ -104,28 +108,9 @@ def moved_by_training(
     Raises:
         PeftError: there is no loss.
     """
-    taken = 0
-    with stock_trains(model, method) as sites:
-        trained = [p for p in model.parameters() if p.requires_grad]
-        before = [p.detach().clone() for p in trained]
-        optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
-        try:
-            for loss in (loss for _ in range(passes) for loss in losses):
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                taken += 1
-                if taken == steps:
-                    break
-            moved = {id(p): (p.detach() - start).abs().float() for p, start in zip(trained, before, strict=True)}
-            found = [list(site.parts(lambda p: moved[id(p)])) for site in sites]
-        finally:
-            with torch.no_grad():
-                for parameter, start in zip(trained, before, strict=True):
-                    parameter.copy_(start)
-    if not taken:
-        raise PeftError(f"{method.name} chooses by the losses that prepare is given, and was given none.")
-    return found
+    with stock_trains(model, method) as sites, trained_once(model, method, losses, lr, passes, steps) as before:
+        moved = {id(p): (p.detach() - start).abs().float() for p, start in before}
+        return [list(site.parts(lambda p: moved[id(p)])) for site in sites]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +125,16 @@ class Scored(Budgeted):
     change: ClassVar[type[ChosenByValue]] = ChosenByValue
     in_blocks: ClassVar[bool] = False
     """Without targets, blocks' weights alone take part."""
+    left_out: ClassVar[tuple[str, ...]] = ()
+    """Without targets, roles that take no part; of fused projections those of the whole, where each is to stand for itself."""
+
+    def places(self, plan: Plan) -> list[Place]:
+        """Where entries may be chosen."""
+        found = once(plan, self.targets, self.change, self.left_out)
+        return [place for place in found if place.block is not None or self.targets is not None or not self.in_blocks]
 
     def install(self, plan: Plan) -> None:
-        places = once(plan, self.targets, self.change)
-        if self.in_blocks and self.targets is None:
-            places = [place for place in places if place.block is not None]
+        places = self.places(plan)
         biased = [self.biases and has_bias(plan, place) for place in places]
         sizes: list[int] = []
         for place, with_bias in zip(places, biased, strict=True):

@@ -74,7 +74,7 @@ def test_again_changes_nothing_and_other_settings_are_refused(
         noah(**same | {"seed": 1, "stage": "search"})
 
 
-@pytest.mark.parametrize("how", [{"workers": 2}, {"ray": "local", "workers": 2}])
+@pytest.mark.parametrize("how", [{"workers": 2}, pytest.param({"ray": "local", "workers": 2}, marks=pytest.mark.slow)])
 def test_in_parallel_it_finds_the_same(
     searched: Path, small_data: str, tiny_backbone: str, tmp_path: Path, how: dict
 ) -> None:
@@ -168,6 +168,7 @@ def test_few_shot_space_on_vit_b() -> None:
     assert Forms(model, vtab).count(vtab.largest(12)) == 654_456
 
 
+@pytest.mark.slow  # noah is exported in test_outside
 def test_export_and_use_of_the_chosen_subnet(searched: Path, tmp_path: Path) -> None:
     assert vision_peft(["export", "--run", str(searched), "--out", str(tmp_path / "m.onnx")]) == 0
     assert same_probabilities(searched, tmp_path / "m.onnx")

@@ -1,0 +1,1 @@
+"""Optimisers that save memory, for any loop of PyTorch: `torch.optim.Optimizer` subclasses."""

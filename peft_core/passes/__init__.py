@@ -1,0 +1,1 @@
+"""Frozen parts that run once: below the first trained block, and for several adapted models."""

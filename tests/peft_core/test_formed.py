@@ -1,0 +1,177 @@
+"""Dense changes are formed again for the backward: the plain path's gradients, and none of what it keeps."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
+
+from peft_core import adapt, set_scale
+from peft_core.counting import kept_bytes
+from peft_core.grafts.weight_changes import convolution
+from peft_core.kernels.rebuild import tag
+from peft_core.parts.hadamard import Hadamard
+from tests.tiny import pictures, vit
+
+EVERY = ("qkv", "proj", "fc1", "fc2")
+METHODS = {
+    "hira": dict(rank=4, targets=EVERY), "svdiff": dict(targets=EVERY), "rlrr": {}, "glora": dict(rank=2),
+    "loha": dict(rank=2, targets=("q", "v", "mlp")), "miss": dict(form="bat", rank=4, targets=("q", "v", "fc1")),
+    "hiwi": dict(of="weight", rank=4), "said": dict(dim=300), "oft": dict(block_size=4, targets=("q", "v")),
+}  # fmt: skip
+
+
+def model_of(method: str, **hyper):
+    torch.manual_seed(0)
+    model = adapt(vit(embed_dim=48, depth=2)(), method, **(hyper or METHODS[method])).double().train()
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad and ".peft." in key:
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def gradients(model, x, run=None):
+    model.zero_grad(set_to_none=True)
+    (model if run is None else run)(x).float().square().sum().backward()
+    return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+
+def alike(one, other, tolerance=1e-12):
+    assert one.keys() == other.keys()
+    for key, expected in other.items():
+        torch.testing.assert_close(one[key], expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """From its call on, F.linear with W', which autograd follows."""
+    return lambda: monkeypatch.setattr("peft_core.grafts.weight_changes.transforms_are_active", lambda: True)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return pictures()()["x"].double()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_the_plain_paths_and_less_than_half_is_kept(method, x, plain):
+    model = model_of(method)
+    found, kept = gradients(model, x), kept_bytes(lambda: model(x), model)
+    plain()
+    alike(found, gradients(model, x))
+    assert kept < kept_bytes(lambda: model(x), model) * (0.5 if method != "oft" else 0.7)
+
+
+def test_no_more_is_kept_than_by_the_frozen_model(x):
+    frozen = adapt(vit(embed_dim=48, depth=2)(), "linear").double().train()
+    frozen.patch_embed.register_forward_hook(lambda module, args, y: y.requires_grad_())
+    floor = kept_bytes(lambda: frozen(x), frozen)
+    for method in ("hira", "glora", "loha"):
+        model = model_of(method)
+        assert kept_bytes(lambda model=model: model(x), model) <= 1.02 * floor
+
+
+def test_under_checkpointing_and_under_autocast(x, plain):
+    model = model_of("hira")
+    expected = gradients(model, x)
+    alike(gradients(model, x, lambda x: checkpoint(model, x, use_reentrant=False)), expected)
+    model.set_grad_checkpointing(True)
+    alike(gradients(model, x), expected)
+    model.set_grad_checkpointing(False)
+    model.float()
+
+    def cast(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(x.float())
+
+    rough = gradients(model, x, cast)
+    plain()
+    alike(rough, gradients(model, x, cast), 2e-2)
+
+
+def test_two_adaptations_on_one_weight_share_the_kernel(x, plain):
+    torch.manual_seed(0)
+    model = adapt(model_of("hira"), "loha", name="second", rank=2, targets=("qkv", "fc1")).double()
+    found, kept = gradients(model, x), kept_bytes(lambda: model(x), model)
+    assert any(".second." in key for key in found)
+    plain()
+    alike(found, gradients(model, x))
+    assert kept < 0.5 * kept_bytes(lambda: model(x), model)
+
+
+def test_the_scale_of_the_forward_holds_for_its_backward(x):
+    model = model_of("loha")
+    expected = gradients(model, x)
+    model.zero_grad()
+    loss = model(x).float().square().sum()
+    set_scale(model, 0.0)
+    loss.backward()
+    alike({key: p.grad for key, p in model.named_parameters() if p.grad is not None}, expected)
+
+
+def test_tensors_given_by_functional_call_get_the_gradients_though_they_are_gone_in_backward(x):
+    model = model_of("said")  # its z stands at the root, shared by all layers
+    expected = gradients(model, x)
+    given = {key: p.detach().clone().requires_grad_(p.requires_grad) for key, p in model.named_parameters()}
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key in expected:
+                parameter.add_(1.0)
+    functional_call(model, given, (x,)).float().square().sum().backward()
+    alike({key: p.grad for key, p in given.items() if p.grad is not None}, expected)
+
+
+@pytest.mark.parametrize("method", ["hira", "glora"])
+def test_second_derivatives_and_gradients_of_each_sample(method):
+    torch.manual_seed(0)
+    model = model_of(method)
+    layer = model.blocks[0].mlp.fc1
+    trained = {key: p for key, p in layer.named_parameters() if p.requires_grad}
+    x = torch.randn(3, 5, 48, dtype=torch.float64, requires_grad=True)
+    (of_input,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    second = torch.autograd.grad(of_input.square().sum(), list(trained.values()), allow_unused=True)
+
+    def loss(weights, x):
+        return functional_call(layer, weights, (x,)).square().sum()
+
+    def penalty(weights):
+        return grad(loss, 1)(weights, x.detach()).square().sum()
+
+    for found, expected in zip(second, grad(penalty)(trained).values(), strict=True):
+        torch.testing.assert_close(torch.zeros_like(expected) if found is None else found, expected)
+    each = vmap(grad(loss), (None, 0))(trained, x.detach())
+    for index, one in enumerate(x.detach()):
+        layer.zero_grad()
+        layer(one).square().sum().backward()
+        for key, parameter in trained.items():
+            torch.testing.assert_close(each[key][index], parameter.grad)
+
+
+def test_compiled_in_one_graph():
+    layer = model_of("hira").blocks[0].mlp.fc1
+    x = torch.randn(2, 5, 48, dtype=torch.float64)
+    expected = gradients(layer, x)
+    alike(gradients(layer, x, torch.compile(layer, backend="aot_eager", fullgraph=True)), expected)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(padding=1), dict(stride=2, groups=2), dict(padding=1, dilation=2, bias=False)]
+)
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_convolution_likewise(options, trained):
+    torch.manual_seed(0)
+    act, stock = nn.SiLU(), nn.Conv2d(6, 8, 3, **options).double().requires_grad_(trained)
+    act.register_forward_hook(tag, prepend=True)
+    delta = Hadamard(stock.weight, None, 2, 0.7, cores=False)
+    nn.init.normal_(delta.w2_a)
+    x = torch.randn(2, 6, 9, 9, dtype=torch.float64, requires_grad=True)
+    y = convolution(stock, act(x), [delta])
+    expected = stock._conv_forward(F.silu(x), delta(stock.weight), stock.bias)
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+    leaves, g = [x, *delta.parameters(), *(stock.parameters() if trained else ())], torch.randn_like(y)
+    for one, other in zip(torch.autograd.grad(y, leaves, g), torch.autograd.grad(expected, leaves, g), strict=True):
+        torch.testing.assert_close(one, other)
+    floor = kept_bytes(lambda: act(x), stock)
+    own = sum(p.nbytes for p in delta.parameters())
+    assert kept_bytes(lambda: convolution(stock, act(x), [delta]), stock) <= floor + own

@@ -1,0 +1,95 @@
+"""Pixel prompts on classifiers: what they refuse, what stays as it is, and a run whose head is the pretrained one."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from peft_core import PeftError, adapt, lifecycle, load_run
+from peft_core.lifecycle import Losses, Progress
+from tests.tiny import MODELS
+from vision_peft.fit import fit
+from vision_peft.pixels import frame_of, resampling
+
+
+def test_the_optimiser_of_the_head_leaves_evps_prompt_to_its_own_rule() -> None:
+    model = adapt(MODELS["vit"].model().train(), "evp", border=4, rate=3.0)
+    (method,) = [a.method for a in model.__dict__["_peft_record"].adaptations.values()]
+    frame, optimizer = frame_of(model, method), torch.optim.AdamW(lifecycle.parameter_groups(model, 0.1, 0.1))
+    MODELS["vit"](model).square().sum().backward()
+    frame.prompt.data.fill_(0.5)
+    optimizer.step()
+    assert (frame.prompt == 0.5).all()
+    length = frame.whole.grad.norm()
+    share = frame.prompt.grad.norm() / length
+    lifecycle.after_step(model, Progress(1, 2))
+    torch.testing.assert_close((frame.prompt - 0.5).norm(), 3.0 * share)
+    lifecycle.after_step(model, Progress(2, 2))  # no gradient, no step
+    assert frame.whole.grad is None and model.double() is model and frame.whole.is_leaf
+    torch.testing.assert_close((frame.prompt - 0.5).norm(), (3.0 * share).double())
+
+
+def test_a_picture_shrinks_as_interpolation_does() -> None:
+    x = torch.randn(2, 3, 40, 40)
+    for how in ("bicubic", "bilinear"):
+        small = torch.nn.functional.interpolate(x, (29, 29), mode=how, antialias=True)
+        r = resampling(40, 29, how)
+        torch.testing.assert_close(r @ x @ r.t(), small, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "sentence"),
+    [
+        ("evp", {"border": 16}, "a border of 16 pixels leaves nothing of 32 × 32: give less than 16"),
+        ("evp", {"mean": (0.5,), "std": (0.5,)}, "give 3 numbers each"),
+        ("ilm_vp", {}, "needs the number of classes"),
+        ("ilm_vp", {"classes": 3}, "trains no head, and this model has none"),
+    ],
+)
+def test_what_cannot_be_framed_is_told(name: str, settings: dict, sentence: str) -> None:
+    model = MODELS["vit"].model()
+    if "classes" in settings:
+        model.reset_classifier(0)  # type: ignore[operator]
+    with pytest.raises(PeftError, match=sentence):
+        adapt(model, name, **settings)
+
+
+def test_more_classes_than_the_model_knows_and_other_sizes_are_told() -> None:
+    model = adapt(MODELS["vit"].model(), "ilm_vp", classes=9)
+    (method,) = [a.method for a in model.__dict__["_peft_record"].adaptations.values()]
+    with pytest.raises(PeftError, match="knows 5 classes, fewer than the task's 9"):
+        MODELS["vit"](model)
+    with pytest.raises(PeftError, match="made for pictures of 32 × 32 pixels, not of 16 × 16"):
+        frame_of(model, method).before(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(PeftError, match="before each epoch call"):
+        lifecycle.after_step(model, Progress(1, 2))
+
+
+def test_dam_vp_gives_each_cluster_a_prompt_and_each_picture_its_own() -> None:
+    model = adapt(MODELS["vit"].model().eval(), "dam_vp", border=4, threshold=1e-3, pictures=3)
+    (method,) = [a.method for a in model.__dict__["_peft_record"].adaptations.values()]
+    x = torch.randn(4, 3, 32, 32)
+    lifecycle.prepare(model, Losses(lambda batch: model(batch).sum(), [x[:2], x[2:]]))
+    frame = frame_of(model, method)
+    assert frame.prompts.shape == (3, 3, 4 * 4 * 28) and (frame.prompts == frame.prompts[:1]).all()
+    with torch.no_grad():
+        frame.prompts.copy_(torch.arange(3.0)[:, None, None].expand_as(frame.prompts))
+    corner = (frame.before(x) - x)[:3, 0, 0, 0]
+    assert sorted(corner.round().tolist()) == [0, 1, 2]  # three pictures, three clusters
+
+
+def test_a_run_without_a_new_head_maps_the_models_own_classes(small_data: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=7).state_dict(), tmp_path / "vit.safetensors")
+    backbone, quick = f"test_vit@{tmp_path / 'vit.safetensors'}", {"max_epochs": 1, "accelerator": "cpu"}
+    with pytest.raises(PeftError, match=r"head.weight is \(7, 64\)"):
+        fit(data=small_data, backbone=backbone, method="ilm_vp", out=str(tmp_path / "none"), trainer=quick)
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
+    out = str(tmp_path / "run")
+    results = fit(data=small_data, backbone=backbone, method="ilm_vp", out=out, recipe="digits", trainer=quick)
+    count = results["parameters"]
+    assert count["trainable"] == count["inserted"] and count["head"] == 65_000
+    run = load_run(out)
+    assert run.model(torch.zeros(1, 3, *run.fit.size)).shape == (1, 3) and (tmp_path / "run" / "report.html").is_file()
