@@ -53,7 +53,8 @@ def is_folder(spec: str) -> bool:
 
 
 def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) -> tuple[nn.Module, Backbone]:
-    """A pretrained model with a new head of `num_classes` classes, or with its own where None, and what its image processor expects of pictures.
+    """A pretrained model with a new head of `num_classes` classes, or with its own where None, and what its
+    image processor expects of pictures.
 
     Args:
         spec: `hf:` and `owner/model`, or a folder with config.json, model.safetensors and preprocessor_config.json.
