@@ -145,6 +145,9 @@ class Delta(Graft):
     def bias(self, bias: Tensor | None) -> Tensor | None:
         return bias
 
+    def stock_loaded(self, weight: Tensor) -> None:
+        """Told that a checkpoint gave the stock weight, its own rows of it, for what it keeps of the one that was there."""
+
     def shift(self, weight: Tensor) -> Tensor:
         """b' = bias(b) + shift(W), with the W that `forward` gets."""
         raise NotImplementedError(f"{type(self).__name__} must define shift(W) where it shifts")
