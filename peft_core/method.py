@@ -95,6 +95,10 @@ class Method:
     def prepare(self, model: nn.Module, losses: Iterable[Any]) -> None:
         """Once before training; the parameters stay those that there are, their values may change."""
 
+    def prepares_again(self, progress: float) -> bool:
+        """Whether `prepare` is called once more, after this step."""
+        return False
+
     def parameter_groups(self, model: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
         """Groups, with `params` and what else the optimiser takes, for parameters that want other settings."""
         return ()
@@ -193,7 +197,7 @@ class Plan(Where):
         branch = change if isinstance(change, Branch) else Branch(change, read=True)
         gate, branch.output = self._gate(sublayer), sublayer.output
         self.grafts.append((gate, f"{sublayer.kind}_branch", branch))
-        if normed and sublayer.windowed:
+        if normed and sublayer.windowed and not sublayer.post:
             self.grafts.append((sublayer.norm, f"{sublayer.kind}_normed", Given(branch)))
             return
         read = sublayer.into[0] if normed and not sublayer.post else read
@@ -218,7 +222,7 @@ class Plan(Where):
         Raises:
             PeftError: it is none, or one that takes none, with the reason.
         """
-        reason = keys_refused(self.model.get_submodule(sublayer.body))
+        reason = keys_refused(self.model.get_submodule(sublayer.body), sublayer.attends)
         if reason is not None:
             raise PeftError(f"{self.method.name} cannot extend {sublayer.body}: {reason}.")
         graft = make if isinstance(make, KeysValues) else KeysValues(make, apart)

@@ -191,6 +191,7 @@ def test_list(what: str, capsys: pytest.CaptureFixture) -> None:
     assert main(["list", what]) == 0
     lines = capsys.readouterr().out.splitlines()
     first = {line.split()[0] for line in lines if line}
+    assert not first & {"t_lora", "xattn", "custom_diffusion"}  # for other models
     wanted = {
         "methods": {"lora", "vpt", "lora_noah", "vpt_deep"},
         "data": {"digits", "vtab/cifar100", "world/count"},

@@ -20,11 +20,26 @@ def configs(kind: str, domain: str) -> dict[str, str]:
     return {name: next(iter(read_text(path).splitlines()), "").lstrip("# ") for name, path in files.items()}
 
 
-def methods(domain: str, but: Container[str] = ()) -> dict[str, dict[str, tuple[str, str]]]:
+def methods(
+    domain: str, but: Container[str] = (), families: tuple[str, ...] = ("",), never: Container[str] = ()
+) -> dict[str, dict[str, tuple[str, str]]]:
     """Branch -> name -> (paper, about), of the core's and the domain's methods, all `but` those; at last the presets with what
-    they set. None of their files is imported."""
+    they set. None of their files is imported.
+
+    Args:
+        families: what the families of the domain's models begin with; methods that suit none of them are left out.
+        never: what none of these models has; methods that need it are left out.
+    """
     packages = ("peft_core", f"{domain}_peft")
-    names = sorted(name for name, place in method_files().items() if place.partition(".")[0] in packages)
+
+    def meant(name: str) -> bool:
+        suits, needs = (facts_of(name).get(fact, ()) for fact in ("suits", "needs"))
+        return (not suits or any(family.startswith(families) for family in suits)) and not any(
+            n in never for n in needs
+        )
+
+    known = (name for name, place in method_files().items() if place.partition(".")[0] in packages)
+    names = sorted(name for name in known if meant(name))
     branches: dict[str, dict[str, tuple[str, str]]] = {}
     for name in sorted((name for name in names if name not in but), key=lambda name: (branch_of(name), name)):
         facts = facts_of(name)
@@ -32,6 +47,8 @@ def methods(domain: str, but: Container[str] = ()) -> dict[str, dict[str, tuple[
     for name, path in list_configs("method", domain).items():
         settings = dict(preset_in(path))
         method = settings.pop("method")
+        if not meant(method):
+            continue
         words = f"{method}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
         branches.setdefault("presets", {})[name] = ("", words if len(words) <= 110 else f"{words[:109]}…")
     return branches
@@ -49,10 +66,13 @@ def branch_of(name: str) -> str:
     return inside.rpartition(".")[0] or package
 
 
-def show(what: str, domain: str, own: Mapping[str, Callable[[], Mapping[str, str]]]) -> None:
-    """Prints a list: one of a program's `own`, else what every program has: methods, data, recipes, sweeps."""
+def show(
+    what: str, domain: str, own: Mapping[str, Callable[[], Mapping[str, str]]], families: tuple[str, ...] = ("",),
+    never: Container[str] = (),
+) -> None:  # fmt: skip
+    """Prints a list: one of a program's `own`, else what every program has: methods (see there), data, recipes, sweeps."""
     if what == "methods":
-        show_methods(methods(domain))
+        show_methods(methods(domain, families=families, never=never))
         return
     if what in own:
         rows = own[what]()
