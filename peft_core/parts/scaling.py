@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from peft_core.grafts.graft import Delta
 from peft_core.grafts.weight_changes import changed_weight
+from peft_core.kernels.formed import mapped
 from peft_core.parts.factors import new_parameter, rows_of
 
 
@@ -38,6 +39,7 @@ class InputScale(Delta):
     """W' = W diag(l), with l (in) starting at 1: each input feature, or input channel of a convolution, is scaled."""
 
     needs_matrix = True
+    rebuilds_input = True
 
     @classmethod
     def accepts(cls, module: nn.Module, weight: Tensor, rows: tuple[int, int] | None) -> str | None:
@@ -58,8 +60,12 @@ class InputScale(Delta):
         if any(delta.rows is not None for delta in deltas):
             return F.linear(x, changed_weight(weight, deltas), bias)  # type: ignore[arg-type]
         for delta in deltas:
-            x = (x * _weighed(delta.scale, delta.factor)).to(x.dtype)
+            x = mapped(x, _scaled, _weighed(delta.scale, delta.factor))
         return F.linear(x, weight, bias)
+
+
+def _scaled(x: Tensor, scale: Tensor) -> Tensor:
+    return (x * scale).to(x.dtype)
 
 
 def _weighed(scale: Tensor, factor: float) -> Tensor:
