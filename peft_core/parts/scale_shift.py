@@ -71,6 +71,7 @@ def scale_shift_linear(
         len(deltas) > 1
         or only.rows is not None
         or only.factor != 1.0
+        or not only.keeps_output
         or weight.requires_grad
         or torch.compiler.is_compiling()
     ):
@@ -95,6 +96,9 @@ def scaled_and_shifted(
 
 class ScaleShift(Delta):
     """W' = γ W, b' = γ b + β, row by row: y' = γ ⊙ y + β for any module that ends in its weight and bias."""
+
+    keeps_output = True
+    """False where the model may write over what the module gives."""
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, init_std: float):
         super().__init__(rows)
