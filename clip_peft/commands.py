@@ -17,7 +17,10 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "protocols", 
     Args:
         what: Which list.
     """
-    listing.show(what, "clip", {"backbones": backbones, "protocols": protocols})
+    no = ("cross", "words", "condition")
+    listing.show(
+        what, "clip", {"backbones": backbones, "protocols": protocols}, families=("open_clip", "transformers"), never=no
+    )
 
 
 def backbones() -> dict[str, str]:

@@ -19,7 +19,7 @@ from peft_core.files import read_json, write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs import onnx_file
 from peft_core.jobs.runs.load import load_run
-from peft_core.jobs.runs.use import out_folder
+from peft_core.jobs.runs.use import as_metadata, out_folder
 from peft_core.values import Range
 
 if TYPE_CHECKING:  # its import takes five seconds, and --help wants none of it
@@ -34,6 +34,7 @@ def export(
     run: str,
     out: str,
     what: list[What] | None = None,
+    format: Literal["all", "stock", "onnx"] = "all",
     classes: list[str] | None = None,
     opset: Annotated[int, Range(18)] = 18,
 ) -> Path:
@@ -43,6 +44,7 @@ def export(
         run: The run folder.
         out: The folder to write.
         what: weights, model, onnx; by default each of them that the method has.
+        format: all, onnx, or stock: what plain open_clip loads, the merged model, else class weights for the stock features.
         classes: Names to make the weights and the ONNX file for; by default those it was trained on.
         opset: ONNX operator set.
     """
@@ -52,6 +54,8 @@ def export(
     if loaded.columns is not None:
         raise PeftError(f"{loaded.model.method.name} exports the classes it was trained on: leave --classes out.")
     reasons = {kind: reason for kind in ("weights", "model", "onnx") if (reason := why_not(loaded, kind))}
+    if format != "all":
+        what = ["onnx"] if format == "onnx" else ["weights" if "model" in reasons else "model"]
     if not what and len(reasons) == 3:
         raise PeftError(reasons["weights"])
     for kind in what or ():
@@ -111,7 +115,7 @@ def write_model(run: ClipRun, folder: Path, opset: int) -> None:
     model: Any = run.model.model
     merge(dequantise(model))
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    files = {"open_clip_model.safetensors": save(_unshared(state))}
+    files = {"open_clip_model.safetensors": save(_unshared(state), as_metadata(run))}
     config = model_config(run)
     if config is not None:
         files["open_clip_config.json"] = (json.dumps(config, indent=2) + "\n").encode()

@@ -12,11 +12,12 @@ from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.options import MethodChoice
-from peft_core.jobs.cli.shared import training
-from peft_core.jobs.data import Data, fingerprint
+from peft_core.jobs.cli.shared import MACHINE, RUN, TRAINING, training
+from peft_core.jobs.data import Data, fingerprint, found
 from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
+from peft_core.jobs.runs.saying import sure_words
 from peft_core.values import NotNegative, Positive, Whole
 
 
@@ -28,7 +29,12 @@ def recipe_of(settings: dict[str, Any]) -> str:
     return found or ("lora" if method.grafts else "coop")
 
 
-@command("clip", default_recipe=recipe_of)
+@command("clip", recipe_of, {
+    RUN: "data backbone method recipe shots classes template epochs",
+    TRAINING: "lr batch_size optimizer weight_decay final_lr steps_per_shot warmup_epochs warmup_lr stepwise augment",
+    "scoring": "eval_on",
+    MACHINE: "out seed overwrite save_every quantize precision cache_views text_memory trainer",
+})  # fmt: skip
 @takes(training, seed=1, batch_size=32, lr=2e-3, weight_decay=5e-4)
 def fit(
     *,
@@ -72,8 +78,9 @@ def fit(
         augment: none, flip, crop_flip, crop_half_flip (parts of half the area or more) or randaug.
         optimizer: SGD with momentum 0.9, AdamW, or Adam, whose weight decay is L2.
         batch_size: Pictures a step, over all devices; a rest that fills no step is left out.
-        epochs: 0 is CoOp's number: 50 for 1 shot, 100 up to 4, 200 from 5 on, 50 above 500 classes.
-        steps_per_shot: Steps for each shot instead of epochs (rounded to whole ones).
+        epochs: Passes over the training pictures. 0: the recipe's steps_per_shot, else CoOp's number: 50 for 1 shot, 100 up to 4,
+            200 from 5 on, 50 above 500 classes.
+        steps_per_shot: Steps for each shot, rounded to whole epochs, where epochs is 0.
         warmup_epochs: At the constant rate warmup_lr.
         warmup_lr: See warmup_epochs.
         stepwise: The cosine goes down with every step rather than every epoch.
@@ -98,8 +105,7 @@ def fit(
 
         return run(folder, opened, settings, config)
 
-    found = f"{opened.name}: {opened.summary}"
-    return run_once(folder, settings, work, headline, opened.notes, found, fingerprint(opened))
+    return run_once(folder, settings, work, headline, opened.notes, found(opened), fingerprint(opened))
 
 
 def headline(results: dict[str, Any]) -> str:
@@ -107,5 +113,8 @@ def headline(results: dict[str, Any]) -> str:
         scored = "not scored (there are no pictures apart from the training ones)"
     else:
         which = "" if results["classes"] == "all" else f"{results['classes']} classes of "
-        scored = f"accuracy {results['accuracy']:.4f}, ECE {results['ece']:.4f} on {which}{results['evaluated_on']}"
+        zero = results.get("zero_shot_accuracy")
+        beside = "" if zero is None else f", zero-shot {zero:.4f}"
+        scored = f"accuracy {results['accuracy']:.4f}{sure_words(results)}{beside}, ECE {results['ece']:.4f}"
+        scored += f" on {which}{results['evaluated_on']}"
     return f"{scored}, {results['parameters']['trainable']:,} trained parameters"

@@ -75,6 +75,7 @@ def predict(
     top: Count = 5,
     batch_size: Count = 64,
     out: str | None = None,
+    json: bool = False,
 ) -> int:
     """Print `path,class,probability` for pictures and folders of pictures, the likeliest classes first.
 
@@ -84,9 +85,10 @@ def predict(
         classes: Names to choose from, any; by default those it was trained on.
         top: Classes a picture.
         batch_size: Pictures at once.
-        out: A .csv file to write in place of printing.
+        out: A .csv file (.json with --json) to write in place of printing.
+        json: JSON in place of CSV: a list of {path, classes: [{class, probability}]}.
     """
-    target = None if out is None else str(out_file(out, ".csv", run))
+    target = None if out is None else str(out_file(out, ".json" if json else ".csv", run))
     loaded = load_run(run, CLIP if classes else CLASSIFIERS)
     loaded = loaded.with_classes(asked_for(classes)) if classes else loaded
-    return print_predictions(loaded, pictures, "clip_peft", top, batch_size, target)
+    return print_predictions(loaded, pictures, "clip_peft", top, batch_size, target, json)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
                 weights = _give_head(model, prefix + entry["name"], weights)
         weights = tensors_of(weights, _expected(model, before, also), model)
         for name in [name for name in record_of(model).adaptations if name not in before]:
-            _fit(model, name, weights)
+            fit_grafts(model, weights, name)
         expected = _expected(model, before, also)
         weights = unpack(model, weights, expected, beside=bool(before))
         check_tensors(expected, weights, Path(folder))
@@ -153,10 +154,10 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike, force: bool = Fals
     return model
 
 
-def _fit(model: nn.Module, name: str, weights: dict[str, Tensor]) -> None:
-    """Grafts whose sizes a file decides take them."""
+def fit_grafts(model: nn.Module, weights: Mapping[str, Tensor], name: str | None = None) -> None:
+    """Grafts, of one adaptation or of all, whose sizes a file or a checkpoint decides take them."""
     for path, module in model.named_modules():
-        if not isinstance(module, Graft) or not is_inserted(f"{path}.") or inserted_by(f"{path}.") != name:
+        if not isinstance(module, Graft) or not is_inserted(f"{path}.") or name not in (None, inserted_by(f"{path}.")):
             continue
         module.fit({k.removeprefix(f"{path}."): v for k, v in weights.items() if k.startswith(f"{path}.")})
 

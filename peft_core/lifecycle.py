@@ -172,15 +172,49 @@ def before_step(model: nn.Module) -> None:
             adaptation.method.before_step(adapted)
 
 
-def after_step(model: nn.Module, progress: float) -> None:
-    """What methods do after an optimiser step, while the gradients of that step are still there.
+def after_step(
+    model: nn.Module, progress: float, losses: Iterable[Any] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:  # fmt: skip
+    """What methods do after an optimiser step, while the gradients of that step are still there; some prepare once more.
 
     Args:
         progress: how much of the training is done, (0, 1]; a `Progress` tells the steps too.
+        losses, optimizer: of `prepare` and of the loop, for methods that prepare again after some steps.
     """
     with torch.no_grad():
         for adapted, adaptation in _adaptations(model):
             adaptation.method.after_step(adapted, progress)
+    if not prepares_again(model, progress):
+        return
+    for adapted, adaptation in _adaptations(model):
+        if adaptation.method.prepares_again(progress):
+            if losses is None or optimizer is None:
+                words = "looks at the training data again after some steps: call after_step(model, progress, losses, optimizer)"
+                raise PeftError(f"{adaptation.method.name} {words}, with losses as for prepare.")
+            with torch.enable_grad():
+                adaptation.method.prepare(adapted, losses)
+            _follow(optimizer)
+    model.zero_grad(set_to_none=True)
+
+
+def prepares_again(model: nn.Module, progress: float) -> bool:
+    """Whether `after_step` will want losses and optimiser at this step."""
+    return any(adaptation.method.prepares_again(progress) for _, adaptation in _adaptations(model))
+
+
+def _follow(optimizer: torch.optim.Optimizer) -> None:
+    """What an optimiser remembers of an entry goes where the entry went (`came_from` of its parameter)."""
+    for parameter in [p for group in optimizer.param_groups for p in group["params"]]:
+        at: Tensor | None = parameter.__dict__.pop("came_from", None)
+        known = optimizer.state.get(parameter)
+        if at is None or not known:
+            continue
+        for key, value in known.items():
+            if isinstance(value, Tensor) and value.dim():
+                moved = value.new_zeros(len(at))
+                moved[at >= 0] = value[at[at >= 0]]
+                known[key] = moved
 
 
 def finish(model: nn.Module) -> None:

@@ -95,6 +95,10 @@ class Method:
     def prepare(self, model: nn.Module, losses: Iterable[Any]) -> None:
         """Once before training; the parameters stay those that there are, their values may change."""
 
+    def prepares_again(self, progress: float) -> bool:
+        """Whether `prepare` is called once more, after this step."""
+        return False
+
     def parameter_groups(self, model: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
         """Groups, with `params` and what else the optimiser takes, for parameters that want other settings."""
         return ()

@@ -153,17 +153,17 @@ class Where:
     def stock_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Path and module of every stock module that stands in a chosen block or, without `blocks`, outside all of them."""
         for path, module in self.model.named_modules():
-            if "peft" not in path.split(".") and self._chosen(*self._at(path)):
+            if "peft" not in path.split(".") and self._chosen(*self.block_at(path)):
                 yield path, module
 
     def stock_parameters(self) -> Iterator[tuple[str, str]]:
         """Module and name of every stock parameter that stands in a chosen block or, without `blocks`, outside all of them."""
         for key, _ in self.model.named_parameters():
-            if "peft" not in key.split(".") and self._chosen(*self._at(key)):
+            if "peft" not in key.split(".") and self._chosen(*self.block_at(key)):
                 module, _, name = key.rpartition(".")
                 yield module, name
 
-    def _at(self, path: str) -> tuple[int | None, str | None]:
+    def block_at(self, path: str) -> tuple[int | None, str | None]:
         """The block and the tower that a module or parameter belongs to."""
         parts = path.split(".")
         for n in range(len(parts), 0, -1):

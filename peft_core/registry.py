@@ -197,7 +197,7 @@ def facts_of(name: str) -> dict[str, Any]:
     constants of its class and of the classes it is made from (`grafts`, `suits`, `identity` …)."""
     if name in _registered:
         cls = _registered[name]
-        return {key: getattr(cls, key) for key in dir(cls)} | {"about": (cls.__doc__ or "").strip().partition("\n")[0]}
+        return {key: getattr(cls, key) for key in dir(cls)} | _said(cls.__doc__ or "")
     source = _sources()[name]
     if source.file is None:
         return {"about": f"(of {source.module}, which is not there)"}
@@ -209,7 +209,11 @@ def facts_of(name: str) -> dict[str, Any]:
     if not wanted:
         return {"about": f"(no class called {name} in {source.file.name})"}
     facts = _constants(wanted[0], source.file)
-    return facts | {"about": (ast.get_docstring(wanted[0]) or "").strip().partition("\n")[0]}
+    return facts | _said(ast.get_docstring(wanted[0]) or "")
+
+
+def _said(docstring: str) -> dict[str, str]:
+    return {"doc": docstring, "about": docstring.strip().partition("\n")[0]}
 
 
 @functools.cache

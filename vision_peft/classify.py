@@ -34,7 +34,7 @@ class Classifier(Learning):
         learning: `Learning`'s settings: optimizer, lr, weight_decay, warmup, final_lr, seed.
     """
 
-    kept: ClassVar[tuple[str, ...]] = ("best",)
+    kept: ClassVar[tuple[str, ...]] = ("best", "named", "trained")
 
     def __init__(
         self,
@@ -54,6 +54,13 @@ class Classifier(Learning):
         self.label_smoothing, self.augment, self.keep_best = label_smoothing, augmentation(augment), keep_best
         self.prefix: PrefixCache | None = None
         self.best: dict[str, Any] = {}
+        self.named: list[Any] = [
+            torch.zeros((), dtype=torch.int64),
+            0,
+        ]  # right ones of this epoch's pictures so far, and all of them
+        self.trained: float | None = (
+            None  # the share of the last whole epoch's pictures, as they were trained on, that were named right
+        )
         self.scores: Scores | None = None
         self.confusion = MulticlassConfusionMatrix(num_classes)
         self.seen = CatMetric()
@@ -82,6 +89,8 @@ class Classifier(Learning):
 
         def loss() -> Tensor:
             logits = self.prefix(batch.indices) if self.prefix else self(images)
+            self.named[0] = self.named[0].to(logits.device) + (logits.detach().argmax(-1) == batch.labels).sum()
+            self.named[1] += len(batch.labels)
             return F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
 
         return self.count(self.mean_of(loss))
@@ -99,11 +108,15 @@ class Classifier(Learning):
         features = model.forward_head(model.forward_features(normalise(images, self.mean, self.std)), pre_logits=True)
         return supervised_contrastive(torch.stack(features.float().chunk(2), 1), batch.labels)
 
-    def describe(self) -> str:
-        """The last figures, for a progress bar."""
-        accuracy = next((row["accuracy"] for row in reversed(self.history) if "accuracy" in row), None)
-        words = [super().describe()] + ([f"accuracy {accuracy:.4f}"] if accuracy is not None else [])
-        return "  ".join(word for word in words if word)
+    def note(self, index: int) -> None:
+        super().note(index)
+        if index + 1 == self.trainer.num_training_batches:
+            self.trained = int(self.named[0]) / max(1, self.named[1])
+            self.named = [torch.zeros((), dtype=torch.int64), 0]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["named"] = [self.named[0].cpu(), self.named[1]]
 
     def validation_step(self, batch: Batch, index: int) -> None:
         predicted, probability = sure(self(batch.images))

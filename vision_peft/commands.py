@@ -17,7 +17,8 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "sweeps"]) ->
     Args:
         what: Which list.
     """
-    listing.show(what, "vision", {"backbones": backbones})
+    no = ("cross", "words", "condition")
+    listing.show(what, "vision", {"backbones": backbones}, families=("timm", "open_clip"), never=no)
 
 
 def backbones() -> dict[str, str]:

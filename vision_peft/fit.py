@@ -9,11 +9,12 @@ from peft_data.options import arguments, takes
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.optimizers import GaLoreFlags, MeZOFlags
 from peft_core.jobs.cli.options import MethodChoice
-from peft_core.jobs.cli.shared import training
-from peft_core.jobs.data import Data, fingerprint
+from peft_core.jobs.cli.shared import MACHINE, RUN, TRAINING, training
+from peft_core.jobs.data import Data, fingerprint, found
 from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
+from peft_core.jobs.runs.saying import sure_words
 from peft_core.values import Rate, Whole
 from vision_peft.video.flags import VideoFlags
 
@@ -23,7 +24,12 @@ def recipe_of(settings: dict[str, Any]) -> str:
     return settings["data"].open().recipe or "default"
 
 
-@command("vision", default_recipe=recipe_of)
+@command("vision", recipe_of, {
+    RUN: "data backbone method recipe epochs",
+    TRAINING: "lr batch_size optimizer weight_decay warmup final_lr label_smoothing drop_path augment resize normalise",
+    "scoring": "protocol eval_on eval_every",
+    MACHINE: "out seed overwrite save_every compile quantize cache_prefix video trainer",
+})  # fmt: skip
 @takes(training, batch_size=64, lr=1e-3, weight_decay=1e-4, final_lr=0.01)
 def fit(
     *,
@@ -90,8 +96,7 @@ def fit(
 
         return run(folder, opened, settings, config)
 
-    found = f"{opened.name}: {opened.summary}"
-    return run_once(folder, settings, work, headline, opened.notes, found, fingerprint(opened))
+    return run_once(folder, settings, work, headline, opened.notes, found(opened), fingerprint(opened))
 
 
 def folder_of(settings: dict[str, Any]) -> RunFolder:
@@ -105,5 +110,5 @@ def headline(results: dict[str, Any]) -> str:
     if results["accuracy"] is None:
         scored = "not scored (there are no pictures apart from the training ones)"
     else:
-        scored = f"accuracy {results['accuracy']:.4f} on {results['evaluated_on']}"
+        scored = f"accuracy {results['accuracy']:.4f}{sure_words(results)} on {results['evaluated_on']}"
     return f"{scored}, {count['inserted']:,} inserted + {count['head']:,} head parameters"

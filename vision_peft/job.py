@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,9 +20,12 @@ from peft_core.errors import PeftError
 from peft_core.jobs.data import left_out
 from peft_core.jobs.hub.backbone import Backbone
 from peft_core.jobs.hub.precision import in_few_bits
+from peft_core.jobs.hub.references import only_drawn
 from peft_core.jobs.reports.classified import Finished
-from peft_core.jobs.runs import training
+from peft_core.jobs.reports.remarks import remarks
+from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
+from peft_core.jobs.runs.saying import waiting
 from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
 from vision_peft.backbones import load_backbone
 from vision_peft.classify import Classifier
@@ -90,17 +94,29 @@ def run(
     )  # fmt: skip
     if settings["compile"]:
         model.compile()
-    folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
+    classifier.scored_on = scored_name or ""
+    count, steps = count_parameters(model), classifier.steps
+    epochs = min(max(trainer.max_epochs or 0, 0), -(-steps // -(-len(batches) // trainer.accumulate_grad_batches)))
+    about_run = outcome.plan(
+        settings["method"].plain(),
+        backbone_words(about, count.total, data),
+        f"{outcome.share_words(count.inserted + count.head, count.total)}: {count.inserted:,} inserted, {count.head:,} head",
+        steps, epochs, f"{len(pictures):,} {train.kind}", settings,
+    ) + [("scored on", scored_words(scored_name, len(held_out or ()), protocol, len(data.val)))]  # fmt: skip
+    folder.begin(
+        config, settings["overwrite"], about_run
+    )  # only now: a mistake in the settings leaves no folder behind
     training.train(trainer, classifier, folder.path, batches, scoring if every else None)
     began = time.monotonic()
     if scoring is not None:
-        with training.quiet():
+        with training.quiet(), waiting(f"scoring {len(held_out or ()):,} {train.kind}"):
             trainer.validate(classifier, scoring, verbose=False)
     if not trainer.is_global_zero:
         return {}
     scores = classifier.scores if scoring is not None else None
     results = {
         "accuracy": scores.accuracy if scores else None,
+        "interval": scores.interval if scores else None,
         "evaluated_on": scored_name,
         "protocol": protocol,
         "epoch": classifier.best["epoch"] + 1 if protocol == "legacy" else trainer.current_epoch,
@@ -117,9 +133,41 @@ def run(
         "parameters": dataclasses.asdict(count_parameters(model)),
         "seconds": {"train": classifier.seconds, "evaluate": time.monotonic() - began},
     }
+    known = {"epochs": epochs, "trained": classifier.trained}
+    results["remarks"] = (
+        remarks(scores, classifier.history, data.class_names, **known) if folder.found is not None else []
+    )
+    folder.next = next_commands(folder, outcome.first_picture(scored))
     card |= {key: results[key] for key in ("accuracy", "protocol", "evaluated_on")}
     saver.after_epoch()
     return finish(Finished(folder, data, results, classifier.history, scores, held_out))
+
+
+def backbone_words(about: Backbone, total: int, data: ClassificationData) -> str:
+    """The backbone in the run's first words; the shipped one says what it does not know."""
+    height, width = about.input_size
+    return f"{about.name}, {total:,} parameters with all that is added, {height} × {width} pixels" + only_drawn(
+        about.name, data.name
+    )
+
+
+def scored_words(name: str | None, count: int, protocol: str, val: int) -> str:
+    if name is None:
+        return "nothing: there are no pictures apart from the training ones"
+    if name == "val":
+        return f"val, {count:,}: a figure to choose settings by"
+    trained = "train + val are trained on; " if val else ""
+    when = "every epoch, the best counts (legacy)" if protocol == "legacy" else "once, at the end"
+    return f"test, {count:,}, {when}{f'; {trained[:-2]}' if trained else ''}"
+
+
+def next_commands(folder: RunFolder, picture: str) -> list[str]:
+    run, name = shlex.quote(str(folder.path)), str(folder.path).rstrip("/")
+    return [
+        f"vision_peft predict --run {run} --top 3 {picture}",
+        f"vision_peft merge --run {run} --out {shlex.quote(f'{name}.safetensors')}",
+        f"vision_peft export --run {run} --out {shlex.quote(f'{name}.onnx')}",
+    ]
 
 
 class InOrder:

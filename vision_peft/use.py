@@ -20,7 +20,7 @@ from peft_core.jobs.data import Data
 from peft_core.jobs.reports.scores import Scores, by_class, sure
 from peft_core.jobs.runs.load import CLASSIFIERS, load_run
 from peft_core.jobs.runs.onnx_file import needs_onnx, write_onnx
-from peft_core.jobs.runs.use import out_file, print_classes, print_predictions, print_table
+from peft_core.jobs.runs.use import as_metadata, out_file, print_classes, print_predictions, print_table
 from peft_core.values import Count, Range
 
 
@@ -63,7 +63,7 @@ def test(
 @command("vision")
 def predict(
     pictures: list[str], *, run: str | None = None, runs: list[str] | None = None, top: Count = 1, batch_size: Count = 64,
-    out: str | None = None,
+    out: str | None = None, json: bool = False,
 ) -> int:  # fmt: skip
     """Print `path,class,probability` for pictures and folders of pictures, the likeliest classes first; of several runs on one
     backbone `path,RUN,RUN …` with the likeliest class of each, what is frozen in all of them computed once.
@@ -74,15 +74,16 @@ def predict(
         runs: Run folders of one backbone, in place of --run; end them with another option, or give the pictures first.
         top: Classes a picture, of one run.
         batch_size: Pictures at once.
-        out: A .csv file to write in place of printing.
+        out: A .csv file (.json with --json) to write in place of printing.
+        json: JSON in place of CSV: a list of {path, classes: [{class, probability}]}.
     """
     if (run is None) == (not runs):
         raise PeftError("predict needs --run, a run folder, or --runs, several on one backbone.")
     target = None
     for each in [run] if run is not None else runs or []:
-        target = None if out is None else str(out_file(out, ".csv", each))
+        target = None if out is None else str(out_file(out, ".json" if json else ".csv", each))
     if run is not None:
-        return print_predictions(load_run(run, CLASSIFIERS), pictures, "vision_peft", top, batch_size, target)
+        return print_predictions(load_run(run, CLASSIFIERS), pictures, "vision_peft", top, batch_size, target, json)
     if top > 1:
         raise PeftError(
             "of several runs predict prints the likeliest class of each: leave --top out, or give one --run."
@@ -95,7 +96,7 @@ def predict(
     def lines(ready: Iterable) -> Iterator[list[list[str]]]:
         return ([[one.class_name for one in each]] for each in several.stream(ready, batch_size))
 
-    return print_table(several, pictures, "vision_peft", columns, lines, target)
+    return print_table(several, pictures, "vision_peft", columns, lines, target, json)
 
 
 @command("vision")
@@ -112,7 +113,7 @@ def merge_(*, run: str, out: str) -> Path:
     from vision_peft.video.classified import timm_state  # needs timm, which other commands must not wait for
 
     state = {key: value.detach().cpu().contiguous() for key, value in timm_state(loaded.model).items()}
-    write_files(target.parent, {target.name: save(state)})
+    write_files(target.parent, {target.name: save(state, as_metadata(loaded))})
     backbone = loaded.config["backbone"]
     arguments = {"num_classes": len(loaded.class_names), "checkpoint_path": str(target)}
     if backbone == "reference":
@@ -121,7 +122,27 @@ def merge_(*, run: str, out: str) -> Path:
         arguments = {key: value for key, value in CARD["timm"].items() if key != "model_name"} | arguments
     name = CARD["timm"]["model_name"] if backbone == "reference" else backbone.partition("@")[0]
     words = ", ".join([f'"{name}"', *(f"{key}={value!r}" for key, value in arguments.items())])
-    print(f"{target} holds the merged weights; plain timm loads it:\n  timm.create_model({words})")
+    fit = loaded.fit
+    crop = {"crop_pct": 1.0, "crop_mode": "squash"} if fit.mode == "squash" else {"crop_pct": fit.crop_pct}
+    looks = {
+        "input_size": (3, *fit.size),
+        "mean": loaded.mean,
+        "std": loaded.std,
+        "interpolation": fit.interpolation,
+    } | crop
+    shown = ", ".join(f"{key}={value!r}" for key, value in looks.items())
+    print(
+        f"{target} holds the merged weights, and in its metadata class names, mean, std and crop; plain timm loads it:"
+    )
+    if "clips" in loaded.card:
+        print(f"  model = timm.create_model({words}).eval()")
+        return target
+    print(
+        f"  model = timm.create_model({words}).eval()\n"
+        f"  transform = timm.data.create_transform({shown})\n"
+        f"  names = json.loads(safetensors.safe_open({str(target)!r}, 'np').metadata()['class_names'])\n"
+        "  names[model(transform(PIL.Image.open('picture.png').convert('RGB'))[None]).argmax()]"
+    )
     return target
 
 
@@ -139,14 +160,19 @@ class Deployed(nn.Module):
 
 
 @command("vision")
-def export(*, run: str, out: str, opset: Annotated[int, Range(18)] = 18) -> Path:
+def export(
+    *, run: str, out: str, format: Literal["onnx", "stock"] = "onnx", opset: Annotated[int, Range(18)] = 18
+) -> Path:
     """Write an ONNX file: pictures with values from 0 to 1 in, probabilities out, any batch size.
 
     Args:
         run: The run folder.
-        out: The .onnx file to write.
+        out: The .onnx file to write; .safetensors for --format stock.
+        format: onnx, or stock: what plain timm loads, as `merge` writes it.
         opset: ONNX operator set.
     """
+    if format == "stock":
+        return merge_(run=run, out=out)
     target = out_file(out, ".onnx", run)
     needs_onnx()
     loaded = load_run(run, CLASSIFIERS)

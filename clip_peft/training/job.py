@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 import warnings
@@ -23,9 +22,10 @@ from clip_peft.text.prompts import alike, spoken, text_ids
 from clip_peft.text.templates import DEFAULT, TEMPLATES
 from clip_peft.training.cache_search import search
 from clip_peft.training.contrast import Contrast
-from clip_peft.training.evaluate import figures, score, test_augment, zero_shot
+from clip_peft.training.evaluate import figures, score, test_augment, test_views, zero_shot
 from clip_peft.training.features import Encoder, Views, default_cache, frozen_image_tower
 from clip_peft.training.results import write_outcome
+from clip_peft.training.telling import Watch, backbone_words, next_commands, results_method, shown_beside
 from peft_core import count_parameters
 from peft_core.errors import PeftError
 from peft_core.jobs.data import left_out
@@ -33,9 +33,11 @@ from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
 from peft_core.jobs.hub.precision import in_few_bits
 from peft_core.jobs.hub.references import REFERENCE
 from peft_core.jobs.reports.classified import Finished
-from peft_core.jobs.runs import training
+from peft_core.jobs.reports.remarks import remarks
+from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
+from peft_core.jobs.runs.saying import waiting
 from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
 from peft_core.method import Method
 from peft_core.registry import make_method
@@ -84,7 +86,8 @@ def run(
     bf16 = wants_bf16(settings["precision"], whole)
     flags = {"max_epochs": planned_epochs(settings, len(data.train), len(data.class_names))}
     flags |= {"precision": "bf16-mixed"} if bf16 else {}
-    trainer = make_trainer(flags | settings["trainer"].options, [saver, Progress()], folder.path)
+    watch = Watch()
+    trainer = make_trainer(flags | settings["trainer"].options, [watch, saver, Progress()], folder.path)
     each, share = among_devices(trainer, count)
 
     whole.to(trainer.strategy.root_device)
@@ -100,13 +103,13 @@ def run(
     cache = Path(settings["data"].options.get("cache_dir") or default_cache()) if settings["cache_views"] else None
     encoder = Encoder(whole, about.mean, about.std, cache)
     began = time.monotonic()
-    views = training_views(encoder, train, settings)
+    with waiting(f"computing image features of {len(train):,} pictures"):
+        views = training_views(encoder, train, settings)
     if hasattr(whole.learner, "remember"):  # a cache of the training pictures
         kept = torch.stack(views or encoder.views(train, [None]))
         whole.learner.remember(kept.to(encoder.device), train.labels)
     caching = time.monotonic() - began
-    folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
-    contrast, epochs = None, 0
+    contrast, epochs, steps = None, 0, 0
     if whole.trainable():
         empty = torch.empty(len(train), 0, dtype=torch.uint8)  # features are picked by the rows of a batch
         source = train if views is None else DecodedPictures(empty, train.labels, train.names)
@@ -115,6 +118,27 @@ def run(
         steps = planned_steps(trainer, len(batches))
         an_epoch = math.ceil(len(batches) / trainer.accumulate_grad_batches)
         contrast = Contrast(encoder, steps, an_epoch, Views(views) if views else None, **chosen)
+        epochs = math.ceil(steps / an_epoch)
+        if val and folder.found is not None and not test_views(method):
+            watch.every, watch.accuracy = (
+                math.ceil(epochs / 10),
+                lambda: score(encoder, val, len(data.class_names)).accuracy,
+            )
+    count = parameters(whole)
+    counts = outcome.share_words(count["trainable"], count["total"])
+    named = outcome.plan(
+        results_method(whole, options), backbone_words(about, fit.size, data), counts, steps, epochs,
+        f"{len(train):,} pictures", settings,
+    )  # fmt: skip
+    tests = (
+        f"{settings['eval_on']}, {len(scored):,}, once, at the end; zero-shot beside it"
+        if scored
+        else "nothing: there are no other pictures"
+    )
+    folder.begin(
+        config, settings["overwrite"], [*named, ("scored on", tests)]
+    )  # only now: a mistake in the settings leaves no folder behind
+    if contrast is not None:
         training.train(trainer, contrast, folder.path, batches)
         epochs = trainer.current_epoch
         whole.to(trainer.strategy.root_device)
@@ -122,11 +146,13 @@ def run(
         return {}
     found = search(encoder, val) if hasattr(whole.learner, "remember") else {}
     began = time.monotonic()
-    scores = score(encoder, scored, len(data.class_names)) if scored else None
+    with waiting(f"scoring {len(scored or ()):,} pictures"):
+        scores = score(encoder, scored, len(data.class_names)) if scored else None
     kept = whole.method.keeps_originals  # else there is no stock model to go back to
     beside = zero_shot(encoder, scored, options.get("template")) if scored and kept else None
     results = {
         "accuracy": None,
+        "interval": scores.interval if scores else None,
         "zero_shot_accuracy": beside,
         "ece": None,
         **(figures(scores, scored, data.class_names) if scores and scored else {"per_class": {}, "bins": []}),
@@ -139,7 +165,7 @@ def run(
         "notes": (*data.notes, *told),
         "pictures": {"train": len(train), "scored": len(scored or ())},
         "left_out": left_out(data, {"train": train, "scored": scored}),
-        "method": {"name": whole.method.name, **dataclasses.asdict(whole.method)} | options,
+        "method": results_method(whole, options),
         "chosen_on_val": found,
         "backbone": about.name,
         "checkpoint_family": about.family,
@@ -150,6 +176,12 @@ def run(
         "seconds": {"features": caching, "train": contrast.seconds if contrast else 0.0,
                     "evaluate": time.monotonic() - began},
     }  # fmt: skip
+    if folder.found is not None:
+        history = contrast.history if contrast else []
+        results["remarks"] = remarks(
+            scores, history, data.class_names, zero_shot=shown_beside(whole, beside), epochs=epochs
+        )
+    folder.next = next_commands(folder, outcome.first_picture(getattr(data, settings["eval_on"])), settings["classes"])
     card |= {key: results[key] for key in ("accuracy", "ece", "evaluated_on", "classes", "shots")}
     saver.after_epoch()
     return write_outcome(Finished(folder, data, results, contrast.history if contrast else [], scores, scored))
@@ -201,12 +233,12 @@ def notes_on_names(whole: OpenVocabulary, backbone: str) -> list[str]:
 
 
 def planned_epochs(settings: dict[str, Any], pictures: int, classes: int) -> int:
+    if settings["epochs"]:
+        return settings["epochs"]
     if settings["steps_per_shot"]:
         an_epoch = max(1, pictures // settings["batch_size"])
         shots = settings["shots"] or math.ceil(pictures / classes)
         return max(1, round(settings["steps_per_shot"] * shots / an_epoch))
-    if settings["epochs"]:
-        return settings["epochs"]
     shots = settings["shots"] or 16
     return 50 if shots == 1 or classes > 500 else 100 if shots <= 4 else 200
 

@@ -19,6 +19,8 @@ from peft_core.jobs.runs.process import tell
 from peft_core.values import Range
 
 FORMATS = {
+    "diffusers": "what stock diffusers loads of such a run: LoRA layers, a control, custom diffusion's weights or new tokens",
+    "stock": "the same as diffusers",
     "diffusers_lora": "pytorch_lora_weights.safetensors for load_lora_weights (lora, dora)",
     "kohya": "for LyCORIS (lora, dora, loha, lokr), A1111 and ComfyUI (lora, loha, lokr), sd-scripts (lora)",
     "embeddings": "new tokens for load_textual_inversion, a file each",
@@ -48,7 +50,8 @@ def export(
 
     Args:
         run: The run folder.
-        format: diffusers_lora, kohya, embeddings, a1111_embeddings, custom_diffusion or control (`list formats`).
+        format: diffusers, what stock diffusers loads of such a run; diffusers_lora, kohya, embeddings, a1111_embeddings,
+            custom_diffusion or control (`list formats`).
         out: A .safetensors file or a folder; by default RUN/export.
         as_: Of a LoRA file: own, the method's own factors; lora, what it does to the weights as plain LoRA, by SVD; diff,
             whole differences of the weights (kohya).
@@ -57,6 +60,8 @@ def export(
     """
     if format not in FORMATS:
         raise PeftError(f'unknown format "{format}"{nearest(format, FORMATS)} (known: {", ".join(FORMATS)}).')
+    if format in ("diffusers", "stock"):
+        format = _of_kind(combine([(run, 1.0)]))
     for flag, given in (("--compress", compress is not None), ("--as", as_ != "own")):
         if given and format not in list_formats():
             raise PeftError(f"{flag} makes LoRA layers: it goes with --format {' or '.join(list_formats())}.")
@@ -82,6 +87,26 @@ def export(
         file = _write_tokens(loaded, target, format == "a1111_embeddings")
     print(f"{file}: {FORMS.get(form, FORMATS[format])}")
     return file
+
+
+def _of_kind(loaded: Run) -> str:
+    """The format that stock diffusers loads a run like this from."""
+    if loaded.controls:
+        return "control"
+    found = [name for name in _adaptations(loaded) if not name.endswith("__tokens")]
+    if not found:
+        return "embeddings"
+    adaptation = pick(loaded.unet, found[0])[0]
+    return "custom_diffusion" if adaptation.trained and adaptation.method.keeps_originals else "diffusers_lora"
+
+
+def _adaptations(run: Run) -> list[str]:
+    return [
+        name
+        for model in run.models.values()
+        if "_peft_record" in model.__dict__
+        for name in model.__dict__["_peft_record"].adaptations
+    ]
 
 
 def _write_control(loaded: Run, run: str, target: Path, dtype: str) -> Path:
@@ -116,8 +141,7 @@ def _weights_name(run: Run) -> str:
     Raises:
         PeftError: the run has new tokens alone.
     """
-    found = [name for model in run.models.values() if "_peft_record" in model.__dict__
-             for name in model.__dict__["_peft_record"].adaptations if not name.endswith("__tokens")]  # fmt: skip
+    found = [name for name in _adaptations(run) if not name.endswith("__tokens")]
     if not found:
         raise PeftError("this run trained new tokens alone: use --format embeddings or a1111_embeddings.")
     return found[0]

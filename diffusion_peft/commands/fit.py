@@ -12,15 +12,17 @@ from diffusion_peft.commands.task import task_of
 from diffusion_peft.control.options import ControlOptions, check_control, is_control
 from diffusion_peft.data.concepts import Concept, read_concepts
 from diffusion_peft.data.fingerprint import fingerprint
+from diffusion_peft.data.pictures import check_place
 from diffusion_peft.personalize.slider_options import SliderOptions
 from diffusion_peft.training.needs import needs_of
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.options import MethodChoice
-from peft_core.jobs.cli.shared import training
+from peft_core.jobs.cli.shared import MACHINE, RUN, TRAINING, training
 from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
+from peft_core.jobs.runs.saying import Row
 from peft_core.values import Count, NotNegative, Positive, Rate, Whole
 
 
@@ -36,7 +38,14 @@ def recipe_of(settings: dict[str, Any]) -> str:
     return "dreambooth" if settings["prompt"] else "text_to_image"
 
 
-@command("diffusion", default_recipe=recipe_of)
+@command("diffusion", recipe_of, {
+    RUN: "data base method recipe prompt steps epochs",
+    "a subject or a new word": "class_prompt prior_count placeholder initializer text_method",
+    "sliders and controls": "slider control",
+    TRAINING: "lr text_lr batch_size optimizer warmup resolution flip",
+    "samples": "sample_prompts sample_count sample_every sample_steps guidance",
+    MACHINE: "out seed overwrite save_every dtype quantize cache trainer",
+})  # fmt: skip
 @takes(training, lr=1e-4, weight_decay=1e-2, final_lr=1.0)
 def fit(
     *,
@@ -58,6 +67,7 @@ def fit(
     caption_prefix: str = "",
     caption_dropout: Rate = 0.0,
     steps: Count = 500,
+    epochs: Whole = 0,
     optimizer: Literal["adamw", "sgd", "adamw8bit", "paged_adamw"] = "adamw",
     text_lr: Positive | None = None,
     warmup: Rate = 0.0,
@@ -74,7 +84,7 @@ def fit(
     cache: str = "auto",
     sample_prompts: list[str] | None = None,
     sample_count: Whole = 4,
-    sample_every: Whole = 0,
+    sample_every: Whole | None = None,
     sample_steps: Denoising = 30,
     guidance: float = 7.5,
     keep_every: Whole = 0,
@@ -106,6 +116,7 @@ def fit(
         out: The run folder; by default runs/DATA-BASE-METHOD-SEED.
         seed: Of the adapter, the order of the pictures, noise, and all chance in training.
         steps: Optimiser steps.
+        epochs: Passes over the pictures, in place of steps, where above 0.
         batch_size: Pictures a step, over all devices; as many prior pictures come on top.
         optimizer: AdamW, SGD with momentum 0.9, or bitsandbytes' 8-bit AdamW, or its AdamW that pages out of a full GPU.
         text_lr: That of text encoders and new tokens; lr where not given.
@@ -125,7 +136,8 @@ def fit(
             memory, but for prior pictures).
         sample_prompts: Prompts of the sample grids; by default the training prompt.
         sample_count: Pictures a prompt, with seeds 0, 1, …; 0 draws none.
-        sample_every: Steps between sample grids during training, at the end of an epoch; 0 draws at the end only.
+        sample_every: Steps between sample grids during training, drawn at the end of an epoch; by default a quarter of all; 0:
+            none.
         sample_steps: Denoising steps of a sample.
         guidance: Guidance of samples and of prior pictures.
         keep_every: Steps between adapters that are kept as runs of their own, snapshots/step500 …, which sample, evaluate
@@ -144,7 +156,13 @@ def fit(
         return run(folder, task_of(settings, concepts), config)
 
     places = [settings["data"], settings["prior"], *(place for c in concepts for place in (c.data, c.prior))]
-    return run_once(folder, settings, work, headline, fingerprint=fingerprint(places))
+    return run_once(folder, settings, work, headline, found=found(settings, concepts), fingerprint=fingerprint(places))
+
+
+def found(settings: dict[str, Any], concepts: list[Concept]) -> list[Row]:
+    """What a run is to be taught with, before its pictures are opened."""
+    places = [concept.data for concept in concepts] or [settings["data"] or ""]
+    return [("data", ", ".join(dict.fromkeys(places)))]
 
 
 def check(settings: dict[str, Any]) -> list[Concept]:
@@ -169,6 +187,8 @@ def check(settings: dict[str, Any]) -> list[Concept]:
             f'{settings["method"].name} needs --placeholder "<toy>" and --initializer toy: what trains is a new token.'
         )
     for concept in concepts:
+        for place in filter(None, (concept.data, concept.prior)):
+            check_place(place)
         if concept.prior is not None and concept.class_prompt is None:
             raise PeftError("--prior needs --class_prompt: what its pictures are called.")
     return concepts

@@ -18,7 +18,10 @@ def list_(what: Literal["methods", "recipes", "sweeps", "formats", "protocols"])
     Args:
         what: Which list.
     """
-    listing.show(what, "diffusion", {"methods": unet_methods, "protocols": protocols, "formats": formats})
+    if what == "methods":
+        listing.show_methods(unet_methods())
+        return
+    listing.show(what, "diffusion", {"protocols": protocols, "formats": formats})
 
 
 def protocols() -> dict[str, str]:

@@ -48,7 +48,7 @@ def control(
 class ControlOptions(Choice):
     """`--control.condition canny --control.condition_column edges`."""
 
-    named, complete = False, False
+    named, complete, brief = False, False, True
 
     @classmethod
     def accepts(cls, name: str) -> Callable:

@@ -63,9 +63,8 @@ def open_pictures(data: str) -> list[Picture]:
     """
     if data.startswith("world/"):
         return _drawn(data)
+    check_place(data)
     path = Path(data).expanduser()
-    if not path.exists():
-        raise PeftError(f"there is no folder {path}: give one with pictures, or world/subjects/0.")
     folder = path if path.is_dir() else path.parent
     left_out = LeftOut()
     files = files_in(path, is_picture, left_out) if path.is_dir() else [path]
@@ -87,6 +86,16 @@ def open_pictures(data: str) -> list[Picture]:
         )  # type: ignore[misc]
         for file, size in zip(files, found, strict=True)
     ]
+
+
+def check_place(data: str) -> None:
+    """Raises PeftError: no such folder or drawn subject; asked before anything heavy is loaded."""
+    if data.startswith("world/"):
+        from peft_data.world.subjects import number_of
+
+        number_of(data)
+    elif not Path(data).expanduser().exists():
+        raise PeftError(f"there is no folder {Path(data).expanduser()}: give one with pictures, or world/subjects/0.")
 
 
 def _check(file: Path) -> tuple[int, int] | str:

@@ -34,7 +34,7 @@ def slider(
 class SliderOptions(Choice):
     """`--slider.positive "a large toy" --slider.negative "a small toy" --slider.target "a toy"`."""
 
-    named, complete = False, False
+    named, complete, brief = False, False, True
 
     @classmethod
     def accepts(cls, name: str) -> Callable:

@@ -39,6 +39,7 @@ class Denoiser(Learning):
     """
 
     kept: ClassVar[tuple[str, ...]] = ("mean",)
+    by_steps: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,18 @@ from diffusion_peft.training.denoise import Denoiser
 from diffusion_peft.training.models import models
 from diffusion_peft.training.noise import alphas_of
 from diffusion_peft.training.results import write_outcome
+from diffusion_peft.training.samples import Samples
 from diffusion_peft.training.snapshots import SNAPSHOTS, Snapshots
 from diffusion_peft.training.tasks import Task
 from peft_core import count_parameters, save_adapter
-from peft_core.jobs.runs import training
+from peft_core.jobs.hub.references import only_drawn
+from peft_core.jobs.reports.remarks import of_loss
+from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.optimizers import load_bitsandbytes
 from peft_core.jobs.runs.outcome import measured
 from peft_core.jobs.runs.process import tell
+from peft_core.jobs.runs.saying import Row, waiting
 from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
 
 OF_DENOISER = ("optimizer", "lr", "text_lr", "weight_decay", "warmup", "final_lr", "prior_weight", "snr_gamma",
@@ -44,7 +50,7 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
         load_bitsandbytes()
     base = load_base(settings["base"], settings["dtype"])
     check_clip_skip(base, settings["clip_skip"])
-    flags = trainer_flags(settings)
+    flags = trainer_flags(settings, settings["steps"])
     machine = make_trainer(flags, [])  # read for its device, processes and accumulation, before its end is known
     each, share = among_devices(machine, settings["batch_size"])
     device = machine.strategy.root_device
@@ -60,7 +66,14 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     resolution(base, settings["resolution"])
     check_drawing(base, samples.how)
     trains_text = bool(tokens or settings["text_method"])
-    examples, about = task.prepare(base, device, trains_text, samples)
+    with waiting("preparing pictures and captions"):
+        examples, about = task.prepare(base, device, trains_text, samples)
+    steps = (
+        settings["steps"]
+        if not settings["epochs"]
+        else settings["epochs"] * -(-len(examples) // settings["batch_size"])
+    )
+    flags = trainer_flags(settings, steps)
     samples.embed(base, prompts or about["prompts"], trains_text, device)
     base.free("vae", *(() if trains_text else base.text_parts))
 
@@ -69,7 +82,7 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     repeats = max(1, -(-FEWEST_STEPS * machine.accumulate_grad_batches * settings["batch_size"] // len(examples)))
     batches = BucketBatches(examples, each, seed=settings["seed"], repeats=repeats, **share)
     if flags.get("max_epochs") in (None, -1):
-        flags["max_epochs"] = -(-settings["steps"] // -(-len(batches) // machine.accumulate_grad_batches))
+        flags["max_epochs"] = -(-steps // -(-len(batches) // machine.accumulate_grad_batches))
     saver = SaveState(folder.path, settings["save_every"], lambda: save(denoiser, folder.path / "adapter", card))
     snapshots = Snapshots(settings["keep_every"], lambda step: keep(step))
     trainer = make_trainer(flags, [samples, saver, snapshots, Progress()], folder.path)
@@ -82,7 +95,11 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
         unet.compile()
     card = {"command": folder.program, "base": base.name, "kind": base.kind, "clip_skip": settings["clip_skip"]}
     card["tokens"] = {token.name: token.vectors for token in tokens}
-    folder.begin(config, settings["overwrite"])  # only now: a mistake in the settings leaves no folder behind
+    if settings["sample_every"] is None and folder.found is not None:
+        samples.every = max(1, -(-denoiser.steps // 4))
+    folder.begin(
+        config, settings["overwrite"], words(task, base, examples, denoiser, samples, trainer)
+    )  # only now: a mistake in the settings leaves no folder behind
 
     def keep(step: int) -> None:
         """A run folder of its own, its config first and its results last."""
@@ -101,8 +118,50 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     saver.after_epoch()
     denoiser.to(device)  # Lightning leaves it on the processor
     results = results_of(task, base, examples, denoiser, folder, preparing) | {"tokens": card["tokens"]}
+    if folder.found is not None:
+        losses = [row["loss"] for row in denoiser.history if "loss" in row]
+        results["remarks"] = [each for each in (of_loss(losses),) if each]
+    folder.next = next_commands(folder, samples.texts)
     with denoiser.averaged():
         return write_outcome(folder, results, denoiser, samples, about["shown"], task)
+
+
+def words(task: Task, base: Base, examples: Any, denoiser: Denoiser, samples: Samples, trainer: Any) -> list[Row]:
+    """What the run is about to do."""
+    settings, pictures = task.settings, len(examples)
+    prior = sum(map(len, getattr(examples, "prior", ())))
+    counts = [count_parameters(model) for model in denoiser.adapted().values()]
+    trained = outcome.share_words(sum(c.inserted for c in counts), sum(c.total for c in counts))
+    passes = denoiser.steps * settings["batch_size"] * trainer.accumulate_grad_batches / max(1, pictures)
+    of = (
+        f"{passes:.3g} epochs, passes over {pictures:,} picture{'' if pictures == 1 else 's'}"
+        if pictures
+        else "from prompts alone"
+    )
+    drawn_on_the_way = f"every {samples.every:,} steps, and " if 0 < samples.every < denoiser.steps else ""
+    data = next((data for data in task.data if not str(data).startswith("world/")), "world/")
+    side = settings["resolution"] or base.resolution
+    name = f"{base.name} ({base.kind}), {side} × {side} pixels{only_drawn(base.name, str(data))}"
+    return [
+        ("pictures", f"{pictures:,}" + (f", and {prior:,} prior pictures of their class" if prior else "")),
+        *outcome.plan(settings["method"].plain(), name, trained, denoiser.steps, 0, of, settings),
+        (
+            "samples",
+            f"{drawn_on_the_way}at the end: {', '.join(map(repr, samples.texts))}, seeds 0 to {samples.count - 1}"
+            if samples.count
+            else "none",
+        ),
+    ]
+
+
+def next_commands(folder: RunFolder, texts: Sequence[str]) -> list[str]:
+    run = shlex.quote(str(folder.path))
+    prompt = shlex.quote(texts[0]) if texts else "PROMPT"
+    return [
+        f"diffusion_peft sample --run {run} --prompt {prompt} --count 4 --seed 0",
+        f"diffusion_peft evaluate --run {run} --count 2",
+        f"diffusion_peft export --run {run} --format diffusers",
+    ]
 
 
 def results_of(
@@ -135,10 +194,10 @@ def results_of(
     }
 
 
-def trainer_flags(settings: dict[str, Any]) -> dict[str, Any]:
+def trainer_flags(settings: dict[str, Any], steps: int) -> dict[str, Any]:
     """Lightning's flags: the steps, and autocast where the frozen weights are in half precision."""
     precision = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}.get(settings["dtype"])
-    flags = {"max_steps": settings["steps"]} | ({"precision": precision} if precision else {})
+    flags = {"max_steps": steps} | ({"precision": precision} if precision else {})
     return flags | settings["trainer"].options
 
 

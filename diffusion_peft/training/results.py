@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from diffusion_peft.drawing.draw import grid, png_of
 from diffusion_peft.drawing.scaling import can_be_scaled, set_scales
 from diffusion_peft.training.denoise import Denoiser
 from diffusion_peft.training.samples import Samples
@@ -15,6 +15,7 @@ from peft_core.jobs.reports import page as report
 from peft_core.jobs.reports import plots
 from peft_core.jobs.runs import outcome
 from peft_core.jobs.runs.folder import RunFolder
+from peft_core.jobs.runs.saying import waiting
 
 
 def write_outcome(
@@ -30,7 +31,9 @@ def write_outcome(
     files = {"metrics.csv": report.csv_bytes(denoiser.history), "curves.png": curves}
     sections = [("Pictures it was taught with", report.picture_grid([(picture, "", False) for picture in shown]))]
     if samples.count:
-        sections += drawn(denoiser, samples)
+        with waiting("drawing samples"):
+            sections += drawn(denoiser, samples)
+        sections += on_the_way(samples)
     more, own = task.outcome(denoiser, samples)
     results = outcome.measured(results | more)
     sections += [
@@ -38,8 +41,10 @@ def write_outcome(
         ("Training", report.figure(curves, "training loss")),
         *own,
     ]
-    title = f"{', '.join(results['data'])}: {results['method']['name']} on {results['base']}"
-    lead = f"loss {results['loss']:.4f} after {results['steps']:,} steps"
+    what = ", ".join(dict.fromkeys(Path(each).name or each for each in map(str, results["data"])))
+    title = f"{what}: {results['method']['name']} on {results['base']}"
+    lead = f"mean loss of the last tenth {results['loss']:.4f}, {results['steps']:,} steps"
+    sections = [*outcome.remark_section(results), *sections, *outcome.next_section(folder)]
     return outcome.write_outcome(folder, results, files, title, lead, sections)
 
 
@@ -58,11 +63,24 @@ def drawn(denoiser: Denoiser, samples: Samples) -> list[tuple[str, str]]:
         set_scales(models, 1.0)
     if sweep:
         columns = [[at[number] for at in sweep] for number in range(len(samples.texts))]
-        picture = png_of(grid(columns))
         samples.write("scales.png", columns)
-        words = ", ".join(f"{scale:g}" for scale in samples.scales)
-        sections.append((f"Seed 0 at scales {words}", report.figure(picture, "scale sweep")))
+        cells = [
+            (picture, f"scale {scale:g}", False)
+            for row in columns
+            for picture, scale in zip(row, samples.scales, strict=True)
+        ]
+        sections.append(("Seed 0 at several scales", report.picture_grid(cells)))
     return sections
+
+
+def on_the_way(samples: Samples) -> list[tuple[str, str]]:
+    """The grids that were drawn while training."""
+    files = sorted(samples.folder.glob("[0-9]*.png"))
+    figures = [
+        f"<p>after {int(file.stem):,} steps</p>{report.figure(file.read_bytes(), f'samples after {file.stem} steps')}"
+        for file in files
+    ]
+    return [("On the way, the same prompts and seeds", "".join(figures))] if figures else []
 
 
 def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:

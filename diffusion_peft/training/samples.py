@@ -27,7 +27,7 @@ class Samples(Callback):
         self.folder = folder / "samples"
         self.count, self.every, self.clip_skip = (
             settings["sample_count"],
-            settings["sample_every"],
+            settings["sample_every"] or 0,
             settings["clip_skip"],
         )
         side = settings["resolution"]
@@ -47,7 +47,7 @@ class Samples(Callback):
             self.prompts.append(embed_negative(base, "", self.clip_skip, encoders))
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
-        if not self.every or not self.count or not trainer.is_global_zero:
+        if not self.every or not self.count or not trainer.is_global_zero or trainer.global_step >= module.steps:
             return
         an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         if trainer.global_step // self.every > (trainer.global_step - an_epoch) // self.every:

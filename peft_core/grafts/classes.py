@@ -44,6 +44,14 @@ class Adapted:
 class Changes(Adapted):
     """Runs with weights that grafts change."""
 
+    def _load_from_state_dict(self: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+        for name in ("weight", "in_proj_weight"):
+            if f"{prefix}{name}" in state_dict and (weight := self._parameters.get(name)) is not None:
+                for slots in self._modules.get("peft", {}).values():
+                    for delta in (graft for graft in slots.values() if isinstance(graft, Delta)):
+                        delta.stock_loaded(weight if delta.rows is None else weight[slice(*delta.rows)])
+
 
 class Still(Adapted):
     """A norm of the frozen part: whatever mode the model is in, its running statistics stay as they are."""

@@ -30,8 +30,12 @@ class Graft(nn.Module):
     """Grafts of a lower order act first on what enters the module, and last on what leaves it."""
     wraps: ClassVar[bool] = False
     """What it does on entering it takes back on leaving: before all others there, the last to enter first."""
+    alone: ClassVar[bool] = True
+    """It may be left out of a forward while others of its adaptation act."""
     enabled: bool
     factor: float
+    left_out: Any = None
+    """Called before it acts: whether this forward goes without it (see `parts.dropping`)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,6 +145,9 @@ class Delta(Graft):
     def bias(self, bias: Tensor | None) -> Tensor | None:
         return bias
 
+    def stock_loaded(self, weight: Tensor) -> None:
+        """Told that a checkpoint gave the stock weight, its own rows of it, for what it keeps of the one that was there."""
+
     def shift(self, weight: Tensor) -> Tensor:
         """b' = bias(b) + shift(W), with the W that `forward` gets."""
         raise NotImplementedError(f"{type(self).__name__} must define shift(W) where it shifts")
@@ -166,7 +173,7 @@ def grafts(module: nn.Module, kind: type = Graft) -> Iterator[Any]:
     if slots is not None:
         for slot in slots.children():
             for graft in slot.children():
-                if isinstance(graft, kind) and graft.enabled:
+                if isinstance(graft, kind) and graft.enabled and (graft.left_out is None or not graft.left_out()):
                     yield graft
 
 

@@ -23,6 +23,7 @@ class Tap:
 class Side(Graft):
     """y ← net([h_1, …, h_n, y]) at a module's output, or y ← y + factor · net(…): h are what the taps read, all detached."""
 
+    alone = False
     key: str = ""
 
     def __init__(self, net: nn.Module, taps: Sequence[Tap], adds: bool = False) -> None:

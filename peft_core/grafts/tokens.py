@@ -25,6 +25,7 @@ class Tokens(Graft):
 
     scalable: ClassVar[bool] = False
     wraps: ClassVar[bool] = True
+    alone: ClassVar[bool] = False
 
     def __init__(self, tokens: nn.Parameter | nn.Module | None, count: int, prefix: int, dropout: float, comes: str | None,
                  goes: str | None):  # fmt: skip

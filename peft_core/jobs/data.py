@@ -22,6 +22,7 @@ from peft_data.video.frames import decode_clips_for_training
 from peft_core.files import must_encode
 from peft_core.jobs.cli.options import Choice
 from peft_core.jobs.runs.process import tell
+from peft_core.jobs.runs.saying import Row, few, waiting
 from peft_core.values import Seed, Whole
 
 
@@ -90,14 +91,14 @@ class Data(Choice):
         """The pictures at the model's size, unreadable ones dealt with as `on_bad_image` says; to train on with an `augment`
         that cuts parts, in their own frames."""
         options = self._decoding()
+        with waiting(f"reading {len(pictures):,} {pictures.kind}"):
+            decoding = decode_clips_for_training if isinstance(pictures, Clips) else decode_for_training
+            decoded: Any = decoding(pictures, size, augment, **options, **how)  # type: ignore[arg-type]
         if isinstance(pictures, Clips):
-            decoded: Any = decode_clips_for_training(pictures, size, augment, **options, **how)
             if decoded.short:
                 tell(
                     f"note: frames repeat in {decoded.short} of {len(decoded)} clips, which are shorter than the sampling"
                 )
-        else:
-            decoded = decode_for_training(pictures, size, augment, **options, **how)
         if getattr(decoded, "repaired", None):
             tell(
                 f"note: {decoded.repaired.total()} frames of {len(decoded.repaired)} clips cannot be decoded: the one before "
@@ -107,6 +108,20 @@ class Data(Choice):
             total, what = len(decoded) + len(decoded.skipped), "clips" if isinstance(pictures, Clips) else "pictures"
             tell(f"{len(decoded.skipped)} of {total} {what} cannot be read and are left out")
         return decoded
+
+
+def found(data: ClassificationData) -> list[Row]:
+    """What was found of a data set, before a run begins: its pictures, its classes, their split, and what was left out."""
+    sizes, (_, _, split) = data.summary.partition(": ")[0], data.summary.partition(": ")
+    split, _, files = split.partition("; ")
+    return [
+        ("data", f"{data.name}: {sizes} ({few(data.class_names)})"),
+        ("split", split),
+        (
+            "left out",
+            files.removesuffix(" left out") and f"{files.removesuffix(' left out')} that the data do not count",
+        ),
+    ]
 
 
 def left_out(data: ClassificationData, decoded: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,9 +76,15 @@ class Sparse(Delta):
     def _take(self, prefix: str, indices: Tensor, values: Tensor | None) -> None:
         parameter: nn.Parameter = getattr(self, f"{prefix}values")
         order = indices.to(parameter.device, torch.int32).sort()
+        if self.chosen:  # what an optimiser remembers of an entry goes with it (`lifecycle.follow`)
+            parameter.came_from = _found(getattr(self, f"{prefix}indices"), order.values)  # type: ignore[attr-defined]
         new = parameter.new_zeros(len(indices)) if values is None else values.to(parameter)[order.indices].clone()
         setattr(self, f"{prefix}indices", order.values)
         parameter.data, parameter.grad = new, None  # an optimiser made before knows it by its identity
+
+    def entries(self) -> list[Tensor]:
+        """Indices of the weight's entries and, where there are such, of the bias's."""
+        return [self.indices] if self.bias_indices is None else [self.indices, self.bias_indices]
 
     # ---- acting ----------------------------------------------------------------------------------------------------
 
@@ -168,3 +174,11 @@ def _indices(entries: Entries, device: torch.device) -> Tensor:
     if isinstance(entries, int):
         return torch.full((entries,), -1, dtype=torch.int32, device=device)
     return entries.to(device, torch.int32).sort().values
+
+
+def _found(known: Tensor, wanted: Tensor) -> Tensor:
+    """Where each wanted number stands among the ascending known ones; −1 where it does not."""
+    if not len(known):
+        return torch.full_like(wanted, -1, dtype=torch.int64)
+    at = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+    return torch.where(known[at] == wanted, at, -1)

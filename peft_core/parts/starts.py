@@ -21,6 +21,11 @@ Pair = tuple[Tensor, Tensor]
 """A (r, in) and B (out, r)."""
 
 
+def moved(down: Tensor, up: Tensor, down_before: Tensor, up_before: Tensor) -> Pair:
+    """Factors of B A − B₀ A₀, of rank 2r, both of whose products are zero to the last bit where nothing has moved."""
+    return torch.cat((down, down - down_before)), torch.cat((up - up_before, up_before), 1)
+
+
 class Anchored(LowRank):
     """W' = W + s·(B A − B₀ A₀), A₀ and B₀ where A and B started: W' = W to the last bit at step 0.
 
@@ -42,7 +47,7 @@ class Anchored(LowRank):
 
     def factors(self) -> Pair:
         start: Any = self
-        return torch.cat((self.A, self.A - start.A0)), torch.cat((self.B - start.B0, start.B0), 1)
+        return moved(self.A, self.B, start.A0, start.B0)
 
 
 class FrozenUp(LowRank):

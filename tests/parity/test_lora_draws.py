@@ -15,7 +15,7 @@ from peft_core.methods.reparameterized.auto_lora import Searched
 from peft_core.methods.reparameterized.lora_dropout import Dropped
 from peft_core.methods.reparameterized.periodic_lora import Unloading
 from peft_core.parts.chance import chance
-from peft_core.registry import make_method
+from peft_core.parts.selection.bilevel import unrolled
 from peft_core.testing import loss
 from tests.parity.test_lora_family import pictures
 from tests.parity.test_lora_lifecycles import changes
@@ -99,7 +99,6 @@ def test_a_step_takes_the_mean_loss_of_several_draws():
 def test_auto_lora_follows_the_loss_through_a_step():
     """The gradient of α ↦ L_val(w − ξ ∇_w L_train(w, α), α), against differences in float64."""
     torch.manual_seed(0)
-    method: Any = make_method("auto_lora", search_lr=0.1)
     weight = torch.randn(6, 5, dtype=torch.float64)
     change: Any = Searched(weight, None, 3, 1.5)
     nn.init.normal_(change.B)
@@ -124,7 +123,7 @@ def test_auto_lora_follows_the_loss_through_a_step():
 
     gradients = torch.autograd.grad(at(batches[0]), weights, create_graph=True)
     before = [p.detach().clone() for p in weights]
-    (found,) = method._unrolled((at(batches[1]) for _ in range(1)), weights, [alpha], gradients)
+    (found,) = unrolled((at(batches[1]) for _ in range(1)), weights, [alpha], gradients, 0.1)
     assert all(torch.equal(p, value) for p, value in zip(weights, before, strict=True))
     for i in range(3):
         nudge = torch.zeros(3, dtype=torch.float64)

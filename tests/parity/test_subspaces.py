@@ -111,6 +111,21 @@ def test_svdiff_finds_the_same_directions_by_both_ways():
         adapt(model, "svdiff")
 
 
+def test_svdiff_takes_the_directions_of_a_stock_checkpoint_that_is_loaded():
+    model, other = adapt(MODELS["vit"].model(), "svdiff"), MODELS["vit"].model()
+    with torch.no_grad():
+        for block in other.blocks:
+            block.mlp.fc1.weight.mul_(0.5).add_(torch.randn_like(block.mlp.fc1.weight), alpha=0.1)
+        model.blocks[0].mlp.fc1.peft.svdiff.fc1.delta.fill_(0.1)
+    model.load_state_dict(other.state_dict(), strict=False)
+    change, weight = model.blocks[0].mlp.fc1.peft.svdiff.fc1, other.blocks[0].mlp.fc1.weight
+    u, s, v = torch.linalg.svd(weight.double(), full_matrices=False)
+    torch.testing.assert_close(change(weight), ((u * (s + 0.1)) @ v).float(), rtol=1e-4, atol=1e-5)
+    kept = change.u.clone()
+    model.load_state_dict({key: value for key, value in model.state_dict().items() if "peft" in key}, strict=False)
+    assert torch.equal(change.u, kept)
+
+
 def test_shifts_of_norms_learn_at_a_thousandth_of_the_rate():
     model = adapt(MODELS["vit"].model(), "svdiff")
     groups = parameter_groups(model, 1e-3)

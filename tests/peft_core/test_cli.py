@@ -1,5 +1,6 @@
 """The command line as the signature of functions."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -12,7 +13,9 @@ from typing import Literal
 import pytest
 
 from peft_core.errors import PeftError, nearest
+from peft_core.jobs.cli import listing
 from peft_core.jobs.cli.command import Command, command
+from peft_core.jobs.cli.help import help_of
 from peft_core.jobs.cli.main import main
 from peft_core.jobs.cli.options import Choice
 from peft_core.jobs.hub.reach import WAIT, deadline
@@ -182,7 +185,7 @@ def test_mistakes(run, line: str, sentence: str) -> None:
 def test_help(run) -> None:
     assert "draw     Draw a shape." in run("") and run("--help") == run("")
     shown = run("draw --help")
-    assert "usage: art draw [options]" in shown and "What to draw on. (a word; required)" in shown
+    assert "usage: art draw [options]" in shown and "What to draw on. (required)" in shown
     assert "--shape.radius" in shown and "How far it is from its centre to its rim." in shown
     assert "--shape.side" in run("draw --shape square --help")
     assert "usage: art show PICTURES ... [options]" in run("show -h")
@@ -261,3 +264,26 @@ def test_a_locale_without_utf8(tmp_path) -> None:
         [sys.executable, "-c", code, "cr\u00e8me"], env=env, capture_output=True, text=True, encoding="utf-8"
     )
     assert said.stdout.strip() == r"'cr\xe8me'", said.stderr
+
+
+def test_methods_are_listed_by_branch_with_their_papers(capsys: pytest.CaptureFixture) -> None:
+    said = 'X: y.\n\n    W = 1. Ben Zaken, Goldberg, "A Title That\n    Goes On", Findings of ACL 2022; after code.'
+    assert listing.paper_of(said) == "Ben Zaken, Goldberg, Findings of ACL 2022" and listing.paper_of("None.") == ""
+    listing.show("methods", "vision", {})
+    heading, first, *_ = capsys.readouterr().out.splitlines()
+    assert heading == "adapters:" and first.split("  ")[1] == "adapter" and "Houlsby et al., ICML 2019" in first
+    assert listing.branch_of("lora") == "reparameterized" and listing.branch_of("coop") == "clip_peft"
+
+
+def test_options_that_few_want_are_in_help_all() -> None:
+    for program, module in PROGRAMS.items():
+        (fit,) = (each for each in importlib.import_module(module).commands() if each.name == "fit")
+        brief, whole = help_of(fit, program), help_of(fit, program, everything=True)
+        assert len(brief.splitlines()) <= 120 and "--epochs" in brief and "--trainer.devices" not in brief
+        assert "--trainer.devices" in whole and all(f"--{name}" in whole for name in fit.parameters)
+
+
+PROGRAMS = {
+    "vision_peft": "vision_peft.commands", "clip_peft": "clip_peft.commands",
+    "diffusion_peft": "diffusion_peft.commands.main",
+}  # fmt: skip

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from peft_core import PeftError, adapt, lifecycle, load_adapter, save_adapter
 from peft_core.parts.tokens.pieces import Masked, Masks
-from tests.peft_core.test_made_prompts import X, vit
+from tests.peft_core.test_made_prompts import DEPTH, X, adapted, joined, split, vit, walk
 
 LABELS = torch.tensor([0, 2, 1])
 
@@ -96,3 +96,36 @@ def test_nothing_to_prune_by_is_told() -> None:
     with pytest.raises(PeftError, match="17 pieces are more than a token's width, 16"):
         adapt(vit(), "e2vpt", pieces=17)
     assert not lifecycle.wants(adapt(vit(), "e2vpt"), "prepare")
+
+
+def test_a_search_keeps_the_blocks_whose_gates_open(tmp_path: Path) -> None:
+    model, stock, grafts = adapted("selective_prompt", tokens=2, keep=1, passes=2, gate_lr=0.5)
+    replaced = [grafts[f"blocks.{i}/replaced"] for i in range(1, DEPTH)]
+    before, gates = trained(model), [torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in replaced]
+    carried = grafts["blocks.0/tokens"].tokens.expand(3, -1, -1)
+
+    def block(index: int, x: Tensor) -> Tensor:
+        nonlocal carried
+        if index and opened[index - 1] is not None:
+            carried = torch.lerp(carried, replaced[index - 1].values.expand(3, -1, -1), opened[index - 1])
+        x, carried = split(stock.blocks[index](joined(x, carried)), 2)
+        return x
+
+    opened: list[Tensor | None] = [torch.sigmoid(gate) for gate in gates]
+    for graft, gate in zip(replaced, gates, strict=True):
+        graft.gate = gate
+    torch.testing.assert_close(model(X), walk(stock, block))
+    lifecycle.prepare(model, Batches(model))
+    left = [len(graft.values) for graft in replaced]
+    assert sorted(left) == [0, 0, 2] and all(graft.gate is None for graft in replaced)
+    assert all(torch.equal(value, before[key]) for key, value in trained(model).items() if value.numel())
+    opened = [torch.ones((), dtype=torch.float64) if count else None for count in left]
+    carried = grafts["blocks.0/tokens"].tokens.expand(3, -1, -1)
+    torch.testing.assert_close(model(X), walk(stock, block))
+    save_adapter(model, tmp_path)
+    assert torch.equal(load_adapter(vit().eval(), tmp_path)(X), model(X))
+    resumed = adapt(vit(), "selective_prompt", tokens=2, keep=1).eval()
+    resumed.load_state_dict(model.state_dict())
+    assert torch.equal(resumed(X), model(X))
+    with pytest.raises(PeftError, match="was given less than two"):
+        lifecycle.prepare(adapt(vit(), "selective_prompt", keep=1), [])

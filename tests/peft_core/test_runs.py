@@ -140,7 +140,9 @@ def test_settings_that_are_newer_than_the_run(folder: RunFolder) -> None:
 
 def once(folder: RunFolder, work, fingerprint: str | None = None, **settings) -> dict:
     given = {"lr": 1.0, "overwrite": False} | settings
-    return run_once(folder, given, work, lambda results: "done", found="3 pictures", fingerprint=fingerprint)
+    return run_once(
+        folder, given, work, lambda results: "done", found=[("data", "3 pictures")], fingerprint=fingerprint
+    )
 
 
 def test_data_that_changed_since(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -152,7 +154,7 @@ def test_data_that_changed_since(tmp_path: Path, capsys: pytest.CaptureFixture) 
         return {"accuracy": 1.0}
 
     once(folder, work, "one")
-    assert capsys.readouterr().err == "3 pictures\n"
+    assert capsys.readouterr().err == f"data       3 pictures\nwrites     {folder.path}\n"
     once(folder, work, "one")
     assert "is finished already" in capsys.readouterr().out
     with pytest.raises(PeftError, match="its data have changed since then: give another --out, or --overwrite"):

@@ -160,7 +160,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
         (F.cross_entropy(model.train()(x), y) + lifecycle.penalty(model)).backward()
         lifecycle.before_step(model)
         optimizer.step()
-        lifecycle.after_step(model, Progress(step + 1, STEPS))
+        lifecycle.after_step(model, Progress(step + 1, STEPS), losses(model), optimizer)
         optimizer.zero_grad()
 
 
@@ -174,7 +174,8 @@ def begun(method: str, settings: dict[str, Any], prepare: bool = True) -> tuple[
 
 LIVES: dict[str, dict[str, Any]] = {
     "fish_mask": {"share": 0.02}, "child_tuning": {"kind": "free"}, "u_bitfit": {"rounds": 2}, "s_bitfit": {"rounds": 2},
-    "diff_pruning": {"share": 0.02, "targets": ("attn", "mlp")}, "spt": {"share": 0.03, "rank": 2, "form": "adapter"},
+    "diff_pruning": {"share": 0.02, "targets": ("attn", "mlp")}, "fish_dip": {"share": 0.02, "samples": 2, "every": 3},
+    "spt": {"share": 0.03, "rank": 2, "form": "adapter"},
 }  # fmt: skip
 
 
@@ -267,10 +268,11 @@ def test_far_trains_whole_nodes():
         assert last.indices.tolist() == sorted(row * 192 + node for node in nodes for row in range(48))
 
 
-def test_lightning_prepares_and_a_stopped_run_takes_the_sizes_of_its_checkpoint(tmp_path):
+@pytest.mark.parametrize(("name", "more"), [("fish_mask", {"samples": 4}), ("fish_dip", {"samples": 2, "every": 2})])
+def test_lightning_prepares_and_a_stopped_run_takes_the_sizes_of_its_checkpoint(tmp_path, name: str, more: dict):
     def fit(epochs: int, checkpoint: str | None = None) -> tuple[Fits, Trainer]:
         torch.manual_seed(0)
-        module = Fits(adapt(vit(depth=1)(), "fish_mask", share=0.02, samples=4))
+        module = Fits(adapt(vit(depth=1)(), name, share=0.02, **more))
         with quiet():
             trainer = Trainer(
                 max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,

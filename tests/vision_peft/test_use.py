@@ -6,7 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import PIL.Image
 import pytest
+import safetensors
 import timm
 import torch
 from PIL import Image
@@ -113,7 +115,9 @@ def test_test_scores_as_fit_did(short_run: Path, capsys: pytest.CaptureFixture) 
         test(run=str(short_run), data="world/count")
 
 
-def test_merged_file_is_plain_timm(short_run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_merged_file_is_plain_timm(
+    short_run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "merged.safetensors"
     assert main(["merge", "--run", str(short_run), "--out", str(target)]) == 0
     model = timm.create_model(**CARD["timm"], num_classes=10, checkpoint_path=str(target)).eval()
@@ -121,6 +125,25 @@ def test_merged_file_is_plain_timm(short_run: Path, pictures: Path, tmp_path: Pa
     pixels = run.transform(pictures / "zero.png")[None]
     assert torch.allclose(model(pixels), run.model(pixels), atol=1e-5)
     assert set(load_file(target)) == set(model.state_dict())
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    known = {"timm": timm, "json": json, "safetensors": safetensors, "PIL": PIL}
+    exec("\n".join(printed[:-1]), known)
+    with PIL.Image.open(pictures / "zero.png") as picture:
+        seen = known["transform"](picture.convert("RGB"))
+    assert torch.allclose(seen, pixels[0], atol=1e-6)
+    monkeypatch.chdir(pictures)
+    assert eval(printed[-1].replace("picture.png", "zero.png"), known) == run.predict("zero.png")[0].class_name
+
+
+def test_predictions_as_json(short_run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = ["predict", str(pictures / "zero.png"), "--run", str(short_run), "--top", "3", "--json"]
+    assert main(line) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["path"].endswith("zero.png") and len(found["classes"]) == 3
+    assert found["classes"][0]["probability"] >= found["classes"][1]["probability"]
+    assert main([*line, "--out", str(tmp_path / "p.json")]) == 0
+    assert json.loads((tmp_path / "p.json").read_text(encoding="utf-8")) == [found]
+    assert main([*line, "--out", str(tmp_path / "p.csv")]) == 2
 
 
 def test_what_cannot_be_merged_says_why(small_data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -133,6 +156,8 @@ def test_what_cannot_be_merged_says_why(small_data: str, tmp_path: Path, capsys:
 
 
 def test_export(short_run: Path, tmp_path: Path) -> None:
+    assert main(["export", "--run", str(short_run), "--format", "stock", "--out", f"{tmp_path}/m.safetensors"]) == 0
+    assert (tmp_path / "m.safetensors").is_file()
     assert main(["export", "--run", str(short_run), "--out", str(tmp_path / "model.onnx")]) == 0
     assert same_probabilities(short_run, tmp_path / "model.onnx")
 
@@ -142,7 +167,8 @@ def same_probabilities(run_folder: Path, file: Path) -> bool:
 
     run = load_run(run_folder)
     session = onnxruntime.InferenceSession(file)
-    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(run.class_names)
+    about = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    assert about["class_names"] == list(run.class_names) and about["mean"] == pytest.approx(list(run.mean))
     images = torch.randint(0, 256, (3, 3, *run.fit.size), dtype=torch.uint8)
     for batch in (images, images[:1]):
         seen = torch.stack([run.pixels(image) for image in batch])  # as the run's own crop has them
@@ -164,11 +190,12 @@ def test_export_without_onnx(
 def test_list(what: str, capsys: pytest.CaptureFixture) -> None:
     assert main(["list", what]) == 0
     lines = capsys.readouterr().out.splitlines()
-    first = {line.split()[0] for line in lines}
+    first = {line.split()[0] for line in lines if line}
+    assert not first & {"t_lora", "xattn", "custom_diffusion"}  # for other models
     wanted = {
         "methods": {"lora", "vpt", "lora_noah", "vpt_deep"},
         "data": {"digits", "vtab/cifar100", "world/count"},
         "backbones": {"reference", "vit_base_patch16_224.augreg_in21k", "vit_base_patch16_224.orig_in21k"},
         "recipes": {"default", "vtab", "fgvc", "digits", "world"},
     }
-    assert wanted[what] <= first and all(len(line.split()) > 2 for line in lines)
+    assert wanted[what] <= first and all(len(line.split()) > 2 for line in lines if line and not line.endswith(":"))

@@ -33,7 +33,7 @@ def options(
 class VideoFlags(Choice):
     """`--video.attention joint`: how a model runs on clips; has no effect on pictures."""
 
-    named = False
+    named, brief = False, True
 
     @classmethod
     def accepts(cls, name: str) -> Callable:

@@ -34,8 +34,12 @@ Layer = tuple[str, dict[str, Any]]
 class Command:
     """A function that the command line, a YAML file and Python call alike; made by `@command`."""
 
-    def __init__(self, function: Callable, domain: str, default_recipe: Callable[[dict], str | None] | None) -> None:
+    def __init__(
+        self, function: Callable, domain: str, default_recipe: Callable[[dict], str | None] | None = None,
+        groups: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         functools.update_wrapper(self, function)
+        self.groups = {heading: tuple(names.split()) for heading, names in (groups or {}).items()}
         self.function, self.domain, self.default_recipe = function, domain, default_recipe
         self.parameters = {_option(name): each for name, each in inspect.signature(function).parameters.items()}
         self.name = function.__name__.strip("_")
@@ -176,7 +180,12 @@ def _option(name: str) -> str:
     return name.rstrip("_")
 
 
-def command(domain: str, default_recipe: Callable[[dict], str | None] | None = None) -> Callable[[Callable], Command]:
+def command(
+    domain: str,
+    default_recipe: Callable[[dict], str | None] | None = None,
+    groups: Mapping[str, str] | None = None,
+) -> Callable[[Callable], Command]:
     """Makes a function a command. `domain` is the folder of its configs; `default_recipe` names the recipe to use
-    where none is given, from the arguments as far as they are known."""
-    return lambda function: Command(function, domain, default_recipe)
+    where none is given, from the arguments as far as they are known; `groups`, heading -> options, is the order in which
+    `--help` shows them: what is in none of them `--help all` shows."""
+    return lambda function: Command(function, domain, default_recipe, groups)

@@ -70,7 +70,9 @@ def run(program: str, commands: dict[str, Command], argv: list[str]) -> int:
         raise PeftError(f'unknown command "{argv[0]}"{nearest(argv[0], commands)} (there are: {", ".join(commands)}).')
     chosen, words = commands[argv[0]], without_wait(argv[1:])
     if "-h" in words or "--help" in words:
-        print(help_of(chosen, program, [word for word in words if word not in ("-h", "--help")]))
+        after = [words[at + 1 : at + 2] for at, word in enumerate(words) if word in ("-h", "--help")]
+        rest = [word for word in words if word not in ("-h", "--help", "all")]
+        print(help_of(chosen, program, rest, everything=["all"] in after))
         return 0
     lean.own_process = True
     result = chosen.call(chosen.resolve(chosen.read_line(words, program)))

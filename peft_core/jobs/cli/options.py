@@ -31,6 +31,8 @@ class Choice:
     """False: options only, no name before them (`--trainer.max_epochs 5`)."""
     complete: ClassVar[bool] = True
     """Whether options that nobody gave are filled with their defaults."""
+    brief: ClassVar[bool] = False
+    """Whether `--help` names the group in a line, and `--help all` its options."""
     hidden: ClassVar[frozenset[str]] = frozenset()
     """Arguments of `accepts` that are no options."""
 

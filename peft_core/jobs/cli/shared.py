@@ -5,6 +5,9 @@ from __future__ import annotations
 from peft_core.jobs.cli.trainer import TrainerFlags
 from peft_core.values import Count, NotNegative, Positive, Seed, Share, Whole
 
+RUN, TRAINING, MACHINE = "what is trained on what", "training", "the run and its machine"
+"""Headings of every `fit`'s help."""
+
 
 def training(
     *,

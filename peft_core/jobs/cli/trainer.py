@@ -65,7 +65,7 @@ def trainer(
 class TrainerFlags(Choice):
     """`--trainer.max_epochs 5`: see `trainer`."""
 
-    named, complete = False, False
+    named, complete, brief = False, False, True
 
     @classmethod
     def accepts(cls, name: str) -> Callable:

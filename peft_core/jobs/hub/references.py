@@ -19,6 +19,13 @@ def check_architecture(name: str) -> None:
         )
 
 
+def only_drawn(backbone: str, data: str = "") -> str:
+    """ "" or what to know of the shipped model before it meets pictures of another kind than its own."""
+    if backbone != REFERENCE or data == "digits" or data.startswith("world/"):
+        return ""
+    return "; it knows drawn pictures only, photographs want a real one (docs/your-pictures.md)"
+
+
 def reference_of(program: str) -> ModuleType:
     """`PROGRAM.reference`: its `load`, its FOLDER of weights and card. Imported when it is asked for."""
     return importlib.import_module(f"{program}.reference")

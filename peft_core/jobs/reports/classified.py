@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -43,7 +42,10 @@ def write(
     results = outcome.measured(run.results)
     trained, about_training = training(run.history)
     files, about_scores = scored(run.data, run.scores, run.pictures, own)
-    sections = [("Result", page.table(rows(results))), *about_training, *about_scores, use(run.folder)]
+    sections = [
+        *outcome.remark_section(results), ("Result", page.table(rows(results))), *about_training, *about_scores,
+        *outcome.next_section(run.folder),
+    ]  # fmt: skip
     return outcome.write_outcome(run.folder, results, trained | files, title, lead, sections)
 
 
@@ -86,10 +88,3 @@ def accuracy_words(scores: Scores | None) -> str:
     low, high = scores.interval
     sure = f"{int(scores.confusion.sum()):,} pictures: {100 * low:.1f} to {100 * high:.1f} % with 95 % confidence"
     return f"accuracy {100 * scores.accuracy:.2f} % ({sure})"
-
-
-def use(folder: RunFolder) -> Section:
-    """The commands that use the run."""
-    program, run = folder.program.split()[0], shlex.quote(str(folder.path))
-    lines = [f"{program} predict --run {run} PICTURES_OR_FOLDERS", f"{program} merge --run {run} --out MERGED"]
-    return "Use it", page.preformatted("\n".join(lines))

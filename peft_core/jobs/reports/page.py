@@ -14,6 +14,7 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding
 h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2rem}p.lead{font-size:1.1rem;margin-top:0}
 table{border-collapse:collapse;display:block;overflow-x:auto}
 td,th{padding:.25rem .9rem .25rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #e3e6ea}
+pre{overflow-x:auto;background:#f4f6f8;padding:.6rem .8rem}ul{padding-left:1.2rem}
 td.n{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(6.5rem,1fr));gap:.8rem}
 .grid.wide{grid-template-columns:repeat(auto-fill,minmax(24rem,1fr))}
@@ -70,6 +71,10 @@ def picture_grid(pictures: Iterable[tuple[Any, str, bool]], wide: bool = False) 
         image = figure(buffer.getvalue(), caption)
         cells.append(f"<figure{kind}>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
     return f'<div class="{"grid wide" if wide else "grid"}">{"".join(cells)}</div>'
+
+
+def list_of(sentences: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{html.escape(each)}</li>" for each in sentences) + "</ul>"
 
 
 def preformatted(text: str) -> str:

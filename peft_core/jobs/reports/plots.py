@@ -17,8 +17,11 @@ def curves(history: Sequence[Mapping[str, float]], score: str = "accuracy") -> b
     figure, (top, bottom) = axes(2, 1, figsize=(7, 4.6), sharex=True, height_ratios=[3, 1])
     losses = [row for row in history if "loss" in row]
     steps = [row["step"] for row in losses]
-    mark = "." if len(losses) < 20 else ""
-    top.plot(steps, [row["loss"] for row in losses], color=ACCENT, lw=1.5, marker=mark)
+    values, mark = [row["loss"] for row in losses], "." if len(losses) < 20 else ""
+    many = len(losses) >= 60
+    top.plot(steps, values, color=ACCENT, lw=0.7 if many else 1.5, marker=mark, alpha=0.4 if many else 1)
+    if many:
+        top.plot(steps, smooth(values), color=ACCENT, lw=1.8)
     top.set_ylabel("training loss", color=ACCENT)
     top.set_ylim(bottom=0)
     scored = [row for row in history if score in row]
@@ -34,6 +37,13 @@ def curves(history: Sequence[Mapping[str, float]], score: str = "accuracy") -> b
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("optimiser step")
     return png(figure)
+
+
+def smooth(values: Sequence[float], share: float = 0.1) -> list[float]:
+    """The running mean over a share of all values, half of them before and half behind each."""
+    half = max(1, int(len(values) * share / 2))
+    around = [values[max(0, at - half) : at + half + 1] for at in range(len(values))]
+    return [sum(each) / len(each) for each in around]
 
 
 def confusion(counts: Any, class_names: Sequence[str]) -> bytes:

@@ -28,6 +28,15 @@ def sure(logits: Tensor) -> tuple[Tensor, Tensor]:
     return predicted, probability
 
 
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """Within which a share lies, with 95 %, of which `right` of `total` were seen: Wilson's interval
+    (p + z²/2n ± z √(p (1 − p)/n + z²/4n²)) / (1 + z²/n), z = 1.96."""
+    n, z = max(1, total), 1.96
+    p = right / n
+    middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return max(0.0, (middle - half) / (1 + z**2 / n)), min(1.0, (middle + half) / (1 + z**2 / n))
+
+
 class Scores(NamedTuple):
     """Of one pass over a split: `confusion` C C (rows are the true classes), and for each picture, in the split's
     order, its `predicted` class and that class's `probability`."""
@@ -42,11 +51,8 @@ class Scores(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Within which the accuracy on endless pictures like these lies, with 95 %: Wilson's interval
-        (p + z²/2n ± z √(p (1 − p)/n + z²/4n²)) / (1 + z²/n), z = 1.96."""
-        n, p, z = max(1, int(self.confusion.sum())), self.accuracy, 1.96
-        middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-        return max(0.0, (middle - half) / (1 + z**2 / n)), min(1.0, (middle + half) / (1 + z**2 / n))
+        """Within which the accuracy on endless pictures like these lies, with 95 %."""
+        return wilson(int(self.confusion.trace()), int(self.confusion.sum()))
 
     @property
     def per_class(self) -> list[float | None]:

@@ -8,13 +8,14 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from peft_core.errors import PeftError
 from peft_core.files import is_used, left_by_killed_writers, must_encode, read_json, read_yaml, write_files
 from peft_core.jobs.runs.process import is_first_process, tell
+from peft_core.jobs.runs.saying import Row, block, next_steps
 
 CONFIG, RESULTS = "config.yaml", "results.json"
 FILES = (
@@ -47,12 +48,17 @@ class RunFolder:
         path: the folder; it is made with its first file.
         program: what re-runs it, e.g. `vision_peft fit`; stands in config.yaml.
         defaults: what settings are that a config does not have, because they are newer than it.
+
+    Attributes:
+        found: what was found of the data, where the run tells of itself; None in a sweep, which has too many runs to listen to.
+        next: the commands that come after the run, which the run itself sets.
     """
 
     def __init__(self, path: str | os.PathLike, program: str, defaults: Mapping[str, Any] | None = None) -> None:
         self.path, self.program, self.defaults = Path(path).expanduser(), program, dict(defaults or {})
         self.fingerprint: str | None = None
-        self.found = ""
+        self.found: Sequence[Row] | None = None
+        self.next: Sequence[str] = ()
 
     def check(self, config: dict[str, Any], overwrite: bool = False) -> State:
         """Whether the run that `config` describes may have the folder, and how far it has come there. Changes nothing.
@@ -89,10 +95,12 @@ class RunFolder:
                 "again."
             )
 
-    def begin(self, config: dict[str, Any], overwrite: bool = False) -> None:
-        """Writes config.yaml; `overwrite` removes another run's files first. The first process alone does so."""
+    def begin(self, config: dict[str, Any], overwrite: bool = False, about: Sequence[Row] = ()) -> None:
+        """Writes config.yaml; `overwrite` removes another run's files first. The first process alone does so, and says what
+        the run is `about`."""
         if not is_first_process():
             return
+        goes_on = not overwrite and self.state() == "started"
         if overwrite:
             self.clear()
         if self.path.is_dir():
@@ -103,8 +111,9 @@ class RunFolder:
         text = f"# Run this again with: {self.program} --config {shlex.quote(str(self.path / CONFIG))}\n"
         text += yaml.safe_dump(self._full(config), sort_keys=False, allow_unicode=True)
         self.write({CONFIG: text.encode()})
-        if self.found:
-            tell(self.found)
+        if self.found is not None and (self.found or about):
+            going = [("goes on", "from its last checkpoint")] if goes_on else []
+            tell(block([*self.found, *about, ("writes", str(self.path)), *going]))
 
     def _full(self, config: dict[str, Any]) -> dict[str, Any]:
         return plain({"command": self.program} | config | {"overwrite": False})
@@ -180,7 +189,7 @@ def run_once(
     work: Callable[[dict[str, Any]], dict[str, Any]],
     headline: Callable[[dict[str, Any]], str],
     notes: Iterable[str] = (),
-    found: str = "",
+    found: Sequence[Row] = (),
     fingerprint: str | None = None,
 ) -> dict[str, Any]:
     """The results of a run: those in the folder if it is finished, else what `work` makes of its plain config.
@@ -190,7 +199,7 @@ def run_once(
         work: config -> results; {} in a process that does not write.
         headline: results -> what is printed of them.
         notes: said before the work begins.
-        found: what of data was found, in a line, said when training begins.
+        found: what was found of the data, said when training begins.
         fingerprint: of the data; the results hold it.
 
     Raises:
@@ -215,6 +224,10 @@ def run_once(
         raise
     if results:
         print(f"{folder.path}: {headline(results)}; see {folder.path / 'report.html'}")
+        for remark in results.get("remarks", ()):
+            tell(f"note: {remark}")
+        if folder.next:
+            tell(next_steps(folder.next))
     return results
 
 

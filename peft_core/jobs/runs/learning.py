@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_core import lifecycle
+from peft_core.adapter_file import fit_grafts
 from peft_core.card import FORMAT
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
@@ -36,6 +39,8 @@ class Learning(LightningModule):
     """
 
     kept: ClassVar[tuple[str, ...]] = ()
+    by_steps: ClassVar[bool] = False
+    """Whether its training is counted in steps rather than epochs."""
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class Learning(LightningModule):
         self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.warmup, self.final_lr, self.seed = warmup, final_lr, seed
         self.history: list[dict[str, float]] = []
+        self.scored_on = "val"  # what `accuracy` in `history` was scored on
         self.loss_sum, self.loss_count = torch.zeros(()), 0  # since the last row of `history`
         self.epoch_sum, self.epoch_count = torch.zeros(()), 0
         self.epoch_loss: float | None = None
@@ -78,19 +84,21 @@ class Learning(LightningModule):
         if self.prepared == epoch:
             return  # a run that goes on has in its checkpoint what it was prepared with
         again, self.prepared = bool(self.trainer.global_step or epoch), epoch
-        loader: Any = self.trainer.train_dataloader
         for model in self.adapted().values():
             if lifecycle.wants(model, "prepare", again):
-                place = loader.state_dict() if hasattr(loader, "state_dict") else None
-                sizes = {key: value.shape for key, value in adapter_state(model).items()}
-                with torch.random.fork_rng(devices=[]):
-                    lifecycle.prepare(model, self._losses(loader), again)
-                if place is not None:  # training begins where it would have without
-                    loader.load_state_dict(place)
-                if self.trainer.world_size > 1:  # each process saw other pictures
-                    self._share(model, sizes)
-                self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
-                self.epoch_sum, self.epoch_count = torch.zeros_like(self.epoch_sum), 0
+                with self._aside(model) as losses:
+                    lifecycle.prepare(model, losses, again)
+
+    @contextmanager
+    def _aside(self, model: nn.Module) -> Iterator[lifecycle.Losses]:
+        """The losses of training batches, for methods; training goes on as if nobody had looked."""
+        sizes = {key: value.shape for key, value in adapter_state(model).items()}
+        counted = self.loss_sum.clone(), self.loss_count, self.epoch_sum.clone(), self.epoch_count
+        with torch.random.fork_rng(devices=[]):
+            yield self._losses(copy.copy(self.trainer.train_dataloader))  # which counts its batches by itself
+        if self.trainer.world_size > 1:  # each process saw other pictures
+            self._share(model, sizes)
+        self.loss_sum, self.loss_count, self.epoch_sum, self.epoch_count = counted
 
     def _share(self, model: nn.Module, sizes: dict[str, torch.Size]) -> None:
         """Every process takes what the first one's methods prepared."""
@@ -164,7 +172,9 @@ class Learning(LightningModule):
         stepped = (index + 1) % self.trainer.accumulate_grad_batches == 0 or last
         if stepped:
             for model in self.adapted().values():
-                lifecycle.after_step(model, lifecycle.Progress(min(step, self.steps), self.steps))
+                progress, optimizer = lifecycle.Progress(min(step, self.steps), self.steps), self.optimizers(False)
+                with self._aside(model) if lifecycle.prepares_again(model, progress) else nullcontext() as losses:
+                    lifecycle.after_step(model, progress, losses, optimizer)  # type: ignore[arg-type]
         if last or (stepped and (step % max(1, self.steps // 200) == 0 or step == self.steps)):
             loss = self.check_loss()
             row = {"step": step, "epoch": self.trainer.current_epoch, "lr": self.rate_of_step, "loss": loss}
@@ -200,9 +210,11 @@ class Learning(LightningModule):
 
     def describe(self) -> str:
         """The last figures, for a progress bar: within an epoch its mean loss so far, at its end the whole epoch's."""
+        accuracy = next((row["accuracy"] for row in reversed(self.history) if "accuracy" in row), None)
+        scored = "" if accuracy is None else f"  {self.scored_on} accuracy {accuracy:.4f}"
         if self.epoch_count:
-            return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}"
-        return f"loss {self.epoch_loss:.4f}" if self.epoch_loss is not None else ""
+            return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}{scored}"
+        return f"loss {self.epoch_loss:.4f}{scored}" if self.epoch_loss is not None else ""
 
     def configure_optimizers(self) -> dict[str, Any]:
         groups = []
@@ -273,9 +285,12 @@ class Learning(LightningModule):
         self.loss_sum, self.loss_count = checkpoint["loss"]
         self.epoch_sum, self.epoch_count, self.epoch_loss = checkpoint.get("epoch_loss", (torch.zeros(()), 0, None))
         for path, model in self.adapted().items():
+            kept = checkpoint["state_dict"].items()
+            weights = {key.removeprefix(f"{path}."): value for key, value in kept if key.startswith(f"{path}.")}
+            fit_grafts(model, weights)
             lifecycle.load_state(model, checkpoint.get("methods", {}).get(path, {}))
         for name in self.kept:
-            setattr(self, name, checkpoint[name])
+            setattr(self, name, checkpoint.get(name, getattr(self, name)))  # an earlier version kept less
 
     def finish(self) -> None:
         """What the methods do when training has ended."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from peft_core import PeftError
 from peft_core.files import write_files
-from peft_core.jobs.runs.use import Run
+from peft_core.jobs.runs.use import Run, as_metadata
 
 
 def needs_onnx() -> None:
@@ -46,7 +46,11 @@ def write_onnx(model: nn.Module, run: Run, target: Path, opset: int) -> Path:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     assert program is not None
-    program.model.metadata_props["class_names"] = json.dumps(run.class_names, ensure_ascii=False)
+    program.model.metadata_props.update(as_metadata(run) | {"normalise": json.dumps("inside the graph")})
     write_files(target.parent, {target.name: program.model_proto.SerializeToString()})
-    print(f"{target}: image B 3 {height} {width} with values from 0 to 1 -> probability B {len(run.class_names)}")
+    mean, std = (", ".join(f"{number:.4g}" for number in each) for each in (run.mean, run.std))
+    print(
+        f"{target}: image B 3 {height} {width} with values from 0 to 1 -> probability B {len(run.class_names)}; mean ({mean}) and std "
+        f"({std}) are taken out inside, class names and crop stand in its metadata"
+    )
     return target

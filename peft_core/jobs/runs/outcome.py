@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from peft_core.files import read_text
 from peft_core.jobs.reports import page as report
 from peft_core.jobs.runs.folder import CONFIG, RunFolder
+from peft_core.jobs.runs.saying import Row
 from peft_core.jobs.runs.machine import peak_memory
 from peft_core.versions import versions
 
@@ -21,6 +24,51 @@ def method_words(method: Mapping[str, Any]) -> str:
     """`lora (rank 8, alpha 16)`, without settings that are None."""
     settings = ", ".join(f"{key} {value}" for key, value in method.items() if key != "name" and value is not None)
     return f"{method['name']} ({settings})"
+
+
+def plan(
+    method: Mapping[str, Any], backbone: str, counts: str, steps: int, epochs: int, what: str, settings: Mapping[str, Any]
+) -> list[Row]:
+    """What a run is about to do, for its first words.
+
+    Args:
+        counts: what trains, in words.
+        epochs: 0 where only steps are counted.
+        what: an epoch consists of, in words.
+    """
+    passes = f"{epochs:,} epoch{'' if epochs == 1 else 's'} of {what}" if epochs else what
+    return [
+        ("backbone", backbone),
+        ("method", method_words(method)),
+        ("trains", counts),
+        ("steps", f"{steps:,}: {passes}, {settings['batch_size']} a step, lr {settings['lr']:g}"),
+    ]
+
+
+def share_words(trained: int, total: int) -> str:
+    """`37,349 of 1,141,829 parameters, 3.27 %`."""
+    return f"{trained:,} of {total:,} parameters, {100 * trained / max(1, total):.2g} %"
+
+
+def first_picture(pictures: Any) -> str:
+    """A picture that a run was scored on, as a word of a command line; PICTURES where it lies in no file."""
+    names = getattr(pictures, "items", None)
+    first = names[0] if isinstance(names, Sequence) and len(names) else None
+    if not isinstance(first, Path):
+        return "PICTURES"
+    here = Path.cwd()
+    return shlex.quote(str(first.relative_to(here) if first.is_relative_to(here) else first))
+
+
+def remark_section(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The report's section of where the run is not what it seems."""
+    found = results.get("remarks")
+    return [("Look twice", report.list_of(found))] if found else []
+
+
+def next_section(folder: RunFolder) -> list[tuple[str, str]]:
+    """The report's section of the commands that come next."""
+    return [("Use it", report.preformatted("\n".join(folder.next)))] if folder.next else []
 
 
 def closing_rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:

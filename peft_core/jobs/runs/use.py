@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,6 +154,16 @@ def read_trained(path: Path, program: str) -> tuple[dict[str, Any], dict[str, An
     return config, card, {key: tuple(card[key]) for key in ("class_names", "mean", "std")} | {"fit": fit}
 
 
+def as_metadata(run: Run) -> dict[str, str]:
+    """What a file of weights says of the pictures and classes of its model: JSON by key."""
+    about = {
+        "class_names": list(run.class_names), "mean": list(run.mean), "std": list(run.std), "input_size": list(run.fit.size),
+        "resize": run.fit.mode, "crop_pct": run.fit.crop_pct, "interpolation": run.fit.interpolation,
+        "backbone": run.config["backbone"],
+    }  # fmt: skip
+    return {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}
+
+
 def search(paths: Sequence[str], what: str, inside: Callable[[Path], list[Path]]) -> list[Path]:
     """The files among these paths, and what is `inside` the folders among them.
 
@@ -177,10 +188,10 @@ def print_classes(per_class: Mapping[str, float | None]) -> None:
 
 
 def print_predictions(
-    run: Run, pictures: Sequence[str], program: str, top: int, batch_size: int, out: str | None = None
+    run: Run, pictures: Sequence[str], program: str, top: int, batch_size: int, out: str | None = None, as_json: bool = False
 ) -> int:
-    """The `top` likeliest classes of each picture as CSV, printed or written to `out`; unreadable pictures are said at the
-    end. The exit code."""
+    """The `top` likeliest classes of each picture as CSV or JSON, printed or written to `out`; unreadable pictures are said at
+    the end. The exit code."""
 
     def lines(ready: Iterable) -> Iterator[list[tuple[str, str]]]:
         for prediction in run.stream(ready, batch_size):
@@ -188,14 +199,15 @@ def print_predictions(
             found = zip(best.values.tolist(), best.indices.tolist(), strict=True)
             yield [(run.class_names[index], f"{probability:.4f}") for probability, index in found]
 
-    return print_table(run, pictures, program, ("class", "probability"), lines, out)
+    return print_table(run, pictures, program, ("class", "probability"), lines, out, as_json)
 
 
 def print_table(
     run: Any, pictures: Sequence[str], program: str, columns: Sequence[str],
     lines: Callable[[Iterable], Iterator[Sequence[Sequence[str]]]], out: str | None = None,
+    as_json: bool = False,
 ) -> int:  # fmt: skip
-    """A CSV of pictures, with what `lines` gives for each of those that `run` made ready, one or several rows of these columns;
+    """A CSV (or a list in JSON) of pictures, with what `lines` gives for each of those that `run` made ready, one or several rows of these columns;
     as `print_predictions`."""
     found = run.found(pictures)
     good: list[Path] = []
@@ -213,9 +225,18 @@ def print_table(
 
     text = io.StringIO() if out is not None else sys.stdout
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", *columns))
+    listed: list[dict[str, Any]] = []
+    if not as_json:
+        writer.writerow(("path", *columns))
     for row, cells in enumerate(lines(readable())):
-        writer.writerows((good[row], *each) for each in cells)
+        if as_json:
+            named = (zip(columns, each, strict=True) for each in cells)
+            classes = [{name: float(cell) if name == "probability" else cell for name, cell in each} for each in named]
+            listed.append({"path": str(good[row]), "classes": classes})
+        else:
+            writer.writerows((good[row], *each) for each in cells)
+    if as_json:
+        text.write(json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
     if isinstance(text, io.StringIO):
         target = Path(str(out)).expanduser()
         write_files(target.parent, {target.name: text.getvalue().encode(errors="backslashreplace")})

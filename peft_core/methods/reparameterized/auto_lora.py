@@ -1,16 +1,16 @@
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from peft_core import lifecycle
 from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
 from peft_core.parts.pruned import Pruned, cut
+from peft_core.parts.selection.bilevel import search
 from peft_core.values import Count, Positive, Rate
 
 
@@ -79,9 +79,8 @@ class AutoLoRA(Pruned):
         outer = torch.optim.Adam(alphas, lr=self.search_lr, betas=(0.5, 0.999))
         inner = torch.optim.Adam(weights, lr=self.search_lr)
         try:
-            with sdpa_kernel(SDPBackend.MATH):  # no other attention is differentiated twice
-                every = (loss for _ in range(self.search_epochs) for loss in losses)
-                self._search(every, weights, alphas, inner, outer)
+            every = (loss for _ in range(self.search_epochs) for loss in losses)
+            search(every, weights, alphas, inner, outer, self.search_lr, self.held_out)
             with torch.no_grad():
                 for change, alpha in zip(changes, alphas, strict=True):
                     share = torch.softmax(alpha, 0)
@@ -93,44 +92,6 @@ class AutoLoRA(Pruned):
             for change in changes:
                 change.coefficients = None
         lifecycle.memory(model, self)["searched"] = True
-
-    def _search(self, losses: Iterator[Any], weights: list[Any], alphas: list[Any], inner: Any, outer: Any) -> None:
-        """Steps of the weights, and of α whenever its share of the batches is due."""
-        due = 0.0
-        for loss in losses:
-            due += self.held_out / (1 - self.held_out)
-            gradients = torch.autograd.grad(loss, weights, create_graph=due >= 1, allow_unused=True)
-            for p, gradient in zip(weights, gradients, strict=True):
-                p.grad = None if gradient is None else gradient.detach()
-            if due >= 1 and (after := self._unrolled(losses, weights, alphas, gradients)) is not None:
-                due -= 1
-                for alpha, gradient in zip(alphas, after, strict=True):
-                    alpha.grad = gradient
-                outer.step()
-            inner.step()
-
-    def _unrolled(
-        self, losses: Iterator[Any], weights: list[Any], alphas: list[Any], gradients: Any
-    ) -> list[Tensor] | None:
-        """α's gradient on the next batch through a step along −∇_w; None where no batch is left."""
-        old = [p.data for p in weights]
-        for p, gradient in zip(weights, gradients, strict=True):
-            p.data = p.data if gradient is None else p.data - self.search_lr * gradient.detach()
-        loss = next(losses, None)
-        found: Any = None
-        if loss is not None:
-            found = torch.autograd.grad(loss, [*alphas, *weights], allow_unused=True)
-        for p, value in zip(weights, old, strict=True):
-            p.data = value  # the graph of the training loss holds these
-        if found is None:
-            return None
-        direct, ahead = found[: len(alphas)], found[len(alphas) :]
-        pairs = [(g, v) for g, v in zip(gradients, ahead, strict=True) if g is not None and v is not None]
-        product = torch.stack([(g * v).sum() for g, v in pairs]).sum()
-        second = torch.autograd.grad(product, alphas, allow_unused=True)
-        none = [torch.zeros_like(alpha) for alpha in alphas]
-        return [(zero if d is None else d) - self.search_lr * (zero if s is None else s)
-                for d, s, zero in zip(direct, second, none, strict=True)]  # fmt: skip
 
     def after_step(self, model: nn.Module, progress: float) -> None:
         if self.ranks is None and not lifecycle.memory(model, self).get("searched"):

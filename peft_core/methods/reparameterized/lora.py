@@ -87,7 +87,7 @@ class LoRA(Ranked):
             plan.change_weight(place, change)
 
     def wants(self, call: str) -> bool:
-        return super().wants(call) and (call != "prepare" or self.init in ("eva", "lora_ga"))
+        return super().wants(call) and (call not in ("prepare", "after_step") or self.init in ("eva", "lora_ga"))
 
     def prepare(self, model: nn.Module, losses: Iterable[Any]) -> None:
         few = itertools.islice(iter(losses), self.start_batches)

@@ -22,12 +22,12 @@ class SVDiff(Method):
     added to W: identity at step 0. As in mkshing/svdiff-pytorch shifts of norms learn at a thousandth of the rate (1e-6 beside
     1e-3; the paper: a thousand times that of full fine-tuning).
 
-    A file holds δ alone: the decomposition is made once, when the method is installed, of the stock weight as it stands then,
-    in float64, and kept beside the model (U and V, about twice the weight). u vᵀ of a singular value has no sign to get wrong,
-    and is the same on every machine to float32 as long as the value differs from its neighbours by more than some 1e-9 of the
-    largest; values that are equal share a space without a basis of its own, within which shifts that differ have no
-    meaning beyond the machine that learnt them. Trained weights have no equal values; weights made of zeros or of an
-    identity do, and directions of σ = 0 are refused.
+    A file holds δ alone: the decomposition is made when the method is installed, of the stock weight as it stands then, and
+    anew when a stock checkpoint is loaded into the adapted model, in float64, and kept beside the model (U and V, about twice
+    the weight). u vᵀ of a singular value has no sign to get wrong, and is the same on every machine to float32 as long as the
+    value differs from its neighbours by more than some 1e-9 of the largest; values that are equal share a space without a basis
+    of its own, within which shifts that differ have no meaning beyond the machine that learnt them. Trained weights have no
+    equal values; weights made of zeros or of an identity do, and directions of σ = 0 are refused.
 
     Args:
         scale: s.
@@ -88,6 +88,14 @@ def decompose(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, values, v
 
 
+def _print_of(weight: Tensor) -> tuple[float, ...]:
+    """Three numbers that tell one weight from another."""
+    if weight.is_meta:
+        return ()
+    flat = weight.detach().double().flatten()
+    return flat.sum().item(), flat.norm().item(), (flat * torch.arange(len(flat), device=flat.device)).sum().item()
+
+
 class Spectrum(Formed):
     """W' = W + U diag(relu(σ + s·δ) − σ) Vᵀ, of a weight's own rows."""
 
@@ -96,11 +104,19 @@ class Spectrum(Formed):
         self.u: Tensor
         self.sigma: Tensor
         self.v: Tensor
-        u, values, v = decompose(weight)
-        self.delta, self.scale = new_parameter(weight, len(values)), scale
+        self.delta, self.scale = new_parameter(weight, min(weight.numel() // len(weight), len(weight))), scale
         nn.init.zeros_(self.delta)
-        for name, value in (("u", u), ("sigma", values), ("v", v)):
+        self._take(weight)
+
+    def _take(self, weight: Tensor) -> None:
+        self.weight_was = _print_of(weight)
+        for name, value in zip(("u", "sigma", "v"), decompose(weight), strict=True):
             self.register_buffer(name, value.to(self.delta).contiguous(), persistent=False)
+
+    @torch.no_grad()
+    def stock_loaded(self, weight: Tensor) -> None:
+        if _print_of(weight) != self.weight_was:
+            self._take(weight)
 
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):

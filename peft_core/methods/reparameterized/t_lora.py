@@ -13,6 +13,7 @@ from peft_core.grafts.graft import Call, Delta, argument, match
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import add_scaled, new_parameter, rows_of
 from peft_core.parts.ranked import Ranked
+from peft_core.parts.starts import moved
 from peft_core.values import Count, NotNegative, Positive, Widths
 
 
@@ -74,8 +75,7 @@ class Timed(Delta):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         start: Any = self
-        down = self.A * self.E[:, None]
-        return torch.cat((down, down - start.A0 * start.E0[:, None])), torch.cat((self.B - start.B0, start.B0), 1)
+        return moved(self.A * self.E[:, None], self.B, start.A0 * start.E0[:, None], start.B0)
 
     def mask(self, inner: Tensor) -> Tensor | None:
         """m_t, (1 or B, 2r), for what the first factor gives; None where nobody said the time."""

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from peft_core.lifecycle import memory, own_grafts
 from peft_core.method import Method, Plan
+from peft_core.parts.chance import chance
 from peft_core.parts.selection.budget import largest
 from peft_core.parts.selection.gated import Gated
 from peft_core.parts.selection.importance import Scored
 from peft_core.parts.sparse import ChosenByValue
-from peft_core.values import NotNegative, Positive, Range
+from peft_core.values import NotNegative, Positive, Range, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class DiffPruning(Scored):
     """Diff pruning: W' = W + z ⊙ w, where hard-concrete gates z are driven to 0, and the entries that stay are trained again.
 
     Guo et al., "Parameter-Efficient Transfer Learning with Diff Pruning", ACL 2021, after dguo98/DiffPruning. Gates
-    z = clamp(3·σ(log u − log(1 − u) + α) − 1.5, 0, 1), u uniform in (1e-4, .9999) drawn at each step, without u in eval;
+    z = clamp(3·σ(log u − log(1 − u) + α) − 1.5, 0, 1), u uniform in (1e-4, .9999) drawn anew at each step, without u in eval;
     `structured` multiplies them by one more gate a tensor. α starts at 5 (gates open), w at 0: identity at step 0, where a
     convolution may round otherwise.
 
@@ -36,12 +37,14 @@ class DiffPruning(Scored):
         gate_lr: learning rate of the gates, whatever that of w.
         gates_until: share of the training after which the mask is fixed.
         biases: whether they take part.
+        seed: of u, which is a function of it, of the place and of the step.
     """
 
     structured: bool = True
     penalty_weight: NotNegative = 1.25e-7
     gate_lr: Positive = 0.1
     gates_until: Annotated[float, Range(above=0, below=1)] = 0.5
+    seed: Seed = 0
     change: ClassVar[type[ChosenByValue]] = Gated
 
     @classmethod
@@ -50,9 +53,13 @@ class DiffPruning(Scored):
 
     def install(self, plan: Plan) -> None:
         super().install(plan)
-        for _, _, graft in plan.grafts:
+        for place, (_, _, graft) in enumerate(plan.grafts):
             if isinstance(graft, Gated):
                 graft.open(self.structured)
+                graft.draw(self._number(place, 0))
+
+    def _number(self, place: int, step: int) -> int:
+        return chance(self.seed, place, step).initial_seed()
 
     def parameter_groups(self, model: nn.Module, lr: float, weight_decay: float) -> Iterator[dict[str, Any]]:
         open_ = [graft for graft in own_grafts(model, self, Gated) if not graft.settled]
@@ -66,7 +73,12 @@ class DiffPruning(Scored):
         return self.penalty_weight * sum((torch.sigmoid(alpha).sum() for alpha in gates), torch.zeros(()))
 
     def after_step(self, model: nn.Module, progress: float) -> None:
-        if progress >= self.gates_until and not memory(model, self).get("cut"):
+        kept = memory(model, self)
+        kept["steps"] = kept.get("steps", 0) + 1
+        for place, graft in enumerate(own_grafts(model, self, Gated)):
+            if not graft.settled:
+                graft.draw(self._number(place, kept["steps"]))
+        if progress >= self.gates_until and not kept.get("cut"):
             self._cut(model)
 
     def _cut(self, model: nn.Module) -> None:

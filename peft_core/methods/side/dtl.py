@@ -79,6 +79,7 @@ class Gather(Graft):
         adds: β, the convolution and the grid where h joins; None where it only gathers.
     """
 
+    alone = False
     order = -2  # tokens are not in yet, and out again
 
     def __init__(self, dim: int, rank: int, comes: str | None,

@@ -1,15 +1,21 @@
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import islice
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from peft_core.anatomies import Place, anatomy_of
 from peft_core.errors import PeftError
-from peft_core.grafts.graft import match
+from peft_core.grafts.graft import Graft, is_plain, match
+from peft_core.grafts.side import Side
+from peft_core.lifecycle import own_grafts, singly
 from peft_core.method import Method, Plan
+from peft_core.parts.cut_blocks import ROLES, Layer, cut, most, write
 from peft_core.parts.transformer import SmallBlock
+from peft_core.places import Where
 from peft_core.values import Count, Positive
 
 
@@ -21,8 +27,10 @@ class LST(Method):
     block i gives, detached: the frozen model never runs backward. s starts as Down h₀, h₀ being what the first block
     receives; μ_i = sigmoid(α_i/T), α_i = 0, T = 0.1; block_i is a transformer block of width D/reduction, Up s goes where
     the last block's output went, to the model's own last norm and head. Every fourth block has no rung:
-    ylsung/Ladder-Side-Tuning (T5-base: 1, 2, 3, 5, 6, 7, 9, 10, 11). There the side's weights are cut from the frozen ones by
-    their Fisher information; here they start at random. 1,819,305 parameters on ViT-B/16.
+    ylsung/Ladder-Side-Tuning (1798e82; T5-base: 1, 2, 3, 5, 6, 7, 9, 10, 11). There the side's blocks are cut from the frozen
+    ones (`start="fisher"`): of each layer the rows of the largest squared gradients, summed over 1,024 samples one by one, q, k
+    and v by the product of theirs, and the columns that the layer before kept, from the embedding on. That takes a backward pass
+    through the whole model for each sample, so by default they start at random. 1,819,305 parameters on ViT-B/16.
 
     Args:
         reduction: of the width D.
@@ -30,12 +38,16 @@ class LST(Method):
         temperature: T.
         heads: of a side block, as many as its width allows up to these; a base model's 12, as there. At inference attention
             is most of a ladder's time, and fewer heads take less of it.
+        start: of the side's blocks: `random`, cut by the weights' own `magnitude`, or by `fisher` information (lr 3e-3 there).
+        samples: that fisher sees.
     """
 
     reduction: Count = 8
     skip: Count | None = 4
     temperature: Positive = 0.1
     heads: Count = 12
+    start: Literal["random", "magnitude", "fisher"] = "random"
+    samples: Count = 1024
     identity: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("stream",)
     not_mergeable: ClassVar[str | None] = "a network beside the frozen one is no change of its weights."
@@ -43,7 +55,7 @@ class LST(Method):
 
     @classmethod
     def examples(cls) -> Iterable[Method]:
-        return (cls(reduction=4, skip=None),)
+        return cls(reduction=4, skip=None), cls(reduction=4, skip=None, tower="image", start="fisher", samples=2)
 
     def install(self, plan: Plan) -> None:
         for tower, blocks in plan.towers():
@@ -53,9 +65,95 @@ class LST(Method):
             ]
             if stream.width // self.reduction < 1 or not chosen:
                 raise PeftError(f"lst finds no rung of a width above 0: {len(blocks)} blocks, D {stream.width}.")
+            if self.start != "random":
+                _Stock(plan, tower)
             options = plan.options_at(blocks[0])
             net = Ladder(stream.width, stream.width // self.reduction, chosen, stream.causal, self, options)
             plan.add_side(blocks, net, blocks[-1], stream)
+
+    def wants(self, call: str) -> bool:
+        return super().wants(call) and (call != "prepare" or self.start != "random")
+
+    def prepare(self, model: nn.Module, losses: Iterable[Any]) -> None:
+        where, sides = Where(model, anatomy_of(model), self), list(own_grafts(model, self, Side))
+        stock = [_Stock(where, tower) for tower, _ in where.towers()]
+        tensors = [each for one in stock for each in one.scored()]
+        scores = {id(tensor): tensor.detach().abs() for tensor in tensors}
+        if self.start == "fisher":
+            scores = squared_gradients(sides, tensors, islice(singly(losses), self.samples))
+        with torch.no_grad():
+            for one, side in zip(stock, sides, strict=True):
+                net, width = side.net, side.net.up.in_features
+                cuts = cut(*one.layers(scores, width), width, 4 * width)
+                for rung, block in zip(net.rungs, net.blocks, strict=True):
+                    write(block, cuts[rung])
+
+
+class _Stock:
+    """The layers of a tower's frozen blocks, by their roles.
+
+    Raises:
+        PeftError: a block has another form.
+    """
+
+    def __init__(self, where: Where, tower: str | None) -> None:
+        self.where, places = where, [place for place in where.anatomy.places if place.tower == tower]
+        self.embed = next((place for place in places if place.role == "patch_embed"), None)
+        self.blocks: list[dict[str, Place]] = []
+        for number in range(where.depth(tower)):
+            here = [place for place in places if place.block == number and place.role in ROLES]
+            roles = {place.role: place for place in here}
+            sizes = {where.shape(roles[role])[0] for role in "qkv" if role in roles}
+            plain = all(map(is_plain, map(self._parameter, here)))
+            gated = "fc1" in roles and "fc2" in roles and where.shape(roles["fc1"])[0] != where.shape(roles["fc2"])[1]
+            if gated or sorted(roles) != sorted(ROLES) or len(here) > len(roles) or len(sizes) > 1 or not plain:
+                raise PeftError(
+                    f"lst cuts blocks of attention with heads of its own and a plain MLP, and block {number} of this "
+                    f"{where.anatomy.family} is another, or quantised: take start=random."
+                )
+            self.blocks.append(roles)
+
+    def scored(self) -> list[Tensor]:
+        whole = [place for roles in self.blocks for place in roles.values()] + ([self.embed] if self.embed else [])
+        return list({id(tensor): tensor for tensor in map(self._parameter, whole)}.values())
+
+    def _parameter(self, place: Place) -> Tensor:
+        return self.where.model.get_submodule(place.module)._parameters[place.weight]  # type: ignore[return-value]
+
+    def layers(self, scores: dict[int, Tensor], width: int) -> tuple[list[dict[str, Layer]], Tensor]:
+        """The blocks' layers, and the channels of the stream that matter most at first."""
+        blocks = [{role: self._layer(place, scores) for role, place in roles.items()} for roles in self.blocks]
+        if self.embed is not None:
+            return blocks, most(scores[id(self._parameter(self.embed))], width)
+        return blocks, most(sum(blocks[0][role].score for role in "qkv").T, width)  # type: ignore[union-attr]
+
+    def _layer(self, place: Place, scores: dict[int, Tensor]) -> Layer:
+        rows, weight = slice(*(place.rows or (None,))), self._parameter(place)
+        module = self.where.model.get_submodule(place.module)
+        bias = None if place.bias is None else module._parameters.get(place.bias)
+        return Layer(weight[rows], None if bias is None else bias[rows], scores[id(weight)][rows])
+
+
+def squared_gradients(off: Sequence[Graft], tensors: Sequence[Tensor], losses: Iterable[Tensor]) -> dict[int, Tensor]:
+    """Σ (∂L/∂W)² over losses of single samples, of the model without these grafts, by the tensors' ids."""
+    scores = {id(tensor): torch.zeros_like(tensor) for tensor in tensors}
+    required = [tensor.requires_grad for tensor in tensors]
+    try:
+        for graft in off:
+            graft.enabled = False
+        for tensor in tensors:
+            tensor.requires_grad_(True)
+        for loss in losses:
+            found = torch.autograd.grad(loss, tensors, allow_unused=True)
+            for tensor, gradient in zip(tensors, found, strict=True):
+                if gradient is not None:
+                    scores[id(tensor)] += gradient.square()
+    finally:
+        for graft in off:
+            graft.enabled = True
+        for tensor, before in zip(tensors, required, strict=True):
+            tensor.requires_grad_(before)
+    return scores
 
 
 class Ladder(nn.Module):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_core.grafts.weight_changes import changed_bias, changed_weight
+from peft_core.parts.chance import uniform
 from peft_core.parts.sparse import ChosenByValue
 
 STRETCH, CLOSEST, SURE = 1.5, 1e-4, 1e4
@@ -26,11 +27,15 @@ class Gated(ChosenByValue):
         self.settled = False
         with torch.no_grad():  # the entries are those that stay in the end
             self.choose(*(torch.empty(0) for _ in range(1 if self.bias_indices is None else 2)))
+        self.register_buffer("key", None)
         for name in ("", "bias_"):
             for what in ("w", "alpha", "group"):
                 self.register_parameter(f"{name}{what}", None)
 
+    key: Tensor | None
+
     def open(self, structured: bool) -> None:
+        self.register_buffer("key", torch.zeros((), dtype=torch.int64, device=self.values.device))
         for name, shape in (("", self.shape), ("bias_", self.shape[:1]))[: 1 if self.bias_indices is None else 2]:
             options: dict[str, Any] = dict(device=self.values.device, dtype=self.values.dtype)
             setattr(self, f"{name}w", nn.Parameter(torch.zeros(shape, **options)))
@@ -50,16 +55,23 @@ class Gated(ChosenByValue):
 
     # ---- acting ----------------------------------------------------------------------------------------------------
 
-    def _gate(self, alpha: Tensor) -> Tensor:
+    def draw(self, number: int) -> None:
+        """The u of this number from now on; the same numbers give the same u."""
+        assert self.key is not None
+        self.key.fill_(number)
+
+    def _gate(self, alpha: Tensor, which: int) -> Tensor:
         if self.training and torch.is_grad_enabled():
-            u = torch.rand_like(alpha).clamp(CLOSEST, 1 - CLOSEST)
+            assert self.key is not None
+            u = uniform(self.key + which, alpha.shape, alpha.dtype).clamp(CLOSEST, 1 - CLOSEST)
             alpha = alpha + u.log() - (1 - u).log()
         return (torch.sigmoid(alpha) * 2 * STRETCH - STRETCH).clamp(0, 1)
 
     def _change(self, name: str) -> Tensor:
         w, alpha, group = (getattr(self, f"{name}{what}") for what in ("w", "alpha", "group"))
-        z = self._gate(alpha)
-        return z * w if group is None else z * self._gate(group) * w
+        which = 2 if name else 0
+        z = self._gate(alpha, which)
+        return z * w if group is None else z * self._gate(group, which + 1) * w
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.settled:
@@ -118,6 +130,7 @@ class Gated(ChosenByValue):
         for name in ("", "bias_"):
             for what in ("w", "alpha", "group"):
                 setattr(self, f"{name}{what}", None)
+        self.key = None
         self.settled = True
 
     def fit(self, tensors: Mapping[str, Tensor]) -> None:

@@ -47,14 +47,15 @@ def sites_of(model: nn.Module, method: Method) -> list[Site]:
 
 
 @contextmanager
-def stock_trains(model: nn.Module, method: Method) -> Iterator[list[Site]]:
-    """Within the block the method's sparse changes are off, and the stock parameters that they stand on take gradients."""
+def stock_trains(model: nn.Module, method: Method, as_changed: bool = False) -> Iterator[list[Site]]:
+    """Within the block the method's sparse changes are off, unless `as_changed`, and the stock parameters that they stand on take
+    gradients."""
     sites = sites_of(model, method)
     parameters = {id(p): p for site in sites for p in (site.weight, site.bias) if p is not None}
     before = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
     try:
         for site in sites:
-            site.graft.enabled = False
+            site.graft.enabled = as_changed
         for parameter, _ in before:
             parameter.requires_grad_(True)
         yield sites
@@ -72,14 +73,16 @@ def gradient_scores(
     losses: Iterable[Tensor],
     each: Callable[[Tensor], Tensor],
     limit: int | None = None,
+    as_changed: bool = False,
 ) -> list[list[Tensor]]:
-    """Σ each(∂L/∂W) over the losses, up to `limit` of them, for every site's weight and then its bias.
+    """Σ each(∂L/∂W) over the losses, up to `limit` of them, for every site's weight and then its bias; with `as_changed` where
+    the method's changes have taken the weights.
 
     Raises:
         PeftError: there is no loss.
     """
     totals: list[list[Tensor]] = []
-    with stock_trains(model, method) as sites:
+    with stock_trains(model, method, as_changed) as sites:
         for loss in islice(losses, limit):
             loss.backward()
             with torch.no_grad():

@@ -1,0 +1,54 @@
+"""What a CLIP run says of itself: its first words, val on the way, and the commands that come next."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+from peft_data import ClassificationData
+
+from clip_peft.open_vocabulary import OpenVocabulary
+from peft_core.jobs.hub.references import only_drawn
+from peft_core.jobs.runs.folder import RunFolder
+from peft_core.jobs.runs.training import Callback
+
+
+class Watch(Callback):
+    """Scores val every so many epochs, into the module's history. It stands before the callback that saves checkpoints."""
+
+    every = 0
+    accuracy: Callable[[], float]
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        epoch = trainer.current_epoch + 1
+        if self.every and trainer.is_global_zero and (epoch % self.every == 0 or epoch == trainer.max_epochs):
+            modes = [(part, part.training) for part in module.modules()]
+            row = {"step": trainer.global_step, "epoch": epoch - 1, "accuracy": self.accuracy()}
+            module.history.append(row)
+            for part, mode in modes:
+                part.training = mode
+
+
+def results_method(whole: OpenVocabulary, options: dict[str, Any]) -> dict[str, Any]:
+    return {"name": whole.method.name, **dataclasses.asdict(whole.method)} | options
+
+
+def backbone_words(about: Any, size: tuple[int, int], data: ClassificationData) -> str:
+    return f"{about.name}, {size[0]} × {size[1]} pixels{only_drawn(about.name, data.name)}"
+
+
+def shown_beside(whole: OpenVocabulary, zero_shot: float | None) -> float | None:
+    """What is compared with the trained model's accuracy; nothing where nothing was learnt."""
+    return zero_shot if whole.trainable() or hasattr(whole.learner, "remember") else None
+
+
+def next_commands(folder: RunFolder, picture: str, classes: str) -> list[str]:
+    run, name = shlex.quote(str(folder.path)), str(folder.path).rstrip("/")
+    table = f"clip_peft predict --run {run} --out {shlex.quote(f'{name}.csv')} {picture}"
+    return [
+        f"clip_peft predict --run {run} {picture}",
+        f"clip_peft test --run {run} --classes new" if classes == "base" else table,
+        f"clip_peft export --run {run} --out {shlex.quote(f'{name}-exported')}",
+    ]
