@@ -197,7 +197,7 @@ class Plan(Where):
         branch = change if isinstance(change, Branch) else Branch(change, read=True)
         gate, branch.output = self._gate(sublayer), sublayer.output
         self.grafts.append((gate, f"{sublayer.kind}_branch", branch))
-        if normed and sublayer.windowed:
+        if normed and sublayer.windowed and not sublayer.post:
             self.grafts.append((sublayer.norm, f"{sublayer.kind}_normed", Given(branch)))
             return
         read = sublayer.into[0] if normed and not sublayer.post else read
@@ -222,7 +222,7 @@ class Plan(Where):
         Raises:
             PeftError: it is none, or one that takes none, with the reason.
         """
-        reason = keys_refused(self.model.get_submodule(sublayer.body))
+        reason = keys_refused(self.model.get_submodule(sublayer.body), sublayer.attends)
         if reason is not None:
             raise PeftError(f"{self.method.name} cannot extend {sublayer.body}: {reason}.")
         graft = make if isinstance(make, KeysValues) else KeysValues(make, apart)

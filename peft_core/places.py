@@ -127,7 +127,19 @@ class Where:
     def sublayers(
         self, kinds: Iterable[str], width: Width, limit: int | None = None
     ) -> Iterator[tuple[SubLayer, int, int]]:
-        """The chosen residual steps of these kinds, the method's width there (up to `limit`, or D), and the stream's width D."""
+        """The chosen residual steps of these kinds, the method's width there (up to `limit`, or D), and the stream's width D.
+
+        Raises:
+            PeftError: of the model's residual steps nothing is known.
+        """
+        known = {sublayer.tower for sublayer in self.anatomy.sublayers}
+        if unknown := [tower for tower in self._towers() if tower not in known]:
+            part = f"the {unknown[0]} tower of this" if unknown[0] else "this"
+            other = f', or tower="{next(iter(known))}"' if known else ""
+            raise PeftError(
+                f"{self.method.name} joins residual steps, and {part} {self.anatomy.family} is known by its layers alone: choose "
+                f"a method that changes weights{other}."
+            )
         for sublayer in self.anatomy.sublayers:
             if sublayer.kind in kinds and self._chosen(sublayer.block, sublayer.tower):
                 dim = self.stream_of(sublayer).width
@@ -140,6 +152,8 @@ class Where:
     ) -> Iterator[tuple[str | None, int, str, int]]:
         """Tower, index, path and width of every chosen block, of these towers alone where they are named."""
         for tower in towers or self._towers():
+            if not self.anatomy.blocks[tower]:
+                raise self._no_stream()
             for index, path in enumerate(self.anatomy.blocks[tower]):
                 if self._chosen(index, tower) and (size := self.width(width, index, tower, limit)):
                     yield tower, index, path, size
@@ -250,10 +264,11 @@ class Where:
             PeftError: its width changes from block to block.
         """
         if tower not in self.anatomy.streams:
-            raise PeftError(
-                f"{self.method.name} needs one stream all through, which this {self.anatomy.family} has not."
-            )
+            raise self._no_stream()
         return self.anatomy.streams[tower]
+
+    def _no_stream(self) -> PeftError:
+        return PeftError(f"{self.method.name} needs one stream all through, which this {self.anatomy.family} has not.")
 
     def options_at(self, module: str) -> dict[str, Any]:
         """device and dtype (at least float32) of new parameters at a module."""
@@ -270,6 +285,8 @@ class Where:
         streams = [s for name, s in self.anatomy.streams.items() if name == tower] or list(
             self.anatomy.streams.values()
         )
+        if not streams:
+            raise self._no_stream()
         if streams[0].tokens_refused is not None:
             part = "this" if tower is None else f"the {tower} tower of this"
             raise PeftError(f"{part} {self.anatomy.family} cannot take extra tokens: {streams[0].tokens_refused}.")

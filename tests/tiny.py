@@ -11,7 +11,16 @@ import timm
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+)
 
 from diffusion_peft.control import controls_of, set_condition
 from peft_core.anatomies import Anatomy, describe
@@ -88,6 +97,32 @@ def text_model() -> nn.Module:
         max_position_embeddings=12, eos_token_id=99, bos_token_id=98, pad_token_id=0,
     )  # fmt: skip
     return CLIPTextModel(config)
+
+
+SIZES: dict[str, Any] = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+)
+
+
+def dinov3() -> nn.Module:
+    """With rotary positions, registers, layer scale and a gated MLP."""
+    return DINOv3ViTModel(DINOv3ViTConfig(**SIZES, num_register_tokens=2, use_gated_mlp=True, layerscale_value=0.5))
+
+
+def videomae() -> nn.Module:
+    """In the layout of transformers 4, over tubes of two frames."""
+    return VideoMAEForVideoClassification(VideoMAEConfig(**SIZES, num_frames=4, num_labels=5))
+
+
+def frames() -> dict[str, Any]:
+    return {"pixel_values": torch.randn(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(3))}
+
+
+def clip_model() -> nn.Module:
+    text = dict(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+                max_position_embeddings=12, eos_token_id=99, bos_token_id=98, pad_token_id=0)  # fmt: skip
+    scale = math.log(100)
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=SIZES, projection_dim=16, logit_scale_init_value=scale))
 
 
 def unet(last: str = "CrossAttnUpBlock2D") -> nn.Module:
@@ -193,6 +228,12 @@ MODELS: dict[str, Tiny] = {
     "clip": Tiny(clip(), clip_batch, both, tokens=False, exact=False),
     "custom_text_clip": Tiny(
         custom_text_clip, lambda: pictures("image", 64)() | words("text")(), both, tokens=False, exact=False
+    ),
+    "dinov3": Tiny(dinov3, pictures("pixel_values"), lambda y: y.pooler_output),
+    "videomae": Tiny(videomae, frames, lambda y: y.logits),
+    "clip_model": Tiny(
+        clip_model, lambda: pictures("pixel_values")() | words("input_ids")(),
+        lambda y: torch.cat((y.image_embeds, y.text_embeds)), tokens=False,
     ),
     "clip_text_model": Tiny(text_model, words("input_ids"), lambda y: y.pooler_output, tokens=False),
     "unet": Tiny(

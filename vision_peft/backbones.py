@@ -1,4 +1,4 @@
-"""Classifiers' backbones by name: timm's models, and the image towers of open_clip's."""
+"""Classifiers' backbones by name: timm's models, transformers', and the image towers of open_clip's."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import dataclasses
 from torch import nn
 
 from peft_core.errors import PeftError
-from peft_core.jobs.hub.backbone import TOWER, Backbone
+from peft_core.jobs.hub.backbone import HF, TOWER, Backbone
 from peft_core.jobs.hub.timm_models import list_backbones
 from peft_core.jobs.hub.timm_models import load_backbone as load_timm
+from peft_core.jobs.hub.transformers_models import is_folder
+from peft_core.jobs.hub.transformers_models import load_backbone as load_hf
 from vision_peft.video import joint  # noqa: F401  (registers VideoMAE's architectures with timm)
 from vision_peft.video.classified import Classified
 
@@ -21,12 +23,14 @@ def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) ->
 
     Args:
         spec: as for `peft_core.jobs.hub.timm_models.load_backbone`; or `open_clip:` and what clip_peft calls a backbone,
-            for its image tower.
+            for its image tower; or `hf:` and the name of a model of transformers; or a folder of either.
         drop_path: the rate of the last block's stochastic depth, rising linearly from 0 in the first.
 
     Raises:
         PeftError: an unknown name, weights that cannot be reached, a pickle, a file that does not fit the architecture.
     """
+    if spec.startswith(HF) or is_folder(spec):
+        return load_hf(spec, num_classes, drop_path)
     if not spec.startswith(TOWER):
         return load_timm(spec, num_classes, drop_path)
     if num_classes is None:

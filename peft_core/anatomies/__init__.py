@@ -98,8 +98,12 @@ class SubLayer:
     layer: str | None = None
     """The transformer block it stands in, where the model's blocks hold several (a UNet's do)."""
     post: bool = False
+    enters: str = ""
+    """The module that receives the stream, where it is neither the norm nor, with `post`, the body."""
     windowed: bool = False
     """Its readers get the normed stream in windows."""
+    attends: bool = False
+    """Its body attends by torch's `scaled_dot_product_attention`, where further keys and values can join."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", self.out or self.body)
@@ -109,7 +113,7 @@ class SubLayer:
     @property
     def entry(self) -> str:
         """The module that receives the stream."""
-        return self.body if self.post else self.norm
+        return self.enters or (self.body if self.post else self.norm)
 
 
 _Item = TypeVar("_Item", Place, SubLayer)
@@ -205,6 +209,7 @@ def _moved(item: _Item, at: str) -> _Item:
     if isinstance(item, Place):
         return dataclasses.replace(item, module=join(at, item.module))
     paths = {name: _under(at, getattr(item, name)) for name in ("norm", "body", "out", "gate", "layer")}
+    paths |= {"enters": join(at, item.enters)} if item.enters else {}
     return dataclasses.replace(item, **paths, into=tuple(join(at, path) for path in item.into))
 
 
@@ -248,8 +253,9 @@ def describe(model: nn.Module) -> Anatomy | None:
     own = getattr(model, "peft_anatomy", None)
     if callable(own):
         return own()  # type: ignore
-    for family in families():
-        anatomy = importlib.import_module(f"{__name__}.{family}").describe(model)
+    files: list[Any] = [importlib.import_module(f"{__name__}.{family}") for family in families()]
+    for file in sorted(files, key=lambda file: getattr(file, "LAST", False)):
+        anatomy = file.describe(model)
         if anatomy is not None:
             return anatomy
     return None

@@ -39,7 +39,7 @@ def describe(model: Any) -> Anatomy | None:
                 anatomy.places.append(Place(role, join(here, path), index))
         readers = tuple(join(here, path) for role, path in _PICTURE.items() if role in ("q", "k", "v"))
         steps = [
-            SubLayer("attn", index, join(here, "norm1"), join(here, "attn"), readers, gate=None),
+            SubLayer("attn", index, join(here, "norm1"), join(here, "attn"), readers, gate=None, attends=True),
             SubLayer("mlp", index, join(here, "norm2"), join(here, "ff"), (join(here, _PICTURE["fc1"]),), gate=here, output=1),
         ]  # fmt: skip
         if not block.context_pre_only:

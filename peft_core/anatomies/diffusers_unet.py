@@ -56,7 +56,9 @@ def _transformer_block(anatomy: Anatomy, module: nn.Module, here: str, block: in
         readers = ("q",) if prefix else ("q", "k", "v")
         into = tuple(join(body, _LINEARS[role]) for role in readers)
         norm = join(here, f"norm{number}")
-        anatomy.sublayers.append(SubLayer(f"{prefix}attn", block, norm, body, into, stream=transformer, layer=here))
+        anatomy.sublayers.append(
+            SubLayer(f"{prefix}attn", block, norm, body, into, stream=transformer, layer=here, attends=True)
+        )
     body = join(here, "ff")
     anatomy.places += [Place("fc1", join(body, "net.0.proj"), block), Place("fc2", join(body, "net.2"), block)]
     into = (join(body, "net.0.proj"),)

@@ -87,6 +87,6 @@ def _tower(model: Any, norms: tuple[str, ...]) -> Anatomy:
             # mlp is a Sequential, to which nothing can be joined: its last layer gives its result
             steps = (f"ln_{number}", kind, "attn" if kind == "attn" else "mlp.c_proj", f"ls_{number}", _INTO[kind])
             norm, body, out, gate, into = (join(here, step) for step in steps)
-            anatomy.sublayers.append(SubLayer(kind, index, norm, body, (into,), out, gate))
+            anatomy.sublayers.append(SubLayer(kind, index, norm, body, (into,), out, gate, attends=kind == "attn"))
     anatomy.places += [Place("norm", norm) for norm in norms if has_weight(model, norm)]
     return anatomy

@@ -1,11 +1,11 @@
-"""timm `SwinTransformer`. Blocks are counted through all stages; each stage has a stream of its own, B H W D."""
+"""timm `SwinTransformer` and `SwinTransformerV2`, whose norms stand behind attention and MLP. Blocks are
+counted through all stages; each stage has a stream of its own, B H W D."""
 
 from typing import Any
 
-from torch import nn
-
 from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, classifiers, has_weight, join
 
+_MODELS = {"timm.models.swin_transformer.SwinTransformer", "timm.models.swin_transformer_v2.SwinTransformerV2"}
 _ROLES = {
     "qkv": "attn.qkv",
     "proj": "attn.proj",
@@ -18,7 +18,7 @@ _OUTSIDE = {"patch_embed": ("patch_embed.proj",), "norm": ("patch_embed.norm", "
 
 
 def describe(model: Any) -> Anatomy | None:
-    if "timm.models.swin_transformer.SwinTransformer" not in class_names(model):
+    if not class_names(model) & _MODELS:
         return None
     anatomy = Anatomy("timm Swin", ("q", "v"), {None: []}, heads=classifiers(model), tail=("norm", "head"))
     for number, stage in enumerate(model.layers):
@@ -38,16 +38,27 @@ def describe(model: Any) -> Anatomy | None:
     return anatomy
 
 
-def _block(anatomy: Anatomy, block: nn.Module, here: str, stream: str) -> None:
+def _block(anatomy: Anatomy, block: Any, here: str, stream: str) -> None:
     index = len(anatomy.blocks[None])
     anatomy.blocks[None].append(here)
-    anatomy.places += [Place(role, join(here, path), index) for role, path in _ROLES.items()]
-    width: int = block.attn.qkv.out_features // 3  # type: ignore[union-attr,operator,assignment]
+    width = block.attn.qkv.out_features // 3
+    post = type(block).__name__ == "SwinTransformerV2Block"
+    # the second version adds q and v biases of its own and reads qkv.weight without calling the module
+    called = getattr(block.attn, "q_bias", None) is None
+    for role, path in _ROLES.items():
+        reading: dict[str, Any] = dict(bias="bias" if called else None, called=called) if role == "qkv" else {}
+        anatomy.places.append(Place(role, join(here, path), index, **reading))
     for row, role in enumerate("qkv"):
-        anatomy.places.append(Place(role, join(here, "attn.qkv"), index, rows=(row * width, (row + 1) * width)))
+        rows = (row * width, (row + 1) * width)
+        at = join(here, "attn.qkv")
+        anatomy.places.append(Place(role, at, index, bias="bias" if called else None, rows=rows, called=called))
     # attention is called window by window: its result is whole again where drop path takes it
     for number, (kind, reader) in enumerate((("attn", "attn.qkv"), ("mlp", "mlp.fc1")), start=1):
         norm, body, into, gate = (join(here, path) for path in (f"norm{number}", kind, reader, f"drop_path{number}"))
+        attention = kind == "attn"
         anatomy.sublayers.append(
-            SubLayer(kind, index, norm, body, (into,), gate=gate, stream=stream, windowed=kind == "attn")
-        )
+            SubLayer(
+                kind, index, norm, body, (into,) if called or not attention else (), gate=gate, stream=stream, post=post,
+                enters=here if post and attention else "", windowed=attention, attends=attention and not post,
+            )
+        )  # fmt: skip

@@ -1,39 +1,40 @@
-"""timm `VisionTransformer` (ViT, DeiT, DINOv2, SigLIP towers …) and `Eva` models, with norms before the body or behind it."""
+"""timm `VisionTransformer` (ViT, DeiT, DINOv2, SigLIP towers …), `Eva`, `Beit`, `VisionTransformerRelPos` and `NaFlexVit`, with
+norms before the body or behind it."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
 from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, classifiers, has_weight, join
-from peft_core.errors import PeftError
 
 _VIT = "timm.models.vision_transformer.VisionTransformer"
-_EVA = "timm.models.eva.Eva"
+_MODELS = {
+    _VIT, "timm.models.eva.Eva", "timm.models.beit.Beit", "timm.models.naflexvit.NaFlexVit",
+    "timm.models.vision_transformer_relpos.VisionTransformerRelPos",
+}  # fmt: skip
 _LINEARS = {
     "proj": ("attn.proj",),
     "fc1": ("mlp.fc1", "mlp.fc1_g", "mlp.fc1_x"),
     "fc2": ("mlp.fc2",),
 }
 _NORMS = {"norm1": "norm1", "norm2": "norm2", "q_norm": "attn.q_norm", "k_norm": "attn.k_norm"}
-_BEHIND = {"ResPostBlock", "EvaBlockPostNorm"}
+_BEHIND = {"ResPostBlock", "EvaBlockPostNorm", "ResPostRelPosBlock"}
 """Blocks whose norms stand behind attention and MLP."""
+_PARTS = ("norm1", "attn", "norm2", "mlp", "drop_path2")
+_ATTEND = {"Attention", "AttentionRope", "EvaAttention", "RelPosAttention"}
 _READERS = ("attn.qkv", "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.gate", *_LINEARS["fc1"])
 
 
 def describe(model: nn.Module) -> Anatomy | None:
     names = class_names(model)
-    if not names & {_VIT, _EVA}:
-        return None
-    blocks: nn.ModuleList = model.blocks  # type: ignore[assignment]
-    for block in blocks:
-        if not all(hasattr(block, name) for name in ("norm1", "attn", "norm2", "mlp", "drop_path2")):
-            raise PeftError(
-                f"timm's {type(block).__name__} is no sequence of attention and MLP: choose a model of ordinary blocks."
-            )
+    blocks: Any = model.blocks if names & _MODELS else ()
+    if not all(hasattr(block, name) for block in blocks or (model,) for name in _PARTS):
+        return None  # those of parallel branches are known by their leaves
     anatomy = Anatomy("timm ViT", ("q", "v"), {None: [f"blocks.{i}" for i in range(len(blocks))]})
     anatomy.streams[None] = _stream(model)
-    if has_weight(model, "patch_embed.proj"):
-        anatomy.places.append(Place("patch_embed", "patch_embed.proj"))
+    anatomy.places += [
+        Place("patch_embed", path) for path in ("patch_embed.proj", "embeds.proj") if has_weight(model, path)
+    ]
     for index, block in enumerate(blocks):
         here = f"blocks.{index}"
         _attention(anatomy, block.attn, join(here, "attn"), index)  # type: ignore[arg-type]
@@ -45,7 +46,8 @@ def describe(model: nn.Module) -> Anatomy | None:
             into = () if read_uncalled else tuple(join(here, path) for path in readers)
             norm, body, gate = (join(here, step) for step in (f"norm{number}", kind, f"drop_path{number}"))
             post = type(block).__name__ in _BEHIND
-            anatomy.sublayers.append(SubLayer(kind, index, norm, body, into, gate=gate, post=post))
+            attends = kind == "attn" and type(block.attn).__name__ in _ATTEND
+            anatomy.sublayers.append(SubLayer(kind, index, norm, body, into, gate=gate, post=post, attends=attends))
     anatomy.places += [Place("norm", norm) for norm in ("norm_pre", "norm", "fc_norm") if has_weight(model, norm)]
     anatomy.heads = classifiers(model)
     anatomy.tail = ("norm", "fc_norm", "head_drop")
@@ -54,15 +56,24 @@ def describe(model: nn.Module) -> Anatomy | None:
 
 
 def _stream(model: Any) -> Stream:
-    embed, norms = model.patch_embed, [n for n in ("norm_pre", "norm") if has_weight(model, n)]
+    norms = [n for n in ("norm_pre", "norm") if has_weight(model, n)]
+    embed: Any = getattr(model, "patch_embed", None) or model.embeds
     grid = getattr(embed, "grid_size", None)
     size = getattr(embed, "img_size", None)
     patch = size[0] // grid[0] if grid and size else embed.patch_size[0]
     return Stream(
-        model.embed_dim, model.num_prefix_tokens, tuple(grid) if grid else None, patch=patch,
+        model.embed_dim, model.num_prefix_tokens, tuple(grid) if grid else None, _refusal(model), patch=patch,
         rotary=getattr(model, "rope", None) is not None, pooled="fc_norm" if model.global_pool == "avg" else None,
         first_norm="norm_pre" if "norm_pre" in norms else None, last_norm="norm" if "norm" in norms else None,
     )  # fmt: skip
+
+
+def _refusal(model: Any) -> str | None:
+    if hasattr(model, "embeds"):
+        return "a mask of its patches fixes their number"
+    parts = [getattr(model, name, None) for name in ("rel_pos_bias", "shared_rel_pos")]
+    parts += [getattr(model.blocks[0].attn, name, None) for name in ("relative_position_bias_table", "rel_pos")]
+    return None if all(part is None for part in parts) else "its biases of relative positions fix the number of tokens"
 
 
 def _embed(model: Any, pictures: Tensor) -> Tensor:

@@ -1,40 +1,52 @@
-"""transformers `CLIPTextModel` and `CLIPTextModelWithProjection`, the text encoders of Stable Diffusion."""
+"""transformers' CLIP and SigLIP: the text models (those of Stable Diffusion among them), and both towers together."""
+
+from typing import Any
 
 from torch import nn
 
-from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, join
+from peft_core.anatomies import Anatomy, Place, Stream, class_names, join
+from peft_core.anatomies import describe as describe_any
+from peft_core.anatomies.transformers_vit import HOME, tower
 
-_HERE = "transformers.models.clip.modeling_clip."
-_LINEARS = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "proj": "self_attn.out_proj",
-    "fc1": "mlp.fc1",
-    "fc2": "mlp.fc2",
-    "norm1": "layer_norm1",
-    "norm2": "layer_norm2",
+_TEXT = {
+    f"{HOME}{place}TextModel"
+    for place in ("clip.modeling_clip.CLIP", "siglip.modeling_siglip.Siglip", "siglip2.modeling_siglip2.Siglip2")
 }
+_TEXT |= {f"{HOME}clip.modeling_clip.CLIPTextModelWithProjection"}
+_BOTH = {
+    f"{HOME}{place}Model"
+    for place in ("clip.modeling_clip.CLIP", "siglip.modeling_siglip.Siglip", "siglip2.modeling_siglip2.Siglip2")
+}
+_REFUSED = "its causal mask and its positions fix the length of a text"
 
 
-def describe(model: nn.Module) -> Anatomy | None:
-    if not class_names(model) & {_HERE + "CLIPTextModel", _HERE + "CLIPTextModelWithProjection"}:
+def describe(model: Any) -> Anatomy | None:
+    names = class_names(model)
+    if names & _TEXT:
+        return _text(model)
+    if not names & _BOTH:
         return None
-    inner = getattr(model, "text_model", None)  # gone from CLIPTextModel in transformers 5
-    at, body = ("", model) if inner is None else ("text_model", inner)
-    layers: nn.ModuleList = body.encoder.layers  # type: ignore[union-attr,assignment]
-    paths = [join(at, f"encoder.layers.{i}") for i in range(len(layers))]
-    anatomy = Anatomy("transformers CLIP text model", ("q", "k", "v", "proj"), {None: paths})
-    anatomy.streams[None] = Stream(
-        body.config.hidden_size, causal=True, tokens_refused="its causal mask and its positions fix the length of a text",  # type: ignore
-        last_norm=join(at, "final_layer_norm"),
-    )  # fmt: skip
-    for index, here in enumerate(paths):
-        anatomy.places += [Place(role, join(here, path), index) for role, path in _LINEARS.items()]
-        # no layer scale and no drop path: the body's own output is what is added to the stream
-        for number, kind, inside, readers in ((1, "attn", "self_attn", ("q", "k", "v")), (2, "mlp", "mlp", ("fc1",))):
-            into = tuple(join(here, _LINEARS[role]) for role in readers)
-            anatomy.sublayers.append(SubLayer(kind, index, join(here, f"layer_norm{number}"), join(here, inside), into))
-    anatomy.places.append(Place("norm", join(at, "final_layer_norm")))
-    anatomy.places.append(Place("token_embed", join(at, "embeddings.token_embedding")))
+    anatomy = Anatomy("transformers CLIP", ("q", "v"))
+    members = {"image": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
+    for name, owned in members.items():
+        part = describe_any(model.get_submodule(owned[0]))
+        if part is not None:
+            anatomy.include(part, name, owned[0], owned)
     return anatomy
+
+
+def _text(model: Any) -> Anatomy | None:
+    # transformers 4 has a text transformer within the model
+    at = "text_model" if hasattr(model, "text_model") else ""
+    body: nn.Module = model.text_model if at else model
+    anatomy = tower(body, "transformers CLIP text model", ("q", "k", "v", "proj"))
+    if anatomy is None:
+        return None
+    config, causal = body.config, "clip" == type(model).__module__.split(".")[2]  # type: ignore
+    anatomy.streams[None] = Stream(
+        config.hidden_size, causal=causal, tokens_refused=_REFUSED if causal else "its positions fix the length of a text",  # type: ignore
+        last_norm="final_layer_norm",
+    )  # fmt: skip
+    anatomy.places.append(Place("norm", "final_layer_norm"))
+    anatomy.places.append(Place("token_embed", join("embeddings", "token_embedding")))
+    return anatomy.under(at)

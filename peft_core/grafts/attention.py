@@ -193,19 +193,18 @@ class Keyed(Adapted):
 
 
 _REMEDY = "further keys and values need torch's own attention (attn_implementation sdpa, AttnProcessor2_0)"
-_KNOWN = {
-    "timm.layers.attention.Attention", "timm.layers.attention.AttentionRope", "timm.models.eva.EvaAttention",
-    "timm.models.swin_transformer.WindowAttention", "open_clip.transformer.Attention",
-    "transformers.models.clip.modeling_clip.CLIPAttention", "diffusers.models.attention_processor.Attention",
-}  # fmt: skip
 
 
-def keys_refused(attention: Any) -> str | None:
-    """Why an attention takes no further keys and values; None where it does."""
+def keys_refused(attention: Any, attends: bool) -> str | None:
+    """Why an attention takes no further keys and values; None where it does.
+
+    Args:
+        attends: its family says that it attends by torch's `scaled_dot_product_attention`.
+    """
     stock = getattr(attention, "stock_class", type(attention))
     if issubclass(stock, nn.MultiheadAttention):
         return None
-    if f"{stock.__module__}.{stock.__qualname__}" not in _KNOWN:
+    if not attends:
         return f"nothing is known of how a {stock.__name__} attends"
     if getattr(attention, "scaled_cosine", False):
         return "its scaled cosine attention is not torch's"

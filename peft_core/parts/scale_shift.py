@@ -71,20 +71,34 @@ def scale_shift_linear(
         len(deltas) > 1
         or only.rows is not None
         or only.factor != 1.0
+        or not only.keeps_output
         or weight.requires_grad
         or torch.compiler.is_compiling()
     ):
         return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight))
-    dtype = autocast_dtype(x.device.type)
-    weak = only.weak(x, weight, bias, dtype or x.dtype)
+    weak = only.weak(x, weight, bias, autocast_dtype(x.device.type) or x.dtype)
+    return scaled_and_shifted(x, weight, bias, only.gamma, only.beta, weak)
+
+
+def scaled_and_shifted(
+    x: Annotated[Tensor, "... in"],
+    weight: Annotated[Tensor, "out in"],
+    bias: Annotated[Tensor | None, "out"],
+    gamma: Annotated[Tensor, "out"],
+    beta: Annotated[Tensor, "out"],
+    weak: Annotated[Tensor | None, "weak"],
+) -> Annotated[Tensor, "... out"]:
+    """γ ⊙ (x Wᵀ + b) + β of a frozen W; weak: outputs of which z is computed again."""
     recipe, kept = (None, ()) if weak is None else kept_for(x)
-    return _ScaleShiftLinear.apply(  # type: ignore[no-any-return]
-        x, weight, bias, only.gamma, only.beta, dtype, weak, recipe, kept
-    )
+    dtype = autocast_dtype(x.device.type)
+    return _ScaleShiftLinear.apply(x, weight, bias, gamma, beta, dtype, weak, recipe, kept)  # type: ignore[no-any-return]
 
 
 class ScaleShift(Delta):
     """W' = γ W, b' = γ b + β, row by row: y' = γ ⊙ y + β for any module that ends in its weight and bias."""
+
+    keeps_output = True
+    """False where the model may write over what the module gives."""
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, init_std: float):
         super().__init__(rows)

@@ -1,7 +1,8 @@
 """Adapters against tensors that the authors' own code gave, in float64: what is chosen, forward, gradients and one training step.
 
 zhaohengyuan1/SCT 01e8f1e: `ChannelAdapter` in a ViT with drop path, on channels that `getSalientChannels` finds in two batches;
-Shwai-He/SparseAdapter b190084: `Adapter_Layer` without a norm behind the steps of a ViT, its pruners on two batches.
+Shwai-He/SparseAdapter b190084: `Adapter_Layer` without a norm behind the steps of a ViT, its pruners on two batches;
+ChaosCodes/ProPETL 1c08f19: `AdapterSubnet`, its scores transposed, on one adapter behind every MLP of a ViT; drop path.
 """
 
 import re
@@ -63,3 +64,17 @@ def test_a_step_of_sparse_adapter_is_the_authors(pruner: str, monkeypatch: pytes
         "tests.parity.test_official.golden", lambda case: {k: v for k, v in given.items() if "snip." not in k}
     )
     check("sparse_adapter", model, names, lambda: model(PICTURES), LABELS, lambda: None)
+
+
+def test_a_step_of_pro_petl_is_the_authors() -> None:
+    model = adapt(vit(drop_path_rate=0.5), "pro_petl", bottleneck=3, share=0.4)
+
+    def name_there(key: str) -> str:
+        shared = re.sub(r".*shared_adapter_16\.value", "adapter", key)
+        return re.sub(r"(blocks\.\d).*\.(down|up)\.scores", r"\1.mask.\2_scores", shared)
+
+    names = fill(model, name_there)
+    check("pro_petl", model, names, lambda: model(PICTURES), LABELS, lambda: None)
+    y = model(PICTURES)
+    lifecycle.finish(model)
+    torch.testing.assert_close(model(PICTURES), y, rtol=0, atol=0)

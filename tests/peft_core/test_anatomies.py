@@ -155,8 +155,9 @@ def test_models_inside_others_are_named():
     for wrapped in (torch.compile(vit()(), backend="eager"), nn.DataParallel(vit()())):
         with pytest.raises(PeftError, match="module inside"):
             adapt(wrapped, "bitfit")
-    with pytest.raises(PeftError, match="ParallelScalingBlock"):
-        adapt(timm_model("vit_base_patch16_xp_224"), "lora")
+    with pytest.raises(PeftError, match="known by its layers alone"):
+        adapt(timm_model("vit_base_patch16_xp_224"), "adaptformer")  # of parallel attention and MLP
+    assert anatomy_of(timm_model("vit_base_patch16_xp_224")).default_targets == ("linear",)
     assert "classified" not in families()
     with pytest.raises(PeftError, match=r"peft_anatomy\(\)"):
         adapt(nn.Linear(2, 2), "lora")
@@ -165,10 +166,32 @@ def test_models_inside_others_are_named():
 def test_an_unknown_tower_is_named_and_the_other_can_be_had():
     vision = dict(layers=(1, 1, 1, 1), width=8, image_size=32, head_width=16)
     words = dict(context_length=12, vocab_size=100, width=32, heads=2, layers=2)
-    with pytest.raises(PeftError, match='ModifiedResNet: adapt the other one alone, tower="text"'):
-        adapt(open_clip.CLIP(16, vision, words), "lora")
-    model = adapt(open_clip.CLIP(16, vision, words), "lora", rank=2, tower="text")
+    model = open_clip.CLIP(16, vision, words)
+    model.visual = nn.Sequential(model.visual)
+    with pytest.raises(PeftError, match='Sequential: adapt the other one alone, tower="text"'):
+        adapt(model, "lora")
+    adapt(model, "lora", rank=2, tower="text")
     assert count_parameters(model).inserted == 2 * 2 * (2 * 32 + 2 * 32)
+
+
+def test_a_convolutional_tower_beside_a_text_tower():
+    vision = dict(layers=(1, 1, 1, 1), width=8, image_size=32, head_width=16)
+    words = dict(context_length=12, vocab_size=100, width=32, heads=2, layers=2)
+    model = open_clip.CLIP(16, vision, words)
+    with pytest.raises(
+        PeftError, match='the image tower of this open_clip model is known by its layers alone.*tower="text"'
+    ):
+        adapt(model, "adaptformer")
+    x = PICTURES
+    before = model.eval().encode_image(x)
+    adapt(model, "lora", rank=2, targets=("conv", "q", "v", "proj"))
+    torch.testing.assert_close(model.encode_image(x), before)
+    moved(model)
+    (model.encode_image(x).square().sum() + model.encode_text(torch.ones(2, 12, dtype=torch.long)).sum()).backward()
+    pooled = [p for key, p in model.named_parameters() if "attnpool" in key and "peft" in key]  # read, never called
+    assert pooled and all(p.grad is not None and p.grad.abs().sum() > 0 for p in pooled)
+    y = model.encode_image(x)
+    torch.testing.assert_close(merge(model).encode_image(x), y, rtol=1e-4, atol=1e-5)
 
 
 class ForUNets(Method):

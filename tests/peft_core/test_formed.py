@@ -19,12 +19,13 @@ METHODS = {
     "hira": dict(rank=4, targets=EVERY), "svdiff": dict(targets=EVERY), "rlrr": {}, "glora": dict(rank=2),
     "loha": dict(rank=2, targets=("q", "v", "mlp")), "miss": dict(form="bat", rank=4, targets=("q", "v", "fc1")),
     "hiwi": dict(of="weight", rank=4), "said": dict(dim=300), "oft": dict(block_size=4, targets=("q", "v")),
+    "oft of the input": dict(block_size=4, targets=EVERY), "ia3": dict(targets=("k", "v"), feedforward=("fc1", "fc2")),
 }  # fmt: skip
 
 
-def model_of(method: str, **hyper):
+def model_of(method: str):
     torch.manual_seed(0)
-    model = adapt(vit(embed_dim=48, depth=2)(), method, **(hyper or METHODS[method])).double().train()
+    model = adapt(vit(embed_dim=48, depth=2)(), method.split()[0], **METHODS[method]).double().train()
     for key, parameter in model.named_parameters():
         if parameter.requires_grad and ".peft." in key:
             nn.init.normal_(parameter, std=0.1)
@@ -55,7 +56,7 @@ def x():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_gradients_are_the_plain_paths_and_less_than_half_is_kept(method, x, plain):
+def test_gradients_are_those_of_the_plain_path_and_less_than_half_is_kept(method, x, plain):
     model = model_of(method)
     found, kept = gradients(model, x), kept_bytes(lambda: model(x), model)
     plain()
@@ -63,11 +64,32 @@ def test_gradients_are_the_plain_paths_and_less_than_half_is_kept(method, x, pla
     assert kept < kept_bytes(lambda: model(x), model) * (0.5 if method != "oft" else 0.7)
 
 
+@pytest.mark.parametrize("method", ["oft of the input", "ia3"])
+def test_a_mapped_input_is_differentiated_twice_and_repeated_under_autocast(method, x, plain):
+    model = model_of(method).float()
+
+    def cast(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(x.float())
+
+    rough, layer = gradients(model, x, cast), model.double().blocks[0].mlp.fc1
+    rows = torch.randn(3, 5, 48, dtype=torch.float64, requires_grad=True)
+
+    def penalty():
+        (of_input,) = torch.autograd.grad(layer(rows).square().sum(), rows, create_graph=True)
+        return torch.autograd.grad(of_input.square().sum(), [p for p in layer.parameters() if p.requires_grad])
+
+    second = penalty()
+    plain()
+    torch.testing.assert_close(second, penalty())
+    alike(rough, gradients(model.float(), x, cast), 5e-2)
+
+
 def test_no_more_is_kept_than_by_the_frozen_model(x):
     frozen = adapt(vit(embed_dim=48, depth=2)(), "linear").double().train()
     frozen.patch_embed.register_forward_hook(lambda module, args, y: y.requires_grad_())
     floor = kept_bytes(lambda: frozen(x), frozen)
-    for method in ("hira", "glora", "loha"):
+    for method in ("hira", "glora", "loha", "ia3"):
         model = model_of(method)
         assert kept_bytes(lambda model=model: model(x), model) <= 1.02 * floor
 

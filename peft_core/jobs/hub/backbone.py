@@ -10,6 +10,8 @@ from torch import Tensor
 
 TOWER = "open_clip:"
 """Begins the name of an image tower where backbones of timm are named, too: `open_clip:ViT-B-16/openai`."""
+HF = "hf:"
+"""Begins the name of a model of transformers: `hf:facebook/dinov2-small`, `hf:./folder`."""
 Tokenizer = Callable[..., Tensor]
 """Texts to token ids, as open_clip's tokenizers do it."""
 

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from peft_core.errors import PeftError
+from peft_core.jobs.hub.backbone import HF
 from peft_core.values import Positive, typed
 
 WAIT = "VISUAL_PEFT_WAIT"
@@ -81,9 +82,11 @@ def must_reach(name: str, repository: str | None, url: str | None = None, instea
 
 def absolute(spec: str) -> str:
     """A backbone with its path, where it has one, made absolute, so that the run can be used from another folder."""
-    architecture, at, file = spec.rpartition("@")
     if spec.startswith(("hf-hub:", "hf_hub:")):
         return spec
+    if spec.startswith(HF):
+        return HF + absolute(spec.removeprefix(HF))
+    architecture, at, file = spec.rpartition("@")
     if at:
         return f"{architecture}@{Path(file).expanduser().absolute()}"
     is_path = spec.startswith(("./", "../", "~")) or ("/" in spec and Path(spec).is_dir())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from peft_core.errors import PeftError
 from peft_core.grafts.formed import formed_linear
 from peft_core.grafts.graft import Delta
+from peft_core.kernels.formed import mapped
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter
 from peft_core.values import Count, Range, Whole
@@ -22,6 +23,7 @@ class Rotation(Delta):
     """
 
     needs_matrix = True
+    rebuilds_input = True
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, size: int, terms: int):
         super().__init__(rows)
@@ -59,9 +61,21 @@ class Rotation(Delta):
         if any(delta.rows is not None or delta.factor != 1.0 for delta in deltas):
             return formed_linear(x, weight, bias, deltas)
         for delta in reversed(deltas):
-            split = x.unflatten(-1, (-1, delta.size))
-            x = torch.einsum("...ni,nij->...nj", split, delta.blocks().to(x.dtype)).flatten(-2)
+            x = mapped(x, rotated, delta.blocks(), back=rotated_back)
         return F.linear(x, weight, bias)
+
+
+def rotated(x: Tensor, blocks: Tensor) -> Tensor:
+    """R x, of each of the last dimension's pieces by its block."""
+    split = x.unflatten(-1, blocks.shape[:2])
+    return torch.einsum("...ni,nij->...nj", split, blocks.to(x.dtype)).flatten(-2)
+
+
+def rotated_back(grad: Tensor, x: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of the blocks."""
+    split, g = (each.reshape(-1, *blocks.shape[:2]) for each in (x, grad))
+    d_blocks = torch.einsum("...ni,...nj->nij", split, g.to(x.dtype))
+    return rotated(grad, blocks.mT).to(x.dtype), d_blocks.to(blocks.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,4 +29,6 @@ class SSF(Method):
 
     def install(self, plan: Plan) -> None:
         for place in plan.biased(self.targets, ROLES):
-            plan.change_weight(place, ScaleShift(plan.stock(place), place.rows, self.init_std))
+            change = ScaleShift(plan.stock(place), place.rows, self.init_std)
+            change.keeps_output = place.role != "patch_embed"  # positions may be added to it in place
+            plan.change_weight(place, change)
