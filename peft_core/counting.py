@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -86,4 +87,6 @@ def _saved_by(node: Any) -> Iterator[Tensor]:
     values = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
     values += getattr(node, "saved_tensors", ())
     for value in values:
-        yield from (one for one in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(one, Tensor))
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(one, Tensor):
+                yield from (one._indices(), one._values()) if one.layout == torch.sparse_coo else (one,)

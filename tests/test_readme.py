@@ -10,13 +10,15 @@ import pytest
 import timm
 import torch
 from diffusers import ControlNetModel
-from peft_data import open_data
+from peft_data import open_data, world_motion, world_open
 from peft_data.digits import write_folders
 from peft_data.world.subjects import write_subject
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+import vision_peft.use
 from diffusion_peft.evaluation import watcher
+from peft_core.jobs.runs import onnx_file
 from tests.readme import PAGES, ROOT, blocks, module_of
 
 COMMANDS = [
@@ -73,8 +75,14 @@ def test_the_commands_run(program: str, whole: bool, desk, tmp_path, monkeypatch
     shutil.copytree(desk, tmp_path, dirs_exist_ok=True)
     desk = tmp_path
     monkeypatch.chdir(desk)
+    if not whole:
+        monkeypatch.setenv("PEFT_DATA_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(world_motion, "SPLITS", {"train": 12, "val": 4, "test": 8})
+        monkeypatch.setattr(world_open, "SPLITS", {"train": 16, "val": 2, "test": 2})
+        for module in (vision_peft.use, onnx_file):  # the wings' own tests write such files
+            monkeypatch.setattr(module, "write_onnx", lambda model, run, target, opset: target)
     for line in (line for line in COMMANDS if line.startswith(program) and line not in NEEDS_DATA):
-        more = {"vision_peft": " --trainer.max_steps 2", "clip_peft": " --epochs 1"}[program]
+        more = {"vision_peft": " --trainer.max_steps 2", "clip_peft": " --epochs 1 --cache_views 1"}[program]
         assert main(line + more if " fit " in line and not whole else line) == 0, f"{line}: {capsys.readouterr().err}"
         out = capsys.readouterr().out
         if " fit " in line and whole:
@@ -87,7 +95,14 @@ def test_the_commands_run(program: str, whole: bool, desk, tmp_path, monkeypatch
             assert (desk / re.search(r"--out (\S+)", line)[1]).exists()
 
 
-@pytest.mark.parametrize("run", ["runs/mug", "runs/edges"])
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_are_read(line: str):
+    program, name, *words = shlex.split(line)
+    (command,) = (each for each in importlib.import_module(module_of(program)).commands() if each.name == name)
+    command.read_line(words)
+
+
+@pytest.mark.parametrize("run", ["runs/mug", pytest.param("runs/edges", marks=pytest.mark.slow)])
 def test_the_commands_on_diffusion_run(run, desk, monkeypatch, capsys):
     monkeypatch.chdir(desk)
     monkeypatch.setattr(watcher, "train_watcher", watcher.Watcher)

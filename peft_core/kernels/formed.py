@@ -101,31 +101,43 @@ class _Formed(torch.autograd.Function):
 class _Mapped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, recipe: Recipe | None, kept: tuple[Tensor, ...], make: Callable[..., Tensor],
-                dtype: torch.dtype | None, *tensors: Tensor) -> Tensor:  # fmt: skip
-        ctx.make, ctx.recipe, ctx.kept, ctx.dtype = make, recipe, len(kept), dtype
+                back: Callable[..., tuple[Tensor, ...]] | None, dtype: torch.dtype | None,
+                *tensors: Tensor) -> Tensor:  # fmt: skip
+        ctx.make, ctx.back, ctx.recipe, ctx.kept, ctx.dtype = make, back, recipe, len(kept), dtype
         ctx.save_for_backward(*kept, *tensors)
         with _as_then(dtype, x.device):
             return make(x, *tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept, tensors = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
-        inputs = (whole(ctx.recipe, kept), *tensors)
+        saved = ctx.saved_tensors  # unpacked once: checkpointing allows no more
+        inputs = (whole(ctx.recipe, saved[: ctx.kept]), *saved[ctx.kept :])
         if is_differentiated():
             dx, *rest = gradients(ctx.make, inputs, grad, ctx.dtype is not None)
+        elif ctx.back is not None:
+            with _as_then(ctx.dtype, grad.device):
+                dx, *rest = ctx.back(grad, *inputs)
         else:
-            leaves = _leaves(inputs, ctx.needs_input_grad[:1] + ctx.needs_input_grad[5:])
+            leaves = _leaves(inputs, ctx.needs_input_grad[:1] + ctx.needs_input_grad[6:])
             with torch.enable_grad(), _as_then(ctx.dtype, grad.device):
                 y = ctx.make(*leaves)
             dx, *rest = _back([(y, grad)], leaves)
-        return dx, None, None, None, None, *rest
+        return dx, None, None, None, None, None, *rest
 
 
-def mapped(x: Tensor, make: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """make(x, *tensors), which reads no other tensor that trains and draws nothing; x's source is kept, and the tensors."""
+def mapped(
+    x: Tensor,
+    make: Callable[..., Tensor],
+    *tensors: Tensor,
+    back: Callable[..., tuple[Tensor, ...]] | None = None,
+) -> Tensor:
+    """make(x, *tensors), which reads no other tensor that trains and draws nothing; x's source is kept, and the tensors. Where
+    running it again costs more than its gradients `back(grad, x, *tensors)` gives these."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return make(x, *tensors)
-    return _Mapped.apply(x, *kept_for(x), make, autocast_dtype(x.device.type), *tensors)  # type: ignore[no-any-return]
+    return _Mapped.apply(  # type: ignore[no-any-return]
+        x, *kept_for(x), make, back, autocast_dtype(x.device.type), *tensors
+    )
 
 
 def formed(

@@ -19,8 +19,9 @@ class GaLore(torch.optim.Optimizer):
     fine-tuning (lr 3e-5, batch 16, 30 epochs); pre-training has rank 128 to 1024, scale 0.25, gap 200, lr 0.005 to 0.01. Weight
     decay is AdamW's, after the step.
 
-    What is no matrix, or has no side above the rank, and groups with `rank` 0 take Adam's own step, as there all but the linears
-    of attention and MLP do. Convolutions are among them: there they are projected by a Tucker decomposition.
+    Vectors, matrices with a side not above the rank, and groups with `rank` 0 take Adam's own step, as there all but the linears
+    of attention and MLP do. A convolution is projected as the matrix (out, in · kh · kw); there it is by a Tucker decomposition,
+    whose way back leaves Adam's moments out.
 
     Args:
         params: tensors, or groups, which may have `rank`, `gap` and `scale` of their own.
@@ -53,10 +54,12 @@ class GaLore(torch.optim.Optimizer):
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         step = int(state.get("step", 0))
-        low = parameter.dim() == 2 and 0 < group["rank"] < min(parameter.shape)
+        if parameter.dim() > 1:
+            gradient = gradient.flatten(1)
+        low = parameter.dim() > 1 and 0 < group["rank"] < min(gradient.shape)
         if low and step % group["gap"] == 0:
             state["basis"] = _basis(gradient, group["rank"])
-        wide = parameter.shape[0] < parameter.shape[-1]
+        wide = len(gradient) < gradient.shape[-1]
         if low:
             gradient = state["basis"].T @ gradient if wide else gradient @ state["basis"].T
         if not step:
@@ -69,7 +72,7 @@ class GaLore(torch.optim.Optimizer):
         change = first / second.sqrt().add_(group["eps"])
         if low:
             change = (state["basis"] @ change if wide else change @ state["basis"]) * group["scale"]
-        parameter.add_(change, alpha=-size)
+        parameter.add_(change.view_as(parameter), alpha=-size)
         if group["weight_decay"]:
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
 

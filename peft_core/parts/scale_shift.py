@@ -76,12 +76,22 @@ def scale_shift_linear(
         or torch.compiler.is_compiling()
     ):
         return F.linear(x, changed_weight(weight, deltas), changed_bias(bias, deltas, weight))
-    dtype = autocast_dtype(x.device.type)
-    weak = only.weak(x, weight, bias, dtype or x.dtype)
+    weak = only.weak(x, weight, bias, autocast_dtype(x.device.type) or x.dtype)
+    return scaled_and_shifted(x, weight, bias, only.gamma, only.beta, weak)
+
+
+def scaled_and_shifted(
+    x: Annotated[Tensor, "... in"],
+    weight: Annotated[Tensor, "out in"],
+    bias: Annotated[Tensor | None, "out"],
+    gamma: Annotated[Tensor, "out"],
+    beta: Annotated[Tensor, "out"],
+    weak: Annotated[Tensor | None, "weak"],
+) -> Annotated[Tensor, "... out"]:
+    """γ ⊙ (x Wᵀ + b) + β of a frozen W; weak: outputs of which z is computed again."""
     recipe, kept = (None, ()) if weak is None else kept_for(x)
-    return _ScaleShiftLinear.apply(  # type: ignore[no-any-return]
-        x, weight, bias, only.gamma, only.beta, dtype, weak, recipe, kept
-    )
+    dtype = autocast_dtype(x.device.type)
+    return _ScaleShiftLinear.apply(x, weight, bias, gamma, beta, dtype, weak, recipe, kept)  # type: ignore[no-any-return]
 
 
 class ScaleShift(Delta):

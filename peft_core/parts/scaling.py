@@ -1,4 +1,9 @@
-"""Learnt factors for what leaves or enters a weight: l ⊙ (W x + b), or W (l ⊙ x) + b, both without a dense gradient."""
+"""Learnt factors for what leaves or enters a weight: l ⊙ (W x + b), or W (l ⊙ x) + b, both without a dense gradient.
+
+The one keeps what it gives (see `scale_shift`), the other what x was made of.
+"""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -7,11 +12,15 @@ from torch import Tensor, nn
 from peft_core.grafts.graft import Delta
 from peft_core.grafts.weight_changes import changed_weight
 from peft_core.kernels.formed import mapped
+from peft_core.kernels.twice import weak_rows
 from peft_core.parts.factors import new_parameter, rows_of
+from peft_core.parts.scale_shift import scaled_and_shifted
 
 
 class OutputScale(Delta):
     """W' = l W and b' = l b, row by row, with l (out) starting at 1."""
+
+    _checked: tuple[Any, Tensor | None] | None = None
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None):
         super().__init__(rows)
@@ -26,13 +35,27 @@ class OutputScale(Delta):
 
     @staticmethod
     def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["OutputScale"]) -> Tensor:
-        y = F.linear(x, weight, bias)
-        for delta in deltas:
-            scale = _weighed(delta.scale, delta.factor)
-            if delta.rows is not None:
-                scale = F.pad(scale, (delta.rows[0], weight.shape[0] - delta.rows[1]), value=1.0)
-            y = (y * scale).to(y.dtype)
-        return y
+        scale = deltas[0].of_all(len(weight))
+        for delta in deltas[1:]:
+            scale = scale * delta.of_all(len(weight))
+        if weight.requires_grad or torch.compiler.is_compiling():
+            y = F.linear(x, weight, bias)
+            return (y * scale).to(y.dtype)
+        weak = deltas[0].weak(scale, deltas)
+        return scaled_and_shifted(x, weight, bias, scale, torch.zeros_like(scale), weak)
+
+    def of_all(self, out: int) -> Tensor:
+        """The factors of all outputs, 1 outside its rows: (out)."""
+        scale = _weighed(self.scale, self.factor)
+        return scale if self.rows is None else F.pad(scale, (self.rows[0], out - self.rows[1]), value=1.0)
+
+    @torch.no_grad()
+    def weak(self, scale: Tensor, deltas: list["OutputScale"]) -> Tensor | None:
+        """Outputs that l hides; looked for once after each optimiser step, as it costs a synchronisation."""
+        key = (tuple((delta.scale._version, delta.factor) for delta in deltas), scale.device)
+        if self._checked is None or self._checked[0] != key:
+            self._checked = key, weak_rows(scale, None, scale, scale.dtype)
+        return self._checked[1]
 
 
 class InputScale(Delta):

@@ -5,6 +5,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from peft_core.kernels.gelu_linear import gelu_linear
+
 
 class SmallBlock(nn.Module):
     """x ← x + proj(attention(qkv(norm1 x))), x ← x + fc2(gelu(fc1(norm2 x))) for x B N d; with `causal` a token sees those
@@ -20,4 +22,4 @@ class SmallBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         x = x + self.proj(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return x + gelu_linear(self.fc1(self.norm2(x)), self.fc2.weight, self.fc2.bias)

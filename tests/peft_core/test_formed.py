@@ -19,7 +19,7 @@ METHODS = {
     "hira": dict(rank=4, targets=EVERY), "svdiff": dict(targets=EVERY), "rlrr": {}, "glora": dict(rank=2),
     "loha": dict(rank=2, targets=("q", "v", "mlp")), "miss": dict(form="bat", rank=4, targets=("q", "v", "fc1")),
     "hiwi": dict(of="weight", rank=4), "said": dict(dim=300), "oft": dict(block_size=4, targets=("q", "v")),
-    "oft of the input": dict(block_size=4, targets=EVERY), "ia3": dict(targets=(), feedforward=("fc1", "fc2")),
+    "oft of the input": dict(block_size=4, targets=EVERY), "ia3": dict(targets=("k", "v"), feedforward=("fc1", "fc2")),
 }  # fmt: skip
 
 

@@ -75,6 +75,15 @@ def test_galore_keeps_a_subspace_of_matrices() -> None:
     assert not torch.equal(state["basis"], basis)
 
 
+def test_galore_takes_a_convolution_as_a_matrix() -> None:
+    conv, gradient = nn.Conv2d(4, 6, 3), torch.randn(6, 4, 3, 3)
+    matrix = nn.Parameter(conv.weight.detach().flatten(1).clone())
+    conv.weight.grad, matrix.grad = gradient, gradient.flatten(1)
+    for parameter in (conv.weight, matrix):
+        GaLore([parameter], lr=0.1, rank=2).step()
+    assert torch.equal(conv.weight.flatten(1), matrix)
+
+
 def test_mezo_keeps_nothing_for_backward() -> None:
     net = model("full")
     optimizer = optimizer_of(MeZO, net)

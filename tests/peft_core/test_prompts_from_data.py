@@ -156,3 +156,20 @@ def test_nearness_by_hand() -> None:
     assert nearness(one, other, "flat") == pytest.approx(0.0)
     assert nearness(one, other, "per_token") == pytest.approx(0.5)
     assert nearness(one, other, "distance") == pytest.approx(1 / (1 + (1 + 9 + 16 + 4) ** 0.5))
+
+
+@pytest.mark.parametrize("name", ["prefix_propagation", "idpg", "gated_prompt", "selective_prompt"])
+def test_what_acts_on_prompts_meets_its_own_beside_others(name: str) -> None:
+    """Attention does not see in which order prompts stand, so neither does it which method came first."""
+    outputs = []
+    for order in ((name, "vpt"), ("vpt", name)):
+        model = vit()
+        for each in order:
+            adapt(model, each, tokens=2, **({"deep": True} if each == "vpt" else {}))
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if "peft" in key.split("."):
+                    generator = torch.Generator().manual_seed(len(key) + parameter.numel())
+                    parameter.copy_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator))
+        outputs.append(model.eval()(X))
+    torch.testing.assert_close(*outputs)

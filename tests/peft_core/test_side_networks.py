@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from peft_core import PeftError, adapt, lifecycle
 from peft_core.attach import grafts_named
+from peft_core.kernels.gelu_linear import gelu_linear
 from peft_core.lifecycle import Losses
 from peft_core.testing import perturb
 
@@ -117,3 +118,11 @@ def test_a_ladder_is_cut_from_the_frozen_blocks() -> None:
     with pytest.raises(PeftError, match="take start=random"):
         gated = timm.create_model("eva02_tiny_patch14_224", img_size=28, depth=2, embed_dim=32, num_heads=2)
         adapt(gated, "lst", reduction=4, start="magnitude")
+
+
+def test_a_linear_behind_a_gelu_has_its_gradients() -> None:
+    x, w, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 4), (5, 4), (5,)))
+    wanted = torch.autograd.grad(F.linear(F.gelu(x), w, b).square().sum(), (x, w, b))
+    found = torch.autograd.grad(gelu_linear(x, w, b).square().sum(), (x, w, b))
+    torch.testing.assert_close(found, wanted)
+    assert torch.autograd.gradgradcheck(gelu_linear, (x, w, b))

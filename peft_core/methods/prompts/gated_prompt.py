@@ -77,6 +77,7 @@ class Gate(Graft):
 
     scalable = False
     wraps = True
+    order = -1  # right behind the tokens themselves, before other methods' come in
 
     def __init__(self, start: float, count: int, stream: Any, options: dict[str, Any]) -> None:
         super().__init__()

@@ -87,6 +87,12 @@ class Dense(nn.Module):
 class PHM(nn.Module):
     """The same as sums of Kronecker products: A (n, n, n) and B (n, in/n, out/n) for each of the two."""
 
+    A1: Tensor
+    B1: Tensor
+    A2: Tensor
+    B2: Tensor
+    bias: Tensor
+
     def __init__(self, dim: int, hidden: int, out: int, terms: int, options: dict[str, Any]) -> None:
         super().__init__()
         shapes = {"A1": (terms,) * 3, "B1": (terms, dim // terms, hidden // terms), "bias": (hidden,),

@@ -96,6 +96,7 @@ class Replaced(Graft):
     """P_l in place of the tokens behind the prefix, where there are such; within a search (1 − σ(gate)) P + σ(gate) P_l."""
 
     scalable = False
+    order = -1  # right behind the tokens themselves, before other methods' come in
 
     def __init__(self, values: nn.Parameter, stream: Any) -> None:
         super().__init__()

@@ -61,7 +61,7 @@ class Rotation(Delta):
         if any(delta.rows is not None or delta.factor != 1.0 for delta in deltas):
             return formed_linear(x, weight, bias, deltas)
         for delta in reversed(deltas):
-            x = mapped(x, rotated, delta.blocks())
+            x = mapped(x, rotated, delta.blocks(), back=rotated_back)
         return F.linear(x, weight, bias)
 
 
@@ -69,6 +69,13 @@ def rotated(x: Tensor, blocks: Tensor) -> Tensor:
     """R x, of each of the last dimension's pieces by its block."""
     split = x.unflatten(-1, blocks.shape[:2])
     return torch.einsum("...ni,nij->...nj", split, blocks.to(x.dtype)).flatten(-2)
+
+
+def rotated_back(grad: Tensor, x: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of the blocks."""
+    split, g = (each.reshape(-1, *blocks.shape[:2]) for each in (x, grad))
+    d_blocks = torch.einsum("...ni,...nj->nij", split, g.to(x.dtype))
+    return rotated(grad, blocks.mT).to(x.dtype), d_blocks.to(blocks.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

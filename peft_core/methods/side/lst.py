@@ -172,5 +172,6 @@ class Ladder(nn.Module):
         s = self.first(match(features[0], self.up.weight))
         for i, gate, down, block in zip(self.rungs, self.gates, self.downs, self.blocks, strict=True):
             mu = torch.sigmoid(gate / self.temperature)
-            s = block(mu * s + (1 - mu) * down(match(features[i + 1], self.up.weight)))
+            read = down(match(features[i + 1], self.up.weight))
+            s = block(read + mu * (s - read))  # keeps s − read for the backward pass, not both
         return self.up(s)

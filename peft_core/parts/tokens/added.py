@@ -18,6 +18,7 @@ class Added(Graft):
     """
 
     scalable = False
+    order = -1  # right behind the tokens themselves, before other methods' come in
 
     def __init__(self, values: nn.Parameter | nn.Module, count: int, stream: Any, dropout: float = 0.0) -> None:
         super().__init__()

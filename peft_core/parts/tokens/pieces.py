@@ -19,6 +19,10 @@ from peft_core.values import Count, Positive, Rate, Whole
 class Masks(nn.Module):
     """γ (P) and ζ (P, pieces), which stand for the mask γ_i ζ_ik of an entry d of token i, d in its piece k."""
 
+    tokens: Tensor
+    pieces: Tensor
+    piece: Tensor
+
     def __init__(self, count: int, pieces: int, dim: int, strided: bool, device: torch.device) -> None:
         super().__init__()
         self.register_buffer("tokens", torch.ones(count, dtype=torch.bool, device=device))
