@@ -75,12 +75,14 @@ def test_the_commands_run(program: str, whole: bool, desk, tmp_path, monkeypatch
     shutil.copytree(desk, tmp_path, dirs_exist_ok=True)
     desk = tmp_path
     monkeypatch.chdir(desk)
-    if not whole:
+    if whole:
+        write_folders(desk / "photos", 60)
+    else:
         monkeypatch.setenv("PEFT_DATA_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(world_motion, "SPLITS", {"train": 12, "val": 4, "test": 8})
         monkeypatch.setattr(world_open, "SPLITS", {"train": 16, "val": 2, "test": 2})
         for module in (vision_peft.use, onnx_file):  # the wings' own tests write such files
-            monkeypatch.setattr(module, "write_onnx", lambda model, run, target, opset: target)
+            monkeypatch.setattr(module, "write_onnx", lambda model, run, target, opset: target.touch())
     for line in (line for line in COMMANDS if line.startswith(program) and line not in NEEDS_DATA):
         more = {"vision_peft": " --trainer.max_steps 2", "clip_peft": " --epochs 1 --cache_views 1"}[program]
         assert main(line + more if " fit " in line and not whole else line) == 0, f"{line}: {capsys.readouterr().err}"

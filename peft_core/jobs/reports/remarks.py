@@ -106,7 +106,9 @@ def remarks(
         known: `zero_shot` and `trained` accuracies, `epochs`.
     """
     losses = [row["loss"] for row in history if "loss" in row]
-    guessing = 0 if known.get("zero_shot") is not None else len(class_names)  # a CLIP begins with what it knows of the names
+    guessing = (
+        0 if known.get("zero_shot") is not None else len(class_names)
+    )  # a CLIP begins with what it knows of the names
     found = [of_loss(losses, guessing, known.get("epochs", 0))]
     if scores is not None:
         confusion = scores.confusion.tolist()
