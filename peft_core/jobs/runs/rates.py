@@ -45,7 +45,7 @@ class Tested:
         folder.write({RATES: page.csv_bytes(rows), RATES_PICTURE: picture(self)})
 
 
-def find_rate(module: Learning, batches: Any, flags: Mapping[str, Any], steps: int = STEPS) -> Tested:
+def find_rate(module: Learning, batches: Any, flags: Mapping[str, Any]) -> Tested:
     """The rates that a copy of `module` was trained with, and the one to train it with.
 
     Args:
@@ -61,9 +61,9 @@ def find_rate(module: Learning, batches: Any, flags: Mapping[str, Any], steps: i
         raise PeftError("--lr find runs on one device: find the rate there first, and give its number to the others.")
     high = HIGH * (10 if module.optimizer == "sgd" else 1)
     with waiting(f"trying learning rates from {LOW:g} to {high:g}"), torch.random.fork_rng(devices=[]), quiet():
-        ramp = Ramp(steps, LOW, high)
+        ramp = Ramp(STEPS, LOW, high)
         known = {key: flags[key] for key in FLAGS if key in flags}
-        trainer = make_trainer(known, [ramp], max_steps=steps, max_epochs=-1)
+        trainer = make_trainer(known, [ramp], max_steps=STEPS, max_epochs=-1)
         trainer.fit(copy.deepcopy(module), batches)
     tested = Tested(ramp.rates, ramp.losses, chosen(ramp.rates, ramp.losses))
     tell(f"learning rate {tested.rate:g}: a tenth of where the loss was lowest in {len(ramp.rates)} steps of rising rates")
@@ -71,9 +71,10 @@ def find_rate(module: Learning, batches: Any, flags: Mapping[str, Any], steps: i
 
 
 def chosen(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """A tenth of the rate of the lowest loss, two digits of it."""
-    lowest = min(range(len(losses)), key=losses.__getitem__, default=0)
-    if not lowest or not losses[lowest] < losses[0]:
+    """A tenth of the rate of the lowest loss, two digits of it; the first losses, means of few batches, are not looked at."""
+    first = min(round(1 / (1 - KEPT)), len(losses) // 4)
+    lowest = min(range(first, len(losses)), key=losses.__getitem__, default=first)
+    if lowest == first:
         raise PeftError("no learning rate lowers the loss within the first steps: give --lr a number.")
     return float(f"{rates[lowest] / BELOW:.2g}")
 
