@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import warnings
 from collections.abc import Mapping
@@ -79,6 +80,11 @@ def inserts(stock: tuple[Any, Any, Any], data: ClassificationData, settings: dic
 def try_out(folder: Path, job: Job) -> Outcome:
     """Trains and scores on val, in this process; what is there already is read."""
     with Outcome() as outcome, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        code = code_hash("clip_peft.training.job", MethodChoice.accepts(job.method).__module__)
-        outcome.results = trained(fit, job.settings | {"out": str(folder / job.folder)}, True, code)
+        outcome.results = trained(fit, job.settings | {"out": str(folder / job.folder)}, True, code_of(job.method))
     return outcome
+
+
+@functools.cache
+def code_of(method: str) -> str:
+    """The hash of all that makes a run of the method."""
+    return code_hash("clip_peft.training.job", MethodChoice.accepts(method).__module__)
