@@ -1,5 +1,5 @@
 """What saves memory, each beside what it is measured by: side networks by LoRA's bytes kept for backward and peak of a step,
-MeZO's step by inference, GaLore's state by Adam's.
+reversible blocks by full fine-tuning's, MeZO's step by inference, GaLore's state by Adam's.
 
 python -m benchmarks.memory_savers                # ViT-S/16 and ViT-L/16, batch 8; the state of optimisers for SD 1.5's UNet too
 python -m benchmarks.memory_savers --arch vit_small_patch16_224 --kept     # bytes kept alone: a forward pass each
@@ -25,6 +25,8 @@ ROWS = [
     Variant("res_tuning", ours("res_tuning")),
     Variant("side_tuning", ours("side_tuning", distill=0)),
     Variant("dtl", ours("dtl")),
+    Variant("full fine-tuning", ours("full")),
+    Variant("meft", ours("meft")),
 ]
 
 
@@ -38,14 +40,18 @@ def main() -> None:
     for arch in args.arch:
         part = f"{arch}, batch {args.batch}"
         print(f"\n{part}, to LoRA\n| {'method':34} | kept | peak |\n|---|---|---|")
-        base = None
+        base, measured = None, {}
         for variant in ROWS:
             trainer = Trainer(variant, arch, args.batch, device=args.device)
             found = kept_bytes(trainer.loss, trainer.model), 0 if args.kept else step_peak(trainer)
-            base = base or found
+            base, measured[variant.name] = base or found, found
             kept, most = found[0] / base[0], found[1] / (base[1] or 1)
             print(f"| {variant.name:34} | {kept:.2f} | {'–' if args.kept else f'{most:.2f}'} |", flush=True)
             write_ratios(args.ratios, part, variant.name, kept=kept, **({} if args.kept else {"peak": most}))
+        full, meft = measured["full fine-tuning"], measured["meft"]
+        kept, most = meft[0] / full[0], meft[1] / (full[1] or 1)
+        print(f"meft to full fine-tuning: kept {kept:.2f}{'' if args.kept else f', peak {most:.2f}'}", flush=True)
+        write_ratios(args.ratios, part, "meft to full", kept=kept, **({} if args.kept else {"peak": most}))
         if not args.kept:
             found = mezo_to_inference(arch, args.batch, args.device)
             print(f"mezo's step to inference, full: {found:.2f}", flush=True)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from peft_core.anatomies import refuse_wrapped
 from peft_core.errors import PeftError
+from peft_core.grafts.around import Around, Surrounded
 from peft_core.grafts.attention import AdaptedAttention, Keyed, KeysValues, check_supported
 from peft_core.grafts.classes import Changes, Reader, ReadWithin, restore_class, swap_class
 from peft_core.grafts.graft import Delta, Graft, entering, leaving
@@ -140,6 +141,8 @@ def attach(model: nn.Module, plan: Plan, name: str) -> None:
             swap_class(module)
         if isinstance(graft, KeysValues):
             swap_class(module, AdaptedAttention if isinstance(module, nn.MultiheadAttention) else Keyed)
+        if isinstance(graft, Around):
+            swap_class(module, Surrounded)
         if "peft" not in module._modules:
             module.add_module("peft", nn.ModuleDict())
         slots: Any = module.peft
@@ -196,6 +199,8 @@ def _tidy(module: nn.Module) -> None:
     keyed = any(isinstance(graft, KeysValues) for slots in slots_of(module).values() for graft in slots.values())
     if not keyed:
         restore_class(module, Keyed)
+    if not any(isinstance(graft, Around) for slots in slots_of(module).values() for graft in slots.values()):
+        restore_class(module, Surrounded)
     if (
         not keyed
         and not _changed(module)

@@ -67,13 +67,12 @@ def test_names_win_over_paths_and_mistakes_offer_the_nearest(tmp_path, monkeypat
         find_config("recipe", "vtb", "vision")
 
 
-@pytest.mark.parametrize("program", ["vision_peft", "clip_peft", "diffusion_peft"])
-def test_listing_waits_for_no_large_library(program: str) -> None:
+def test_listing_waits_for_no_large_library() -> None:
     large = ("timm", "torchvision", "lightning", "diffusers", "transformers", "open_clip", "matplotlib")
-    module = module_of(program)
-    code = (
-        f"import sys; from {module} import main; main(['list', 'methods']); "
-        f"print([name for name in {large} if name in sys.modules])"
-    )
+    code = "import importlib, sys\n"
+    for program in ("vision_peft", "clip_peft", "diffusion_peft"):
+        code += f"importlib.import_module({module_of(program)!r}).main(['list', 'methods'])\n"
+        code += f"print({program!r}, [name for name in {large} if name in sys.modules])\n"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.splitlines()[-1] == "[]"
+    lines = said.splitlines()
+    assert {"vision_peft []", "clip_peft []", "diffusion_peft []"} <= {*lines} and lines[-1] == "diffusion_peft []"

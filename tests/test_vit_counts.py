@@ -3,12 +3,11 @@
 from typing import Any
 
 import pytest
-import timm
-import torch
 
 from peft_core import adapt, count_parameters, list_methods
 from peft_core.attach import is_inserted
 from peft_core.registry import find_method
+from tests.tiny import vit_b16
 
 VIT_B16 = [
     ("full", {}, 85_798_656),
@@ -42,9 +41,8 @@ STATED = [(name, *stated) for name in list_methods() for stated in find_method(n
 
 @pytest.mark.parametrize("method, hyper, inserted", VIT_B16 + STATED, ids=lambda value: str(value))
 def test_exact_parameter_count_on_vit_b16(method: str, hyper: dict[str, Any], inserted: int):
-    with torch.device("meta"):
-        model = timm.create_model("vit_base_patch16_224", num_classes=100)
-    n = count_parameters(adapt(model, method, **hyper))
+    model = adapt(vit_b16(), method, **hyper)
+    n = count_parameters(model)
     head = 0 if find_method(method).keeps_head else 76_900
     assert (n.inserted, n.head, n.trainable) == (inserted, 76_900, inserted + head)
     assert n.total == 85_798_656 + 76_900 + sum(p.numel() for key, p in model.named_parameters() if is_inserted(key))

@@ -1,5 +1,6 @@
 """Tiny models of every family, with random weights that do something: residual branches, layer scales and heads included."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from transformers import (
 from diffusion_peft.control import controls_of, set_condition
 from peft_core.anatomies import Anatomy, describe
 from peft_core.testing import Family
+from peft_core.testing.families import Written
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,17 @@ class Tiny(Family):
 def vit(name: str = "vit_tiny_patch16_224", **changes: Any) -> Callable[[], nn.Module]:
     settings = dict(img_size=32, patch_size=8, embed_dim=48, num_heads=3, depth=3, num_classes=5) | changes
     return lambda: timm.create_model(name, **settings)
+
+
+@functools.cache
+def _outline() -> Written:
+    with torch.device("meta"):
+        return Written(timm.create_model("vit_base_patch16_224", num_classes=100))
+
+
+def vit_b16() -> nn.Module:
+    """ViT-B/16 with 100 classes on the meta device, to count on."""
+    return _outline().read()
 
 
 def pictures(name: str = "x", size: int = 32) -> Callable[[], dict[str, Any]]:

@@ -81,7 +81,8 @@ def bit_delta(
     take(model, method, loaded.model)
     found: dict[str, Any] = {"accuracy": {"before": accuracy(loaded.model), "signs": accuracy(model)}}
     passes = (batches(train, batch_size, seed=seed + number) for number in itertools.count())
-    found["loss"] = distil(model, method, loaded.model, (x for each in passes for x, _ in each), steps, lr)
+    if steps:
+        found["loss"] = distil(model, method, loaded.model, (x for each in passes for x, _ in each), steps, lr)
     found["accuracy"]["after"] = accuracy(model)
     card = {key: value for key, value in loaded.card.items() if key not in OF_SAVING}
     save_adapter(model, folder / "adapter", **card)

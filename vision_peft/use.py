@@ -17,6 +17,7 @@ from peft_core import NotMergeable, PeftError, dequantise, merge
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.data import Data
+from peft_core.jobs.hub.transformers_models import FromTransformers
 from peft_core.jobs.reports.scores import Scores, by_class, sure
 from peft_core.jobs.runs.load import CLASSIFIERS, load_run
 from peft_core.jobs.runs.onnx_file import needs_onnx, write_onnx
@@ -101,7 +102,7 @@ def predict(
 
 @command("vision")
 def merge_(*, run: str, out: str) -> Path:
-    """Write the adapter into the backbone's weights: a file that plain timm loads.
+    """Write the adapter into the backbone's weights: a file that plain timm loads, or plain transformers where it is theirs.
 
     Args:
         run: The run folder.
@@ -110,6 +111,10 @@ def merge_(*, run: str, out: str) -> Path:
     target = out_file(out, ".safetensors", run)
     loaded = load_run(run, CLASSIFIERS)
     merge(dequantise(loaded.model))
+    if isinstance(loaded.model, FromTransformers):
+        write_files(target.parent, {target.name: save(loaded.model.stock_state(), as_metadata(loaded))})
+        print(f"{target} holds the merged weights; plain transformers loads it:\n{loaded.model.how_to_load(target)}")
+        return target
     from vision_peft.video.classified import timm_state  # needs timm, which other commands must not wait for
 
     state = {key: value.detach().cpu().contiguous() for key, value in timm_state(loaded.model).items()}

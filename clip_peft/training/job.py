@@ -77,6 +77,7 @@ def run(
     training.seed_everything(settings["seed"], verbose=False)
     model, tokenizer, about = load(settings["backbone"])
     method, options = resolved(settings["method"].build(), settings["template"], data.name)
+    method = method.for_run(about.mean, about.std, len(data.class_names))
     model = in_few_bits(model, settings, method)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NamesReadAlike)  # among the notes

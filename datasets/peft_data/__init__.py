@@ -50,6 +50,8 @@ def open_data(data: str, *, root: str | None = None, seed: int = 0, **options: o
     for module in formats(first=data.split("/")[0]):
         if name := named(data, module):
             return _load(module, name, where, seed, options)
+    if where is not None and Path(data).expanduser().is_absolute():
+        raise DataError(f"{data} is a whole path, to which the root {root} adds nothing: leave the root out")
     path = Path(where or ".", Path(data).expanduser())
     if not is_utf8(str(path)):
         raise DataError(f"the name {shown(str(path))} is no UTF-8, so that no result could name it: rename it")

@@ -1,4 +1,4 @@
-"""The six ways to join something to a frozen model."""
+"""The ways to join something to a frozen model."""
 
 import importlib
 

@@ -7,7 +7,7 @@ whose forward runs with the changed weight (`weight_changes`); everything else a
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +34,7 @@ class Graft(nn.Module):
     """It may be left out of a forward while others of its adaptation act."""
     enabled: bool
     factor: float
-    left_out: Any = None
+    left_out: Callable[[], bool] | None = None
     """Called before it acts: whether this forward goes without it (see `parts.dropping`)."""
 
     def __init__(self) -> None:

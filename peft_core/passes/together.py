@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from peft_core.anatomies import anatomy_of
 from peft_core.attach import Record, slots_of
 from peft_core.errors import PeftError
+from peft_core.grafts.around import Surrounded
 from peft_core.grafts.calls import closing, opening
 from peft_core.grafts.graft import entering, leaving
 from peft_core.kernels import rebuild
@@ -125,7 +126,7 @@ def _known(known: dict[int, Tensor], number: int, make: Callable[[], Tensor]) ->
 def _is_stock(path: str, block: nn.Module, stock: dict[str, Tensor]) -> bool:
     """Whether nothing within a block is changed, read or hooked; at its own ends grafts may stand."""
     inside = [(name, m) for name, m in block.named_modules() if name and name.split(".")[0] != "peft"]
-    own = _holds(stock, path, block) and not _hooked(block)
+    own = _holds(stock, path, block) and not _hooked(block) and not isinstance(block, Surrounded)
     return own and all(_untouched(m) and _holds(stock, f"{path}.{name}", m) for name, m in inside)
 
 

@@ -1,5 +1,6 @@
 """Exact parameter counts on the UNets and text encoders of Stable Diffusion, built on the meta device from their shapes."""
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -83,7 +84,18 @@ ROWS: list[tuple[str, dict[str, Any], int, int]] = [
 ]
 
 
-@pytest.mark.parametrize("method, hyper, sd15, sdxl", ROWS, ids=str)
+def rows() -> Iterator[Any]:
+    """The first row of each method and targets; those that differ in a size alone are slow."""
+    seen: set[str] = set()
+    for method, hyper, *counts in ROWS:
+        kind = str(
+            (method, {key: value for key, value in hyper.items() if key not in ("rank", "factor", "block_count")})
+        )
+        yield pytest.param(method, hyper, *counts, marks=pytest.mark.slow if kind in seen else ())
+        seen.add(kind)
+
+
+@pytest.mark.parametrize("method, hyper, sd15, sdxl", [*rows()], ids=str)
 def test_unets(method: str, hyper: dict[str, Any], sd15: int, sdxl: int):
     assert inserted(unet("sd15"), method, hyper) == sd15
     if method != "full":

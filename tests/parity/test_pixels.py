@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from peft_core import adapt, lifecycle
 from peft_core.lifecycle import Losses, Progress
+from peft_core.parts.tokens.pixels import frame_of
 from tests.parity.golden import golden, values
 from vision_peft.methods.ilm_vp import matched
-from vision_peft.pixels import frame_of
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
 

@@ -11,8 +11,10 @@ from peft_core import PeftError, adapt, count_parameters, lifecycle, load_adapte
 from peft_core.adapter_file import fit_grafts
 from peft_core.attach import is_inserted
 from peft_core.parts.selection.structure import Structure, pick, probabilities
+from peft_core.registry import make_method
 from peft_core.stock import adapter_state
 from tests.parity.golden import golden
+from tests.peft_core.test_lifecycle import fit
 from tests.tiny import MODELS
 
 
@@ -85,3 +87,16 @@ def test_a_search_comes_out_the_same_again_and_a_tiny_budget_is_told() -> None:
     assert states[0] == states[1]
     with pytest.raises(PeftError, match="budget of 7 parameters is below its smallest structure, of 48"):
         searched(7)
+
+
+def test_a_run_that_goes_on_takes_the_sizes_that_its_search_left(tmp_path) -> None:
+    def made() -> Any:
+        return make_method("s3pet", parameters=400, search_epochs=1, search_lr=0.05)
+
+    whole, _ = fit(2, method=made)
+    first, trainer = fit(1, method=made)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    second, _ = fit(2, str(tmp_path / "last.ckpt"), method=made)
+    states = [module.model.state_dict() for module in (whole, second)]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert 0 < count_parameters(second.model).inserted <= 400

@@ -1,6 +1,6 @@
 """What methods may want besides their forward: in a plain loop, and in Lightning with a run that is stopped and goes on."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -160,7 +160,11 @@ class EachEpoch(Everything):
 
 
 def fit(
-    epochs: int, checkpoint: str | None = None, make: type[Fits] = Fits, method: type[Method] = Everything, **flags: Any
+    epochs: int,
+    checkpoint: str | None = None,
+    make: type[Fits] = Fits,
+    method: Callable[[], Method] = Everything,
+    **flags: Any,
 ) -> tuple[Fits, Trainer]:
     torch.manual_seed(0)
     module = make(adapt(vit(depth=1)(), method()))

@@ -67,3 +67,22 @@ def test_tables_and_names_that_are_no_utf8() -> None:
     assert "<td>1,234</td>" in page.table([["a", 1234]])
     assert page.csv_bytes([{"path": "cr\udce8me"}]) == b"path\ncr\\udce8me\n"
     assert b"cr\\udce8me" in page.page("cr\udce8me", "", [])
+
+
+def test_long_names_stand_whole_beside_the_matrix() -> None:
+    name = "a class with a quite long name, number 1"
+    assert plots.in_lines([name, "cat"]) == ["a class with a quite long\nname, number 1", "cat"]
+    side = [pixels(plots.confusion(np.eye(2, dtype=int), [each, "b"])).shape for each in ("a", "n" * 80)]
+    assert side[1][0] > side[0][0] and side[1][1] > side[0][1]  # the matrix keeps its place
+
+
+def test_signs_that_the_font_lacks_are_told_once(monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(plots, "_told", [])
+    for _ in range(2):
+        plots.confusion(np.eye(2, dtype=int), ["東京", "b"])
+    assert capsys.readouterr().err.count("font of the figures lacks") == 1
+
+
+def test_a_long_curve_is_smoothed() -> None:
+    assert plots.smooth([0.0, 1.0] * 50, 0.2)[40:60] == pytest.approx([0.5] * 20, abs=0.03)
+    assert plots.smooth([3.0]) == [3.0]

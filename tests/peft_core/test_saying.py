@@ -125,4 +125,4 @@ def test_all_remarks_of_a_run() -> None:
     scores = Scores(torch.tensor([[6, 0], [6, 0]]), torch.empty(0), torch.empty(0))
     history = [{"step": step, "loss": 0.69} for step in range(20)] + [{"step": 20, "accuracy": 0.5}]
     found = remarks.remarks(scores, history, ("a", "b"), zero_shot=0.9, trained=1.0, epochs=5)
-    assert len(found) == 6 and not remarks.remarks(None, [], ("a", "b"))
+    assert len(found) == 5 and not remarks.remarks(None, [], ("a", "b"))

@@ -43,6 +43,8 @@ def test_flags_that_lightning_refuses() -> None:
             make_trainer(flags, [])
     with pytest.raises(PeftError, match="use ddp"):
         make_trainer(CPU | {"strategy": "ddp_spawn"}, [])
+    with pytest.raises(PeftError, match="--trainer.devices 4000 are as many processes, too many"):
+        make_trainer(CPU | {"devices": 4000}, [])
 
 
 def test_being_stopped_is_an_interrupt() -> None:

@@ -88,6 +88,11 @@ def test_a_root_that_a_set_has_no_use_for(data: str, tmp_path) -> None:
         open_data(data, root=str(tmp_path))
 
 
+def test_a_root_beside_a_whole_path(tmp_path) -> None:
+    with pytest.raises(DataError, match="is a whole path, to which the root elsewhere adds nothing"):
+        open_data(str(tmp_path), root="elsewhere")
+
+
 def test_a_file_of_no_format(tmp_path) -> None:
     (tmp_path / "notes.md").write_text("hello", encoding="utf-8")
     with pytest.raises(DataError, match="no data set of a known format"):

@@ -40,8 +40,14 @@ def test_what_a_run_says(small_data: str, tmp_path: Path, capsys: pytest.Capture
     assert main(small_line(small_data, tmp_path / "run")) == 0
     said = capsys.readouterr()
     assert said.out.startswith(f"{tmp_path}/run: accuracy ")
-    found, *epochs = said.err.splitlines()
-    assert "84 pictures of 3 classes" in found
+    found, *lines = said.err.splitlines()
+    assert "84 pictures of 3 classes" in found and "with 95 %) on test" in said.out
+    labels = [line.split()[0] for line in lines if line[:1].strip()]
+    assert [label for label in labels if label in ("split", "backbone", "method", "trains", "steps", "scored", "writes")] == [
+        "split", "backbone", "method", "trains", "steps", "scored", "writes",
+    ]  # fmt: skip
+    assert labels[-1] == "next:" and lines[-3].startswith(f"  vision_peft predict --run {tmp_path}/run --top 3 ")
+    epochs = [line for line in lines if line.startswith("epoch")]
     assert [text.split()[:2] for text in epochs] == [["epoch", f"{epoch}/3"] for epoch in range(1, 4)]
 
 

@@ -1,6 +1,7 @@
 """Pixel prompts on classifiers: what they refuse, what stays as it is, and a run whose head is the pretrained one."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -9,9 +10,9 @@ from safetensors.torch import save_file
 
 from peft_core import PeftError, adapt, lifecycle, load_run
 from peft_core.lifecycle import Losses, Progress
+from peft_core.parts.tokens.pixels import frame_of, resampling
 from tests.tiny import MODELS
 from vision_peft.fit import fit
-from vision_peft.pixels import frame_of, resampling
 
 
 def test_the_optimiser_of_the_head_leaves_evps_prompt_to_its_own_rule() -> None:
@@ -93,3 +94,16 @@ def test_a_run_without_a_new_head_maps_the_models_own_classes(small_data: str, t
     assert count["trainable"] == count["inserted"] and count["head"] == 65_000
     run = load_run(out)
     assert run.model(torch.zeros(1, 3, *run.fit.size)).shape == (1, 3) and (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["evp", "dam_vp"])
+def test_a_frame_trains_in_front_of_clips_image_tower_alone(name: str) -> None:
+    clip: Any = adapt(MODELS["clip"].model().train(), name, border=5, mean=(0.5,) * 3, std=(0.5,) * 3)
+    (method,) = [a.method for a in clip.__dict__["_peft_record"].adaptations.values()]
+    batch = MODELS["clip"].batch()
+    (clip.encode_image(batch["image"]) @ clip.encode_text(batch["text"]).t()).square().sum().backward()
+    trained = [key for key, p in clip.named_parameters() if p.grad is not None and p.grad.any()]
+    assert len(trained) == 1 and trained[0].startswith("visual.conv1.peft")
+    before = frame_of(clip, method).pixels(batch["image"]).detach().clone()
+    lifecycle.after_step(clip, Progress(1, 2))
+    assert torch.equal(frame_of(clip, method).pixels(batch["image"]), before) == (name == "dam_vp")

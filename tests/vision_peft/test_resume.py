@@ -52,3 +52,14 @@ def test_optimizers_of_their_own_state(optimizer: str, small_data: str, tmp_path
     assert run(small_data, tmp_path / "run", **settings) == 0
     for name in ("adapter/adapter.safetensors", "metrics.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_killed_in_what_a_method_remembers(small_data: str, tiny_backbone: str, tmp_path: Path) -> None:
+    """Its mask is chosen by the data, again and again; tests/peft_core/test_resumed_methods.py has all such methods."""
+    method = {"name": "fish_dip", "every": 3, "samples": 3}
+    settings = {"method": method, "backbone": tiny_backbone, "trainer": {"max_epochs": 2}}
+    assert run(small_data, tmp_path / "whole", **settings) == 0
+    assert run(small_data, tmp_path / "run", 4, **settings) == -signal.SIGKILL
+    assert run(small_data, tmp_path / "run", **settings) == 0
+    for name in ("adapter/adapter.safetensors", "predictions.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

@@ -1,11 +1,15 @@
 """Backbones of transformers, from a folder: their own size, mean and std, a new head, the adapter on the stock model."""
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+import transformers
+from safetensors.torch import save_file
 from transformers import DINOv3ViTConfig, DINOv3ViTModel, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from peft_core import PeftError, adapt, load_adapter, merge, save_adapter
@@ -26,6 +30,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     look = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
     look.save_pretrained(where)
     return where
+
+
+def as_printed(model: Any, folder: Path) -> torch.Tensor:
+    """What the lines give that `merge` prints."""
+    save_file(model.stock_state(), folder / "merged.safetensors")
+    known: dict[str, Any] = {"transformers": transformers, "safetensors": safetensors, "torch": torch, "x": PICTURES}
+    exec(textwrap.dedent(model.how_to_load(folder / "merged.safetensors")), known)
+    return known["logits"]
 
 
 def test_a_folder_says_what_it_expects_and_keeps_its_weights(folder: Path, tmp_path: Path):
@@ -49,6 +61,7 @@ def test_a_folder_says_what_it_expects_and_keeps_its_weights(folder: Path, tmp_p
     torch.testing.assert_close(load_adapter(other, tmp_path / "adapter").eval()(PICTURES), model.eval()(PICTURES))
     y = model(PICTURES)
     torch.testing.assert_close(merge(model)(PICTURES), y, rtol=1e-5, atol=1e-5)
+    assert torch.equal(as_printed(model, tmp_path), model(PICTURES))
 
 
 def test_a_model_without_a_classifier_gets_a_head(tmp_path: Path):
@@ -59,6 +72,8 @@ def test_a_model_without_a_classifier_gets_a_head(tmp_path: Path):
     assert {key for key, p in model.named_parameters() if p.requires_grad and "peft" not in key} == {
         "head.weight", "head.bias",
     }  # fmt: skip
+    stock, _ = load_backbone(f"hf:{tmp_path}", 5)
+    torch.testing.assert_close(as_printed(stock, tmp_path), stock.eval()(PICTURES))
     with pytest.raises(PeftError, match="ViT.*has no stochastic depth|no stochastic depth"):
         ViTForImageClassification(ViTConfig(**SIZES)).save_pretrained(tmp_path / "vit")
         load_backbone(f"hf:{tmp_path / 'vit'}", 5, drop_path=0.1)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from peft_core.grafts.calls import root, state
 from peft_core.method import Method, Plan
+from peft_core.parts.tokens.pixels import Frame, PixelPrompt, frame_of
 from peft_core.values import Count, Positive
-from vision_peft.pixels import Frame, PixelPrompt, frame_of
 
 
 @dataclass(frozen=True, kw_only=True)

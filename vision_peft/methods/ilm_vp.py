@@ -9,9 +9,9 @@ from peft_core import lifecycle
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Graft
 from peft_core.method import Method, Plan
+from peft_core.parts.tokens.pixels import Frame, PixelPrompt
 from peft_core.stock import find_heads
 from peft_core.values import Count
-from vision_peft.pixels import Frame, PixelPrompt
 
 
 @dataclass(frozen=True, kw_only=True)

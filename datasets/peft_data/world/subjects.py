@@ -7,6 +7,7 @@ Every subject is put together from parts whose outlines, textures or colours are
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,3 +163,7 @@ def write_subject(number: int, folder: str | Path, name: str | None = None, coun
         Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(folder / f"{k}.png")
         if text:
             (folder / f"{k}.txt").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_subject(int(sys.argv[1]), sys.argv[2])

@@ -26,11 +26,12 @@ class FromTransformers(nn.Module):
     Args:
         model: one `…ForImageClassification`, or a model whose `pooler_output` B D `head` reads.
         head: D → C; None where the model has its own.
+        source: the folder or hub's name that its configuration comes from.
     """
 
-    def __init__(self, model: nn.Module, head: nn.Module | None = None) -> None:
+    def __init__(self, model: nn.Module, head: nn.Module | None = None, source: str = "") -> None:
         super().__init__()
-        self.model, self.head = model, head
+        self.model, self.head, self.source = model, head, source
 
     def peft_anatomy(self) -> Anatomy | None:
         inner = describe(self.model)
@@ -41,6 +42,30 @@ class FromTransformers(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         return self.model.classifier if self.head is None else self.head  # type: ignore[return-value]
+
+    def stock_state(self) -> dict[str, Tensor]:
+        """The weights under transformers' own keys; those of a head beside the model begin with `head.`."""
+        state = {key: value.detach().cpu().contiguous() for key, value in self.model.state_dict().items()}
+        head = {} if self.head is None else self.head.state_dict(prefix="head.")
+        return state | {key: value.detach().cpu().contiguous() for key, value in head.items()}
+
+    def how_to_load(self, file: Path) -> str:
+        """Lines of Python with which plain transformers runs what `stock_state` gave, written to a file."""
+        config: Any = self.model.config
+        kind = "AutoModelForImageClassification" if self.head is None else "AutoModel"
+        labels = f", num_labels={config.num_labels}" if self.head is None else ""
+        lines = [
+            f"config = transformers.AutoConfig.from_pretrained({self.source!r}{labels})",
+            f"model, state = transformers.{kind}.from_config(config), safetensors.torch.load_file({str(file)!r})",
+        ]
+        if self.head is None:
+            lines += ["model.load_state_dict(state)", "logits = model.eval()(pixel_values=x).logits"]
+        else:
+            lines += [
+                'weight, bias = state.pop("head.weight"), state.pop("head.bias")', "model.load_state_dict(state)",
+                "logits = torch.nn.functional.linear(model.eval()(pixel_values=x).pooler_output, weight, bias)",
+            ]  # fmt: skip
+        return "\n".join(f"  {line}" for line in lines)
 
     def forward(self, x: Tensor) -> Tensor:
         found: Any = self.model(pixel_values=x)
@@ -89,7 +114,7 @@ def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) ->
             f"{spec} is a {type(model).__name__}, which is no model of pictures: choose an image classifier's backbone."
         )
     if num_classes is None or known:
-        return FromTransformers(model), about
+        return FromTransformers(model, source=source), about
     width = getattr(config, "hidden_size", None)
     if width is None:
         raise PeftError(
@@ -98,7 +123,7 @@ def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) ->
     head = nn.Linear(width, num_classes)
     nn.init.trunc_normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
-    return FromTransformers(model, head), about
+    return FromTransformers(model, head, source), about
 
 
 def _load(made: Any, spec: str, source: str, config: Any) -> nn.Module:

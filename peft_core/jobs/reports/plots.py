@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from peft_core.jobs.runs.process import tell
 
 INK, ACCENT, SECOND = "#1b1f24", "#2f6690", "#b5402f"
 
@@ -54,15 +58,17 @@ def confusion(counts: Any, class_names: Sequence[str]) -> bytes:
     counts = np.asarray(counts)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = len(counts)
-    side = min(14.0, 2.5 + 0.42 * min(size, 25))
-    figure, (axis,) = axes(1, 1, figsize=(side + 0.8, side))
+    side, small = min(14.0, 2.5 + 0.42 * min(size, 25)), 9 if size <= 25 else 5
+    names = in_lines(class_names) if size <= 25 else [label(name) for name in class_names] if size <= 60 else []
+    longest = max((len(line) for name in names for line in name.splitlines()), default=0)
+    around = longest * small * 0.0085  # inches that the names take, so that they leave the matrix its place
+    figure, (axis,) = axes(1, 1, figsize=(side + 0.8 + around, side + around))
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, fraction=0.046, pad=0.03, label="share of the true class")
     if size <= 60:
-        names = [label(name) for name in class_names]
-        small = 9 if size <= 25 else 5
         axis.set_xticks(range(size), names, rotation=90, fontsize=small)
-        axis.set_yticks(range(size), names, fontsize=small)
+        none = ["" if row.any() else " (none)" for row in counts]
+        axis.set_yticks(range(size), [name + word for name, word in zip(names, none, strict=True)], fontsize=small)
     if size <= 25:
         for row, column in zip(*counts.nonzero(), strict=True):
             colour = "white" if shares[row, column] > 0.5 else INK
@@ -95,12 +101,24 @@ def axes(rows: int, columns: int, **options: Any) -> tuple[Any, list[Any]]:
     return figure, made
 
 
+_told: list[str] = []
+
+
 @contextlib.contextmanager
 def no_glyphs() -> Iterator[None]:
-    """Silences matplotlib about scripts that its font lacks: the page beside the figure has the names."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
+    """Says once that matplotlib's font lacks a script, in place of a warning for each of its signs: the page beside the figure
+    has the names."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         yield
+    for each in caught:
+        if not re.match("Glyph .* missing", str(each.message)):
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        elif not _told:
+            _told.append(str(each.message))
+            tell(
+                "note: the font of the figures lacks signs of some names and draws boxes for them; report.html has the names"
+            )
 
 
 @no_glyphs()
@@ -117,6 +135,11 @@ def label(name: str, longest: int = 24) -> str:
     half = longest // 2
     short = name if len(name) <= longest else f"{name[:half]}…{name[1 - half :]}"
     return short.encode(errors="replace").decode().replace("$", r"\$")
+
+
+def in_lines(names: Sequence[str], width: int = 28) -> list[str]:
+    """Names as a figure with room shows them, whole up to three lines."""
+    return ["\n".join(textwrap.wrap(label(name, 3 * width), width)) or label(name) for name in names]
 
 
 def scatter(points: Sequence[tuple[str, float, float, float]], x_label: str, y_label: str) -> bytes:

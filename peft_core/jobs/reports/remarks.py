@@ -106,7 +106,10 @@ def remarks(
         known: `zero_shot` and `trained` accuracies, `epochs`.
     """
     losses = [row["loss"] for row in history if "loss" in row]
-    found = [of_loss(losses, len(class_names), known.get("epochs", 0))]
+    guessing = (
+        0 if known.get("zero_shot") is not None else len(class_names)
+    )  # a CLIP begins with what it knows of the names
+    found = [of_loss(losses, guessing, known.get("epochs", 0))]
     if scores is not None:
         confusion = scores.confusion.tolist()
         counts, right = [sum(row) for row in confusion], int(scores.confusion.trace())

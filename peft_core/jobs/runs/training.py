@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import math
+import os
 import pickle
 import signal
 import sys
@@ -63,9 +64,13 @@ def make_trainer(flags: dict[str, Any], callbacks: list[Callback], folder: Path 
     }
     try:
         with quiet():
-            return Trainer(**(settings | more))
+            trainer = Trainer(**(settings | more))
     except (MisconfigurationException, ValueError, ImportError) as error:
         raise PeftError(f"Lightning refuses the --trainer options: {' '.join(str(error).split())}") from error
+    most = max(8, os.cpu_count() or 1)
+    if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > most:
+        raise PeftError(f"--trainer.devices {trainer.num_devices} are as many processes, too many for this processor: {most} at most.")
+    return trainer
 
 
 def among_devices(trainer: Trainer, batch_size: int) -> tuple[int, dict[str, int]]:

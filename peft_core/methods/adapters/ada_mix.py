@@ -72,7 +72,7 @@ class AdaMix(Method):
         if first is None:
             return 0.0
         model(*args, **kwargs)
-        second = _LAST.pop(root)[2]
+        second: Any = _LAST.pop(root)[2]
         p, q = (logits.float().log_softmax(-1) for logits in (first, second))
         both = [F.kl_div(a, b.detach(), reduction="batchmean", log_target=True) for a, b in ((p, q), (q, p))]
         return self.consistency * 0.5 * (both[0] + both[1])

@@ -10,7 +10,7 @@ from peft_core.attach import record_of
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Graft
 from peft_core.grafts.shared import Shared
-from peft_core.lifecycle import memory
+from peft_core.lifecycle import memory, own_grafts
 from peft_core.method import Method, Plan
 from peft_core.parts.chance import chance
 from peft_core.registry import make_method
@@ -73,7 +73,8 @@ class AdapterDrop(Method):
 
     def install(self, plan: Plan) -> None:
         self.inner.install(plan)
-        root, kept = Dropping(self.most, self.skip, self.seed), 0
+        depth = max(plan.depth(tower) for tower, _ in plan.towers())
+        root, kept = Dropping(self.skip, self.drawn(0, depth), depth), 0
         for path, slot, graft in plan.grafts:
             block, tower = plan.block_at(path)
             if isinstance(graft, Shared):
@@ -84,49 +85,52 @@ class AdapterDrop(Method):
                     "whose parts act each in its own block."
                 )
             if block is not None:
-                graft.left_out, kept = LeftOut(root, block, plan.depth(tower)), kept + 1
+                # of a shorter tower as large a share goes without
+                often = self.largest(depth) + 1, self.largest(plan.depth(tower)) + 1
+                graft.left_out, kept = LeftOut(root, block, *often), kept + 1
         if not kept or plan.trained:
             raise PeftError(f"adapter_drop drops what stands in blocks, and {self.of} has other parts alone or also.")
         plan.join("", "dropping", root)
 
+    def largest(self, depth: int) -> int:
+        return max(0, depth - 2) if self.most is None else min(self.most, depth)
+
+    def drawn(self, step: int, depth: int) -> int:
+        return int(torch.randint(self.largest(depth) + 1, (), generator=chance(self.seed, step), device="cpu"))
+
     def after_step(self, model: nn.Module, progress: float) -> None:
         kept = memory(model, self)
+        (root,) = own_grafts(model, self, Dropping)
         kept["step"] = kept.get("step", 0) + 1
+        kept["dropped"] = self.drawn(kept["step"], root.depth)
 
 
 class Dropping(Graft):
-    """On the model itself: which share of the blocks goes without in this step."""
+    """On the model itself: how many of the first blocks go without in this step."""
 
-    scalable: ClassVar[bool] = True
-
-    def __init__(self, most: int | None, skip: Sequence[int], seed: int) -> None:
+    def __init__(self, skip: Sequence[int], first: int, depth: int) -> None:
         super().__init__()
-        self.most, self.skip, self.seed, self.share, self.name = most, tuple(skip), seed, 0.0, ""
+        self.skip, self.first, self.dropped, self.depth, self.name = tuple(skip), first, first, depth, ""
 
     def named(self, adaptation: str, path: str, slot: str) -> None:
         self.name = adaptation
 
     def entering(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         if self.training:
-            step = record_of(module).adaptations[self.name].memory.get("step", 0)
-            self.share = torch.rand((), generator=chance(self.seed, step)).item()
+            self.dropped = record_of(module).adaptations[self.name].memory.get("dropped", self.first)
         return args, kwargs
-
-    def leaves_out(self, block: int, depth: int) -> bool:
-        if not self.training:
-            return block in self.skip
-        most = max(0, depth - 2) if self.most is None else min(self.most, depth)
-        return block < int(self.share * (most + 1))
 
 
 class LeftOut:
     """Whether a graft of a block is left out now; no module, so that it adds no key."""
 
-    def __init__(self, root: Dropping, block: int, depth: int) -> None:
-        self.root, self.block, self.depth = root, block, depth
+    def __init__(self, root: Dropping, block: int, of: int, here: int) -> None:
+        self.root, self.block, self.of, self.here = root, block, of, here
 
     def __call__(self) -> bool:
-        return self.root.leaves_out(self.block, self.depth)
+        if not self.root.training:
+            return self.block in self.root.skip
+        return self.block < self.root.dropped * self.here // self.of
 
 
 @contextmanager

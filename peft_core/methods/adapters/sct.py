@@ -57,7 +57,7 @@ class SCT(Method):
                 for _, labels in labelled(losses) or ((loss, None) for loss in losses):
                     for change, found in zip(changes, sums, strict=True):
                         squares, change.seen = change.seen, []
-                        of_samples = torch.cat(squares)
+                        of_samples = torch.cat(squares or [])
                         told = (
                             [0] * len(of_samples)
                             if labels is None or len(labels) != len(of_samples)

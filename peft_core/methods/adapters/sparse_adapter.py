@@ -89,7 +89,9 @@ class SparseAdapter(Method):
     ) -> list[Tensor]:
         if self.pruner == "rand":
             draws = enumerate(weights)
-            return [torch.randn(w.shape, generator=chance(self.seed, n, 1)).to(w.device) for n, w in draws]
+            return [
+                torch.randn(w.shape, generator=chance(self.seed, n, 1), device="cpu").to(w.device) for n, w in draws
+            ]
         if self.pruner == "magnitude":
             return [weight.detach().abs() for weight in weights]
         if self.pruner == "synflow":
@@ -111,7 +113,7 @@ class SparseMatrix(Sparse):
         super().__init__(torch.empty(0, **options), None, (rows, columns), entries)
 
     def draw(self, generator: torch.Generator) -> None:
-        drawn = torch.randn(self.shape, generator=generator) * 0.02
+        drawn = torch.randn(self.shape, generator=generator, device="cpu") * 0.02
         self.dense = drawn.to(self.values).requires_grad_()
 
     def keep(self, entries: Tensor) -> None:

@@ -4,13 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from peft_core.grafts.graft import Graft
 
 CLOSEST = 1e-7
 """Probabilities keep this distance from 0 and 1."""
 
 
-class Structure(nn.Module):
+class Structure(Graft):
     """Mixed in before a change: parts of its own, each weighed by a gate while a search runs, and kept or gone after it.
 
     A part that is gone has parameters of size 0 (of the dimension along which they vanish), so a file tells what was kept.

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from peft_core.lifecycle import Progress
 from peft_core.method import Method, Plan
+from peft_core.parts.tokens.pixels import Frame, PixelPrompt, frame_of
 from peft_core.values import Positive
-from vision_peft.pixels import Frame, PixelPrompt, frame_of
 
 
 @dataclass(frozen=True, kw_only=True)
