@@ -16,7 +16,7 @@ from peft_core.jobs.cli.shared import MACHINE, RUN, TRAINING, training
 from peft_core.jobs.data import Data, fingerprint, found
 from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.hub.reach import absolute
-from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
+from peft_core.jobs.runs.folder import RunFolder, rate_of, run_name, run_once
 from peft_core.jobs.runs.saying import sure_words
 from peft_core.values import NotNegative, Positive, Whole
 
@@ -35,7 +35,7 @@ def recipe_of(settings: dict[str, Any]) -> str:
     "scoring": "eval_on",
     MACHINE: "out seed overwrite save_every quantize precision cache_views text_memory trainer",
 })  # fmt: skip
-@takes(training, seed=1, batch_size=32, lr=2e-3, weight_decay=5e-4)
+@takes(training, seed=1, batch_size=32, weight_decay=5e-4)
 def fit(
     *,
     data: Data,
@@ -49,6 +49,7 @@ def fit(
     cache_views: Whole = 10,
     augment: str = "crop_flip",
     optimizer: Literal["sgd", "adamw", "adam"] = "sgd",
+    lr: Positive | Literal["find"] = 2e-3,
     epochs: Whole = 0,
     steps_per_shot: Whole = 0,
     warmup_epochs: NotNegative = 1.0,
@@ -77,6 +78,7 @@ def fit(
             0 turns the cache off.
         augment: none, flip, crop_flip, crop_half_flip (parts of half the area or more) or randaug.
         optimizer: SGD with momentum 0.9, AdamW, or Adam, whose weight decay is L2.
+        lr: Highest learning rate; `find` tries rates on training batches first, and takes a tenth of the one of the lowest loss.
         batch_size: Pictures a step, over all devices; a rest that fills no step is left out.
         epochs: Passes over the training pictures. 0: the recipe's steps_per_shot, else CoOp's number: 50 for 1 shot, 100 up to 4,
             200 from 5 on, 50 above 500 classes.
@@ -99,6 +101,7 @@ def fit(
     settings["backbone"] = absolute(backbone)
     parts = (opened.name, backbone.rpartition("/")[2], method.name, f"{shots}shots", classes, f"seed{settings['seed']}")
     folder = RunFolder(settings["out"] or run_name(*parts), "clip_peft fit", fit.defaults(settings))
+    settings["lr"] = rate_of(folder, settings)
 
     def work(config: dict[str, Any]) -> dict[str, Any]:
         from clip_peft.training.job import run

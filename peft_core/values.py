@@ -290,7 +290,8 @@ def describe(hint: Any, ranges: bool = False) -> str:
     if typing.get_origin(part) is Annotated:
         return ", ".join([describe(typing.get_args(part)[0]), *(map(str, _ranges(part)) if ranges else ())])
     if typing.get_origin(part) is Literal:
-        return "one of " + ", ".join(str(value) for value in typing.get_args(part))
+        words = typing.get_args(part)
+        return "one of " * (len(words) > 1) + ", ".join(str(word) for word in words)
     if is_list(part):
         inner = [describe(each, ranges) for each in typing.get_args(part) if each is not ...]
         return "a list, each " + " or ".join(dict.fromkeys(inner)) if inner else "a list"

@@ -13,9 +13,9 @@ from peft_core.jobs.cli.shared import MACHINE, RUN, TRAINING, training
 from peft_core.jobs.data import Data, fingerprint, found
 from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.hub.reach import absolute
-from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
+from peft_core.jobs.runs.folder import RunFolder, rate_of, run_name, run_once
 from peft_core.jobs.runs.saying import sure_words
-from peft_core.values import Rate, Whole
+from peft_core.values import Positive, Rate, Whole
 from vision_peft.video.flags import VideoFlags
 
 
@@ -30,7 +30,7 @@ def recipe_of(settings: dict[str, Any]) -> str:
     "scoring": "protocol eval_on eval_every",
     MACHINE: "out seed overwrite save_every compile quantize cache_prefix video trainer",
 })  # fmt: skip
-@takes(training, batch_size=64, lr=1e-3, weight_decay=1e-4, final_lr=0.01)
+@takes(training, batch_size=64, weight_decay=1e-4, final_lr=0.01)
 def fit(
     *,
     data: Data,
@@ -40,6 +40,7 @@ def fit(
     protocol: Literal["honest", "legacy"] = "honest",
     eval_on: Literal["test", "val"] = "test",
     eval_every: Whole = 0,
+    lr: Positive | Literal["find"] = 1e-3,
     optimizer: Literal["adamw", "sgd", "paged_adamw", "galore", "mezo"] = "adamw",
     galore: GaLoreFlags = None,  # type: ignore[assignment]
     mezo: MeZOFlags = None,  # type: ignore[assignment]
@@ -67,6 +68,7 @@ def fit(
         seed: Of the head, the adapter, the order of the pictures and all chance in training.
         protocol: `honest` reports the last epoch; `legacy` the epoch that scored best on the test set.
         eval_on: `test` trains on train + val; `val` trains on train and scores val, to choose settings by.
+        lr: Highest learning rate; `find` tries rates on training batches first, and takes a tenth of the one of the lowest loss.
         eval_every: Score every so many epochs besides; 0 scores once, at the end (legacy: every epoch).
         optimizer: AdamW, SGD with momentum 0.9, AdamW whose state bitsandbytes pages out of a full GPU, AdamW whose state lies
             in a subspace of each gradient (galore), or two forwards a step and no gradient (mezo: many more steps, low rates).
@@ -90,6 +92,7 @@ def fit(
     parts = (opened.name, backbone.rpartition("/")[2], method.name, f"seed{settings['seed']}")
     settings["out"] = settings["out"] or run_name(*parts)
     folder = folder_of(settings)
+    settings["lr"] = rate_of(folder, settings)
 
     def work(config: dict[str, Any]) -> dict[str, Any]:
         from vision_peft.job import run

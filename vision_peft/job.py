@@ -25,6 +25,7 @@ from peft_core.jobs.reports.classified import Finished
 from peft_core.jobs.reports.remarks import remarks
 from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
+from peft_core.jobs.runs.rates import find_rate
 from peft_core.jobs.runs.saying import waiting
 from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
 from vision_peft.backbones import load_backbone
@@ -82,12 +83,17 @@ def run(
     scoring = InOrder(batches_of(held_out, 2 * each, shuffle=False, **share)) if held_out is not None else None
 
     chosen = {key: settings[key] for key in OF_CLASSIFIER} | {"augment": pictures.remaining(settings["augment"])}
+    finding = chosen["lr"] == "find"
+    chosen |= {"lr": 1e-3} if finding else {}
     own = settings.get(settings["optimizer"])
     chosen["optimizer_settings"] = own.options if own else {}
     classifier = learner(
         model, len(data.class_names), planned_steps(trainer, len(batches)), about.mean, about.std,
         keep_best=protocol == "legacy", **chosen,
     )  # fmt: skip
+    if finding:
+        rates = find_rate(classifier, batches_of(pictures, each, seed=settings["seed"], **share), flags)
+        settings["lr"] = config["lr"] = classifier.lr = rates.rate
     classifier.prefix = prefix_cache(
         model, pictures, about.mean, about.std,
         wanted=settings["cache_prefix"], augment=settings["augment"], compiled=settings["compile"],
@@ -106,6 +112,8 @@ def run(
     folder.begin(
         config, settings["overwrite"], about_run
     )  # only now: a mistake in the settings leaves no folder behind
+    if finding and trainer.is_global_zero:
+        rates.write(folder)
     training.train(trainer, classifier, folder.path, batches, scoring if every else None)
     began = time.monotonic()
     if scoring is not None:

@@ -37,6 +37,7 @@ from peft_core.jobs.reports.remarks import remarks
 from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
+from peft_core.jobs.runs.rates import find_rate
 from peft_core.jobs.runs.saying import waiting
 from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
 from peft_core.method import Method
@@ -110,7 +111,9 @@ def run(
         kept = torch.stack(views or encoder.views(train, [None]))
         whole.learner.remember(kept.to(encoder.device), train.labels)
     caching = time.monotonic() - began
-    contrast, epochs, steps = None, 0, 0
+    contrast, epochs, steps, rates = None, 0, 0, None
+    if settings["lr"] == "find" and not whole.trainable():
+        raise PeftError(f"{method.name} trains nothing, so there is no rate to find: leave --lr find out.")
     if whole.trainable():
         empty = torch.empty(len(train), 0, dtype=torch.uint8)  # features are picked by the rows of a batch
         source = train if views is None else DecodedPictures(empty, train.labels, train.names)
@@ -118,7 +121,13 @@ def run(
         chosen = {key: settings[key] for key in OF_CONTRAST} | {"augment": source.remaining(settings["augment"])}
         steps = planned_steps(trainer, len(batches))
         an_epoch = math.ceil(len(batches) / trainer.accumulate_grad_batches)
+        finding = chosen["lr"] == "find"
+        chosen |= {"lr": 1e-3} if finding else {}
         contrast = Contrast(encoder, steps, an_epoch, Views(views) if views else None, **chosen)
+        if finding:
+            again = batches_of(source, each, seed=settings["seed"], drop_last=True, **share)
+            rates = find_rate(contrast, again, flags | settings["trainer"].options)
+            settings["lr"] = config["lr"] = contrast.lr = rates.rate
         epochs = math.ceil(steps / an_epoch)
         if val and folder.found is not None and not test_views(method):
             watch.every, watch.accuracy = (
@@ -139,6 +148,8 @@ def run(
     folder.begin(
         config, settings["overwrite"], [*named, ("scored on", tests)]
     )  # only now: a mistake in the settings leaves no folder behind
+    if rates is not None and trainer.is_global_zero:
+        rates.write(folder)
     if contrast is not None:
         training.train(trainer, contrast, folder.path, batches)
         epochs = trainer.current_epoch

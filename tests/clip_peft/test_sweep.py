@@ -152,7 +152,7 @@ def test_a_run_that_fails_is_told(photos: str, backbone: str, tmp_path: Path, ca
         (["--sweep", "world_opn"], 'unknown sweep "world_opn", did you mean "world_open"?'),
         (["--set", "seed=3"], "--set cannot set seed"),
         (["--set", "epoch=3"], 'unknown option "epoch" in --set, did you mean "epochs"?'),
-        (["--set", "lr=fast"], '--lr takes a number, not "fast"'),
+        (["--set", "lr=fast"], '--lr takes a number or find, not "fast"'),
         (
             ["--protocol", "base_new"],
             "takes one of base_to_new, all_classes, few_shot, cross_dataset, domain_generalisation",

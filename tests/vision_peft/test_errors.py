@@ -24,8 +24,8 @@ MISTAKES = {
     "fit --data digits --data.shots 1": "unknown option --data.shots",
     "fit --data digits --trainer.max_epoch 1": 'unknown option --trainer.max_epoch, did you mean "--trainer.max_epochs"?',
     "fit --data digits --trainer.callbacks x": "unknown option --trainer.callbacks",
-    "fit --data digits --lr fast": '--lr takes a number, not "fast".',
-    "fit --data digits --lr": "--lr needs a value (a number).",
+    "fit --data digits --lr fast": '--lr takes a number or find, not "fast".',
+    "fit --data digits --lr": "--lr needs a value (a number or find).",
     "fit --data digits --seed 1.5": '--seed takes a whole number, not "1.5".',
     "fit --data digits --protocol honst": '--protocol takes one of honest, legacy, not "honst", did you mean "honest"?',
     "fit --data digits --compile yes": '"yes" belongs to no option',
@@ -69,7 +69,7 @@ def test_sentence(line: str, short_run: Path, tmp_path: Path, capsys: pytest.Cap
 def test_mistakes_in_a_config_name_the_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for text, sentence in {
         "lrr: 1": f'unknown option "lrr" in {tmp_path}/c.yaml, did you mean "lr"?',
-        "lr: fast": f'lr in {tmp_path}/c.yaml takes a number, not "fast".',
+        "lr: fast": f'lr in {tmp_path}/c.yaml takes a number or find, not "fast".',
         "method: {name: lora, rnk: 3}": f'unknown option "method.rnk" in {tmp_path}/c.yaml, did you mean "method.rank"?',
         "lr: [": "is no readable YAML",
         "- a": "must hold `option: value` lines",

@@ -84,7 +84,7 @@ def test_what_is_said_of_one_method_goes_over_what_is_said_of_all() -> None:
         ({"grid": ("data.root=a,b",)}, "cannot set data.root"),
         ({"grid": ("lr",)}, "OPTION=VALUE"),
         ({"grid": ("lr=1,1",)}, "values that differ"),
-        ({"grid": ("lr=1e-3,fast",)}, '--lr takes a number, not "fast"'),
+        ({"grid": ("lr=1e-3,fast",)}, '--lr takes a number or find, not "fast"'),
         ({"grid": ("lroa:lr=1,2",)}, 'the sweep has no method "lroa", did you mean "lora"'),
         ({"common": ("trainer.max_epoch=2",)}, 'did you mean "trainer.max_epochs"'),
         ({"common": ("recipe=wrold",)}, 'did you mean "world"'),

@@ -18,9 +18,12 @@ from peft_core.jobs.runs.process import is_first_process, tell
 from peft_core.jobs.runs.saying import Row, block, next_steps
 
 CONFIG, RESULTS = "config.yaml", "results.json"
+RATES, RATES_PICTURE = "rates.csv", "rates.png"
+SEARCH = "search"
+"""The folder, within a run's, of what was tried before its settings were chosen."""
 FILES = (
     RESULTS, "metrics.csv", "curves.png", "confusion.png", "predictions.csv", "report.html", "samples", "last.ckpt",
-    "adapter", "evaluation", "snapshots", CONFIG,
+    "adapter", "evaluation", "snapshots", RATES, RATES_PICTURE, SEARCH, CONFIG,
 )  # fmt: skip
 FREE = ("out", "overwrite", "save_every")
 """Settings that may differ between a run and the command that goes on with it."""
@@ -70,7 +73,7 @@ class RunFolder:
         if there.exists() and not there.is_dir():
             raise PeftError(f"{there} is a file: give --out another folder.")
         if not (self.path / CONFIG).is_file():
-            if is_used(self.path):
+            if is_used(self.path, own={SEARCH}):
                 raise PeftError(f"{self.path} holds files that are no run's: give --out another folder.")
             return "new"
         if overwrite and is_first_process():
@@ -229,6 +232,12 @@ def run_once(
         if folder.next:
             tell(next_steps(folder.next))
     return results
+
+
+def rate_of(folder: RunFolder, settings: Mapping[str, Any]) -> Any:
+    """The learning rate asked for; of `find` the one that was found, where the run has begun."""
+    rate, begun = settings["lr"], folder.state() != "new" and (folder.path / RATES).is_file()
+    return read_run_config(folder.path)["lr"] if rate == "find" and begun and not settings["overwrite"] else rate
 
 
 def plain_config(folder: RunFolder, settings: dict[str, Any]) -> dict[str, Any]:

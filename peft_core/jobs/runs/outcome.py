@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft_core.files import read_text
+from peft_core.files import read_json, read_text
 from peft_core.jobs.reports import page as report
-from peft_core.jobs.runs.folder import CONFIG, RunFolder
+from peft_core.jobs.runs.folder import CONFIG, RATES_PICTURE, SEARCH, RunFolder
 from peft_core.jobs.runs.saying import Row
 from peft_core.jobs.runs.machine import peak_memory
 from peft_core.versions import versions
@@ -81,6 +82,34 @@ def closing_rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+TRIED = "tried.json"
+"""In the folder `SEARCH`: what was tried."""
+
+
+def found_before(folder: RunFolder) -> dict[str, Any]:
+    """What a search found before the run, for its results."""
+    path = folder.path / SEARCH / TRIED
+    return {"search": read_json(path)} if path.is_file() else {}
+
+
+def before_sections(folder: RunFolder, results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The report's sections of what was done before the run: settings tried on val, rates tried in a range test."""
+    sections = []
+    if found := results.get("search"):
+        rows = [[_shown(value) for value in row.values()] for row in found["tried"]]
+        header = [name.replace("_", " ") for name in found["tried"][0]] if rows else []
+        words = f"<p>{html.escape(found['words'])}</p>"
+        sections.append(("How the settings were chosen", words + report.table(rows, header)))
+    picture = folder.path / RATES_PICTURE
+    if picture.is_file():
+        sections.append(("Learning rate", report.figure(picture.read_bytes(), "loss against learning rate")))
+    return sections
+
+
+def _shown(value: Any) -> Any:
+    return "" if value is None else value
+
+
 def write_outcome(
     folder: RunFolder,
     results: dict[str, Any],
@@ -91,7 +120,8 @@ def write_outcome(
 ) -> dict[str, Any]:
     """Writes files, report.html of (heading, HTML) sections with the config at its end, and at last results.json: a
     folder that has it is finished. Returns the results."""
-    sections = [*sections, ("Config", report.preformatted(read_text(folder.path / CONFIG)))]
+    results |= found_before(folder)
+    sections = [*sections, *before_sections(folder, results), ("Config", report.preformatted(read_text(folder.path / CONFIG)))]
     folder.write(files | {"report.html": report.page(title, lead, sections)})
     folder.write_results(results)
     return results

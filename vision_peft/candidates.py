@@ -1,0 +1,62 @@
+"""What `vision_peft auto` chooses from: methods × rates × recipes, with what each inserts, and how one of them is tried."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peft_core import count_parameters
+from peft_core.errors import PeftError
+from peft_core.jobs.auto.halving import Candidate, row_of
+from peft_core.jobs.auto.run import RATES
+from peft_core.jobs.data import Data
+from peft_core.jobs.sweep.jobs import Job
+from peft_core.jobs.sweep.outcome import Outcome
+from vision_peft.fit import fit
+from vision_peft.job import prepare
+from vision_peft.sweep import worker
+
+
+def candidates(data: Data, plan: dict[str, Any], budget: int | None) -> tuple[list[Candidate], list[dict[str, Any]]]:
+    """Those that fit the model and the budget, `fit`'s own settings first, and rows of the methods that do not."""
+    recipes, common = plan["recipes"], {key: plan[key] for key in ("data", "backbone", "seed", "trainer")}
+    ready = {recipe: fit.resolve([("", common | {"recipe": recipe})]) for recipe in recipes}
+    epochs = (
+        plan["epochs"] or ready[recipes[0]]["epochs"] or ready[recipes[0]]["trainer"].options.get("max_epochs") or 0
+    )
+    if epochs < 1:
+        raise PeftError("the recipe says no number of epochs: give --epochs.")
+    inserted: dict[str, int] = {}
+    refused = []
+    for name in plan["methods"]:
+        try:
+            count = inserts(data, common | {"recipe": recipes[0], "method": name})
+        except PeftError as error:
+            refused.append(row_of(name, "", note=str(error).rstrip(".")))
+            continue
+        if budget is not None and count > budget:
+            refused.append(row_of(name, "", inserted=count, note=f"inserts {count:,}, over the budget of {budget:,}"))
+        else:
+            inserted[name] = count
+    found = [
+        Candidate(name, recipe, float(f"{times * ready[recipe]['lr']:.2g}"), epochs, count, common | {
+            "recipe": recipe, "method": {"name": name}, "lr": float(f"{times * ready[recipe]['lr']:.2g}"), "protocol": "honest",
+        })
+        for times in RATES for recipe in recipes for name, count in inserted.items()
+    ]  # fmt: skip
+    return found, refused
+
+
+def inserts(data: Data, settings: dict[str, Any]) -> int:
+    """The parameters that a method inserts into the backbone."""
+    with torch.random.fork_rng(devices=[]):
+        ready = fit.resolve([("", settings)])
+        model, _ = prepare(data.open(), ready, worker.kept_backbone)
+    return count_parameters(model).inserted
+
+
+def try_out(folder: Path, job: Job) -> Outcome:
+    """Trains on train and scores on val, in this process, which keeps the backbone and the decoded pictures."""
+    return worker.carry_out(*worker.parcel_of(job, folder))
