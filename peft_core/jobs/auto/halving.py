@@ -10,6 +10,7 @@ import json
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,14 +105,18 @@ class Halving:
         """Candidate -> accuracy, of those that were trained."""
         found: dict[Candidate, float] = {}
         began = self.spent
+        cuts = Counter[str]()
         for each in alive:
-            if cut := self.cut(each, share, began, len(self.rounds) - number, bool(found)):
+            if cut := self.cut(each, share, began, self.rounds[number + 1 :], bool(found)):
+                cuts[cut] += 1
                 self.note(number, each, share, note=cut)
                 continue
             accuracy = self.train(number, each, share)
             if accuracy is not None:
                 found[each] = accuracy
             self.check_time(each)
+        for cut, count in cuts.items():
+            tell(f"  {count} {cut}")
         return found
 
     def train(self, number: int, each: Candidate, share: float) -> float | None:
@@ -165,14 +170,16 @@ class Halving:
         """Seconds of the last training and its files, should these settings win."""
         return 1.2 * self.expected(each, each.epochs, self.grow) + 2.0
 
-    def cut(self, each: Candidate, share: float, began: float, rounds: int, begun: bool) -> str:
-        """Why there is no time for it; "" where there is. A round has its share of what is left beside the last training."""
+    def cut(self, each: Candidate, share: float, began: float, later: Sequence[float], begun: bool) -> str:
+        """Why there is no time for it; "" where there is. What is left beside the last training is shared with those later rounds
+        that could compare two settings in it."""
         if self.limit is None or not self.timed:
             return ""
         next_ = self.expected(each, each.after(share))
         if self.spent + next_ + max(self.last(each), self.last(self.candidates[0]) if not begun else 0) > self.limit:
             return "cut: no time for it and the last training"
-        room = max(0.0, self.limit - self.last(each) - began) / rounds
+        left = max(0.0, self.limit - self.last(each) - began)
+        room = left / (1 + sum(2 * self.expected(each, each.after(one)) <= left for one in later))
         return "cut: this round's time is over" if begun and self.spent - began + next_ > room else ""
 
     def check_time(self, each: Candidate) -> None:
@@ -196,7 +203,8 @@ class Halving:
             | values
         )
         self.rows.append(row)
-        tell(line(row))
+        if row["seconds"]:
+            tell(line(row))
         self.write("the search is not finished")
 
     def write(self, words: str, chosen: Candidate | None = None) -> None:
@@ -218,9 +226,8 @@ class Halving:
         cut = [row for row in self.rows if row["note"].startswith("cut")]
         out = [row for row in self.rows if not row["seconds"] and row not in cut]
         last = max(row["round"] for row in tries)
-        words = (
-            f"{len(tries)} trainings in {last} round{'s' if last > 1 else ''} of successive halving, scored on val; "
-        )
+        many = f"{len(tries)} training{'s' if len(tries) > 1 else ''} in {last} round{'s' if last > 1 else ''}"
+        words = f"{many} of successive halving, scored on val; "
         words += f"the last chose {chosen.method}, recipe {chosen.recipe}, lr {chosen.lr:g}"
         words += f"; {len(cut)} were cut for time" if cut else ""
         return words + (f"; {len(out)} could not be tried" if out else "")
@@ -238,7 +245,7 @@ def row_of(
 def line(row: dict[str, Any]) -> str:
     """A row in words, in columns."""
     rate = "" if row["lr"] is None else f"lr {row['lr']:<8.2g}"
-    inserted = "" if row["inserted"] is None else f"{row['inserted']:>11,} inserted"
+    inserted = "" if row["inserted"] is None or row["note"] else f"{row['inserted']:>11,} inserted"
     scored = "" if row["accuracy"] is None else f"  val {row['accuracy']:.4f}  {row['seconds']:.0f} s"
     return f"  {row['method']:<14} {row['recipe']:<12} {rate} {inserted}{scored}{'  ' * bool(row['note'])}{row['note']}"
 
