@@ -209,13 +209,15 @@ class _Step:
         """What the block behind received."""
         self.gives = (second, first) if self.swaps else (first, second)
 
-    def again(self, which: int, x: Tensor, grad: Tensor, trained: list[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+    def again(
+        self, which: int, x: Tensor, grad: Tensor, trained: list[Tensor]
+    ) -> tuple[Tensor, Any, list[Tensor | None]]:
         """maps[which](x) with the draws of before, and for a gradient there those of x and of what trains."""
         with torch.enable_grad(), self.draws[which].again():
             x = x.detach().requires_grad_()
             y = self.maps[which](x)
             found = torch.autograd.grad(y, [x, *trained], grad.to(y.dtype), allow_unused=True)
-        return y.detach(), list(found)
+        return y.detach(), found[0], list(found[1:])
 
 
 class _Inverted(torch.autograd.Function):
@@ -240,10 +242,10 @@ class _Inverted(torch.autograd.Function):
                 "take what the last block gives."
             )
         y1, y2 = y
-        g, (d1, *ours) = step.again(1, y1, dy2, trained)
+        g, d1, ours = step.again(1, y1, dy2, trained)
         dy1 = dy1 + d1
         x2 = (y2 - g) / step.factors[1]
-        f, (d2, *more) = step.again(0, x2, dy1, trained)
+        f, d2, more = step.again(0, x2, dy1, trained)
         if step.given is not None and not step.given.keeps:
             x1 = (y1 - f) / step.factors[0]
             step.given.take(x1, x2)
