@@ -1,8 +1,9 @@
 """A run of blocks that can be inverted: what a block receives is computed anew, in the backward pass, from what it gives."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch.autograd.function import once_differentiable
 from torch.utils import _pytree
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from peft_core.anatomies import SubLayer
 from peft_core.errors import PeftError
 from peft_core.grafts.around import Around
 from peft_core.grafts.calls import state
-from peft_core.grafts.graft import argument, part_of, put_argument, put_output
+from peft_core.grafts.graft import Graft, argument, part_of, put_argument, put_output
 from peft_core.grafts.shared import Reference
 from peft_core.grafts.weight_changes import transforms_are_active
 
@@ -22,11 +24,12 @@ _Map = Callable[[Tensor], Tensor]
 
 
 class Reversible(Around):
-    """y₁ = λ x₁ + f(x₂), y₂ = β x₂ + g(y₁) in place of a block: f or g is the block, the other one `change`, and with `swaps`
-    the block after gets (y₂, y₁). In the run's first block x₁ = x₂ = x; what a block gives is (y₁ + y₂)/2.
+    """y₁ = λ x₁ + f(x₂), y₂ = β x₂ + g(y₁) in place of a block: f or g is the block, the other one `change`, or f is the block up
+    to its last residual step and g that step. With `swaps` the block after gets (y₂, y₁). In the run's first block x₁ = x₂ = x;
+    what a block gives is (y₁ + y₂)/2.
 
     Args:
-        change: a module, x to x.
+        change: a module, x to x; None where the block is halved (see `halves`).
         block_first: whether f is the block and g the change.
         factors: λ, β.
         comes, goes: the blocks before and behind, None where the run begins and ends.
@@ -37,14 +40,16 @@ class Reversible(Around):
     scalable = False  # type: ignore[misc]
     alone = False  # type: ignore[misc]
 
-    def __init__(self, change: nn.Module, block_first: bool, factors: tuple[float, float], swaps: bool, comes: str | None,
+    def __init__(self, change: nn.Module | None, block_first: bool, factors: tuple[float, float], swaps: bool, comes: str | None,
                  goes: str | None, keeps: bool, recomputes: bool) -> None:  # fmt: skip
         super().__init__()
         self.change = change
         self.block_first, self.factors, self.swaps = block_first, factors, swaps
         self.comes, self.goes, self.keeps, self.recomputes = comes, goes, keeps, recomputes
+        self.key = ""
 
     def named(self, adaptation: str, path: str, slot: str) -> None:
+        self.key = f"{adaptation}/{path}/half"
         self.comes, self.goes = (None if key is None else f"{adaptation}/{key}" for key in (self.comes, self.goes))
 
     def around(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -62,7 +67,10 @@ class Reversible(Around):
         x1, x2, given = self._pair(x)
         trained = _trained(module)
         inverts = self.recomputes and bool(trained) and not _must_be_plain(module, args, kwargs, x)
-        maps = (block, self.change) if self.block_first else (self.change, block)
+        if self.change is None:
+            maps: Any = (partial(_half, block, self.key, 0), partial(_half, block, self.key, 1))
+        else:
+            maps = (block, self.change) if self.block_first else (self.change, block)
         step = _Step(maps, self.factors, self.swaps, not inverts or self.keeps, given)
         y1, y2 = _Inverted.apply(step, x1, x2, *trained) if inverts else step.forward(x1, x2)  # type: ignore[misc]
         y = (y1 + y2) / 2
@@ -91,6 +99,60 @@ class Reversible(Around):
                 "it, or for the reversible ones."
             )
         return pair
+
+
+class _Reached(Exception):
+    """The second half of a block is, with what it receives."""
+
+    def __init__(self, key: str, x: Tensor) -> None:
+        super().__init__(key)
+        self.key, self.x = key, x
+
+
+def _half(block: _Map, key: str, which: int, x: Tensor) -> Tensor:
+    here = state()
+    here[key] = which
+    try:
+        return block(x)
+    except _Reached as reached:
+        if reached.key != key:
+            raise
+        return reached.x
+    finally:
+        here.pop(key, None)
+
+
+class Half(Graft):
+    """Of a block that is halved: what a step adds is 0 while the second half runs; with `ends`, where the last step receives the
+    stream, the first half is over."""
+
+    order = -9
+    scalable = False
+    alone = False
+
+    def __init__(self, block: str, ends: bool) -> None:
+        super().__init__()
+        self.key, self.ends = block, ends
+
+    def named(self, adaptation: str, path: str, slot: str) -> None:
+        self.key = f"{adaptation}/{self.key}/half"
+
+    def before(self, x: Tensor) -> Tensor:
+        if self.ends and state().get(self.key) == 0:
+            raise _Reached(self.key, x)
+        return x
+
+    def after(self, y: Tensor) -> Tensor:
+        return torch.zeros_like(y) if not self.ends and state().get(self.key) == 1 else y
+
+
+def halves(block: str, steps: Sequence[SubLayer]) -> list[tuple[str, Half]]:
+    """Grafts, each with its module, that let a block with these residual steps run up to its last step, or that step alone."""
+    *before, last = steps
+    found = [(last.entry, Half(block, ends=True)), *((str(step.gate), Half(block, ends=False)) for step in before)]
+    for step, (_, graft) in zip((last, *before), found, strict=True):
+        graft.arg, graft.output = step.arg, step.output
+    return found
 
 
 def _trained(module: nn.Module) -> list[Tensor]:

@@ -35,7 +35,7 @@ def gradients(model: nn.Module, inverts: bool, x: Tensor = X) -> dict[str, Tenso
     return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("variant", ["layer", "adapter"])
+@pytest.mark.parametrize("variant", ["layer", "adapter", "attn"])
 @pytest.mark.parametrize("keep, blocks", [(None, None), (2, (1, 2, 3)), (1, None)])
 def test_gradients_are_those_of_ordinary_blocks(variant: str, keep: int | None, blocks: tuple[int, ...] | None) -> None:
     """Dropout and drop path draw again; a prefix before the run trains too; other methods may stand within the blocks."""
@@ -45,8 +45,9 @@ def test_gradients_are_those_of_ordinary_blocks(variant: str, keep: int | None, 
     perturb(model)
     found, expected = gradients(model, True), gradients(model, False)
     assert found.keys() == expected.keys() == {key for key, p in model.named_parameters() if p.requires_grad}
+    near = 1e-7 if variant == "attn" and keep is None else 1e-9  # a hundredfold a block
     for key, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[key], rtol=1e-9, atol=1e-9 * gradient.abs().max().item())
+        torch.testing.assert_close(gradient, expected[key], rtol=near, atol=near * gradient.abs().max().item())
 
 
 def test_little_is_kept_for_backward() -> None:
