@@ -78,6 +78,11 @@ def adapt(
     in_head = tuple(f"{path}." for path in heads)
     # what another adaptation inserted at a module that is to train is that one's
     trained = [key for key in dict.fromkeys(plan.trained) if not key.startswith(in_head) and not is_inserted(key)]
+    if not plan.grafts and not trained and not settings.head_alone:
+        raise PeftError(
+            f"{settings.name} finds nothing to change on this {plan.anatomy.family}: its blocks, widths and targets leave "
+            "nothing."
+        )
     _check_trained(known, name, trained)
     _check_plain(model, name, trained)
     check_slots(model, plan)

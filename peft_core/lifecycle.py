@@ -14,7 +14,8 @@ They do nothing for methods that want nothing. What a method has to remember bet
 which `state` and `load_state` carry through a checkpoint. The programs' training makes these calls by itself.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,12 @@ from torch import Tensor, nn
 from peft_core.attach import Adaptation, Record, grafts_named
 from peft_core.errors import PeftError
 from peft_core.grafts.shared import Shared
+from peft_core.passes.losses import Losses as Losses
+from peft_core.passes.losses import Passes
+from peft_core.passes.losses import labelled as labelled
+from peft_core.passes.losses import named_losses as named_losses
+from peft_core.passes.losses import samples_of as samples_of
+from peft_core.passes.losses import singly as singly
 
 if TYPE_CHECKING:
     from peft_core.grafts.graft import Graft
@@ -43,78 +50,6 @@ class Progress(float):
         return self
 
 
-class Losses:
-    """What `prepare` may be given: the losses of batches, one pass over the data each time it is iterated.
-
-    Args:
-        loss: of a batch.
-        batches: iterable more than once where methods are to see the data more than once.
-        others: further losses of a batch by name, e.g. `contrastive`.
-        labels: the classes of a batch's samples.
-    """
-
-    def __init__(
-        self,
-        loss: Callable[[Any], Tensor],
-        batches: Iterable[Any],
-        others: Mapping[str, Callable[[Any], Tensor]] | None = None,
-        labels: Callable[[Any], Tensor] | None = None,
-    ) -> None:
-        self.loss, self.batches, self.others, self.labels = loss, batches, dict(others or {}), labels
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self.loss(batch) for batch in self.batches)
-
-    def singly(self) -> Iterator[Tensor]:
-        """The losses of single samples."""
-        return (self.loss(sample) for batch in self.batches for sample in samples_of(batch))
-
-    def named(self, name: str) -> Iterator[Tensor]:
-        return (self.others[name](batch) for batch in self.batches)
-
-
-def singly(losses: Iterable[Tensor]) -> Iterable[Tensor]:
-    """The losses of single samples where they can be had; else those given, which should be such."""
-    return losses.singly() if isinstance(losses, Losses) else losses
-
-
-def named_losses(losses: Iterable[Tensor], name: str) -> Iterable[Tensor]:
-    """The losses of another name where the training loop offers them; else those given."""
-    return losses.named(name) if isinstance(losses, Losses) and name in losses.others else losses
-
-
-def labelled(losses: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]] | None:
-    """The losses, each with the classes of its batch's samples; None where the training loop tells no classes."""
-    if not isinstance(losses, Losses) or losses.labels is None:
-        return None
-    return ((losses.loss(batch), losses.labels(batch)) for batch in losses.batches)
-
-
-def samples_of(batch: Any) -> Iterator[Any]:
-    """Batches of one sample each, of tensors, lists and tuples and dicts of them; what is no tensor or list stays."""
-    for n in range(_length(batch) or 0):
-        yield _sample(batch, n)
-
-
-def _length(batch: Any) -> int | None:
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.dim() else None
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
-    return next((found for part in parts if (found := _length(part)) is not None), None)
-
-
-def _sample(batch: Any, n: int) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[n : n + 1] if batch.dim() else batch
-    if isinstance(batch, Mapping):
-        return {key: _sample(part, n) for key, part in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_sample(part, n) for part in batch))
-    if isinstance(batch, tuple) or (isinstance(batch, list) and _length(batch) is not None):
-        return type(batch)(_sample(part, n) for part in batch)
-    return batch[n : n + 1] if isinstance(batch, list) else batch
-
-
 def prepare(model: nn.Module, losses: Iterable[Any], again: bool = False) -> None:
     """What methods want to know of the data before training: sensitivities, Fisher information, starts from inputs.
 
@@ -122,12 +57,31 @@ def prepare(model: nn.Module, losses: Iterable[Any], again: bool = False) -> Non
         losses: one loss a batch, each computed only when it is asked for, so that a method may stop early; a method may call
             `backward()` on it. Gradients are gone afterwards. `Losses` offers single samples, and several passes, too.
         again: before a later epoch, for methods that want it before each (`wants(model, "prepare", again=True)`).
+
+    Raises:
+        PeftError: no losses, or losses that can be gone through once where a method does so again.
     """
-    for adapted, adaptation in _adaptations(model):
-        if _prepares(adaptation, again):
-            adaptation.method.prepare(adapted, losses)
+    waiting = [each for each in _adaptations(model) if _prepares(each[1], again)]
+    for number, (adapted, adaptation) in enumerate(waiting, 1):
+        given = losses if isinstance(losses, Losses) else Passes(losses, adaptation.method.name)
+        later = [] if again else [name.name for owner, name in waiting[number:] if owner is adapted]
+        with _without(adapted, later):  # what has not chosen yet cannot act
+            adaptation.method.prepare(adapted, given)
     if wants(model, "prepare", again):
         model.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def _without(model: nn.Module, names: list[str]) -> Iterator[None]:
+    """Within the block these adaptations do nothing."""
+    off = [graft for name in names for _, _, graft in grafts_named(model, name) if graft.enabled]
+    try:
+        for graft in off:
+            graft.enabled = False
+        yield
+    finally:
+        for graft in off:
+            graft.enabled = True
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:

@@ -41,6 +41,8 @@ class Method:
     """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those)."""
     renamed: ClassVar[dict[str, str]] = {}
     """Parts of its tensors' names in files of before -> what stands there today; {name} is the adaptation's."""
+    head_alone: ClassVar[bool] = False
+    """It changes nothing but the head: of every other method, finding nothing to change is a mistake."""
     keeps_head: ClassVar[bool] = False
     """It uses the head that the model was pretrained with, which stays as it is."""
     prepares_each_epoch: ClassVar[bool] = False

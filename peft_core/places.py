@@ -1,7 +1,7 @@
 """Where a method works on a model: its chosen blocks, places and residual steps, and what stands there."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -127,25 +127,26 @@ class Where:
     def sublayers(
         self, kinds: Iterable[str], width: Width, limit: int | None = None
     ) -> Iterator[tuple[SubLayer, int, int]]:
-        """The chosen residual steps of these kinds, the method's width there (up to `limit`, or D), and the stream's width D.
-
-        Raises:
-            PeftError: of the model's residual steps nothing is known.
-        """
-        known = {sublayer.tower for sublayer in self.anatomy.sublayers}
-        if unknown := [tower for tower in self._towers() if tower not in known]:
-            part = f"the {unknown[0]} tower of this" if unknown[0] else "this"
-            other = f', or tower="{next(iter(known))}"' if known else ""
-            raise PeftError(
-                f"{self.method.name} joins residual steps, and {part} {self.anatomy.family} is known by its layers alone: choose "
-                f"a method that changes weights{other}."
-            )
+        """The chosen residual steps of these kinds, the method's width there (up to `limit`, or D), and the stream's width D;
+        PeftError where nothing is known of them."""
+        kinds = tuple(kinds)
+        for kind in ("attn", "mlp"):  # what every block has; cross attention only some
+            known = {sublayer.tower for sublayer in self.anatomy.sublayers if sublayer.kind == kind}
+            if kind in kinds and (unknown := [tower for tower in self._towers() if tower not in known]):
+                raise self._no_step(kind, unknown[0], known)
         for sublayer in self.anatomy.sublayers:
             if sublayer.kind in kinds and self._chosen(sublayer.block, sublayer.tower):
                 dim = self.stream_of(sublayer).width
                 size = self.width(width, sublayer.block, sublayer.tower, dim if limit is None else limit)
                 if size:
                     yield sublayer, size, dim
+
+    def _no_step(self, kind: str, tower: str | None, known: Collection[str | None]) -> PeftError:
+        part, other = f"the {tower} tower of this" if tower else "this", f', or tower="{[*known][0]}"' if known else ""
+        alone = not any(sublayer.tower == tower for sublayer in self.anatomy.sublayers)
+        what = "is known by its layers alone" if alone else f"says of no {kind} where it can be joined"
+        words = f"{part} {self.anatomy.family} {what}: choose a method that changes weights{other}"
+        return PeftError(f"{self.method.name} joins residual steps, and {words}.")
 
     def chosen_blocks(
         self, width: Width, limit: int, *towers: str | None

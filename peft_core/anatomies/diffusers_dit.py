@@ -41,7 +41,14 @@ def describe(model: Any) -> Anatomy | None:
         return None
     paths = [f"{name}.{i}" for name in _LISTS for i in range(len(getattr(model, name, ())))]
     anatomy = Anatomy("diffusers DiT", ("q", "k", "v", "proj"), {None: paths})
-    anatomy.streams[None] = Stream(_width(model, paths[-1]), tokens_refused="its tokens' places are given from outside")
+    # where blocks are of several kinds, the text has blocks of its own or joins the picture: no stream goes all through
+    kinds = {path.partition(".")[0] for path in paths}
+    for kind in kinds:
+        two = has_weight(model.get_submodule(f"{kind}.0"), "attn.add_q_proj")
+        anatomy.streams[None if len(kinds) == 1 else kind] = Stream(
+            _width(model, f"{kind}.0"), tokens_refused="its tokens' places are given from outside",
+            arg="hidden_states" if two else 0, output=int(two),
+        )  # fmt: skip
     for index, here in enumerate(paths):
         _block(anatomy, model.get_submodule(here), here, index, last=here == paths[-1])
     anatomy.places += [
@@ -83,9 +90,13 @@ def _block(anatomy: Anatomy, block: Any, here: str, index: int, last: bool) -> N
             start += block.attn.inner_dim
         anatomy.places.append(Place("fc1", at, index, rows=(start, block.attn.to_qkv_mlp_proj.out_features)))
     norm = next((name for name in _BEFORE_MLP if getattr(block, name, None) is not None), None)
-    if bodies and norm is not None and not here.startswith("context_refiner"):
+    convolves = has_weight(block, "ff.conv_inverted")  # reads the picture with its channels first
+    if bodies and norm is not None and not convolves and not here.startswith("context_refiner"):
         body = join(here, bodies[0])
         readers = tuple(
             join(here, path) for path in found["fc1"] if path.startswith(bodies[0]) and has_weight(block, path)
         )
-        anatomy.sublayers.append(SubLayer("mlp", index, join(here, norm), body, readers, gate=here, output=int(two)))
+        stream = None if None in anatomy.streams else here.partition(".")[0]
+        anatomy.sublayers.append(
+            SubLayer("mlp", index, join(here, norm), body, readers, gate=here, output=int(two), stream=stream)
+        )

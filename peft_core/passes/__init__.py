@@ -1,1 +1,1 @@
-"""Frozen parts that run once: below the first trained block, and for several adapted models."""
+"""Passes over a model and over the data: frozen parts that run once, also for several adapted models; losses before training."""

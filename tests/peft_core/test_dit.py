@@ -112,7 +112,25 @@ def test_methods(name: str, method: str):
     family = FAMILIES[name]
     roles = sorted(role for role in family.anatomy.roles() if not role.endswith("norm"))
     settings = {"lora": {"rank": 2, "targets": roles}, "adaptformer": {"bottleneck": 4, "dropout": 0.0}}.get(method, {})
-    assert check(family, make_method(method, **settings)) is None
+    refusal = check(family, make_method(method, **settings))
+    if (name, method) == ("sana", "adaptformer"):  # its feed-forward reads the picture with its channels first
+        assert refusal is not None and "known by its layers alone" in refusal
+    elif (name, method) == ("flux2", "bitfit"):  # it has no bias
+        assert refusal is not None and "finds nothing to change" in refusal
+    else:
+        assert refusal is None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_joins_attention_is_refused_and_a_side_network_where_no_stream_goes_all_through(name: str):
+    with pytest.raises(PeftError, match="says of no attn where it can be joined|known by its layers alone"):
+        adapt(FAMILIES[name].model(), "prefix")
+    model = FAMILIES[name].model()
+    if name in ("flux", "flux2", "lumina", "zimage"):
+        with pytest.raises(PeftError, match="needs one stream all through"):
+            adapt(model, "lst")
+    else:
+        FAMILIES[name](adapt(model, "lst", reduction=4))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -174,3 +174,19 @@ def test_declared_shapes_are_checked_while_tests_run() -> None:
     assert len(WATCHED) >= 10
     with pytest.raises(AssertionError, match="weight of scale_shift_linear is .*: in is 5 elsewhere"):
         scale_shift_linear(torch.randn(2, 5), torch.randn(3, 4), None, [])
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("adapter", {"bottleneck": [0, 0, 0]}),
+        ("vpt", {"blocks": []}),
+        ("full", {"blocks": []}),
+        ("mov", {"targets": (), "feedforward": ()}),
+    ],
+)
+def test_a_method_that_finds_nothing_to_change_says_so(method: str, settings: dict):
+    model = vit()()
+    with pytest.raises(PeftError, match="finds nothing to change on this timm ViT"):
+        adapt(model, method, **settings)
+    assert all(p.requires_grad for p in model.parameters()) and "_peft_record" not in vars(model)

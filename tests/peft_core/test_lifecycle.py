@@ -10,8 +10,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from peft_core import PeftError, adapt, lifecycle
+from peft_core.attach import grafts_named
 from peft_core.jobs.runs.learning import Learning
 from peft_core.jobs.runs.training import quiet
+from peft_core.lifecycle import Losses
 from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
 from tests.tiny import MODELS, vit
@@ -206,3 +208,24 @@ def test_what_is_prepared_each_epoch_is_prepared_once_each_however_often_a_run_i
         second, _ = fit(2, at, **classes)
         assert lifecycle.state(second.model)["each_epoch"]["shown"] == expected
     assert lifecycle.labelled(iter(())) is None and not lifecycle.wants(fit(1)[0].model, "prepare", again=True)
+
+
+def test_two_that_choose_from_the_data_prepare_one_after_the_other():
+    """What has not chosen yet does nothing while the other looks at the data."""
+    x = torch.randn(2, 3, 32, 32)
+    for names in (("fish_mask", "sct"), ("sct", "fish_mask")):
+        model = vit(depth=1)()
+        for name in names:
+            adapt(model, name, **({"channels": 4} if name == "sct" else {}))
+        lifecycle.prepare(model, Losses(lambda batch, model=model: model(batch).square().sum(), [x]))
+        model(x).sum().backward()
+        assert all(graft.enabled for name in names for _, _, graft in grafts_named(model, name))
+
+
+def test_losses_that_come_once_are_not_gone_through_twice():
+    x = torch.randn(2, 3, 32, 32)
+    model = adapt(vit(depth=1)(), "s3pet", search_epochs=2, parameters=480)
+    with pytest.raises(PeftError, match=r"these come once: give lifecycle.Losses\(loss, batches\)"):
+        lifecycle.prepare(model, (model(x).sum() for _ in range(2)))
+    with pytest.raises(PeftError, match="s3pet chooses by the losses that prepare is given, and was given none"):
+        lifecycle.prepare(adapt(vit(depth=1)(), "s3pet", parameters=480), [])

@@ -13,6 +13,7 @@ from peft_core.anatomies import Anatomy, describe
 from peft_core.errors import PeftError
 from peft_core.jobs.hub.backbone import HF, Backbone
 from peft_core.jobs.hub.reach import in_cache, must_reach
+from peft_core.jobs.runs.process import tell
 
 CONFIG, LOOK, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 _HALF = (0.5, 0.5, 0.5)
@@ -83,11 +84,10 @@ def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) ->
 
     Args:
         spec: `hf:` and `owner/model`, or a folder with config.json, model.safetensors and preprocessor_config.json.
-        drop_path: the rate of the last block's stochastic depth, for models whose configuration has one.
+        drop_path: the rate of the last block's stochastic depth; others than those that have one are told to do without.
 
     Raises:
-        PeftError: no such folder, weights that cannot be reached or are a pickle, a model that is no image classifier's,
-            a rate that the model does not have.
+        PeftError: no such folder, weights that cannot be reached or are a pickle, a model that is no image classifier's.
     """
     import transformers
 
@@ -97,10 +97,10 @@ def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) ->
         config = transformers.AutoConfig.from_pretrained(source)
     except (ValueError, OSError, KeyError) as error:
         raise PeftError(f"transformers cannot read {spec}: {' '.join(str(error).split())[:300]}") from error
-    if drop_path:
-        if not hasattr(config, "drop_path_rate"):
-            raise PeftError(f"{spec} has no stochastic depth: leave --drop_path at 0.")
+    if drop_path and isinstance(getattr(config, "drop_path_rate", None), float):
         config.drop_path_rate = drop_path
+    elif drop_path:
+        tell(f"note: {spec} has no stochastic depth, so that --drop_path {drop_path:g} does nothing")
     known = type(config) in transformers.AutoModelForImageClassification._model_mapping
     made: Any = transformers.AutoModelForImageClassification if known else transformers.AutoModel
     if num_classes is None and not known:
@@ -109,7 +109,8 @@ def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) ->
         config.num_labels = num_classes
     model = _load(made, spec, source, config)
     anatomy = describe(model)
-    if anatomy is None or getattr(anatomy.streams.get(None), "grid", ()) is None:
+    takes = getattr(model, "main_input_name", None) == "pixel_values"
+    if anatomy is None or not takes or getattr(anatomy.streams.get(None), "grid", ()) is None:
         raise PeftError(
             f"{spec} is a {type(model).__name__}, which is no model of pictures: choose an image classifier's backbone."
         )

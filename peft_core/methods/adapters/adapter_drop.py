@@ -74,6 +74,8 @@ class AdapterDrop(Method):
     def install(self, plan: Plan) -> None:
         self.inner.install(plan)
         depth = max(plan.depth(tower) for tower, _ in plan.towers())
+        if beyond := [block for block in (*self.skip, (self.most or 1) - 1) if block >= depth]:
+            raise PeftError(f"adapter_drop names block {beyond[0]}, but the model's blocks are 0 to {depth - 1}.")
         root, kept = Dropping(self.skip, self.drawn(0, depth), depth), 0
         for path, slot, graft in plan.grafts:
             block, tower = plan.block_at(path)

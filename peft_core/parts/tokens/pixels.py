@@ -13,7 +13,7 @@ from peft_core.anatomies import Place
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Graft, match
 from peft_core.method import Method, Plan
-from peft_core.values import Count
+from peft_core.values import Count, Positive, Share
 
 CHANNELS = 3
 
@@ -29,8 +29,8 @@ class PixelPrompt(Method):
     """
 
     border: Count | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
+    mean: Sequence[Share] | None = None
+    std: Sequence[Positive] | None = None
     share: ClassVar[tuple[int, int]] = (30, 224)
     """The paper's border, and the side of its pictures."""
     identity: ClassVar[bool] = False
