@@ -251,8 +251,11 @@ class Where:
         """The width of one of an attention's heads."""
         roles, body = ("q", "cross_q"), self.model.get_submodule(sublayer.body)
         queries = [p for p in self.anatomy.places if p.role in roles and f"{p.module}.".startswith(f"{sublayer.body}.")]
-        heads: Any = getattr(body, "num_heads", None) or body.heads
-        return self.shape(queries[0])[0] // heads
+        named = ("num_heads", "heads", "num_attention_heads")
+        counts: Any = [
+            getattr(m, name) for m in body.modules() for name in named if isinstance(getattr(m, name, None), int)
+        ]
+        return self.shape(queries[0])[0] // counts[0]
 
     def stream_of(self, sublayer: SubLayer) -> Stream:
         name = sublayer.tower if sublayer.stream is None else sublayer.stream

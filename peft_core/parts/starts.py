@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from peft_core.attach import grafts_named
 from peft_core.errors import PeftError
+from peft_core.grafts.graft import is_plain
 from peft_core.lifecycle import adaptation_of
 from peft_core.merging import names_of
 from peft_core.method import Method
@@ -114,6 +115,10 @@ def with_gradients(model: nn.Module, method: Method, losses: Iterable[Tensor]) -
     changes = [(graft, module) for module, _, graft in grafts_named(model, adaptation_of(model, method).name)]
     pairs = [(c, m._parameters[names_of(m)[0]]) for c, m in changes if isinstance(c, LowRank)]
     distinct: list[Any] = list({id(weight): weight for _, weight in pairs}.values())
+    if not all(is_plain(weight) for weight in distinct):
+        raise PeftError(
+            "a start from gradients needs those of the weights, and these are quantised: choose another start."
+        )
     needed, count = [weight.requires_grad for weight in distinct], 0
     sums = {id(w): torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in distinct}
     try:

@@ -276,7 +276,7 @@ def test_convolutional_towers_take_no_image_prompts():
 
 
 def residual_clip() -> Any:
-    vision = dict(image_size=32, layers=(1, 1, 1, 1), width=8, patch_size=None)
+    vision = dict(image_size=32, layers=(1, 1, 1, 1), width=8, patch_size=None)  # known by its layers alone
     text = dict(context_length=24, vocab_size=49408, width=32, heads=2, layers=2)
     return open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text).eval()
 
@@ -284,8 +284,10 @@ def residual_clip() -> Any:
 def test_the_known_tower_of_a_model_is_adapted_and_the_other_is_named():
     for tower in (None, "image"):
         model = residual_clip()
-        with pytest.raises(PeftError, match='no anatomy for the image tower, .*ModifiedResNet: .*tower="text"'):
-            OpenVocabulary(model, "lora", NAMES, tokenizer(), tower=tower)
+        with pytest.raises(
+            PeftError, match='the image tower of this open_clip model is known by its layers.*tower="text"'
+        ):
+            OpenVocabulary(model, "adaptformer", NAMES, tokenizer(), tower=tower)
         assert all(p.requires_grad for p in model.parameters())
     whole = OpenVocabulary(residual_clip(), "clip_lora", NAMES, tokenizer(), tower="text").train()
     whole.loss(pictures(), LABELS).backward()

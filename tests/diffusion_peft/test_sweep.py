@@ -68,8 +68,8 @@ def test_a_table_that_goes_on(sd15: str, tmp_path: Path, here: type[Here], capsy
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     here.done = []
     assert main(["sweep", "--config", str(out)]) == 0 and here.done == []
-    assert [label_of(job) for job in trainings(module.PLANNED | {"data": ["x"], "methods": ["lora"], "grid": ["lr=1,2"],
-                                                "set": ["prompt=a"]})] == ["lora lr=1", "lora lr=2"]  # fmt: skip
+    plan = {"data": ["world/subjects/0"], "methods": ["lora"], "grid": ["lr=1,2"], "set": ["prompt=a"]}
+    assert [label_of(job) for job in trainings(module.PLANNED | plan)] == ["lora lr=1", "lora lr=2"]
     assert main([*flags(sd15, out), "--seeds", "1"]) == 2
     assert "holds another sweep (seeds is [0] there, [1] here)" in capsys.readouterr().err
     assert not list(out.rglob("last.ckpt"))

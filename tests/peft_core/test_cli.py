@@ -270,8 +270,9 @@ def test_methods_are_listed_by_branch_with_their_papers(capsys: pytest.CaptureFi
     said = 'X: y.\n\n    W = 1. Ben Zaken, Goldberg, "A Title That\n    Goes On", Findings of ACL 2022; after code.'
     assert listing.paper_of(said) == "Ben Zaken, Goldberg, Findings of ACL 2022" and listing.paper_of("None.") == ""
     listing.show("methods", "vision", {})
-    heading, first, *_ = capsys.readouterr().out.splitlines()
-    assert heading == "adapters:" and first.split("  ")[1] == "adapter" and "Houlsby et al., ICML 2019" in first
+    heading, *lines = capsys.readouterr().out.splitlines()
+    (adapter,) = (line for line in lines if line.split()[:1] == ["adapter"])
+    assert heading == "adapters:" and "Houlsby et al., ICML 2019" in adapter
     assert listing.branch_of("lora") == "reparameterized" and listing.branch_of("coop") == "clip_peft"
 
 

@@ -18,6 +18,7 @@ from peft_core import (
     count_parameters,
     dequantise,
     disabled,
+    lifecycle,
     list_methods,
     load_adapter,
     merge,
@@ -31,6 +32,7 @@ from peft_core.parts.lowrank import LowRank
 from peft_core.parts.packed import NF4Linear, PackedLinear, packed_bits, rounded
 from peft_core.registry import find_method
 from peft_core.testing import loss, perturb
+from peft_core.testing.families import Losses
 from tests.tiny import MODELS, Tiny, pictures, vit
 
 VIT = Tiny(vit(embed_dim=64, num_heads=2), pictures())
@@ -245,6 +247,8 @@ def test_every_method_runs_beside_a_quantised_backbone_or_says_why_not(name: str
         model = quantise(MODELS["vit"].model(), "int8", keep=True)
         try:
             adapt(model, method)
+            if lifecycle.wants(model, "prepare"):
+                lifecycle.prepare(model.train(), Losses(model, MODELS["vit"]))
         except PeftError as refusal:
             assert "quantised" in str(refusal) and str(refusal).endswith("."), refusal
             continue

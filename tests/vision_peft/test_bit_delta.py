@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from peft_core import PeftError, adapt, load_run, merge
-from peft_core.lifecycle import Progress, after_step, own_grafts
+from peft_core.lifecycle import own_grafts, parameter_groups
 from peft_core.methods.quantised.bit_delta import BitDelta, Signed, distil, take
 from tests.tiny import vit
 from vision_peft.commands import main
@@ -40,7 +40,7 @@ def test_signs_scales_and_the_rest_are_the_tuned_models() -> None:
     x, method = torch.randn(2, 3, 32, 32, dtype=torch.float64), BitDelta()
     model = adapt(stock, method).eval()
     with pytest.raises(PeftError, match="made of a finished run"):
-        after_step(model, Progress(1, 2))
+        parameter_groups(model, 1e-3)
     take(model, method, tuned)
     torch.testing.assert_close(model(x), expected(x), rtol=1e-10, atol=1e-12)
     scales = [change.scale.clone() for change in own_grafts(model, method, Signed)]

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,11 +67,12 @@ class BitDelta(Method):
             if (module, name) not in seen:
                 plan.train(module, name)
 
-    def after_step(self, model: nn.Module, progress: float) -> None:
+    def parameter_groups(self, model: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
         if all(bool((change.signs == 255).all()) for change in own_grafts(model, self, Signed)):
             raise PeftError(
                 "bit_delta is made of a finished run of full fine-tuning, not trained: vision_peft bit_delta --run RUN."
             )
+        return ()
 
 
 def take(model: nn.Module, method: BitDelta, tuned: nn.Module) -> None:
