@@ -243,19 +243,20 @@ class Where:
 
     def key_width(self, sublayer: SubLayer) -> int:
         """The width of an attention's keys, all heads together."""
-        roles = ("k", "cross_k")
-        keys = [p for p in self.anatomy.places if p.role in roles and f"{p.module}.".startswith(f"{sublayer.body}.")]
-        return self.shape(keys[0])[0]
+        return self._width_of(("k", "cross_k"), sublayer)
 
     def head_width(self, sublayer: SubLayer) -> int:
         """The width of one of an attention's heads."""
-        roles, body = ("q", "cross_q"), self.model.get_submodule(sublayer.body)
-        queries = [p for p in self.anatomy.places if p.role in roles and f"{p.module}.".startswith(f"{sublayer.body}.")]
-        named = ("num_heads", "heads", "num_attention_heads")
-        counts: Any = [
-            getattr(m, name) for m in body.modules() for name in named if isinstance(getattr(m, name, None), int)
-        ]
-        return self.shape(queries[0])[0] // counts[0]
+        named, modules = (
+            ("num_heads", "heads", "num_attention_heads"),
+            self.model.get_submodule(sublayer.body).modules(),
+        )
+        counts: Any = [getattr(m, name) for m in modules for name in named if isinstance(getattr(m, name, None), int)]
+        return self._width_of(("q", "cross_q"), sublayer) // counts[0]
+
+    def _width_of(self, roles: Sequence[str], sublayer: SubLayer) -> int:
+        found = (p for p in self.anatomy.places if p.role in roles and f"{p.module}.".startswith(f"{sublayer.body}."))
+        return self.shape(next(found))[0]
 
     def stream_of(self, sublayer: SubLayer) -> Stream:
         name = sublayer.tower if sublayer.stream is None else sublayer.stream
