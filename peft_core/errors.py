@@ -1,7 +1,7 @@
 """Errors a user can mend: one sentence that says what is wrong and what to do about it."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class PeftError(ValueError):
@@ -32,3 +32,16 @@ def _slips(one: str, other: str) -> int:
             row.append(best)
         rows.append(row)
     return rows[-1][-1]
+
+
+def no_step(
+    method: str, family: str, kind: str, alone: bool, tower: str | None, known: Collection[str | None]
+) -> PeftError:
+    """What to say where a family tells of no residual steps of a kind in a tower; `alone`: of none at all, `known`: towers where
+    it does."""
+    part = f"the {tower} tower of this" if tower else "this"
+    what = "is known by its layers alone" if alone else f"says of no {kind} where it can be joined"
+    other = f', or tower="{next(iter(known))}"' if known else ""
+    return PeftError(
+        f"{method} joins residual steps, and {part} {family} {what}: choose a method that changes weights{other}."
+    )

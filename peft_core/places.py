@@ -1,7 +1,7 @@
 """Where a method works on a model: its chosen blocks, places and residual steps, and what stands there."""
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_core.anatomies import Anatomy, Place, Stream, SubLayer
-from peft_core.errors import PeftError, nearest
+from peft_core.errors import PeftError, nearest, no_step
 from peft_core.grafts.graft import Delta, grafts, is_plain
 from peft_core.grafts.weight_changes import changed_weight
 from peft_core.kernels.quantised import dense, packed_of
@@ -133,20 +133,14 @@ class Where:
         for kind in ("attn", "mlp"):  # what every block has; cross attention only some
             known = {sublayer.tower for sublayer in self.anatomy.sublayers if sublayer.kind == kind}
             if kind in kinds and (unknown := [tower for tower in self._towers() if tower not in known]):
-                raise self._no_step(kind, unknown[0], known)
+                alone = not any(sublayer.tower == unknown[0] for sublayer in self.anatomy.sublayers)
+                raise no_step(self.method.name, self.anatomy.family, kind, alone, unknown[0], known)
         for sublayer in self.anatomy.sublayers:
             if sublayer.kind in kinds and self._chosen(sublayer.block, sublayer.tower):
                 dim = self.stream_of(sublayer).width
                 size = self.width(width, sublayer.block, sublayer.tower, dim if limit is None else limit)
                 if size:
                     yield sublayer, size, dim
-
-    def _no_step(self, kind: str, tower: str | None, known: Collection[str | None]) -> PeftError:
-        part, other = f"the {tower} tower of this" if tower else "this", f', or tower="{[*known][0]}"' if known else ""
-        alone = not any(sublayer.tower == tower for sublayer in self.anatomy.sublayers)
-        what = "is known by its layers alone" if alone else f"says of no {kind} where it can be joined"
-        words = f"{part} {self.anatomy.family} {what}: choose a method that changes weights{other}"
-        return PeftError(f"{self.method.name} joins residual steps, and {words}.")
 
     def chosen_blocks(
         self, width: Width, limit: int, *towers: str | None
