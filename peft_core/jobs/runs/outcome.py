@@ -96,7 +96,8 @@ def found_before(folder: RunFolder) -> dict[str, Any]:
 def before_sections(folder: RunFolder, results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The report's sections of what was done before the run: settings tried on val, rates tried in a range test."""
     sections = []
-    if found := results.get("search"):
+    found = results.get("search") or {}
+    if "tried" in found:  # a search for a network tells of itself
         rows = [[_shown(value) for value in row.values()] for row in found["tried"]]
         header = [name.replace("_", " ") for name in found["tried"][0]] if rows else []
         words = f"<p>{html.escape(found['words'])}</p>"
