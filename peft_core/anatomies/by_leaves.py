@@ -43,7 +43,7 @@ def describe(model: Any) -> Anatomy | None:
             called = type(owner).__name__ not in _READ
             anatomy.places.append(Place(role, path, _block_of(path, where), called=called))
     anatomy.default_targets = _default(model, anatomy)
-    return anatomy if anatomy.places else None
+    return anatomy
 
 
 def _default(model: Any, anatomy: Anatomy) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ def _default(model: Any, anatomy: Anatomy) -> tuple[str, ...]:
         if known.issuperset(roles):
             return roles
     sizes = {role: sum(model.get_submodule(p.module).weight.numel() for p in anatomy.find((role,))) for role in known}
-    return (max(sorted(sizes), key=sizes.__getitem__),)
+    return (max(sorted(sizes), key=sizes.__getitem__),) if sizes else ()
 
 
 def _role(path: str, module: nn.Module) -> str | None:

@@ -148,3 +148,10 @@ def test_batch_norm_of_a_frozen_convolutional_model_stays_in_eval():
 def test_a_layer_is_left_out_whose_owner_reads_its_weight():
     places = {place.module for place in anatomy_of(timm.create_model("resnetv2_50x1_bit", num_classes=5)).places}
     assert places and not any("stem.conv" in place for place in places)  # standardised, not the weight itself
+
+
+def test_a_model_of_standardised_convolutions_alone_still_trains_what_is_stock():
+    model = adapt(timm.create_model("nf_resnet26", num_classes=5), "bitfit")
+    assert any(p.requires_grad for key, p in model.named_parameters() if not key.startswith("head"))
+    with pytest.raises(PeftError, match="lora finds no place to work on"):
+        adapt(timm.create_model("nf_resnet26", num_classes=5), "lora")
