@@ -25,7 +25,7 @@ from peft_core.attach import Adaptation, Record, grafts_named
 from peft_core.errors import PeftError
 from peft_core.grafts.shared import Shared
 from peft_core.passes.losses import Losses as Losses
-from peft_core.passes.losses import Passes
+from peft_core.passes.losses import given
 from peft_core.passes.losses import labelled as labelled
 from peft_core.passes.losses import named_losses as named_losses
 from peft_core.passes.losses import samples_of as samples_of
@@ -63,10 +63,9 @@ def prepare(model: nn.Module, losses: Iterable[Any], again: bool = False) -> Non
     """
     waiting = [each for each in _adaptations(model) if _prepares(each[1], again)]
     for number, (adapted, adaptation) in enumerate(waiting, 1):
-        given = losses if isinstance(losses, Losses) else Passes(losses, adaptation.method.name)
         later = [] if again else [name.name for owner, name in waiting[number:] if owner is adapted]
         with _without(adapted, later):  # what has not chosen yet cannot act
-            adaptation.method.prepare(adapted, given)
+            adaptation.method.prepare(adapted, given(losses, adaptation.method.name))
     if wants(model, "prepare", again):
         model.zero_grad(set_to_none=True)
 
@@ -147,7 +146,7 @@ def after_step(
                 words = "looks at the training data again after some steps: call after_step(model, progress, losses, optimizer)"
                 raise PeftError(f"{adaptation.method.name} {words}, with losses as for prepare.")
             with torch.enable_grad():
-                adaptation.method.prepare(adapted, losses)
+                adaptation.method.prepare(adapted, given(losses, adaptation.method.name))
             _follow(optimizer)
     model.zero_grad(set_to_none=True)
 

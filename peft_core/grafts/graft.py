@@ -52,6 +52,11 @@ class Graft(nn.Module):
             PeftError: they cannot be its own.
         """
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        if type(self).fit is not Graft.fit:
+            self.fit({key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)})
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
+
     def before(self, x: Tensor) -> Tensor:
         """What the module receives in place of x."""
         return x

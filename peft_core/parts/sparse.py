@@ -149,10 +149,6 @@ class Sparse(Delta):
                 setattr(self, f"{prefix}indices", torch.full_like(indices, -1, device=parameter.device))
                 parameter.data, parameter.grad = parameter.new_zeros(len(indices)), None
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        self.fit({key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)})
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
 
 class ChosenByValue(Sparse):
     """A sparse change whose entries are chosen by the stock weight, or by what the loss says of it."""

@@ -132,8 +132,6 @@ def with_gradients(model: nn.Module, method: Method, losses: Iterable[Tensor]) -
     finally:
         for weight, before in zip(distinct, needed, strict=True):
             weight.requires_grad_(before)
-    if not count:
-        raise PeftError("a start from gradients needs at least one batch's loss.")
     return [(change, sums[id(weight)] / count) for change, weight in pairs]
 
 

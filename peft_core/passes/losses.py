@@ -1,5 +1,6 @@
 """What `lifecycle.prepare` is given of the data: losses of batches, of single samples, by other names, with classes."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -81,21 +82,30 @@ def _sample(batch: Any, n: int) -> Any:
 
 
 class Passes:
-    """Losses as a loop of one's own gives them."""
+    """Losses, or batches of them, as a method goes through them: there are some, and they come as often as it asks."""
 
-    def __init__(self, losses: Iterable[Any], name: str) -> None:
-        self.losses, self.name, self.gone = losses, name, False
+    def __init__(self, each: Iterable[Any], name: str) -> None:
+        self.each, self.name, self.gone = each, name, False
 
     def __iter__(self) -> Iterator[Any]:
-        once = iter(self.losses) is self.losses
+        once = iter(self.each) is self.each
         if once and self.gone:
             raise PeftError(
                 f"{self.name} goes through prepare's losses several times, and these come once: give "
                 "lifecycle.Losses(loss, batches)."
             )
         self.gone, empty = True, True
-        for loss in self.losses:
+        for each in self.each:
             empty = False
-            yield loss
+            yield each
         if empty:
             raise PeftError(f"{self.name} chooses by the losses that prepare is given, and was given none.")
+
+
+def given(losses: Iterable[Any], name: str) -> "Losses | Passes":
+    """What the method `name` gets of what `prepare` was given."""
+    if not isinstance(losses, Losses):
+        return Passes(losses, name)
+    found = copy.copy(losses)
+    found.batches = Passes(losses.batches, name)
+    return found

@@ -68,8 +68,6 @@ class SCT(Method):
             finally:
                 for change in changes:
                     change.seen = None
-        if not changes or not sums[0]:
-            raise PeftError("sct chooses by the losses that prepare is given, and was given none.")
         for change, found in zip(changes, sums, strict=True):
             change.choose(torch.stack(list(found.values())).sqrt().mean(0))
 

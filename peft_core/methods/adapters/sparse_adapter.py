@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from peft_core.errors import PeftError
 from peft_core.grafts.graft import match
 from peft_core.kernels.sparse import scattered
 from peft_core.lifecycle import own_grafts
@@ -171,10 +170,6 @@ def summed(weights: list[Tensor], losses: Iterable[Tensor]) -> list[Tensor]:
     for loss in losses:
         found = slopes(weights, loss)
         sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
-    if not sums:
-        raise PeftError(
-            "sparse_adapter chooses by the losses that prepare is given, each time anew, and was given none."
-        )
     return sums
 
 

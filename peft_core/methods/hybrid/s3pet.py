@@ -17,6 +17,7 @@ from peft_core.kernels.quantised import packed_linear
 from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
 from peft_core.parts.selection.bilevel import search
+from peft_core.parts.selection.first_phase import put_back
 from peft_core.parts.selection.importance import has_bias
 from peft_core.parts.selection.structure import Structure, open_gates, pick, probabilities
 from peft_core.stock import find_heads
@@ -92,7 +93,7 @@ class S3PET(Method):
     def prepare(self, model: nn.Module, losses: Iterable[Any]) -> None:
         changes: list[Any] = list(lifecycle.own_grafts(model, self, Structure))
         weights = [p for p in model.parameters() if p.requires_grad]
-        before, sizes = [p.detach().clone() for p in weights], open_gates(changes)
+        sizes = open_gates(changes)
         alphas = torch.zeros(len(sizes), device=weights[0].device, requires_grad=True)
         counts, budget = torch.tensor(sizes, device=alphas.device), self.budget(model)
         outer = torch.optim.AdamW([alphas], lr=self.alpha_lr, weight_decay=0.0)
@@ -107,14 +108,12 @@ class S3PET(Method):
             open_gates(changes, z)
 
         try:
-            for epoch in range(self.search_epochs):
-                for optimizer, lr in ((inner, self.search_lr), (outer, self.alpha_lr)):
-                    optimizer.param_groups[0]["lr"] = lr * (1 - epoch / self.search_epochs)
-                search(losses, weights, [alphas], inner, outer, self.search_lr, self.held_out, draw, clip=2.0)
+            with put_back(weights):
+                for epoch in range(self.search_epochs):
+                    for optimizer, lr in ((inner, self.search_lr), (outer, self.alpha_lr)):
+                        optimizer.param_groups[0]["lr"] = lr * (1 - epoch / self.search_epochs)
+                    search(losses, weights, [alphas], inner, outer, self.search_lr, self.held_out, draw, clip=2.0)
         finally:
-            with torch.no_grad():
-                for p, value in zip(weights, before, strict=True):
-                    p.copy_(value)
             open_gates(changes)
         with torch.no_grad():
             taken = pick(probabilities(alphas, counts, budget, self.beta), sizes, budget)

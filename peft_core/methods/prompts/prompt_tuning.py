@@ -2,11 +2,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import nn
 
-from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
+from peft_core.parts.prompts import input_prompts
 from peft_core.parts.tokens.drawn import Draw, Drawn, start_from_patches
 from peft_core.values import Count
 
@@ -38,13 +37,8 @@ class PromptTuning(Method):
         return (cls(tokens=2),)
 
     def install(self, plan: Plan) -> None:
-        if self.blocks is not None:
-            raise PeftError("prompt_tuning puts its tokens in at the first block: leave `blocks` out.")
-        for tower, paths in plan.towers():
-            stream = plan.token_stream(tower)
-            values = torch.empty(self.tokens, stream.width, **plan.options_at(paths[0])).uniform_(-0.5, 0.5)
-            made = Drawn(nn.Parameter(values), stream.prefix)
-            plan.add_tokens(paths, made, stream, count=self.tokens)
+        for _, paths, stream, values in input_prompts(plan, self.tokens):
+            plan.add_tokens(paths, Drawn(values, stream.prefix), stream, count=self.tokens)
 
     def wants(self, call: str) -> bool:
         return super().wants(call) and (call != "prepare" or self.init == "sampled")

@@ -3,11 +3,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from peft_core.errors import PeftError
 from peft_core.grafts.graft import Graft
 from peft_core.method import Method, Plan
+from peft_core.parts.prompts import input_prompts
 from peft_core.values import Count, NotNegative, Rate
 
 
@@ -44,15 +44,11 @@ class PTP(Method):
         return cls(tokens=2), cls(tokens=2, kind="mask", tower="image")
 
     def install(self, plan: Plan) -> None:
-        if self.blocks is not None:
-            raise PeftError("ptp puts its tokens in at the first block: leave `blocks` out.")
-        for tower, paths in plan.towers():
-            stream, options = plan.token_stream(tower), plan.options_at(paths[0])
+        for _, paths, stream, values in input_prompts(plan, self.tokens):
             change = Perturbed(self.kind, self.noise if self.kind == "noise" else self.rate, stream.prefix)
             change.arg = stream.arg
             plan.join(paths[0], "perturbed", change)
-            values = torch.empty(self.tokens, stream.width, **options).uniform_(-0.5, 0.5)
-            plan.add_tokens(paths, nn.Parameter(values), stream)
+            plan.add_tokens(paths, values, stream)
 
     def forwards(self) -> int:
         return 2

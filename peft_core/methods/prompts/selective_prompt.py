@@ -10,6 +10,7 @@ from peft_core.errors import PeftError
 from peft_core.grafts.graft import Graft
 from peft_core.method import Method, Plan
 from peft_core.parts.prompts import uniform_prompts
+from peft_core.parts.selection.first_phase import put_back
 from peft_core.values import Count, Positive, Whole
 
 
@@ -61,7 +62,6 @@ class SelectivePrompt(Method):
         if len(grafts) <= self.keep:
             return
         trained = [p for p in model.parameters() if p.requires_grad]
-        before = [p.detach().clone() for p in trained]
         gates = [torch.zeros((), device=g.values.device, dtype=g.values.dtype, requires_grad=True) for g in grafts]
         optimizers = (
             torch.optim.AdamW(trained, lr=self.first_lr, weight_decay=0.0),
@@ -71,16 +71,14 @@ class SelectivePrompt(Method):
         try:
             for graft, gate in zip(grafts, gates, strict=True):
                 graft.gate = gate
-            for loss in (loss for _ in range(self.passes) for loss in losses):
-                for optimizer in optimizers:
-                    optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizers[taken % 2].step()
-                taken += 1
+            with put_back(trained):
+                for loss in (loss for _ in range(self.passes) for loss in losses):
+                    for optimizer in optimizers:
+                        optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizers[taken % 2].step()
+                    taken += 1
         finally:
-            with torch.no_grad():
-                for parameter, start in zip(trained, before, strict=True):
-                    parameter.copy_(start)
             for graft in grafts:
                 graft.gate = None
         if taken < 2:
@@ -121,7 +119,3 @@ class Replaced(Graft):
     def fit(self, tensors: Mapping[str, Tensor]) -> None:
         if "values" in tensors and len(tensors["values"]) in (0, self.count):
             self.resize(len(tensors["values"]))
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        self.fit({key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)})
-        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from peft_core import lifecycle
 from peft_core.attach import grafts_named
-from peft_core.errors import PeftError
 from peft_core.grafts.tokens import Tokens
 from peft_core.method import Method, Plan
+from peft_core.parts.prompts import input_prompts
 from peft_core.parts.selection.first_phase import trained_once
 from peft_core.parts.tokens.source import Measure, nearness, prompts_of
 from peft_core.values import Count, Positive
@@ -52,12 +52,8 @@ class SPoT(Method):
         return (cls(tokens=2),)
 
     def install(self, plan: Plan) -> None:
-        if self.blocks is not None:
-            raise PeftError("spot puts its tokens in at the first block: leave `blocks` out.")
-        for tower, paths in plan.towers():
-            stream, options = plan.token_stream(tower), plan.options_at(paths[0])
-            values = torch.empty(self.tokens, stream.width, **options).uniform_(-0.5, 0.5)
-            plan.add_tokens(paths, nn.Parameter(values), stream)
+        for _, paths, stream, values in input_prompts(plan, self.tokens):
+            plan.add_tokens(paths, values, stream)
 
     def wants(self, call: str) -> bool:
         return super().wants(call) and (call != "prepare" or bool(self.sources))

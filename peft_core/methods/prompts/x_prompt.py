@@ -2,11 +2,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
+from peft_core.parts.prompts import input_prompts
 from peft_core.parts.tokens.pieces import Masked, Pieced
 from peft_core.values import Count, Rate
 
@@ -41,13 +40,9 @@ class XPrompt(Pieced):
         return (cls(tokens=3, pieces=8, passes=1),)
 
     def install(self, plan: Plan) -> None:
-        if self.blocks is not None:
-            raise PeftError("x_prompt puts its tokens in at the first block: leave `blocks` out.")
-        for tower, paths in plan.towers():
-            stream, options = plan.token_stream(tower), plan.options_at(paths[0])
-            masks = self.masks(plan, tower, self.tokens, stream.width, options["device"])
-            values = torch.empty(self.tokens, stream.width, **options).uniform_(-0.5, 0.5)
-            plan.add_tokens(paths, Masked(nn.Parameter(values), masks), stream, count=self.tokens)
+        for tower, paths, stream, values in input_prompts(plan, self.tokens):
+            masks = self.masks(plan, tower, self.tokens, stream.width, values.device)
+            plan.add_tokens(paths, Masked(values, masks), stream, count=self.tokens)
 
     def score(self, gradient: Tensor) -> Tensor:
         return gradient.abs()

@@ -11,6 +11,7 @@ from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
 from peft_core.parts.pruned import Pruned, cut
 from peft_core.parts.selection.bilevel import search
+from peft_core.parts.selection.first_phase import put_back
 from peft_core.values import Count, Positive, Rate
 
 
@@ -74,21 +75,18 @@ class AutoLoRA(Pruned):
         for change in changes:
             change.coefficients = torch.ones_like(change.A[:, 0]).requires_grad_()
         weights = [p for p in model.parameters() if p.requires_grad]
-        before = [p.detach().clone() for p in weights]
         alphas: list[Any] = [change.coefficients for change in changes]
         outer = torch.optim.Adam(alphas, lr=self.search_lr, betas=(0.5, 0.999))
         inner = torch.optim.Adam(weights, lr=self.search_lr)
         try:
             every = (loss for _ in range(self.search_epochs) for loss in losses)
-            search(every, weights, alphas, inner, outer, self.search_lr, self.held_out)
+            with put_back(weights):
+                search(every, weights, alphas, inner, outer, self.search_lr, self.held_out)
             with torch.no_grad():
                 for change, alpha in zip(changes, alphas, strict=True):
                     share = torch.softmax(alpha, 0)
                     change.keep.copy_(share >= min(1 / len(share), share.max().item()) * (1 - 1e-6))  # type: ignore[operator]
         finally:
-            with torch.no_grad():
-                for p, value in zip(weights, before, strict=True):
-                    p.copy_(value)
             for change in changes:
                 change.coefficients = None
         lifecycle.memory(model, self)["searched"] = True

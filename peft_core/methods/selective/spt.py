@@ -142,10 +142,6 @@ class Behind(Branch):
     def fit(self, tensors: Mapping[str, Tensor]) -> None:
         self.structure.fit(tensors, "change.")
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        self.fit({key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)})
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
 
 @dataclass(frozen=True, kw_only=True)
 class SPT(Scored):

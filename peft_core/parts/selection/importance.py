@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from peft_core.anatomies import Place
 from peft_core.attach import grafts_named
-from peft_core.errors import PeftError
 from peft_core.lifecycle import adaptation_of
 from peft_core.merging import names_of
 from peft_core.method import Method, Plan
@@ -76,11 +75,7 @@ def gradient_scores(
     as_changed: bool = False,
 ) -> list[list[Tensor]]:
     """Σ each(∂L/∂W) over the losses, up to `limit` of them, for every site's weight and then its bias; with `as_changed` where
-    the method's changes have taken the weights.
-
-    Raises:
-        PeftError: there is no loss.
-    """
+    the method's changes have taken the weights."""
     totals: list[list[Tensor]] = []
     with stock_trains(model, method, as_changed) as sites:
         for loss in islice(losses, limit):
@@ -94,8 +89,6 @@ def gradient_scores(
                         for sum_, part in zip(total, parts, strict=True):
                             sum_ += part
             model.zero_grad(set_to_none=True)
-    if not totals:
-        raise PeftError(f"{method.name} chooses by the losses that prepare is given, and was given none.")
     return totals
 
 
@@ -103,11 +96,7 @@ def moved_by_training(
     model: nn.Module, method: Method, losses: Iterable[Tensor], lr: float, passes: int = 1, steps: int | None = None
 ) -> list[list[Tensor]]:
     """|θ1 − θ0| of every site's weight and then its bias, where AdamW trains them, and all that trains, in passes over the
-    losses, up to `steps` steps; everything is as before afterwards.
-
-    Raises:
-        PeftError: there is no loss.
-    """
+    losses, up to `steps` steps; everything is as before afterwards."""
     with stock_trains(model, method) as sites, trained_once(model, method, losses, lr, passes, steps) as before:
         moved = {id(p): (p.detach() - start).abs().float() for p, start in before}
         return [list(site.parts(lambda p: moved[id(p)])) for site in sites]

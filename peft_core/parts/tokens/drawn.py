@@ -1,6 +1,7 @@
 """Prompts that start from what the training pictures give at their block."""
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -68,29 +69,22 @@ class Draw:
 def start_from_patches(
     model: nn.Module, method: Method, losses: Iterable[Any], kind: type[Mean] | type[Draw], batches: int | None = None
 ) -> None:
-    """P ← what `kind` makes of the tokens that each of the method's blocks receives, in up to `batches` batches without prompts.
-
-    Raises:
-        PeftError: there is no batch.
-    """
+    """P ← what `kind` makes of the tokens that each of the method's blocks receives, in up to `batches` batches without
+    prompts."""
     grafts = list(lifecycle.own_grafts(model, method, Tokens))
     made = [g.tokens for g in grafts if isinstance(g.tokens, Drawn)]
     found, counts = [kind() for _ in made], [graft.count for graft in grafts]
-    seen = 0
     try:
         for graft in grafts:
             graft.count = 0
         for prompts, look in zip(made, found, strict=True):
             prompts.look = look
-        for seen, _ in enumerate(losses, 1):
-            if seen == batches:
-                break
+        for _ in islice(losses, batches):
+            pass
     finally:
         for graft, count in zip(grafts, counts, strict=True):
             graft.count = count
         for prompts in made:
             prompts.look = None
-    if not seen:
-        raise PeftError(f"{method.name} starts from the batches that prepare is given, and was given none.")
     for prompts, look in zip(made, found, strict=True):
         prompts.values.copy_(look.give(len(prompts.values)))

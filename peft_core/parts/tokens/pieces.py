@@ -134,8 +134,6 @@ class Pieced(Method):
         finally:
             for module in quiet:
                 module.train()
-        if not count:
-            raise PeftError(f"{self.name} chooses by the losses that prepare is given, and was given none.")
         return {masks: (tokens / count, pieces / count) for masks, (tokens, pieces) in found.items()}
 
 
