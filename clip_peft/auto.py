@@ -8,10 +8,8 @@ from peft_data.options import arguments, takes
 
 from clip_peft.fit import fit
 from clip_peft.training.few_shot import Classes, chosen
-from peft_core.errors import PeftError
-from peft_core.jobs.auto.options import searching
+from peft_core.jobs.auto.options import check, searching
 from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.data import Data
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import run_name
@@ -44,14 +42,12 @@ def auto(*, data: Data, shots: Whole = 16, classes: Classes = "all", **common: A
     how = arguments(locals())
     data, how["backbone"] = data.absolute(), absolute(how["backbone"])
     opened = chosen(data.open(), shots, how["seed"], classes)
-    if not len(opened.val):
-        raise PeftError(f"{opened.name} has no val pictures to choose on: give it a val split, or train with fit.")
+    methods = how["methods"] or list(SETTINGS)
+    check(opened, methods, "clip")
     parts = (opened.name, how["backbone"].rpartition("/")[2], "auto", f"{shots}shots", classes, f"seed{how['seed']}")
     how["out"] = how["out"] or run_name(*parts)
     plan = {key: how[key] for key in ("backbone", "shots", "classes", "epochs", "seed")}
-    plan |= {"data": data.plain(), "methods": how["methods"] or list(SETTINGS), "trainer": dict(how["trainer"].options)}
-    for name in plan["methods"]:
-        MethodChoice.check_name(name, "clip")
+    plan |= {"data": data.plain(), "methods": methods, "trainer": dict(how["trainer"].options)}
     from clip_peft.candidates import candidates, try_out  # needs Lightning
     from peft_core.jobs.auto.run import carry_out
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import io
+import itertools
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +18,8 @@ from peft_data import ClassificationData
 from clip_peft.fit import fit
 from clip_peft.open_vocabulary import NamesReadAlike, OpenVocabulary
 from clip_peft.training.job import parameters, planned_epochs, resolved
-from peft_core.errors import PeftError
-from peft_core.jobs.auto.halving import Candidate, row_of
-from peft_core.jobs.auto.run import RATES
+from peft_core.jobs.auto.halving import Candidate, affordable
+from peft_core.jobs.auto.run import RATES, times
 from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.hub.open_clip_models import load_backbone
 from peft_core.jobs.hub.precision import in_few_bits
@@ -40,27 +40,19 @@ def candidates(
     common = {key: plan[key] for key in ("data", "backbone", "shots", "classes", "seed", "trainer")}
     stock = load_backbone(plan["backbone"])
     ready: dict[str, dict[str, Any]] = {}
-    counts: dict[str, int] = {}
-    refused = []
-    for name in plan["methods"]:
-        settings = common | own.get(name, {}) | {"method": {"name": name}}
-        try:
-            resolved_ = fit.resolve([("", settings)])
-            count = inserts(stock, data, resolved_)
-        except PeftError as error:
-            refused.append(row_of(name, "", note=str(error).rstrip(".")))
-            continue
-        if budget is not None and count > budget:
-            refused.append(row_of(name, "", inserted=count, note=f"inserts {count:,}, over the budget of {budget:,}"))
-        else:
-            ready[name], counts[name] = resolved_, count
+
+    def count(name: str) -> int:
+        ready[name] = fit.resolve([("", common | own.get(name, {}) | {"method": {"name": name}})])
+        return inserts(stock, data, ready[name])
+
+    inserted, refused = affordable(plan["methods"], budget, count)
     found = []
-    for times in RATES:
-        for name, each in ready.items():
-            rate = float(f"{times * each['lr']:.2g}")
-            epochs = plan["epochs"] or planned_epochs(each, len(data.train), len(data.class_names))
-            settings = common | own.get(name, {}) | {"method": {"name": name}, "recipe": each["recipe"], "lr": rate}
-            found.append(Candidate(name, each["recipe"], rate, epochs, counts[name], settings))
+    for factor, name in itertools.product(RATES, inserted):
+        each = ready[name]
+        lr = times(factor, each["lr"])
+        epochs = plan["epochs"] or planned_epochs(each, len(data.train), len(data.class_names))
+        settings = common | own.get(name, {}) | {"method": {"name": name}, "recipe": each["recipe"], "lr": lr}
+        found.append(Candidate(name, each["recipe"], lr, epochs, inserted[name], settings))
     return found, refused
 
 

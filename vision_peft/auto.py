@@ -7,10 +7,8 @@ from typing import Any
 from peft_data.options import arguments, takes
 from peft_data.video.clips import Clips
 
-from peft_core.errors import PeftError
-from peft_core.jobs.auto.options import searching
+from peft_core.jobs.auto.options import check, searching
 from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.data import Data
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import run_name
@@ -36,16 +34,14 @@ def auto(*, data: Data, recipes: list[str] | None = None, **common: Any) -> dict
     how = arguments(locals())
     data, how["backbone"] = data.absolute(), absolute(how["backbone"])
     opened = data.open()
-    if not len(opened.val):
-        raise PeftError(f"{opened.name} has no val pictures to choose on: give it a val split, or train with fit.")
+    methods = how["methods"] or list(METHODS)
+    check(opened, methods, "vision")
     how["out"] = how["out"] or run_name(opened.name, how["backbone"].rpartition("/")[2], "auto", f"seed{how['seed']}")
     own = recipe_of({"data": data})
     usual = [own] if isinstance(opened.train, Clips) else [own, OTHER.get(own, "default")]
     recipes = how["recipes"] or usual
-    plan = {"data": data.plain(), "backbone": how["backbone"], "methods": how["methods"] or list(METHODS), "recipes": recipes,
+    plan = {"data": data.plain(), "backbone": how["backbone"], "methods": methods, "recipes": recipes,
             "epochs": how["epochs"], "seed": how["seed"], "trainer": dict(how["trainer"].options)}  # fmt: skip
-    for name in plan["methods"]:
-        MethodChoice.check_name(name, "vision")
     from peft_core.jobs.auto.run import carry_out
     from vision_peft.candidates import candidates, try_out  # needs Lightning
 

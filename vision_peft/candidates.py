@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 
 from peft_core import count_parameters
 from peft_core.errors import PeftError
-from peft_core.jobs.auto.halving import Candidate, row_of
-from peft_core.jobs.auto.run import RATES
+from peft_core.jobs.auto.halving import Candidate, affordable
+from peft_core.jobs.auto.run import RATES, times
 from peft_core.jobs.data import Data
 from peft_core.jobs.sweep.jobs import Job
 from peft_core.jobs.sweep.outcome import Outcome
@@ -28,24 +29,15 @@ def candidates(data: Data, plan: dict[str, Any], budget: int | None) -> tuple[li
     )
     if epochs < 1:
         raise PeftError("the recipe says no number of epochs: give --epochs.")
-    inserted: dict[str, int] = {}
-    refused = []
-    for name in plan["methods"]:
-        try:
-            count = inserts(data, common | {"recipe": recipes[0], "method": name})
-        except PeftError as error:
-            refused.append(row_of(name, "", note=str(error).rstrip(".")))
-            continue
-        if budget is not None and count > budget:
-            refused.append(row_of(name, "", inserted=count, note=f"inserts {count:,}, over the budget of {budget:,}"))
-        else:
-            inserted[name] = count
-    found = [
-        Candidate(name, recipe, float(f"{times * ready[recipe]['lr']:.2g}"), epochs, count, common | {
-            "recipe": recipe, "method": {"name": name}, "lr": float(f"{times * ready[recipe]['lr']:.2g}"), "protocol": "honest",
-        })
-        for times in RATES for recipe in recipes for name, count in inserted.items()
-    ]  # fmt: skip
+    inserted, refused = affordable(
+        plan["methods"], budget, lambda name: inserts(data, common | {"recipe": recipes[0], "method": name})
+    )
+    found = []
+    for factor, recipe in itertools.product(RATES, recipes):
+        lr = times(factor, ready[recipe]["lr"])
+        for name, count in inserted.items():
+            settings = common | {"recipe": recipe, "method": {"name": name}, "lr": lr, "protocol": "honest"}
+            found.append(Candidate(name, recipe, lr, epochs, count, settings))
     return found, refused
 
 

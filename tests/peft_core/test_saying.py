@@ -3,6 +3,7 @@
 import math
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -38,21 +39,30 @@ def test_long_work_says_how_far_it_is(monkeypatch, capsys) -> None:
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("by_steps", [False, True])
-def test_a_line_every_ten_seconds(by_steps: bool, monkeypatch, capsys) -> None:
+def trained(
+    monkeypatch: pytest.MonkeyPatch, module: Any, steps: int, batches: int, epochs: int, seconds: list[float]
+) -> tuple[Progress, Any]:
+    """What tells of a training whose first steps took so many seconds each."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(training.time, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(training, "planned_steps", lambda trainer, batches: 40)
+    monkeypatch.setattr(training, "planned_steps", lambda trainer, batches: steps)
     trainer = SimpleNamespace(
-        global_step=0, is_global_zero=True, num_training_batches=20, current_epoch=0, max_epochs=2
+        global_step=0, is_global_zero=True, num_training_batches=batches, current_epoch=0, max_epochs=epochs
     )
-    module = SimpleNamespace(describe=lambda: "loss 1.0", by_steps=by_steps, steps=40)
-    told = Progress()
+    told: Any = Progress()
     told.on_train_start(trainer, module)
-    for index in range(20):
-        clock.now += 60.0 if index == 0 else 2.0  # the first step makes things ready and does not count
+    for index, each in enumerate(seconds):
+        clock.now += each
         trainer.global_step += 1
         told.on_train_batch_end(trainer, module, None, None, index)
+    return told, trainer
+
+
+@pytest.mark.parametrize("by_steps", [False, True])
+def test_a_line_every_ten_seconds(by_steps: bool, monkeypatch, capsys) -> None:
+    module = SimpleNamespace(describe=lambda: "loss 1.0", by_steps=by_steps, steps=40)
+    # the first step makes things ready and does not count
+    told, trainer = trained(monkeypatch, module, 40, 20, 2, [60.0] + 19 * [2.0])
     told.on_train_epoch_end(trainer, module)
     first, *lines, last = capsys.readouterr().err.splitlines()
     assert (
@@ -63,19 +73,8 @@ def test_a_line_every_ten_seconds(by_steps: bool, monkeypatch, capsys) -> None:
 
 
 def test_how_long_it_will_take(monkeypatch, capsys) -> None:
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(training.time, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(training, "planned_steps", lambda trainer, batches: 1001)
-    trainer = SimpleNamespace(
-        global_step=0, is_global_zero=True, num_training_batches=2000, current_epoch=0, max_epochs=1
-    )
     module = SimpleNamespace(describe=lambda: "", by_steps=True, steps=1001)
-    told = Progress()
-    told.on_train_start(trainer, module)
-    for index, seconds in enumerate((5.0, 0.3, 0.3, 0.3)):
-        clock.now += seconds
-        trainer.global_step += 1
-        told.on_train_batch_end(trainer, module, None, None, index)
+    trained(monkeypatch, module, 1001, 2000, 1, [5.0, 0.3, 0.3, 0.3])
     assert capsys.readouterr().err == "expect     about 5 min of training (0.3 s a step)\n"
 
 

@@ -242,6 +242,29 @@ def row_of(
     return row | values
 
 
+def affordable(
+    methods: Sequence[str], budget: int | None, inserts: Callable[[str], int]
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """The methods that fit the model and the budget, with the parameters that they insert, and rows of those that do not.
+
+    Args:
+        inserts: method -> how many parameters; PeftError says why it does not fit.
+    """
+    found: dict[str, int] = {}
+    refused = []
+    for name in methods:
+        try:
+            count = inserts(name)
+        except PeftError as error:
+            refused.append(row_of(name, "", note=str(error).rstrip(".")))
+            continue
+        if budget is not None and count > budget:
+            refused.append(row_of(name, "", inserted=count, note=f"inserts {count:,}, over the budget of {budget:,}"))
+        else:
+            found[name] = count
+    return found, refused
+
+
 def line(row: dict[str, Any]) -> str:
     """A row in words, in columns."""
     rate = "" if row["lr"] is None else f"lr {row['lr']:<8.2g}"

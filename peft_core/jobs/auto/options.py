@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from peft_core.errors import PeftError
+from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.cli.trainer import TrainerFlags
 from peft_core.values import Seed, Whole
 
@@ -37,6 +40,14 @@ def searching(
         overwrite: Start anew where the folder holds another search.
         trainer: Lightning's own flags, e.g. --trainer.accelerator cpu.
     """
+
+
+def check(data: Any, methods: Sequence[str], program: str) -> None:
+    """Raises PeftError: no val pictures to choose on, or a method that this program does not have."""
+    if not len(data.val):
+        raise PeftError(f"{data.name} has no val pictures to choose on: give it a val split, or train with fit.")
+    for name in methods:
+        MethodChoice.check_name(name, program)
 
 
 def seconds_of(text: str | None) -> float | None:

@@ -26,6 +26,11 @@ RATES = (1.0, 3.0, 1 / 3)
 """Times the recipe's learning rate, the recipe's own first."""
 
 
+def times(factor: float, lr: float) -> float:
+    """A learning rate of two digits."""
+    return float(f"{factor * lr:.2g}")
+
+
 def carry_out(
     program: str,
     how: dict[str, Any],

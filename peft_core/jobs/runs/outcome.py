@@ -93,11 +93,10 @@ def found_before(folder: RunFolder) -> dict[str, Any]:
     return {"search": read_json(path)} if path.is_file() else {}
 
 
-def before_sections(folder: RunFolder, results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The report's sections of what was done before the run: settings tried on val, rates tried in a range test."""
+def before_sections(folder: RunFolder, before: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The report's sections of what was done `before` the run: settings tried on val, rates tried in a range test."""
     sections = []
-    found = results.get("search") or {}
-    if "tried" in found:  # a search for a network tells of itself
+    if found := before.get("search"):
         rows = [[_shown(value) for value in row.values()] for row in found["tried"]]
         header = [name.replace("_", " ") for name in found["tried"][0]] if rows else []
         words = f"<p>{html.escape(found['words'])}</p>"
@@ -122,8 +121,9 @@ def write_outcome(
 ) -> dict[str, Any]:
     """Writes files, report.html of (heading, HTML) sections with the config at its end, and at last results.json: a
     folder that has it is finished. Returns the results."""
-    results |= found_before(folder)
-    sections = [*sections, *before_sections(folder, results), ("Config", report.preformatted(read_text(folder.path / CONFIG)))]
+    before = found_before(folder)
+    results |= before
+    sections = [*sections, *before_sections(folder, before), ("Config", report.preformatted(read_text(folder.path / CONFIG)))]
     folder.write(files | {"report.html": report.page(title, lead, sections)})
     folder.write_results(results)
     return results
