@@ -7,7 +7,7 @@ import dataclasses
 from torch import nn
 
 from peft_core.errors import PeftError
-from peft_core.jobs.hub.backbone import HF, TOWER, Backbone
+from peft_core.jobs.hub.backbone import HF, TOWER, Backbone, new_head
 from peft_core.jobs.hub.timm_models import list_backbones
 from peft_core.jobs.hub.timm_models import load_backbone as load_timm
 from peft_core.jobs.hub.transformers_models import is_folder
@@ -40,7 +40,4 @@ def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) ->
     from peft_core.jobs.hub.towers import load_tower  # needs open_clip, which timm's models must not wait for
 
     visual, width, about = load_tower(spec.removeprefix(TOWER))
-    head = nn.Linear(width, num_classes)
-    nn.init.trunc_normal_(head.weight, std=0.02)
-    nn.init.zeros_(head.bias)
-    return Classified(visual, head), dataclasses.replace(about, name=spec)
+    return Classified(visual, new_head(width, num_classes)), dataclasses.replace(about, name=spec)

@@ -1,6 +1,7 @@
 """Backbones of transformers, from a folder: their own size, mean and std, a new head, the adapter on the stock model."""
 
 import json
+import shutil
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -103,5 +104,9 @@ def test_bad_folders(folder: Path, tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "nothing"}), encoding="utf-8")
     with pytest.raises(PeftError, match="transformers cannot read"):
         load_backbone(f"hf:{tmp_path}", 5)
+    shutil.copytree(folder, tmp_path / "look")
+    (tmp_path / "look" / "preprocessor_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(PeftError, match="preprocessor_config.json is damaged, no JSON"):
+        load_backbone(f"hf:{tmp_path / 'look'}", 5)
     assert absolute("hf:facebook/dinov2-small") == "hf:facebook/dinov2-small"
     assert absolute("hf:./x") == f"hf:{Path('x').absolute()}"

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.options import Choice, is_choice
 from peft_core.jobs.cli.trainer import TrainerFlags
 from peft_core.jobs.data import Data
 from peft_core.jobs.hub.reach import absolute
 from peft_core.values import Count, Seed, Whole
-from vision_peft.fit import fit
-from vision_peft.noah.command import check
+from vision_peft.noah import command as noah
 
 
-class TrainingOptions(Choice):
+class TrainingOptions(noah.TrainingOptions):
     """`--training.lr 1e-3`: options of `fit` for all runs."""
 
-    named, complete = False, False
-    hidden = frozenset("backbone out seed protocol eval_on eval_every compile overwrite".split()) | {
-        name for name, hint in fit.hints.items() if is_choice(hint)
-    }
-
-    @classmethod
-    def accepts(cls, name: str) -> Callable:
-        return fit.function
+    hidden = noah.TrainingOptions.hidden - {"recipe", "lr", "epochs", "cache_prefix"}
 
 
 @command("vision")
@@ -62,7 +52,7 @@ def auto_peft(
         trainer: Lightning's own flags, e.g. --trainer.max_epochs 20.
     """
     data = data.absolute()
-    check(data, trainer.options)
+    noah.check(data, trainer.options)
     if random > runs:
         raise PeftError(f"of {runs} runs {random} cannot be random: give --random less, or --runs more.")
     plain = {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 TOWER = "open_clip:"
 """Begins the name of an image tower where backbones of timm are named, too: `open_clip:ViT-B-16/openai`."""
@@ -43,3 +43,11 @@ class Backbone:
         return {
             f"backbone_{key}" if key in ("name", "architecture") else key: value for key, value in asdict(self).items()
         }
+
+
+def new_head(width: int, classes: int) -> nn.Linear:
+    """A linear head for features of this width, as timm starts its own: W ~ N(0, 0.02²), cut at 2, b = 0."""
+    head = nn.Linear(width, classes)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head

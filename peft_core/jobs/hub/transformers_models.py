@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 
 from peft_core.anatomies import Anatomy, describe
 from peft_core.errors import PeftError
-from peft_core.jobs.hub.backbone import HF, Backbone
+from peft_core.files import read_json
+from peft_core.jobs.hub.backbone import HF, Backbone, new_head
 from peft_core.jobs.hub.reach import in_cache, must_reach
 from peft_core.jobs.runs.process import tell
 
@@ -121,10 +121,7 @@ def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) ->
         raise PeftError(
             f"{spec} is a {type(model).__name__}, of whose features the width is not known: choose another."
         )
-    head = nn.Linear(width, num_classes)
-    nn.init.trunc_normal_(head.weight, std=0.02)
-    nn.init.zeros_(head.bias)
-    return FromTransformers(model, head, source), about
+    return FromTransformers(model, new_head(width, num_classes), source), about
 
 
 def _load(made: Any, spec: str, source: str, config: Any) -> nn.Module:
@@ -163,11 +160,11 @@ def _source(where: str, spec: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    """A JSON file's mapping; {} where there is none."""
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise PeftError(f"{path} is damaged, no mapping: check the file.")
+    return found
 
 
 def _describe(spec: str, source: str) -> Backbone:

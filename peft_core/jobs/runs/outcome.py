@@ -49,7 +49,7 @@ def plan(
 def share_words(trained: int, total: int) -> str:
     """`37,349 of 1,141,829 parameters, 3.27 %`."""
     share = 100 * trained / max(1, total)
-    return f"{trained:,} of {total:,} parameters, {share:.2g} %" if share < 10 else f"{trained:,} of {total:,} parameters, {share:.0f} %"
+    return f"{trained:,} of {total:,} parameters, {share:{'.2g' if share < 10 else '.0f'}} %"
 
 
 def first_picture(pictures: Any) -> str:
