@@ -226,6 +226,12 @@ def submodule(module: nn.Module, path: str) -> nn.Module | None:
     return module
 
 
+def fused(module: str, block: int, width: int, **more: Any) -> list[Place]:
+    """q, k and v in one matrix, one under another: the whole of it, and the rows of each, `width` of them."""
+    rows = {role: (row * width, (row + 1) * width) for row, role in enumerate("qkv")}
+    return [Place(role, module, block, rows=rows.get(role), **more) for role in ("qkv", *rows)]
+
+
 def has_weight(module: nn.Module, path: str) -> bool:
     return getattr(submodule(module, path), "weight", None) is not None
 

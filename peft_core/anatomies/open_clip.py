@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, has_weight, join
+from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, fused, has_weight, join
 from peft_core.anatomies import describe as describe_any
 
 _HERE = "open_clip.transformer."
@@ -75,11 +75,8 @@ def _tower(model: Any, norms: tuple[str, ...]) -> Anatomy:
         width: int = block.ln_1.weight.shape[0]  # type: ignore[union-attr,assignment]
         # 4.x reads in_proj_weight in a forward of its own, which no dropout can enter
         called = isinstance(block.attn, nn.MultiheadAttention)
-        in_proj: dict[str, Any] = dict(block=index, weight="in_proj_weight", bias="in_proj_bias", called=called)
-        anatomy.places.append(Place("qkv", join(here, "attn"), **in_proj))
-        for row, role in enumerate("qkv"):
-            rows = (row * width, (row + 1) * width)
-            anatomy.places.append(Place(role, join(here, "attn"), rows=rows, **in_proj))
+        in_proj: dict[str, Any] = dict(weight="in_proj_weight", bias="in_proj_bias", called=called)
+        anatomy.places += fused(join(here, "attn"), index, width, **in_proj)
         for role, path in (("proj", "attn.out_proj"), ("fc1", "mlp.c_fc"), ("fc2", "mlp.c_proj")):
             anatomy.places.append(Place(role, join(here, path), index))
         for number, kind in ((1, "attn"), (2, "mlp")):

@@ -3,10 +3,10 @@ new stream itself, so that its attention is no residual step."""
 
 from typing import Any
 
-from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, classifiers, has_weight, join
+from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, classifiers, fused, has_weight, join
 
 _ROLES = {
-    "qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2", "norm1": "norm1", "norm2": "norm2",
+    "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2", "norm1": "norm1", "norm2": "norm2",
     "merge": "proj",
 }  # fmt: skip
 _REFUSED = "its tokens are pooled by units of the picture, in which a further token has no place"
@@ -23,9 +23,7 @@ def describe(model: Any) -> Anatomy | None:
         anatomy.places += [
             Place(role, join(here, path), index) for role, path in _ROLES.items() if has_weight(block, path)
         ]
-        for row, role in enumerate("qkv"):
-            rows = (row * block.dim_out, (row + 1) * block.dim_out)
-            anatomy.places.append(Place(role, join(here, "attn.qkv"), index, rows=rows))
+        anatomy.places += fused(join(here, "attn.qkv"), index, block.dim_out)
         for number, kind, reader in ((1, "attn", "attn.qkv"), (2, "mlp", "mlp.fc1")):
             if kind == "mlp" or not block.do_expand:
                 norm, body, into, gate = (

@@ -3,11 +3,10 @@ counted through all stages; each stage has a stream of its own, B H W D."""
 
 from typing import Any
 
-from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, classifiers, has_weight, join
+from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, classifiers, fused, has_weight, join
 
 _MODELS = {"timm.models.swin_transformer.SwinTransformer", "timm.models.swin_transformer_v2.SwinTransformerV2"}
 _ROLES = {
-    "qkv": "attn.qkv",
     "proj": "attn.proj",
     "fc1": "mlp.fc1",
     "fc2": "mlp.fc2",
@@ -45,13 +44,8 @@ def _block(anatomy: Anatomy, block: Any, here: str, stream: str) -> None:
     post = type(block).__name__ == "SwinTransformerV2Block"
     # the second version adds q and v biases of its own and reads qkv.weight without calling the module
     called = getattr(block.attn, "q_bias", None) is None
-    for role, path in _ROLES.items():
-        reading: dict[str, Any] = dict(bias="bias" if called else None, called=called) if role == "qkv" else {}
-        anatomy.places.append(Place(role, join(here, path), index, **reading))
-    for row, role in enumerate("qkv"):
-        rows = (row * width, (row + 1) * width)
-        at = join(here, "attn.qkv")
-        anatomy.places.append(Place(role, at, index, bias="bias" if called else None, rows=rows, called=called))
+    whole, *thirds = fused(join(here, "attn.qkv"), index, width, bias="bias" if called else None, called=called)
+    anatomy.places += [whole, *(Place(role, join(here, path), index) for role, path in _ROLES.items()), *thirds]
     # attention is called window by window: its result is whole again where drop path takes it
     for number, (kind, reader) in enumerate((("attn", "attn.qkv"), ("mlp", "mlp.fc1")), start=1):
         norm, body, into, gate = (join(here, path) for path in (f"norm{number}", kind, reader, f"drop_path{number}"))

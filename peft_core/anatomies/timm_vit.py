@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, classifiers, has_weight, join
+from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, classifiers, fused, has_weight, join
 
 _VIT = "timm.models.vision_transformer.VisionTransformer"
 _MODELS = {
@@ -85,14 +85,11 @@ def _finish(model: Any, tokens: Tensor) -> Tensor:
 
 
 def _attention(anatomy: Anatomy, attention: nn.Module, here: str, index: int) -> None:
-    fused = getattr(attention, "qkv", None)
-    if fused is None:
+    qkv = getattr(attention, "qkv", None)
+    if qkv is None:
         anatomy.places += [Place(role, join(here, f"{role}_proj"), index) for role in "qkv"]
         return
-    path, width = join(here, "qkv"), fused.out_features // 3
+    path, width = join(here, "qkv"), qkv.out_features // 3
     # EVA adds q and v biases of its own and reads qkv.weight without calling the module.
     called = getattr(attention, "q_bias", None) is None
-    bias = "bias" if called else None
-    anatomy.places.append(Place("qkv", path, index, bias=bias, called=called))
-    for row, role in enumerate("qkv"):
-        anatomy.places.append(Place(role, path, index, bias=bias, called=called, rows=(row * width, (row + 1) * width)))
+    anatomy.places += fused(path, index, width, bias="bias" if called else None, called=called)

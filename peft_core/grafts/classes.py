@@ -23,9 +23,9 @@ from peft_core.grafts.weight_changes import (
     convolution,
     linear,
     tell,
-    transforms_are_active,
 )
 from peft_core.kernels.quantised import Packed, dense, packed_linear, packed_of
+from peft_core.kernels.twice import transforms_are_active
 
 _READING = "peft_core.reading"
 """Where the state of a forward has the modules whose weights read as changed."""

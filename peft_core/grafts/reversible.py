@@ -18,7 +18,7 @@ from peft_core.grafts.around import Around
 from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Graft, argument, part_of, put_argument, put_output
 from peft_core.grafts.shared import Reference
-from peft_core.grafts.weight_changes import transforms_are_active
+from peft_core.kernels.twice import transforms_are_active
 
 _Map = Callable[[Tensor], Tensor]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Delta
+from peft_core.kernels.twice import transforms_are_active
 
 
 def changed_weight(weight: Tensor, deltas: Sequence[Delta]) -> Tensor:
@@ -53,11 +54,6 @@ def changed_bias(bias: Tensor | None, deltas: Sequence[Delta], weight: Tensor | 
         else:
             bias = torch.cat((bias[:start], new, bias[stop:]))
     return None if bias is None else bias.to(weight.dtype if isinstance(weight, Tensor) else weight)
-
-
-def transforms_are_active() -> bool:
-    """Whether vmap, grad or jvp of torch.func run: kernels with a backward of their own give way to plain operations."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 _See = Callable[[Delta, Tensor, Tensor], None]

@@ -6,15 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_core.kernels.twice import gradients, is_differentiated
+from peft_core.kernels.twice import gradients, is_differentiated, transforms_are_active
 
 
 def gelu_linear(
     x: Annotated[Tensor, "... in"], weight: Annotated[Tensor, "out in"], bias: Annotated[Tensor, "out"]
 ) -> Annotated[Tensor, "... out"]:
     """gelu(x) Wᵀ + b."""
-    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    if transformed or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if transforms_are_active() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return _plain(x, weight, bias)
     return _GeluLinear.apply(x, weight, bias)
 

@@ -11,6 +11,11 @@ from peft_core.errors import PeftError
 SMALL, FAR, SAMPLE = 1e-3, 2.0, 256
 
 
+def transforms_are_active() -> bool:
+    """Whether vmap, grad or jvp of torch.func run: kernels with a backward of their own give way to plain operations."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def is_differentiated() -> bool:
     """Within a backward pass: whether its result will be differentiated again (`create_graph=True`)."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.grafts.weight_changes import transforms_are_active
 from peft_core.kernels.quantised import Packed, bitsandbytes_ops, dense, packed_linear, packed_of, plain_weight
+from peft_core.kernels.twice import transforms_are_active
 
 BLOCK, SECOND_BLOCK = 64, 256
 """Weights a scale, and scales a scale of scales (QLoRA's double quantisation)."""
