@@ -78,7 +78,7 @@ class Rounding(nn.Module, Packed):
     def unpack(self, data: Tensor) -> dict[str, Tensor]:
         size = data.numel() - 2 * self.statistics.element_size()
         statistics = data[size:].clone().view(self.statistics.dtype).to(self.statistics.device)
-        chosen = from_bits(data[:size], self.bits, self.shape.numel()).to(self.codes.device)
+        chosen = from_bits(data[:size], self.bits, self.shape.numel()).to(self.codes.device, torch.long)
         weight = self.codes[chosen] * (statistics[1] + EPS) + statistics[0]
         return {self.weight_name: weight.view(self.shape), "statistics": statistics}
 
@@ -125,10 +125,10 @@ def to_bits(chosen: Tensor, bits: int) -> Tensor:
 
 
 def from_bits(data: Tensor, bits: int, count: int) -> Tensor:
-    """What `to_bits` was given."""
-    ones = (data[:, None].long() >> torch.arange(8, device=data.device)) & 1
-    ones = ones.flatten()[: count * bits].view(count, bits)
-    return (ones << torch.arange(bits, device=data.device)).sum(1)
+    """What `to_bits` was given, as bytes."""
+    places = torch.arange(8, dtype=torch.uint8, device=data.device)
+    ones = ((data[:, None] >> places) & 1).flatten()[: count * bits].view(count, bits)
+    return (ones << places[:bits]).sum(1, dtype=torch.uint8)
 
 
 # ---- adapters of few bits ------------------------------------------------------------------------------------------

@@ -11,9 +11,8 @@ from peft_core.grafts.graft import match
 from peft_core.grafts.shared import Reference
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import ACTIVATIONS, Bottleneck
+from peft_core.parts.few_bits import from_bits, to_bits
 from peft_core.values import Count, Positive, Range
-
-POWERS = tuple(1 << n for n in range(8))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +106,7 @@ class Mask(nn.Module):
     def forward(self) -> Tensor:
         if self.scores is None:
             assert self.bits is not None
-            powers = torch.tensor(POWERS, dtype=torch.uint8, device=self.bits.device)
-            entries = (self.bits[:, None] & powers).ne(0).flatten()
-            return entries[: self.shape[0] * self.shape[1]].view(self.shape)
+            return from_bits(self.bits, 1, self.shape[0] * self.shape[1]).bool().view(self.shape)
         score = self.scores.abs()
         flat = score.detach().flatten()
         kept = flat.topk(len(flat) - int((1 - self.share) * len(flat)), sorted=False).indices
@@ -119,7 +116,5 @@ class Mask(nn.Module):
     def settle(self) -> None:
         if self.scores is None:
             return
-        entries = self().flatten().to(torch.uint8)
-        powers = torch.tensor(POWERS, dtype=torch.uint8, device=entries.device)
-        self.bits = (F.pad(entries, (0, -len(entries) % 8)).view(-1, 8) * powers).sum(1, dtype=torch.uint8)
+        self.bits = to_bits(self().flatten().long(), 1)
         self.scores = None

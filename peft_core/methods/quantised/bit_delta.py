@@ -14,7 +14,7 @@ from peft_core.lifecycle import adaptation_of, own_grafts
 from peft_core.merging import names_of
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter
-from peft_core.parts.few_bits import to_bits
+from peft_core.parts.few_bits import from_bits, to_bits
 
 
 class Signed(Formed):
@@ -38,8 +38,7 @@ class Signed(Formed):
         self.scale.copy_(difference.abs().mean(dtype=self.scale.dtype))
 
     def forward(self, weight: Tensor) -> Tensor:
-        ones = self.signs[:, None] >> torch.arange(8, dtype=torch.uint8, device=self.signs.device) & 1
-        signs = (ones.flatten()[: weight.numel()].to(self.scale.dtype) * 2 - 1).view(weight.shape)
+        signs = (from_bits(self.signs, 1, weight.numel()).to(self.scale.dtype) * 2 - 1).view(weight.shape)
         return (weight + self.scale * signs).to(weight.dtype)
 
 
