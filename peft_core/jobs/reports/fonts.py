@@ -111,7 +111,7 @@ def _tell_missing(missing: set[str]) -> None:
     if packages:
         _told.update(packages)
         scripts, names = ", ".join(packages).lower(), " and ".join(dict.fromkeys(packages.values()))
-        tell(f"note: no font of this machine has signs of some names ({scripts}), and figures show boxes for them; report.html has "
+        tell(f"note: no font of this machine has signs of some names ({scripts}), and figures show boxes; report.html has "
              f"the names. Debian's and Ubuntu's fonts for them: {names}")  # fmt: skip
 
 
