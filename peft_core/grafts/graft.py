@@ -174,7 +174,7 @@ class Delta(Graft):
         raise NotImplementedError(f"{type(self).__name__} must define look_up(ids, rows) to change an embedding")
 
 
-def grafts(module: nn.Module, kind: type = Graft) -> Iterator[Any]:
+def grafts(module: nn.Module, kind: type[Graft] = Graft) -> Iterator[Any]:
     """The active grafts of a module, in order of installation."""
     slots = module._modules.get("peft")
     if slots is not None:
