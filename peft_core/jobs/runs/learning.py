@@ -57,7 +57,8 @@ class Learning(LightningModule):
         super().__init__()
         self.strict_loading = False  # a checkpoint holds the trainable part only
         self.steps, self.optimizer_settings = steps, dict(optimizer_settings or {})
-        self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
+        self.optimizer: Optimizer = optimizer
+        self.lr, self.weight_decay = lr, weight_decay
         self.warmup, self.final_lr, self.seed = warmup, final_lr, seed
         self.history: list[dict[str, float]] = []
         self.scored_on = "val"  # what `accuracy` in `history` was scored on
