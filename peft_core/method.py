@@ -39,8 +39,9 @@ class Method:
     """Why the change cannot be written into stock weights; None where it can."""
     keeps_originals: ClassVar[bool] = True
     """Whether stock weights that the method trains are remembered, for `disabled` and `remove`."""
-    grafts: ClassVar[bool] = True
-    """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those)."""
+    grafts: ClassVar[bool | None] = True
+    """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those); None for
+    what `adapt` installs beside another method, to complete it, and lists of methods leave out."""
     renamed: ClassVar[dict[str, str]] = {}
     """Parts of its tensors' names in files of before -> what stands there today; {name} is the adaptation's."""
     head_alone: ClassVar[bool] = False
