@@ -36,7 +36,7 @@ def save(whole: OpenVocabulary, folder: str | os.PathLike, **card: Any) -> Path:
     if not isinstance(whole.method, OpenVocabularyMethod):
         return save_adapter(whole.model, folder, **card)
     methods = {whole.method.name: whole.method}
-    if whole.method.inner() is not None:
+    if whole.method.inner():
         save_adapter(whole.model, Path(folder) / INNER, **card)
     return write_adapter(folder, methods, whole.learner.state_dict(), whole.model, **card)
 
@@ -76,7 +76,7 @@ def load(model: nn.Module, folder: str | os.PathLike, tokenizer: Tokenizer | Non
             whole = opened(method)
             check_tensors(_expected(whole.learner, weights), weights, Path(folder))
             whole.learner.load_state_dict(whole.learner.from_format(weights, format))
-            if method.inner() is not None:
+            if method.inner():
                 remove(model)  # what was made anew, to be read in place of
                 load_adapter(model, Path(folder) / INNER, force)
         whole if class_names is None else whole.set_classes(class_names)
