@@ -84,9 +84,9 @@ def why_not(run: ClipRun, kind: str) -> str | None:
     method = run.model.method  # type: ignore[union-attr]
     name, beside = method.name, isinstance(method, OpenVocabularyMethod)
     if kind == "model":
-        if beside:
+        if beside and not method.merges:
             return f"{name} learns beside the model, whose weights stay the stock ones: export weights or onnx."
-        if method.not_mergeable:
+        if not beside and method.not_mergeable:
             return f"{name} cannot be merged into the model, because {method.not_mergeable}: export onnx."
         return None
     if beside and method.no_class_weights and (kind == "weights" or method.of_pictures):
@@ -113,7 +113,10 @@ def write_weights(run: ClipRun, folder: Path, opset: int) -> None:
 
 def write_model(run: ClipRun, folder: Path, opset: int) -> None:
     model: Any = run.model.model
-    merge(dequantise(model))
+    if isinstance(run.model.method, OpenVocabularyMethod):  # type: ignore[union-attr]
+        run.model.learner.write_into(model)  # type: ignore[union-attr]
+    else:
+        merge(dequantise(model))
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     files = {"open_clip_model.safetensors": save(_unshared(state), as_metadata(run))}
     config = model_config(run)

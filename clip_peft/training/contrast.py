@@ -62,7 +62,15 @@ class Contrast(Learning):
             loss = self.mean_of(lambda: self.model.loss(self.encoder.images(images), batch.labels))
         return self.count(loss)
 
+    def groups(self) -> list[dict[str, Any]]:
+        return [
+            dict(group) for group in self.model.learner.parameter_groups(self.lr, self.weight_decay)
+        ] or super().groups()
+
     def note(self, index: int) -> None:
+        if (index + 1) % self.trainer.accumulate_grad_batches == 0 or index + 1 == self.trainer.num_training_batches:
+            with torch.no_grad():
+                self.model.learner.after_step(self.trainer.global_step)
         if index + 1 == self.trainer.num_training_batches:  # before the checkpoint of this epoch is written
             self.model.end_epoch(self.trainer.current_epoch + 1, self.trainer.max_epochs or 1)
         super().note(index)

@@ -216,11 +216,13 @@ class Learning(LightningModule):
             return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}{scored}"
         return f"loss {self.epoch_loss:.4f}{scored}" if self.epoch_loss is not None else ""
 
+    def groups(self) -> list[dict[str, Any]]:
+        """What trains, as groups for the optimiser."""
+        pairs = self.rates()
+        return [group for model, rate in pairs for group in lifecycle.parameter_groups(model, rate, self.weight_decay)]
+
     def configure_optimizers(self) -> dict[str, Any]:
-        groups = []
-        for model, rate in self.rates():
-            groups += lifecycle.parameter_groups(model, rate, self.weight_decay)
-        optimizer = self._optimizer(groups)
+        optimizer = self._optimizer(self.groups())
         total = self.steps
         warm = round(self.warmup * total)
 
