@@ -63,11 +63,6 @@ class Contrast(Learning):
             loss = self.mean_of(lambda: self.model.loss(self.encoder.images(images), batch.labels))
         return self.count(loss)
 
-    def groups(self) -> list[dict[str, Any]]:
-        return [
-            dict(group) for group in self.model.learner.parameter_groups(self.lr, self.weight_decay)
-        ] or super().groups()
-
     def note(self, index: int) -> None:
         if (index + 1) % self.trainer.accumulate_grad_batches == 0 or index + 1 == self.trainer.num_training_batches:
             with torch.no_grad():
@@ -77,7 +72,8 @@ class Contrast(Learning):
         super().note(index)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        chosen = super().configure_optimizers()
+        own = [dict(group) for group in self.model.learner.parameter_groups(self.lr, self.weight_decay)]
+        chosen = self.optimised(own) if own else super().configure_optimizers()
 
         def factor(step: int) -> float:
             return self.rate(step / self.an_epoch) / self.lr

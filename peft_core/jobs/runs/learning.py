@@ -217,13 +217,9 @@ class Learning(LightningModule):
             return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}{scored}"
         return f"loss {self.epoch_loss:.4f}{scored}" if self.epoch_loss is not None else ""
 
-    def groups(self) -> list[dict[str, Any]]:
-        """What trains, as groups for the optimiser."""
-        pairs = self.rates()
-        return [group for model, rate in pairs for group in lifecycle.parameter_groups(model, rate, self.weight_decay)]
-
     def configure_optimizers(self) -> dict[str, Any]:
-        return self.optimised(self.groups())
+        rates, decay = self.rates(), self.weight_decay
+        return self.optimised([g for model, lr in rates for g in lifecycle.parameter_groups(model, lr, decay)])
 
     def optimised(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
         """The optimiser of these groups, each with a rate of its own, and the schedule over them all."""
