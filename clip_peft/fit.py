@@ -7,6 +7,7 @@ from typing import Any, Literal
 from peft_data.augment import augmentation
 from peft_data.options import arguments, takes
 
+from clip_peft.pairs.fit import RECIPE, fit_pairs
 from clip_peft.training.few_shot import Classes, chosen
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
@@ -34,7 +35,7 @@ def recipe_of(settings: dict[str, Any]) -> str:
     TRAINING: "lr batch_size optimizer weight_decay final_lr steps_per_shot warmup_epochs warmup_lr stepwise augment",
     "scoring": "eval_on",
     MACHINE: "out seed overwrite save_every quantize precision cache_views text_memory trainer",
-})  # fmt: skip
+}, recipes={RECIPE: fit_pairs})  # fmt: skip
 @takes(training, seed=1, batch_size=32, weight_decay=5e-4)
 def fit(
     *,
@@ -66,7 +67,8 @@ def fit(
         backbone: `reference`, open_clip's ARCHITECTURE/TAG, hf-hub:OWNER/MODEL, a folder, or ARCHITECTURE@FILE.safetensors.
         quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
-        recipe: A name (`list recipes`) or a YAML's path; by default the method's own.
+        recipe: A name (`list recipes`) or a YAML's path; by default the method's own. `pairs` trains on pictures with captions,
+            with options of its own: `fit --recipe pairs --help`.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-SHOTS-CLASSES-SEED.
         shots: Training pictures a class, drawn as CoOp draws them; 0 takes all.
         classes: `base` trains and scores the first half of the labels, `new` the others.

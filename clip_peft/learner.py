@@ -32,9 +32,18 @@ class OpenVocabularyMethod(Method):
     def install(self, plan: Plan) -> None:
         raise PeftError(f'{self.name} is no graft: use clip_peft.OpenVocabulary(model, "{self.name}", class_names).')
 
+    def inner(self) -> Method | None:
+        """What is grafted into the model, beside what learns outside its modules; None for a model that stays as it is."""
+        return None
+
     def learner(self, clip: Clip, names: Sequence[str]) -> "Learner":
         """What learns, for these classes."""
         raise NotImplementedError(f"{type(self).__name__} must define learner(clip, names)")
+
+
+def grafted(method: Method) -> Method | None:
+    """What a method puts into the model: itself where it grafts, else its `inner` one."""
+    return method.inner() if isinstance(method, OpenVocabularyMethod) else method
 
 
 class OtherClasses(PeftError):
@@ -137,6 +146,13 @@ class Learner(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.logits(self.encode(images))
+
+    def stages(self) -> tuple[float, ...]:
+        """Shares of the steps, each of which begins its schedule of rates anew."""
+        return (1.0,)
+
+    def before_step(self, step: int, steps: int) -> None:
+        """Told before each step (from 0 on) of how many."""
 
     def end_epoch(self, epoch: int, epochs: int) -> None:
         """Told after each epoch (from 1 on) of how many."""

@@ -11,7 +11,7 @@ from peft_data.cache import DecodedPictures, decoded
 from torch import Tensor
 
 from clip_peft.frozen import mean_features
-from clip_peft.learner import OpenVocabularyMethod
+from clip_peft.learner import grafted
 from clip_peft.text.templates import DEFAULT
 from clip_peft.training.features import CHUNK, Encoder
 from peft_core.adaptation import disabled
@@ -60,8 +60,7 @@ def zero_shot(encoder: Encoder, pictures: Any, template: Any = None) -> float:
     whole = encoder.whole.eval()
     clip, names = whole.learner.clip, whole.class_names
     text = template or getattr(whole.learner.method, "template", DEFAULT)
-    grafted = not isinstance(whole.method, OpenVocabularyMethod)
-    with disabled(whole.model) if grafted else contextlib.nullcontext():
+    with disabled(whole.model) if grafted(whole.method) is not None else contextlib.nullcontext():
         weights = mean_features(clip.text_passes(names, text))
         right = 0
         for start, features in encoder.stock_features(pictures):

@@ -20,7 +20,7 @@ from peft_data.augment import normalise
 from peft_data.cache import decoded
 from torch import Tensor, nn
 
-from clip_peft.learner import Learner, OpenVocabularyMethod
+from clip_peft.learner import Learner, grafted
 from clip_peft.open_vocabulary import OpenVocabulary
 from peft_core.configuration import settings_of
 from peft_core.errors import PeftError
@@ -33,8 +33,9 @@ CHUNK = 64
 
 def frozen_image_tower(whole: OpenVocabulary) -> bool:
     """Whether image features are the stock model's whatever is learnt."""
-    if not isinstance(whole.method, OpenVocabularyMethod):
-        return whole.method.tower == "text"
+    inside = grafted(whole.method)
+    if inside is not None and inside.tower != "text":
+        return False
     return type(whole.learner).encode is Learner.encode
 
 

@@ -16,7 +16,7 @@ from peft_data.frames import FramedPictures
 from peft_data.video.batches import batches_of
 
 from clip_peft import saved
-from clip_peft.learner import OpenVocabularyMethod
+from clip_peft.learner import OpenVocabularyMethod, grafted
 from clip_peft.open_vocabulary import NamesReadAlike, OpenVocabulary
 from clip_peft.text.prompts import alike, spoken, text_ids
 from clip_peft.text.templates import DEFAULT, TEMPLATES
@@ -268,8 +268,6 @@ def wants_bf16(precision: str, whole: OpenVocabulary) -> bool:
 
 def parameters(whole: OpenVocabulary) -> dict[str, int]:
     trained = sum(p.numel() for p in whole.trainable())
-    if isinstance(whole.method, OpenVocabularyMethod):
-        inserted = sum(p.numel() for p in whole.learner.parameters())
-    else:
-        inserted = count_parameters(whole.model).inserted
+    inserted = sum(p.numel() for p in whole.learner.parameters())
+    inserted += 0 if grafted(whole.method) is None else count_parameters(whole.model).inserted
     return {"inserted": inserted, "trainable": trained, "total": sum(p.numel() for p in whole.parameters())}
