@@ -89,7 +89,7 @@ def why_not(run: ClipRun, kind: str) -> str | None:
         return "this run learnt pairs and has no classes: name some with --classes, or export the model."
     inside = grafted(method)
     if kind == "model":
-        if not inside:
+        if not inside and not (beside and method.merges):
             return f"{name} learns beside the model, whose weights stay the stock ones: export weights or onnx."
         for each in inside:
             if each.not_mergeable:
@@ -121,7 +121,10 @@ def write_weights(run: ClipRun, folder: Path, opset: int) -> None:
 
 def write_model(run: ClipRun, folder: Path, opset: int) -> None:
     model: Any = run.model.model
-    merge(dequantise(model))
+    if not grafted(run.model.method):  # type: ignore[union-attr]
+        run.model.learner.write_into(model)  # type: ignore[union-attr]
+    else:
+        merge(dequantise(model))
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     files = {"open_clip_model.safetensors": save(_unshared(state), as_metadata(run))}
     config = model_config(run)

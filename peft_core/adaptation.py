@@ -32,7 +32,7 @@ from peft_core.grafts.graft import Delta
 from peft_core.grafts.head import OwnHead
 from peft_core.merging import check_mergeable, gathered, replace, tied_in, write
 from peft_core.method import Method, Plan
-from peft_core.parts.packed import let_go
+from peft_core.parts.quantised.packed import let_go
 from peft_core.registry import make_method
 from peft_core.stock import (
     buffers_of,

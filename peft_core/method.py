@@ -54,6 +54,8 @@ class Method:
     """Whether running statistics of the stock model's norms move while it trains, and are saved."""
     silences_dropout: ClassVar[bool] = False
     """Whether dropout and drop path of the frozen model are off while it trains."""
+    leaves_zeros: ClassVar[bool] = False
+    """Merged it leaves heads or channels at zero, which can be cut out of the model (`peft_core.cutting`)."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
     of patches, `positions` that are not rotary; a `pair` of image and text towers; layers that are called, so that their

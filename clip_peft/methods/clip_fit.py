@@ -1,6 +1,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ class CLIPFit(OpenVocabularyMethod):
     weight: NotNegative = 8.0
     template: str | Sequence[str] = DEFAULT
     customary: ClassVar[Mapping[str, str]] = {"dtd": "a photo of a {}, a type of texture."}
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 46_080),)
 
     def inner(self) -> tuple[Method, ...]:
         return make_method("bitfit", tower="text", targets=("fc2",)), make_method("layer_norm", tower="image")

@@ -1,6 +1,6 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from clip_peft.frozen import Clip
 from clip_peft.learner import Learner
 from clip_peft.text.templates import DEFAULT
 from peft_core.errors import PeftError
+from peft_core.method import Method
 from peft_core.values import Count, NotNegative
 
 
@@ -30,7 +31,7 @@ class TCP(ContextMethod):
         reduction: E / hidden width.
         weight: w.
         template: of the hand-written prompts.
-        behind: the name with what stands behind the context; there "{}, a type of pet." and the like on some data sets.
+        behind: the name with what stands behind the context.
     """
 
     context: Count | None = None
@@ -45,6 +46,20 @@ class TCP(ContextMethod):
         "dtd": "a photo of a {}, a type of texture.",
         "food101": "a photo of a {}, a type of food.",
     }
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "oxford_pets": {"behind": "{}, a type of pet."},
+        "oxford_flowers": {"behind": "{}, a type of flower."},
+        "fgvc_aircraft": {"behind": "{}, a type of aircraft."},
+        "dtd": {"behind": "{} texture."},
+        "stanford_cars": {"behind": "{}, a type of car"},
+        "food101": {"behind": "{}, a type of food."},
+        "ucf101": {"behind": "person doing {}."},
+    }
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 331_904),)
+
+    @classmethod
+    def examples(cls) -> Iterable[Method]:
+        return (cls(layer=1), cls(layer=2, init=None, context=2))
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         if not 1 <= self.layer < len(clip.tower.blocks):

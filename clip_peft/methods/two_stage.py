@@ -38,6 +38,7 @@ class TwoStage(OpenVocabularyMethod):
     share: Share = 0.6
     template: str | Sequence[str] = DEFAULT
     customary: ClassVar[Mapping[str, str]] = dict.fromkeys(TEMPLATES, DEFAULT)
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 65_536 + 512_000),)
 
     def inner(self) -> tuple[Method, ...]:
         method = make_method(self.peft)
@@ -57,7 +58,7 @@ class _TwoStage(TemplateLearner):
 
     def __init__(self, clip: Clip, method: TwoStage, names: Sequence[str]):
         super().__init__(clip, method, names)
-        self.trained = [spoken(name) for name in self.names]
+        self.trained = self.names
         self.classifier = nn.Parameter(torch.zeros(len(self.names), clip.tower.features, device=clip.tower.device))
         self.register_buffer("second", torch.tensor(False))
 
@@ -69,6 +70,10 @@ class _TwoStage(TemplateLearner):
         if step >= round(self.method.share * steps) and not self.second:
             self.classifier.copy_(self.class_features())
             self.second.fill_(True)
+
+    @property
+    def kept_names(self) -> tuple[str, ...]:
+        return tuple(self.trained)
 
     def text_parameters(self) -> list[Any]:
         return [self.classifier, self.second]
@@ -82,10 +87,9 @@ class _TwoStage(TemplateLearner):
         if not self.second:
             return super().class_features()
         rows = F.normalize(self.classifier, dim=-1)
-        asked = [spoken(name) for name in self.names]
-        if asked == self.trained:
+        if self.names == self.trained:
             return rows
         with torch.no_grad():
             texts = super().class_features()
-        known = {name: row for row, name in enumerate(self.trained)}
-        return torch.stack([rows[known[name]] if name in known else texts[at] for at, name in enumerate(asked)])
+        known = {spoken(name): row for row, name in zip(rows, self.trained, strict=True)}
+        return torch.stack([known.get(spoken(name), text) for name, text in zip(self.names, texts, strict=True)])

@@ -115,8 +115,8 @@ def test_mma():
 
 def test_tcp():
     golden = GOLDEN["tcp"]
-    chosen = make_method("tcp", layer=1, behind="{}, a type of pet.")
-    whole = built(resolved(chosen, None, "coop/oxford_pets")[0])
+    whole = built(resolved(make_method("tcp", layer=1), None, "coop/oxford_pets")[0])
+    assert whole.method.behind == "{}, a type of pet."
     learner: Any = whole.learner
     same(sketch(learner.context), golden["start"])
     same(sketch(learner.hand), golden["hand"])

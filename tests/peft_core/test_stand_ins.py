@@ -11,8 +11,8 @@ from peft_core import PeftError, adapt, dequantise, lifecycle, load_adapter, mer
 from peft_core.grafts.stand_in import StandIn
 from peft_core.kernels.levels import bits_a_number, from_levels, to_levels
 from peft_core.kernels.quantised import Packed, dense, packed_of
-from peft_core.parts import residuals
-from peft_core.parts.packed import rounded
+from peft_core.parts.quantised import residuals
+from peft_core.parts.quantised.packed import rounded
 from peft_core.testing import perturb
 from peft_core.testing.families import Losses
 from tests.parity.golden import golden, values

@@ -8,9 +8,9 @@ from peft_core.errors import PeftError
 from peft_core.kernels.quantised import dense, packed_of
 from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
-from peft_core.parts.packed import kept_weight, packed_as
+from peft_core.parts.quantised.packed import kept_weight, packed_as
+from peft_core.parts.quantised.residuals import by_turns
 from peft_core.parts.ranked import Ranked
-from peft_core.parts.residuals import by_turns
 from peft_core.parts.starts import principal
 from peft_core.values import Count, Positive, Rate, Widths
 

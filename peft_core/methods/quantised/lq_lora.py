@@ -16,8 +16,8 @@ from peft_core.lifecycle import adaptation_of, memory, singly
 from peft_core.merging import names_of
 from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
+from peft_core.parts.quantised.residuals import cheapest, from_above
 from peft_core.parts.ranked import Ranked
-from peft_core.parts.residuals import cheapest, from_above
 from peft_core.parts.selection.importance import squared_gradients
 from peft_core.values import Count, Positive, Rate, Whole, Widths
 
