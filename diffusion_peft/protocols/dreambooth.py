@@ -205,7 +205,8 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
     columns = [(key, title.format(image=image.name, prompts=len(asker.prompts))) for key, title in COLUMNS]
     facts = {
         "image_features": image.name, "clip": clip.name, "prompts": list(asker.prompts), "pictures a prompt": how.count,
-        "class pictures": OF_CLASS, "seed": how.seed, "drawing": {"steps": how.drawing.steps, "guidance": how.drawing.guidance},
+        "class pictures": OF_CLASS, "seed": how.seed, "drawing": {"steps": how.drawing.steps,
+        "guidance": how.drawing.guidance or "the base's"},
         "real": list(limits.values()),
         "scale_sweeps": [{"run": each.run, "subject": each.subject.data,
                           "scales": [{k: v for k, v in row.items() if k != "pictures"} for row in each.sweep]}
