@@ -89,9 +89,9 @@ def why_not(run: ClipRun, kind: str) -> str | None:
         return "this run learnt pairs and has no classes: name some with --classes, or export the model."
     inside = grafted(method)
     if kind == "model":
-        if inside is None:
+        if inside is None and not (beside and method.merges):
             return f"{name} learns beside the model, whose weights stay the stock ones: export weights or onnx."
-        if inside.not_mergeable:
+        if inside is not None and inside.not_mergeable:
             return f"{name} cannot be merged into the model, because {inside.not_mergeable}: export onnx."
         return None
     if beside and method.no_class_weights and (kind == "weights" or method.of_pictures):
@@ -119,7 +119,10 @@ def write_weights(run: ClipRun, folder: Path, opset: int) -> None:
 
 def write_model(run: ClipRun, folder: Path, opset: int) -> None:
     model: Any = run.model.model
-    merge(dequantise(model))
+    if grafted(run.model.method) is None:  # type: ignore[union-attr]
+        run.model.learner.write_into(model)  # type: ignore[union-attr]
+    else:
+        merge(dequantise(model))
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     files = {"open_clip_model.safetensors": save(_unshared(state), as_metadata(run))}
     config = model_config(run)

@@ -32,7 +32,10 @@ INNER = "inner"
 
 def save(whole: OpenVocabulary, folder: str | os.PathLike, **card: Any) -> Path:
     """Write what was learnt, with the class names and, beside a method that grafts, the texts' template."""
-    card = {"class_names": list(whole.class_names), "template": getattr(whole.learner.method, "template", None)} | card
+    card = {
+        "class_names": list(whole.learner.kept_names),
+        "template": getattr(whole.learner.method, "template", None),
+    } | card
     if not isinstance(whole.method, OpenVocabularyMethod):
         return save_adapter(whole.model, folder, **card)
     methods = {whole.method.name: whole.method}

@@ -218,10 +218,8 @@ class Learning(LightningModule):
         return f"loss {self.epoch_loss:.4f}{scored}" if self.epoch_loss is not None else ""
 
     def configure_optimizers(self) -> dict[str, Any]:
-        groups = []
-        for model, rate in self.rates():
-            groups += lifecycle.parameter_groups(model, rate, self.weight_decay)
-        return self.optimised(groups)
+        rates, decay = self.rates(), self.weight_decay
+        return self.optimised([g for model, lr in rates for g in lifecycle.parameter_groups(model, lr, decay)])
 
     def optimised(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
         """The optimiser of these groups, each with a rate of its own, and the schedule over them all."""
