@@ -41,6 +41,10 @@ class Drawing:
         """With the base's own guidance where none is given."""
         return self if self.guidance is not None else replace(self, guidance=base.family.guidance(base))
 
+    def said(self) -> dict[str, Any]:
+        """In a table of figures."""
+        return {"steps": self.steps, "guidance": "the base's" if self.guidance is None else self.guidance}
+
 
 def check_drawing(base: Base, how: Drawing) -> None:
     """Raises PeftError: steps, sides or a batch that this base cannot draw."""
