@@ -15,9 +15,10 @@ from peft_core.jobs.cli.command import command
 from peft_core.jobs.reports import plots
 from peft_core.jobs.runs.folder import RESULTS, read_results
 from peft_core.jobs.runs.load import program_of
+from vision_peft.tasks import kind_of
 
-ALIKE = ("data", "protocol", "evaluated_on", "backbone")
-NEEDED = (*ALIKE, "accuracy", "method", "seed", "parameters", "seconds")
+ALIKE = ("data", "task", "protocol", "evaluated_on", "backbone")
+NEEDED = (*ALIKE, "method", "seed", "parameters", "seconds")
 
 
 @command("vision")
@@ -67,10 +68,12 @@ def read(run: Path) -> dict[str, Any]:
     """
     program_of(run, ("vision_peft",))
     results = read_results(run)
-    missing = [key for key in NEEDED if key not in results]
+    results.setdefault("task", "classify")
+    results["figure"] = kind_of(results["task"]).score
+    missing = [key for key in (*NEEDED, results["figure"]) if key not in results]
     if missing:
         raise PeftError(f"{run / RESULTS} is damaged: it has no {missing[0]}.")
-    if results["accuracy"] is None:
+    if results[results["figure"]] is None:
         raise PeftError(f"{run} was not scored, so there is nothing to compare.")
     return results
 
@@ -82,7 +85,7 @@ def grouped(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         groups[json.dumps(run["method"], sort_keys=True)].append(run)
     rows = []
     for members in groups.values():
-        accuracy = [run["accuracy"] for run in members]
+        accuracy = [run[run["figure"]] for run in members]
         rows.append(
             {
                 "method": label(members[0]["method"]),
@@ -110,13 +113,13 @@ def table(rows: list[dict[str, Any]], one: dict[str, Any]) -> str:
     lines = [
         f"{one['data']}, backbone {one['backbone']}, {one['protocol']} protocol, scored on {one['evaluated_on']}",
         "",
-        "| method | accuracy | seeds | inserted | head | of all | training |",
+        f"| method | {one['figure']} | seeds | inserted | head | of all | training |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        accuracy = f"{100 * row['accuracy']:.1f} %" + (
-            f" ± {100 * row['spread']:.1f}" if row["spread"] is not None else ""
-        )
+        accuracy = f"{100 * row['accuracy']:.1f} %" if one["figure"] == "accuracy" else f"{row['accuracy']:.3f}"
+        if row["spread"] is not None:
+            accuracy += f" ± {100 * row['spread']:.1f}" if one["figure"] == "accuracy" else f" ± {row['spread']:.3f}"
         share = 100 * row["inserted"] / row["total"]
         lines.append(
             f"| {row['method']} | {accuracy} | {row['seeds']} | {row['inserted']:,} | {row['head']:,} | {share:.2f} % "
@@ -126,6 +129,6 @@ def table(rows: list[dict[str, Any]], one: dict[str, Any]) -> str:
 
 
 def picture(rows: list[dict[str, Any]], one: dict[str, Any]) -> bytes:
-    """PNG: accuracy against inserted parameters, with the spread over seeds."""
+    """PNG: the figure against inserted parameters, with the spread over seeds."""
     points = [(row["method"].split(" (")[0], row["inserted"], row["accuracy"], row["spread"] or 0.0) for row in rows]
-    return plots.scatter(points, "inserted parameters", f"accuracy on {one['data']}")
+    return plots.scatter(points, "inserted parameters", f"{one['figure']} on {one['data']}")
