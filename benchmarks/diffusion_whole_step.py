@@ -40,7 +40,8 @@ class Side:
             CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
         )
         self.text.requires_grad_(False).eval()
-        self.vae.to(device), self.text.to(device)
+        self.vae.to(device)
+        self.text.to(device)
         self.pictures = (torch.rand(batch, 3, 8 * latent, 8 * latent) * 2 - 1).to(device)
         self.ids = torch.randint(1000, 40000, (batch, 77)).to(device)
         self.losses: list[float] = []

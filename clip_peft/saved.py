@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clip_peft.learner import OpenVocabularyMethod
 from clip_peft.open_vocabulary import NamesReadAlike, OpenVocabulary
 from clip_peft.text.templates import DEFAULT
-from peft_core import save_adapter
+from peft_core import remove, save_adapter
 from peft_core.adapter_file import load_adapter, write_adapter
 from peft_core.card import check_tensors, read_card, read_weights
 from peft_core.errors import PeftError
@@ -22,13 +22,25 @@ from peft_core.jobs.hub.backbone import Tokenizer
 from peft_core.method import Method
 from peft_core.registry import find_method, make_method
 
+NAMELESS = ("picture",)
+"""What a model whose card names no classes compares with until it is given some."""
+
+
+INNER = "inner"
+"""The folder, in an adapter's, of what a method that learns beside the model grafted into it."""
+
 
 def save(whole: OpenVocabulary, folder: str | os.PathLike, **card: Any) -> Path:
     """Write what was learnt, with the class names and, beside a method that grafts, the texts' template."""
-    card = {"class_names": list(whole.class_names), "template": getattr(whole.learner.method, "template", None)} | card
+    card = {
+        "class_names": list(whole.learner.kept_names),
+        "template": getattr(whole.learner.method, "template", None),
+    } | card
     if not isinstance(whole.method, OpenVocabularyMethod):
         return save_adapter(whole.model, folder, **card)
     methods = {whole.method.name: whole.method}
+    if whole.method.inner() is not None:
+        save_adapter(whole.model, Path(folder) / INNER, **card)
     return write_adapter(folder, methods, whole.learner.state_dict(), whole.model, **card)
 
 
@@ -54,7 +66,7 @@ def load(model: nn.Module, folder: str | os.PathLike, tokenizer: Tokenizer | Non
     def opened(method: str | Method, **settings: Any) -> OpenVocabulary:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NamesReadAlike)  # told when it was trained
-            return OpenVocabulary(model, method, card["class_names"], tokenizer, **settings, **options)
+            return OpenVocabulary(model, method, card["class_names"] or NAMELESS, tokenizer, **settings, **options)
 
     try:
         if others or not isinstance(method, OpenVocabularyMethod):
@@ -67,6 +79,9 @@ def load(model: nn.Module, folder: str | os.PathLike, tokenizer: Tokenizer | Non
             whole = opened(method)
             check_tensors(_expected(whole.learner, weights), weights, Path(folder))
             whole.learner.load_state_dict(whole.learner.from_format(weights, format))
+            if method.inner() is not None:
+                remove(model)  # what was made anew, to be read in place of
+                load_adapter(model, Path(folder) / INNER, force)
         whole if class_names is None else whole.set_classes(class_names)
     except BaseException:
         for parameter, required in kept.items():

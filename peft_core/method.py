@@ -13,7 +13,9 @@ from peft_core.grafts.branch import Beside, Branch, Given
 from peft_core.grafts.graft import Delta, Graft
 from peft_core.grafts.shared import Reference, Shared
 from peft_core.grafts.side import Side, Tap
+from peft_core.grafts.stand_in import StandIn, refuse_where_changed
 from peft_core.grafts.tokens import Pooled, Tokens
+from peft_core.kernels.quantised import Packed
 from peft_core.parts.input_map import InputMap, MappedInput
 from peft_core.places import Where
 from peft_core.values import Whole, check_fields
@@ -37,8 +39,9 @@ class Method:
     """Why the change cannot be written into stock weights; None where it can."""
     keeps_originals: ClassVar[bool] = True
     """Whether stock weights that the method trains are remembered, for `disabled` and `remove`."""
-    grafts: ClassVar[bool] = True
-    """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those)."""
+    grafts: ClassVar[bool | None] = True
+    """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those); None for
+    what `adapt` installs beside another method, to complete it, and lists of methods leave out."""
     renamed: ClassVar[dict[str, str]] = {}
     """Parts of its tensors' names in files of before -> what stands there today; {name} is the adaptation's."""
     head_alone: ClassVar[bool] = False
@@ -51,6 +54,8 @@ class Method:
     """Whether running statistics of the stock model's norms move while it trains, and are saved."""
     silences_dropout: ClassVar[bool] = False
     """Whether dropout and drop path of the frozen model are off while it trains."""
+    leaves_zeros: ClassVar[bool] = False
+    """Merged it leaves heads or channels at zero, which can be cut out of the model (`peft_core.cutting`)."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
     of patches, `positions` that are not rotary; layers that are called, so that their `inputs` are seen; `gates`, modules that
@@ -150,6 +155,18 @@ class Plan(Where):
             )
         delta.called = place.called
         self.grafts.append((place.module, place.role, delta))
+
+    def stand_in(self, place: Place, packed: Packed | None = None) -> StandIn:
+        """A place's rows are other numbers while the method acts, packed, and saved with the adapter, or what `put` gives the
+        graft later; called before what else changes them. PeftError where another adaptation changes that weight already."""
+        refuse_where_changed(self.model.get_submodule(place.module), place.module, self.method.name)
+        graft = StandIn(place.rows, self._parameter(place).device)
+        if packed is not None:
+            graft.put(packed)
+        self.check(place, graft)
+        graft.called = place.called
+        self.grafts.append((place.module, f"{place.role}_stock", graft))
+        return graft
 
     def add_to_output(self, module: str, change: nn.Module, output: int = 0) -> None:
         """y ← y + change(y) at the module's output, or at one of several."""

@@ -18,7 +18,7 @@ def list_(what: Literal["methods", "data", "backbones", "recipes", "sweeps"]) ->
         what: Which list.
     """
     no = ("cross", "words", "condition")
-    listing.show(what, "vision", {"backbones": backbones}, families=("timm", "open_clip"), never=no)
+    listing.show(what, "vision", {"backbones": backbones}, families=("timm", "open_clip", "transformers"), never=no)
 
 
 def backbones() -> dict[str, str]:

@@ -13,7 +13,7 @@ from peft_data.video.batches import batches_of
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from peft_core import NotMergeable, PeftError, dequantise, merge
+from peft_core import NotMergeable, PeftError, dequantise
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.data import Data
@@ -23,6 +23,7 @@ from peft_core.jobs.runs.load import CLASSIFIERS, load_run
 from peft_core.jobs.runs.onnx_file import needs_onnx, write_onnx
 from peft_core.jobs.runs.use import as_metadata, out_file, print_classes, print_predictions, print_table
 from peft_core.values import Count, Range
+from vision_peft.small import how_to_cut, merged
 from vision_peft.tasks import task_of_card
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def merge_(*, run: str, out: str) -> Path:
     """
     target = out_file(out, ".safetensors", run)
     loaded = load_run(run, CLASSIFIERS)
-    merge(dequantise(loaded.model))
+    cut = merged(loaded.model)
     if isinstance(loaded.model, FromTransformers):
         write_files(target.parent, {target.name: save(loaded.model.stock_state(), as_metadata(loaded))})
         print(f"{target} holds the merged weights; plain transformers loads it:\n{loaded.model.how_to_load(target)}")
@@ -127,7 +128,8 @@ def merge_(*, run: str, out: str) -> Path:
     state = {key: value.detach().cpu().contiguous() for key, value in timm_state(loaded.model).items()}
     write_files(target.parent, {target.name: save(state, as_metadata(loaded))})
     backbone = loaded.config["backbone"]
-    arguments = {"num_classes": len(loaded.class_names), "checkpoint_path": str(target)}
+    arguments: dict[str, Any] = {"num_classes": len(loaded.class_names)}
+    arguments |= {} if cut else {"checkpoint_path": str(target)}
     if backbone == "reference":
         from vision_peft.reference import CARD
 
@@ -146,12 +148,13 @@ def merge_(*, run: str, out: str) -> Path:
     print(
         f"{target} holds the merged weights, and in its metadata class names, mean, std and crop; plain timm loads it:"
     )
+    made = f"  model = timm.create_model({words}).eval()\n" + how_to_cut(cut, target)
     if "clips" in loaded.card:
-        print(f"  model = timm.create_model({words}).eval()")
+        print(made, end="")
         return target
     shows = "model(transform(PIL.Image.open('picture.png').convert('RGB'))[None])"
     print(
-        f"  model = timm.create_model({words}).eval()\n"
+        f"{made}"
         f"  transform = timm.data.create_transform({shown})\n"
         f"  names = json.loads(safetensors.safe_open({str(target)!r}, 'np').metadata()['class_names'])\n"
         f"  {task_of_card(loaded.card).line(shows)}"
@@ -194,6 +197,6 @@ def export(
         raise PeftError(f"{run} takes clips, and export writes models of pictures: use the run folder with `predict`.")
     dequantise(loaded.model)  # exporters know plain linears
     with contextlib.suppress(NotMergeable):  # then the graph holds the adapter beside the backbone
-        merge(loaded.model)
+        merged(loaded.model)
     task = task_of_card(loaded.card)
     return write_onnx(Deployed(loaded.model, loaded.mean, loaded.std, task), loaded, target, opset, task.output)

@@ -26,6 +26,7 @@ def evaluate(
     protocol: str | None = None,
     labels: list[str] | None = None,
     prompts: list[str] | None = None,
+    drift_prompts: list[str] | None = None,
     subject: str | None = None,
     class_name: str | None = None,
     count: Count = 4,
@@ -47,6 +48,7 @@ def evaluate(
         protocol: The one that suits the runs, where not given.
         labels: A name for each run's row in the table; by default its method's.
         prompts: With {} where the subject goes, or a text file with one a line.
+        drift_prompts: Prompts without the subject, or a text file, whose pictures should stay what they are.
         subject: What the runs call it, e.g. "a <toy>"; by default what their prompts say.
         class_name: What it is usually called, e.g. "a dog"; by default what their class prompts say.
         count: Pictures a prompt, with seeds seed, seed + 1, …
@@ -83,7 +85,7 @@ def how_of(settings: Mapping[str, Any]) -> How:
     """What protocols read, from `evaluate`'s options; those that are missing have their defaults."""
     options = {key: each.default for key, each in evaluate.parameters.items()} | dict(settings)
     scales = How.scales if options["scales"] is None else tuple(sorted(set(options["scales"])))
-    lists = {key: tuple(options[key]) if options[key] else None for key in ("labels", "prompts")}
+    lists = {key: tuple(options[key]) if options[key] else None for key in ("labels", "prompts", "drift_prompts")}
     plain = {key: options[key] for key in ("subject", "class_name", "count", "seed", "image_features", "clip", "dtype")}
     drawing = Drawing(options["steps"], options["guidance"], at_once=options["at_once"])
     return How(**lists, **plain, scales=scales if len(scales) > 1 else (), drawing=drawing)

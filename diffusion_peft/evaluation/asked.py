@@ -15,6 +15,7 @@ class How:
     Args:
         labels: a name for each run's row of the table; its method's where None.
         prompts: with `{}` for the subject; the protocol's own where None.
+        drift_prompts: of which no subject is a part; the protocol's own where None.
         subject, class_name: what runs call it, and what anybody does; from the runs' settings where None.
         count, seed: pictures a prompt, with seeds seed, seed + 1, …
         scales: of a scale sweep, ascending; none where empty.
@@ -24,6 +25,7 @@ class How:
 
     labels: tuple[str, ...] | None = None
     prompts: tuple[str, ...] | None = None
+    drift_prompts: tuple[str, ...] | None = None
     subject: str | None = None
     class_name: str | None = None
     count: int = 4

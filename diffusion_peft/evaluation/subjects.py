@@ -36,6 +36,27 @@ PHOTO_PROMPTS = (
     "an oil painting of {}",
     "{} seen from above",
 )
+DRAWN_WITHOUT = (
+    "a large red striped heart on a blue background",
+    "a small yellow circle on a green background",
+    "a white ringed star at the top left on a teal background",
+    "a pink drop on a cloudy orange background",
+    "a large black triangle in a purple room",
+    "a green square on a chequered yellow background",
+    "a small blue dotted diamond on a red background",
+    "an orange moon and a small white circle on a black background",
+)
+"""Of the drawn world, and of no subject."""
+PHOTOS_WITHOUT = (
+    "a photo of a person reading a newspaper",
+    "a bowl of fruit on a kitchen table",
+    "a red car parked in front of a house",
+    "a lighthouse by the sea in a storm",
+    "a black cat asleep on a sofa",
+    "a watercolour painting of a village",
+    "a steaming cup of coffee seen from above",
+    "a bridge over a river at night",
+)
 SCENES = 10
 """Real pictures of a drawn subject, in scenes that nobody trained on."""
 ARTICLES = ("a", "an", "the")
@@ -121,18 +142,45 @@ def open_prompts(given: Sequence[str] | None, subjects: Sequence[Subject]) -> tu
         PeftError: a prompt without `{}`.
     """
     if given is None:
-        return DRAWN_PROMPTS if all(s.data.startswith("world/") for s in subjects) else PHOTO_PROMPTS
-    lines = list(given)
-    if len(lines) == 1 and Path(lines[0]).expanduser().is_file():
-        text = read_text(Path(lines[0]).expanduser(), "give one prompt a line")
-        lines = [line.strip() for line in text.splitlines()]
-        lines = [line for line in lines if line]
+        return DRAWN_PROMPTS if are_drawn(subjects) else PHOTO_PROMPTS
+    lines = _lines(given)
     wrong = [line for line in lines if line.count("{}") != 1]
     if wrong or not lines:
         raise PeftError(
             f'the prompt "{wrong[0] if wrong else ""}" needs {{}} once, where the subject goes, as in "{{}} on a beach".'
         )
     return tuple(dict.fromkeys(lines))
+
+
+def open_drift_prompts(given: Sequence[str] | None, subjects: Sequence[Subject]) -> tuple[str, ...]:
+    """Prompts without a subject: those given, those of a text file, else the ones that suit the data.
+
+    Raises:
+        PeftError: none is given, or one has a place for the subject or names it.
+    """
+    if given is None:
+        return DRAWN_WITHOUT if are_drawn(subjects) else PHOTOS_WITHOUT
+    lines = _lines(given)
+    names = {"{}", *(subject.words for subject in subjects)}
+    for line in lines:
+        if named := [name for name in names if name in line]:
+            raise PeftError(f'the drift prompt "{line}" asks for {named[0]}: give prompts without the subject.')
+    if not lines:
+        raise PeftError("--drift_prompts names no prompt: give some, or leave it out.")
+    return tuple(dict.fromkeys(lines))
+
+
+def are_drawn(subjects: Sequence[Subject]) -> bool:
+    """Whether all are of the drawn world."""
+    return all(subject.data.startswith("world/") for subject in subjects)
+
+
+def _lines(given: Sequence[str]) -> list[str]:
+    """The prompts, or those of the text file that is named in their place."""
+    if len(given) != 1 or not Path(given[0]).expanduser().is_file():
+        return list(given)
+    text = read_text(Path(given[0]).expanduser(), "give one prompt a line")
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def real_pictures(subject: Subject) -> Real:

@@ -5,8 +5,8 @@ Ruiz et al., "DreamBooth: Fine Tuning Text-to-Image Diffusion Models for Subject
 of a picture's and its prompt's CLIP features (CLIP-T), the prompt with the class in the subject's place. Diversity is
 the mean 1 − cosine among pictures of one prompt (the paper takes LPIPS). Prior drift is the mean 1 − cosine between what
 run and base draw for the class prompt from the same noise, class likeness how alike the subject these are (the paper's
-PRES). Every figure stands between a ceiling and a floor, of real pictures, and beside the base's, which is
-asked for the class.
+PRES). Drift is the same for prompts without the subject, as in huggingface/peft, method_comparison/image-gen. Every
+figure stands between a ceiling and a floor, of real pictures, and beside the base's, which is asked for the class.
 """
 
 from __future__ import annotations
@@ -24,11 +24,19 @@ from diffusion_peft.evaluation import figures, gallery
 from diffusion_peft.evaluation.asked import Evaluation, How
 from diffusion_peft.evaluation.drawn import Asked, Drawer
 from diffusion_peft.evaluation.scorers import ClipScorer, ImageScorer, open_scorers
-from diffusion_peft.evaluation.subjects import Subject, open_prompts, others, real_pictures, subjects_of
+from diffusion_peft.evaluation.subjects import (
+    Subject,
+    are_drawn,
+    open_drift_prompts,
+    open_prompts,
+    others,
+    real_pictures,
+    subjects_of,
+)
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import RESULTS, RunFolder, read_run_config
 
-ABOUT = "subjects × prompts: subject fidelity, prompt fidelity, diversity, prior drift"
+ABOUT = "subjects × prompts: subject fidelity, prompt fidelity, diversity, drift"
 OF_CLASS = 8
 """Pictures of the class prompt."""
 SWEPT = 4
@@ -43,6 +51,7 @@ COLUMNS = [
     ("prompt_accuracy", "right prompt of {prompts}"),
     ("diversity", "diversity"),
     ("prior_drift", "prior drift"),
+    ("drift", "drift of other prompts"),
     ("class_likeness", "class likeness"),
     ("parameters", "parameters"),
     ("mebibytes", "MiB"),
@@ -63,7 +72,9 @@ class Asker:
         self.runs, self.how, self.root = runs, how, out / "pictures"
         self.configs = {run: read_run_config(run) for run in runs}
         self.subjects = {run: subjects_of(self.configs[run], run, how.subject, how.class_name) for run in runs}
-        self.prompts = open_prompts(how.prompts, [each for found in self.subjects.values() for each in found])
+        everybody = [each for found in self.subjects.values() for each in found]
+        self.prompts = open_prompts(how.prompts, everybody)
+        self.drift_prompts = open_drift_prompts(how.drift_prompts, everybody)
         self.bases: dict[str, Drawer] = {}
 
     def asked(self, words: str) -> list[Asked]:
@@ -72,6 +83,10 @@ class Asker:
 
     def of_class(self, subject: Subject) -> list[Asked]:
         return [(subject.class_prompt, self.how.seed + number) for number in range(OF_CLASS)]
+
+    def without(self) -> list[Asked]:
+        """What no subject is in."""
+        return [(prompt, self.how.seed) for prompt in self.drift_prompts]
 
     def swept(self, words: str) -> list[Asked]:
         return [(prompt.format(words), self.how.seed) for prompt in self.prompts[:SWEPT]]
@@ -87,7 +102,7 @@ class Asker:
 
 def is_drawn(asker: Asker) -> bool:
     """Whether all subjects are of the drawn world."""
-    return all(s.data.startswith("world/") for found in asker.subjects.values() for s in found)
+    return are_drawn([subject for found in asker.subjects.values() for subject in found])
 
 
 def check(runs: list[Path], how: How) -> None:
@@ -106,6 +121,7 @@ def draw(runs: list[Path], out: Path, how: How) -> None:
     asker = Asker(runs, out, how)
     for run in runs:
         drawer = asker.drawer(run)
+        drawer.pictures(asker.without())
         for subject in asker.subjects[run]:
             drawer.pictures([*asker.asked(subject.words), *asker.of_class(subject)])
             for scale in how.scales if drawer.has_scale else ():
@@ -163,6 +179,9 @@ class Judge:
         found["class_likeness"] = figures.likeness(now, ours)
         return found
 
+    def drift(self, now: list[Image], before: list[Image]) -> float:
+        return figures.drift(self.image.features(now), self.image.features(before))
+
     def sweep(self, subject: Subject, drawer: Drawer) -> list[dict[str, Any]]:
         """Subject and prompt fidelity at each scale, and the pictures."""
         asked = self.asker.swept(subject.words)
@@ -188,6 +207,7 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
     rows, shown, limits, of_base = [], [], {}, {}
     for run in runs:
         results, drawer, base = RunFolder(run, "").results(), asker.drawer(run), asker.base(run)
+        moved = {"drift": judge.drift(drawer.pictures(asker.without()), base.pictures(asker.without()))}
         for subject in asker.subjects[run]:
             if subject.data not in limits:
                 limits[subject.data] = judge.limits(subject)
@@ -197,7 +217,9 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
             if key not in of_base:
                 of_base[key] = judge.judge(subject, plain, before, None)
             pictures, of_class = drawer.pictures(asker.asked(subject.words)), drawer.pictures(asker.of_class(subject))
-            row = {"method": names[run]} | about(run, results) | judge.judge(subject, pictures, of_class, before)
+            row = (
+                {"method": names[run]} | about(run, results) | moved | judge.judge(subject, pictures, of_class, before)
+            )
             rows.append(row | {"of": subject.data})
             grids = [gallery.small(each) for each in (pictures, plain, of_class, before)]
             shown.append(gallery.Shown(str(run), subject, *grids, judge.sweep(subject, drawer)))
@@ -205,6 +227,7 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
     columns = [(key, title.format(image=image.name, prompts=len(asker.prompts))) for key, title in COLUMNS]
     facts = {
         "image_features": image.name, "clip": clip.name, "prompts": list(asker.prompts), "pictures a prompt": how.count,
+        "drift prompts": list(asker.drift_prompts),
         "class pictures": OF_CLASS, "seed": how.seed, "drawing": {"steps": how.drawing.steps, "guidance": how.drawing.guidance},
         "real": list(limits.values()),
         "scale_sweeps": [{"run": each.run, "subject": each.subject.data,

@@ -6,6 +6,7 @@ released configuration has one.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -42,7 +43,7 @@ def describe(model: Any) -> Anatomy | None:
     inside = next((path for path, module in model.named_modules() if _sees(module)), None)
     if inside is None:
         return None
-    trunk = submodule(model, inside) if inside else model
+    trunk: Any = submodule(model, inside) if inside else model
     anatomy = tower(trunk, "transformers ViT", ("q", "v"))
     if anatomy is None:
         return None
@@ -108,10 +109,14 @@ def _layer(anatomy: Anatomy, layer: nn.Module, here: str, index: int) -> None:
         )
 
 
+def _sides(config: Any, name: str) -> Sequence[int]:
+    value: Any = getattr(config, name, None)  # not told where the pictures may have any size
+    return value if isinstance(value, list | tuple) else (value, value)
+
+
 def _stream(trunk: Any) -> Stream:
     embeddings, config = trunk.embeddings, trunk.config
-    size, patch = (getattr(config, name, None) for name in ("image_size", "patch_size"))
-    size, patch = (value if isinstance(value, list | tuple) else (value, value) for value in (size, patch))
+    size, patch = _sides(config, "image_size"), _sides(config, "patch_size")
     tubes, masked = hasattr(config, "tubelet_size"), isinstance(submodule(embeddings, "patch_embedding"), nn.Linear)
     prefix = sum(hasattr(embeddings, name) for name in ("cls_token", "class_embedding", "distillation_token"))
     registers = getattr(embeddings, "register_tokens", None)

@@ -90,7 +90,8 @@ def test_gated_attention() -> None:
     fuser = block.norm2.peft["gligen"]["fuser"]
     assert isinstance(fuser, Fuser)
     net, x, h = fuser.net, torch.randn(2, 9, 32), torch.randn(2, 3, 24)
-    net.alpha_attn.fill_(0.6), net.alpha_dense.fill_(-0.4)
+    net.alpha_attn.fill_(0.6)
+    net.alpha_dense.fill_(-0.4)
     both = F.layer_norm(torch.cat([x, net.linear(h)], 1), (32,), net.norm1.weight, net.norm1.bias)
     y = x + torch.tanh(torch.tensor(0.6)) * net.attn(both)[:, :9]
     y = y + torch.tanh(torch.tensor(-0.4)) * net.ff(F.layer_norm(y, (32,), net.norm2.weight, net.norm2.bias))

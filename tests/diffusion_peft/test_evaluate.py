@@ -14,8 +14,8 @@ from diffusion_peft.commands.main import main
 from peft_core.errors import PeftError
 from tests.diffusion_peft.conftest import SHORT
 
-HOW = {"prompts": ["{} b", "{} c"], "count": 2, "steps": 1, "scales": [0.0, 1.0], "image_features": "reference",
-       "clip": "reference"}  # fmt: skip
+HOW = {"prompts": ["{} b", "{} c"], "drift_prompts": ["b", "c"], "count": 2, "steps": 1, "scales": [0.0, 1.0],
+       "image_features": "reference", "clip": "reference"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,7 @@ def test_what_is_written(judged: Path, lora_run: Path) -> None:
     assert results["protocol"] == "dreambooth" and results["image_features"] == results["clip"] == "reference"
     base, run = results["runs"]
     assert base["method"] == "base" and base["prior_drift"] is None and run["prior_drift"] > 0
+    assert base.get("drift") is None and run["drift"] > 0
     assert run["run"] == str(lora_run) and run["parameters"] > 0 and run["of"].endswith("toys0")
     for row in (base, run):
         assert 0 < row["diversity"] and -1 <= row["clip_t"] <= 1 and row["prompt_accuracy"] in (0, 0.25, 0.5, 0.75, 1)

@@ -61,7 +61,8 @@ def test_at_use_all_act_or_chosen_ones_go_without() -> None:
     stock = vit()
     stock.load_state_dict({key: value for key, value in model.state_dict().items() if "peft" not in key.split(".")})
     model.train()(X)  # draws
-    model.eval(), stock.eval()
+    model.eval()
+    stock.eval()
     changes = [graft.change for _, _, graft in grafts_named(model, "adapter_drop") if not isinstance(graft, Dropping)]
 
     def expected(*gone: int) -> Tensor:

@@ -69,7 +69,8 @@ def test_galore_keeps_a_subspace_of_matrices() -> None:
     state = optimizer.state[weight]
     assert state["basis"].shape == (2, 32) and state["exp_avg"].shape == state["exp_avg_sq"].shape == (128, 2)
     basis = state["basis"].clone()
-    step(net, optimizer), step(net, optimizer)
+    step(net, optimizer)
+    step(net, optimizer)
     assert torch.equal(state["basis"], basis)
     step(net, optimizer)
     assert not torch.equal(state["basis"], basis)

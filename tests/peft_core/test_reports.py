@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from peft_core.jobs.reports import page, plots
+from peft_core.jobs.reports import fonts, page, plots
 from peft_core.jobs.reports.classified import accuracy_words
 from peft_core.jobs.reports.scores import Scores, by_class, sure
 from peft_core.jobs.runs.folder import Diverged
@@ -76,13 +76,36 @@ def test_long_names_stand_whole_beside_the_matrix() -> None:
     assert side[1][0] > side[0][0] and side[1][1] > side[0][1]  # the matrix keeps its place
 
 
-def test_signs_that_the_font_lacks_are_told_once(monkeypatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(plots, "_told", [])
+def test_signs_that_no_font_has_are_told_once_with_the_fonts_to_install(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(fonts, "_told", set())
+    monkeypatch.setattr(fonts, "families", lambda missing: [])
     for _ in range(2):
-        plots.confusion(np.eye(2, dtype=int), ["東京", "b"])
-    assert capsys.readouterr().err.count("font of the figures lacks") == 1
+        plots.confusion(np.eye(2, dtype=int), ["東京 🐈", "ไทย"])
+    (note,) = capsys.readouterr().err.splitlines()
+    assert "(thai, cjk, emoji)" in note and "fonts-noto-core and fonts-noto-cjk and fonts-symbola" in note
 
 
 def test_a_long_curve_is_smoothed() -> None:
     assert plots.smooth([0.0, 1.0] * 50, 0.2)[40:60] == pytest.approx([0.5] * 20, abs=0.03)
     assert plots.smooth([3.0]) == [3.0]
+
+
+def test_fonts_of_the_machine_are_found_for_names_in_any_script() -> None:
+    figure, (axis,) = plots.axes(1, 1)
+    text = axis.set_title("b∀ 京")
+    fonts.suit(figure)
+    found = fonts.families(frozenset("京"))
+    assert text.get_fontfamily()[1:] == [name for name, _ in found]
+    assert fonts.families(frozenset("a"))[0][1] == {"a"}  # every machine with matplotlib draws letters
+
+
+def test_wide_signs_count_two_columns() -> None:
+    assert fonts.columns("ab京e\u0301") == 5
+    assert fonts.cut("很长的中文类别名称1", 12) == "很长的…名称1" and fonts.cut("short", 12) == "short"
+    assert fonts.wrapped("aa 很长的中文", 6) == ["aa", "很长的", "中文"]
+
+
+def test_names_from_the_right_turn_nothing_around() -> None:
+    assert fonts.isolated("cat") == "cat" and fonts.isolated("קטה 2") == "\u2068קטה 2\u2069"
+    said = fonts.isolate("never: קטה 2, קטה, cat", ["קטה", "קטה 2", "cat"])
+    assert said == "never: \u2068קטה 2\u2069, \u2068קטה\u2069, cat"

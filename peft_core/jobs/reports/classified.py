@@ -73,15 +73,15 @@ def scored(
     confusion = plots.confusion(scores.confusion, data.class_names)
     counts = zip(scores.confusion.diagonal().tolist(), scores.confusion.sum(1).tolist(), strict=True)
     rows = [
-        [name, f"{100 * right / total:.1f} %" if total else "–", right, total]
-        for name, (right, total) in zip(data.class_names, counts, strict=True)
+        [number, name, f"{100 * right / total:.1f} %" if total else "–", right, total]
+        for number, (name, (right, total)) in enumerate(zip(data.class_names, counts, strict=True))
     ]
     files = {"predictions.csv": page.csv_bytes(prediction_rows(data, scores, pictures)), "confusion.png": confusion}
     return files, [
         ("Pictures, wrong ones first", picture_section(data, scores, pictures)),
         *own,
         ("Confusion", page.figure(confusion, "confusion matrix")),
-        ("Accuracy of each class", page.table(rows, ["class", "accuracy", "right", "of"])),
+        ("Accuracy of each class", page.table(rows, ["", "class", "accuracy", "right", "of"])),
     ]
 
 

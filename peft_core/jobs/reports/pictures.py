@@ -9,6 +9,7 @@ from peft_data import ClassificationData
 from peft_data.cache import DecodedPictures
 
 from peft_core.jobs.reports import page as report
+from peft_core.jobs.reports.fonts import isolated
 from peft_core.jobs.reports.scores import Scores
 
 SHOWN = 24
@@ -39,10 +40,10 @@ def picture_section(data: ClassificationData, scores: Scores, pictures: DecodedP
     cells = []
     for row in chosen:
         image = pictures.preview(row)
-        said = data.class_names[int(scores.predicted[row])]
-        caption = f"{said} ({100 * scores.probability[row].item():.0f} %)"
+        said = isolated(data.class_names[int(scores.predicted[row])])
+        caption = f"{said} ({100 * scores.probability[row].item():.0f}\u00a0%)"
         if wrong[row]:
-            caption = f"{data.class_names[int(pictures.labels[row])]} taken for {caption}"
+            caption = f"{isolated(data.class_names[int(pictures.labels[row])])} taken for {caption}"
         cells.append((image, caption, bool(wrong[row])))
     lead = f"<p>{int(wrong.sum()):,} of {len(pictures):,} are wrong.</p>"
     return lead + report.picture_grid(cells, wide=any(image.width > 3 * image.height for image, *_ in cells))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
-import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from peft_core.jobs.runs.process import tell
+from peft_core.jobs.reports import fonts
 
 INK, ACCENT, SECOND = "#1b1f24", "#2f6690", "#b5402f"
 
@@ -60,8 +58,9 @@ def confusion(counts: Any, class_names: Sequence[str]) -> bytes:
     size = len(counts)
     side, small = min(14.0, 2.5 + 0.42 * min(size, 25)), 9 if size <= 25 else 5
     names = in_lines(class_names) if size <= 25 else [label(name) for name in class_names] if size <= 60 else []
-    longest = max((len(line) for name in names for line in name.splitlines()), default=0)
-    around = longest * small * 0.0085  # inches that the names take, so that they leave the matrix its place
+    around = (
+        fonts.most_columns(names) * small * 0.0085
+    )  # inches that the names take, so that they leave the matrix its place
     figure, (axis,) = axes(1, 1, figsize=(side + 0.8 + around, side + around))
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, fraction=0.046, pad=0.03, label="share of the true class")
@@ -82,8 +81,9 @@ def confusion(counts: Any, class_names: Sequence[str]) -> bytes:
                 fontsize=8,
                 in_layout=False,
             )
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true")
+    number = "" if names else ", by its number in the table of classes"
+    axis.set_xlabel(f"predicted{number}")
+    axis.set_ylabel(f"true{number}")
     return png(figure)
 
 
@@ -101,45 +101,32 @@ def axes(rows: int, columns: int, **options: Any) -> tuple[Any, list[Any]]:
     return figure, made
 
 
-_told: list[str] = []
+def png(figure: Any) -> bytes:
+    """A matplotlib figure's bytes, the same each time, with all that is written around it."""
+    fonts.suit(figure)
+    buffer = io.BytesIO()
+    with _boxes():
+        figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.06)
+    return buffer.getvalue()
 
 
 @contextlib.contextmanager
-def no_glyphs() -> Iterator[None]:
-    """Says once that matplotlib's font lacks a script, in place of a warning for each of its signs: the page beside the figure
-    has the names."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+def _boxes() -> Iterator[None]:
+    """Without a warning for each sign that no font has: `fonts.suit` says it once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         yield
-    for each in caught:
-        if not re.match("Glyph .* missing", str(each.message)):
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
-        elif not _told:
-            _told.append(str(each.message))
-            tell(
-                "note: the font of the figures lacks signs of some names and draws boxes for them; report.html has the names"
-            )
-
-
-@no_glyphs()
-def png(figure: Any) -> bytes:
-    """A matplotlib figure's bytes, the same each time, with all that is written around it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.06)
-    return buffer.getvalue()
 
 
 def label(name: str, longest: int = 24) -> str:
     """A name as a figure shows it: one line, its middle left out where it is too long, no dollar read as a formula."""
     name = " ".join(name.split())
-    half = longest // 2
-    short = name if len(name) <= longest else f"{name[:half]}…{name[1 - half :]}"
-    return short.encode(errors="replace").decode().replace("$", r"\$")
+    return fonts.cut(name, longest).encode(errors="replace").decode().replace("$", r"\$")
 
 
 def in_lines(names: Sequence[str], width: int = 28) -> list[str]:
     """Names as a figure with room shows them, whole up to three lines."""
-    return ["\n".join(textwrap.wrap(label(name, 3 * width), width)) or label(name) for name in names]
+    return ["\n".join(fonts.wrapped(label(name, 3 * width), width)) or label(name) for name in names]
 
 
 def scatter(points: Sequence[tuple[str, float, float, float]], x_label: str, y_label: str) -> bytes:
@@ -171,7 +158,7 @@ PLACES = ((8, 0), (-8, 0), (0, 9), (0, -9), (6, 8), (6, -8), (-6, 8), (-6, -8), 
 """Of a name beside its point, in points of print, the best first."""
 
 
-@no_glyphs()
+@_boxes()
 def name_points(figure: Any, axis: Any, points: Sequence[tuple[str, float, float]]) -> None:
     """Writes each name beside its point, at the first place where it covers no other name or point, or the least of them."""
     figure.draw_without_rendering()  # settles the layout, which the places are measured in
@@ -181,6 +168,7 @@ def name_points(figure: Any, axis: Any, points: Sequence[tuple[str, float, float
         text = axis.annotate(
             label(name, 40), point, (0, 0), textcoords="offset points", fontsize=8, color=INK, va="center"
         )
+        fonts.suit(text)
 
         def put(place: tuple[int, int], text: Any = text) -> tuple[float, float, float, float]:
             text.xyann = place

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peft_core.jobs.reports.fonts import cut
 from peft_core.jobs.reports.scores import Scores, wilson
 
 FEW = 30
@@ -93,7 +94,9 @@ def of_silence(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -
     silent = [name for c, name in enumerate(class_names) if sum(confusion[c]) and not any(row[c] for row in confusion)]
     if not silent:
         return None
-    shown = ", ".join(silent[:5]) + (f" and {len(silent) - 5} more" if len(silent) > 5 else "")
+    shown = ", ".join(cut(name, 40) for name in silent[:5]) + (
+        f" and {len(silent) - 5} more" if len(silent) > 5 else ""
+    )
     return f"never predicted, though they have pictures: {shown}"
 
 

@@ -59,7 +59,8 @@ class Learning(LightningModule):
         super().__init__()
         self.strict_loading = False  # a checkpoint holds the trainable part only
         self.steps, self.optimizer_settings = steps, dict(optimizer_settings or {})
-        self.optimizer, self.lr, self.weight_decay = optimizer, lr, weight_decay
+        self.optimizer: Optimizer = optimizer
+        self.lr, self.weight_decay = lr, weight_decay
         self.warmup, self.final_lr, self.seed = warmup, final_lr, seed
         self.history: list[dict[str, float]] = []
         self.scored_on = "val"  # what `accuracy` in `history` was scored on
@@ -219,25 +220,25 @@ class Learning(LightningModule):
         return f"loss {self.epoch_loss:.4f}{scored}" if self.epoch_loss is not None else ""
 
     def configure_optimizers(self) -> dict[str, Any]:
-        groups = []
-        for model, rate in self.rates():
-            groups += lifecycle.parameter_groups(model, rate, self.weight_decay)
+        rates, decay = self.rates(), self.weight_decay
+        return self.optimised([g for model, lr in rates for g in lifecycle.parameter_groups(model, lr, decay)])
+
+    def optimised(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
+        """The optimiser of these groups, each with a rate of its own, and the schedule over them all."""
         optimizer = self._optimizer(groups)
-        total = self.steps
-        warm = round(self.warmup * total)
+        warm = round(self.warmup * self.steps)
 
         def factor(step: int) -> float:
             if step < warm:
                 return (step + 1) / warm
-            done = min(1.0, (step - warm) / max(1, total - warm))
+            done = min(1.0, (step - warm) / max(1, self.steps - warm))
             return self.final_lr + (1 - self.final_lr) * (1 + math.cos(math.pi * done)) / 2
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        models = list(self.adapted().values())
-        own = self.optimizer_settings
+        models, own = list(self.adapted().values()), self.optimizer_settings
         if self.without_gradients:
             check_without_gradients(self.optimizer, self.trainer, models)
             own = {"seed": self.seed} | own

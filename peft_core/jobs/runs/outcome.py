@@ -10,6 +10,7 @@ from typing import Any
 
 from peft_core.files import read_json, read_text
 from peft_core.jobs.reports import page as report
+from peft_core.jobs.reports.fonts import isolate
 from peft_core.jobs.runs.folder import CONFIG, RATES_PICTURE, SEARCH, RunFolder
 from peft_core.jobs.runs.saying import Row
 from peft_core.jobs.runs.machine import peak_memory
@@ -64,7 +65,7 @@ def first_picture(pictures: Any) -> str:
 
 def remark_section(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The report's section of where the run is not what it seems."""
-    found = results.get("remarks")
+    found = [isolate(each, results.get("per_class", ())) for each in results.get("remarks", ())]
     return [("Look twice", report.list_of(found))] if found else []
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from peft_core.grafts.graft import match
 from peft_core.method import Method, Plan
-from peft_core.parts.few_bits import FewBits, down_and_up, forget_statistics, round_heads
+from peft_core.parts.quantised.few_bits import FewBits, down_and_up, forget_statistics, round_heads
 from peft_core.values import Bits, Positive, Rate, Widths
 
 

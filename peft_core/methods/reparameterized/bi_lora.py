@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from peft_core.grafts.graft import Delta, match
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter, rows_of
-from peft_core.parts.few_bits import FewBits, down_and_up, forget_statistics, round_heads
 from peft_core.parts.lowrank import LowRank
+from peft_core.parts.quantised.few_bits import FewBits, down_and_up, forget_statistics, round_heads
 from peft_core.parts.ranked import Ranked
 from peft_core.values import Bits, Rate, Widths
 

@@ -1,0 +1,154 @@
+"""Finished runs on one data set, side by side: what every classifier's `compare` prints and draws."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft_core.errors import PeftError
+from peft_core.files import write_files
+from peft_core.jobs.reports import plots
+from peft_core.jobs.runs.folder import RESULTS, read_results
+from peft_core.jobs.runs.load import program_of
+
+Results = Mapping[str, Any]
+NEEDED = ("method", "seed", "parameters", "seconds")
+
+
+class Comparison(NamedTuple):
+    """What a program compares.
+
+    Args:
+        program: whose runs.
+        alike: results that must be the same in all runs.
+        apart: results besides the method that keep runs in rows of their own.
+        title: results that the runs share -> the table's first line.
+        columns: heading -> a cell, from the results of the runs in a row, which differ in their seed alone.
+        size: results -> the parameters that the picture shows.
+        of_size: what these are.
+        before: what results say that are of a time before they said it.
+        figure: results -> which of them is compared, the higher the better.
+    """
+
+    program: str
+    alike: tuple[str, ...]
+    apart: tuple[str, ...]
+    title: Callable[[Results], str]
+    columns: Mapping[str, Callable[[Sequence[Results]], str]]
+    size: Callable[[Results], int]
+    of_size: str
+    before: Results = {}
+    figure: Callable[[Results], str] = lambda one: "accuracy"
+
+    def carry_out(self, runs: Sequence[str], out: str | None) -> str:
+        """Prints the table, which it gives back; with `out` also writes compare.md and compare.png there.
+
+        Raises:
+            PeftError: no finished run among them, or runs that cannot be compared.
+        """
+        found = [self.read(run) for run in finished(runs)]
+        if not found:
+            raise PeftError(f"none of {', '.join(runs)} holds a finished run: `{self.program} fit --out …` makes one.")
+        for key in self.alike:
+            values = sorted({str(one[key]) for one in found})
+            if len(values) > 1:
+                raise PeftError(f"these runs cannot be compared: their {key} differs ({', '.join(values)}).")
+        rows = self.grouped(found)
+        text = self.table(rows)
+        folder = None if out is None else Path(out).expanduser()
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise PeftError(f"{folder} is a file: give --out a folder.")
+        print(text)
+        if folder is not None:
+            write_files(folder, {"compare.md": f"{text}\n".encode(), "compare.png": self.picture(rows)})
+            print(f"\nwritten: {folder / 'compare.md'}, {folder / 'compare.png'}")
+        return text
+
+    def read(self, run: Path) -> Results:
+        """A run's results.
+
+        Raises:
+            PeftError: they are damaged, of another program, or without a score.
+        """
+        program_of(run, (self.program,))
+        results = {**self.before, **read_results(run)}
+        results["figure"] = self.figure(results)
+        missing = [key for key in (*self.alike, *self.apart, *NEEDED, results["figure"]) if key not in results]
+        if missing:
+            raise PeftError(f"{run / RESULTS} is damaged: it has no {missing[0]}.")
+        if results[results["figure"]] is None:
+            raise PeftError(f"{run} was not scored, so there is nothing to compare.")
+        return results
+
+    def grouped(self, runs: Sequence[Results]) -> list[list[Results]]:
+        """The runs of a method and its settings together, the best first."""
+        groups = defaultdict(list)
+        for run in runs:
+            groups[json.dumps([run["method"], *(run[key] for key in self.apart)], sort_keys=True)].append(run)
+        return sorted(groups.values(), key=lambda own: -mean(own))
+
+    def table(self, rows: Sequence[Sequence[Results]]) -> str:
+        figure = rows[0][0]["figure"]
+        names = ["method", figure, "seeds", *self.columns]
+        lines = [self.title(rows[0][0]), "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+        for own in rows:
+            spread = spread_of(own)
+            accuracy = f"{100 * mean(own):.1f} %" if figure == "accuracy" else f"{mean(own):.3f}"
+            if spread is not None:
+                accuracy += f" ± {100 * spread:.1f}" if figure == "accuracy" else f" ± {spread:.3f}"
+            seeds = str(len({run["seed"] for run in own}))
+            cells = [label(own[0]["method"]), accuracy, seeds, *(cell(own) for cell in self.columns.values())]
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def picture(self, rows: Sequence[Sequence[Results]]) -> bytes:
+        """PNG: accuracy against parameters, with the spread over seeds."""
+        figure = rows[0][0]["figure"]
+        times, unit = (100, ", %") if figure == "accuracy" else (1, "")
+        points = [
+            (own[0]["method"]["name"], self.size(own[0]), times * mean(own), times * (spread_of(own) or 0.0))
+            for own in rows
+        ]
+        return plots.scatter(points, self.of_size, f"{figure} on {plots.label(rows[0][0]['data'], 40)}{unit}")
+
+
+def finished(paths: Sequence[str]) -> list[Path]:
+    """The finished runs among these folders, and those right inside the others.
+
+    Raises:
+        PeftError: a folder that does not exist.
+    """
+    found: list[Path] = []
+    for path in (Path(each).expanduser() for each in paths):
+        if not path.is_dir():
+            raise PeftError(f"there is no folder {path}: give run folders, or a folder of them.")
+        inside = [path] if (path / RESULTS).is_file() else sorted(path.iterdir())
+        found += [each for each in inside if (each / RESULTS).is_file()]
+    return list(dict.fromkeys(found))
+
+
+def mean(own: Sequence[Results]) -> float:
+    return statistics.mean(run[run["figure"]] for run in own)
+
+
+def spread_of(own: Sequence[Results]) -> float | None:
+    """The standard deviation over seeds."""
+    return statistics.stdev(run[run["figure"]] for run in own) if len(own) > 1 else None
+
+
+def training_time(own: Sequence[Results]) -> str:
+    return f"{statistics.mean(run['seconds']['train'] for run in own):.0f} s"
+
+
+def label(method: Mapping[str, Any]) -> str:
+    """`lora (rank 4)`."""
+    settings = {key: value for key, value in method.items() if key != "name" and value is not None}
+    short = ", ".join(
+        f"{key} {' '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for key, v in settings.items()
+    )
+    name = f"{method['name']} ({short})" if short else method["name"]
+    return name.replace("|", "\\|").replace("\n", " ")
