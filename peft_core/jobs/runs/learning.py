@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from peft_core import lifecycle
 from peft_core.adapter_file import fit_grafts
-from peft_core.card import FORMAT
+from peft_core.saved.card import FORMAT
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
 from peft_core.jobs.runs.optimizers import WITHOUT_GRADIENTS, Optimizer, check_without_gradients, make_optimizer
