@@ -33,9 +33,7 @@ class Learning(LightningModule):
     Weight decay spares biases and other 1-D tensors, as timm's. A subclass adds each step's loss by `count(loss)` and
     names its adapted models in `adapted`, and in `kept` the attributes that go into checkpoints besides.
 
-    Args:
-        steps: optimiser steps of the whole run, T.
-        optimizer_settings: what this optimiser alone takes.
+    `steps` are the optimiser steps of the whole run, T; `optimizer_settings` what this optimiser alone takes.
     """
 
     kept: ClassVar[tuple[str, ...]] = ()
