@@ -33,8 +33,7 @@ CHUNK = 64
 
 def frozen_image_tower(whole: OpenVocabulary) -> bool:
     """Whether image features are the stock model's whatever is learnt."""
-    inside = grafted(whole.method)
-    if inside is not None and inside.tower != "text":
+    if any(method.tower != "text" for method in grafted(whole.method)):
         return False
     return type(whole.learner).encode is Learner.encode
 

@@ -278,5 +278,5 @@ def wants_bf16(precision: str, whole: OpenVocabulary) -> bool:
 def parameters(whole: OpenVocabulary) -> dict[str, int]:
     trained = sum(p.numel() for p in whole.trainable())
     inserted = sum(p.numel() for p in whole.learner.parameters())
-    inserted += 0 if grafted(whole.method) is None else count_parameters(whole.model).inserted
+    inserted += count_parameters(whole.model).inserted if grafted(whole.method) else 0
     return {"inserted": inserted, "trainable": trained, "total": sum(p.numel() for p in whole.parameters())}
