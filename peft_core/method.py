@@ -290,14 +290,8 @@ class Plan(Where):
                 graft.pooled = f"{path}/pooled"
                 self.join(stream.pooled, "pooled", Pooled(graft.pooled, norm, graft.order))
             if stream.rotary:
-<<<<<<< HEAD
                 steps = (s for s in self.anatomy.sublayers if s.kind == "attn" and s.body.startswith(path + "."))
                 self.grafts += [(step.body, "unrotated", Unrotated()) for step in steps]
-=======
-                attentions = (step.body for step in self.anatomy.sublayers if step.kind == "attn")
-                here = (body for body in attentions if body.startswith(path + "."))
-                self.grafts += [(body, "unrotated", Unrotated()) for body in here]
->>>>>>> main
 
     def train(self, module: str, *names: str) -> None:
         """Train these stock parameters of a module."""
