@@ -149,5 +149,5 @@ def test_a_file_of_another_family_is_told_by_its_keys(tmp_path: Path) -> None:
         made, _ = trained("z_image")
         export_adapter(made.transformer, None, tmp_path / "no", "kohya")
     made, _ = trained("flux", method="dora")
-    with pytest.raises(PeftError, match="one module of several here .* --as lora"):
+    with pytest.raises(PeftError, match="one module of several here, of which .*--as lora"):
         export_adapter(made.transformer, None, tmp_path / "no", "kohya")

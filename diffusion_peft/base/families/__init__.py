@@ -145,6 +145,11 @@ class Family:
         """The stock pipeline's arguments for prompts in a batch and as many negative ones."""
         raise NotImplementedError
 
+    def original(self, model: nn.Module) -> tuple[dict[str, str | tuple[str, ...]], Sequence[str]]:
+        """The authors' names of a denoiser's modules, each with diffusers' path or with paths that are its rows, and the paths
+        whose halves the authors have the other way round; nothing where LoRA files do not use such names."""
+        return {}, ()
+
 
 def told(guidance: float | None, x: Tensor) -> Tensor | None:
     """The scale that a guidance-distilled denoiser is told, one a picture."""
@@ -156,11 +161,6 @@ def masked(prompt: Prompt) -> list[Tensor]:
     if prompt.mask is None:
         return list(prompt.hidden)
     return [hidden[mask.bool()] for hidden, mask in zip(prompt.hidden, prompt.mask, strict=True)]
-
-    def original(self, model: nn.Module) -> tuple[dict[str, str | tuple[str, ...]], Sequence[str]]:
-        """The authors' names of a denoiser's modules, each with diffusers' path or with paths that are its rows, and the paths
-        whose halves the authors have the other way round; nothing where LoRA files do not use such names."""
-        return {}, ()
 
 
 @functools.cache
