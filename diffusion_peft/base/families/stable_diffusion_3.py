@@ -30,6 +30,14 @@ class StableDiffusion3(Family):
     usual_guidance = 7.0
     marks = r"joint_blocks|transformer_blocks\.\d+\.(attn2\.to_q|ff_context|norm1_context)"
 
+    def prompt(
+        self, base: Base, text: str, device: torch.device, clip_skip: int = 0, encoders: Sequence[Any] | None = None
+    ) -> Prompt:
+        if base.has("text_encoder_3"):
+            return super().prompt(base, text, device, clip_skip, encoders)
+        # without T5 the pipeline puts zeros of the transformer's width in its place
+        return self.said(base.text_pipeline(transformer=base.part("transformer")), text, device)
+
     def said(self, pipeline: Any, text: str, device: torch.device) -> Prompt:
         hidden, _, pooled, _ = pipeline.encode_prompt(
             text, text, text, device=device, do_classifier_free_guidance=False, max_sequence_length=256
