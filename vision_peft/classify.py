@@ -84,14 +84,16 @@ class Classifier(Learning):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         if self.without_gradients:  # which calls this twice a step, and wants the same draws
             self.on_train_batch_start(batch, index)
-        images = None if self.prefix else self.augment(batch.images, self.chance)
+        images, labels = None, batch.labels
+        if not self.prefix:
+            images, labels = self.task.augmented(self.augment, batch, self.chance)
 
         def loss() -> Tensor:
             logits = self.prefix(batch.indices) if self.prefix else self(images)
-            if (right := self.task.right(logits, batch.labels)) is not None:
+            if (right := self.task.right(logits, labels)) is not None:
                 self.named[0] = self.named[0].to(logits.device) + right
                 self.named[1] += len(batch.labels)
-            return self.task.loss(logits, batch.labels)
+            return self.task.loss(logits, labels)
 
         return self.count(self.mean_of(loss))
 
