@@ -15,6 +15,7 @@ _FILES = {
     "multi_label": "vision_peft.tasks.multi_label",
     "regression": "vision_peft.tasks.regression",
     "segment": "vision_peft.dense.segment",
+    "several": "vision_peft.tasks.several",  # what data of that kind say themselves
 }
 
 
