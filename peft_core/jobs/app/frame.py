@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from peft_core.errors import PeftError
 from peft_core.jobs.app.parts import Field, Part
 from peft_core.jobs.app.runs import Loaded, Training, about, command_words, curve, finished
+from peft_core.jobs.reports import plots
 
 WORDS = {"nothing": "Nothing is training.", "training": "Training …", "done": "Done.", "stopped": "Stopped; the same settings go "
          "on from the last checkpoint.", "failed": "It did not go: the last line below says why."}  # fmt: skip
@@ -88,10 +92,7 @@ def build(page: Page) -> Any:
 
     def look() -> tuple[Any, ...]:
         words, said, what, points, report = page.watch()
-        data = {what: [x for x, _ in points], "training loss": [y for _, y in points]}
-        import pandas  # Gradio's own
-
-        drawn = gr.LinePlot(pandas.DataFrame(data), x=what, y="training loss", y_lim=[0.0, None], height=300)
+        drawn = Image.open(io.BytesIO(plots.so_far(what, points))) if points else None
         return words, said, drawn, gr.File(report, visible=report is not None)
 
     def begin(*values: Any) -> tuple[Any, ...]:
@@ -128,7 +129,7 @@ def build(page: Page) -> Any:
                         stop = gr.Button("Stop", elem_id="stop")
                 with gr.Column():
                     state = gr.Markdown(WORDS["nothing"], elem_id="state")
-                    plot = gr.LinePlot(show_label=False, height=300, elem_id="curve")
+                    plot = gr.Image(show_label=False, interactive=False, buttons=[], height=300, elem_id="curve")
                     same = gr.Textbox(label="The same on a command line", lines=2, elem_id="same")
                     log = gr.Textbox(label="What it says", lines=8, max_lines=16, elem_id="log")
                     report = gr.File(label="Its report", visible=False, elem_id="report")
@@ -157,7 +158,7 @@ def _field(gr: Any, field: Field) -> Any:
 
 def serve(part: Part, runs: str, port: int, open_: bool) -> None:
     """Serves the page on this machine until it is stopped."""
-    root = Path(runs).expanduser().absolute()
+    root = Path(runs).expanduser()
     if root.exists() and not root.is_dir():
         raise PeftError(f"{root} is a file: give --runs a folder.")
     gr = needs_gradio()
@@ -167,8 +168,9 @@ def serve(part: Part, runs: str, port: int, open_: bool) -> None:
     print(f"http://127.0.0.1:{port} shows the page, on this machine alone; Ctrl-C ends it", flush=True)
     try:
         demo.launch(
-            server_name="127.0.0.1", server_port=port, inbrowser=open_, share=False, quiet=True, theme=theme, ssr_mode=False,
-            footer_links=[], css="#log textarea{font-family:monospace;font-size:.8rem;white-space:pre;overflow-x:auto}",
+            server_name="127.0.0.1", server_port=port, inbrowser=open_, share=False, quiet=True, theme=theme,
+            ssr_mode=False, footer_links=[], allowed_paths=[str(root.absolute())],
+            css="#log textarea{font-family:monospace;font-size:.8rem;white-space:pre;overflow-x:auto}",
         )  # fmt: skip
     except OSError as error:
         raise PeftError(f"port {port} is taken: give another --port.") from error
