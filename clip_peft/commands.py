@@ -41,10 +41,11 @@ def commands() -> list[Command]:
     from clip_peft.compare import compare
     from clip_peft.export import export, merge_
     from clip_peft.fit import fit
+    from clip_peft.pairs.retrieve import retrieve
     from clip_peft.sweep.command import sweep
     from clip_peft.use import predict, test
 
-    return [fit, auto, test, predict, merge_, export, compare, sweep, app, list_]
+    return [fit, auto, test, predict, retrieve, merge_, export, compare, sweep, app, list_]
 
 
 def main(argv: list[str] | None = None) -> int:

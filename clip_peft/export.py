@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from clip_peft.learner import OpenVocabularyMethod
+from clip_peft.learner import Learner, OpenVocabularyMethod, grafted
 from clip_peft.text.prompts import asked_for
 from clip_peft.training.features import frozen_image_tower
 from peft_core import PeftError, dequantise, merge
@@ -53,6 +53,8 @@ def export(
     loaded = loaded.with_classes(asked_for(classes)) if classes else loaded
     if loaded.columns is not None:
         raise PeftError(f"{loaded.model.method.name} exports the classes it was trained on: leave --classes out.")
+    if not loaded.class_names and not what and format == "all":
+        what = ["model"]  # there is nothing else to a run that names no classes
     reasons = {kind: reason for kind in ("weights", "model", "onnx") if (reason := why_not(loaded, kind))}
     if format != "all":
         what = ["onnx"] if format == "onnx" else ["weights" if "model" in reasons else "model"]
@@ -83,11 +85,15 @@ def why_not(run: ClipRun, kind: str) -> str | None:
     """Why a run cannot be exported as that; None where it can."""
     method = run.model.method  # type: ignore[union-attr]
     name, beside = method.name, isinstance(method, OpenVocabularyMethod)
+    if kind != "model" and not run.class_names:
+        return "this run learnt pairs and has no classes: name some with --classes, or export the model."
+    inside = grafted(method)
     if kind == "model":
-        if beside:
+        if not inside and not (beside and method.merges):
             return f"{name} learns beside the model, whose weights stay the stock ones: export weights or onnx."
-        if method.not_mergeable:
-            return f"{name} cannot be merged into the model, because {method.not_mergeable}: export onnx."
+        for each in inside:
+            if each.not_mergeable:
+                return f"{name} cannot be merged into the model, because {each.not_mergeable}: export onnx."
         return None
     if beside and method.no_class_weights and (kind == "weights" or method.of_pictures):
         instead = "use `predict`" if method.of_pictures else "export onnx"
@@ -102,7 +108,9 @@ def write_weights(run: ClipRun, folder: Path, opset: int) -> None:
     if frozen_image_tower(whole):
         of = "the stock model"
     else:
-        merged = not isinstance(whole.method, OpenVocabularyMethod) and not whole.method.not_mergeable
+        inside = grafted(whole.method)
+        own = whole.learner.encodes_as_model or type(whole.learner).encode is Learner.encode
+        merged = own and bool(inside) and not any(each.not_mergeable for each in inside)
         of = "the merged model (merge)" if merged else "this run's image tower (model.onnx)"
     about = {"class_names": run.class_names, "backbone": run.config["backbone"], "image_features": of,
              "use": "softmax(logit_scale * normalise(image_features) @ weights.T)"}  # fmt: skip
@@ -113,7 +121,10 @@ def write_weights(run: ClipRun, folder: Path, opset: int) -> None:
 
 def write_model(run: ClipRun, folder: Path, opset: int) -> None:
     model: Any = run.model.model
-    merge(dequantise(model))
+    if not grafted(run.model.method):  # type: ignore[union-attr]
+        run.model.learner.write_into(model)  # type: ignore[union-attr]
+    else:
+        merge(dequantise(model))
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     files = {"open_clip_model.safetensors": save(_unshared(state), as_metadata(run))}
     config = model_config(run)

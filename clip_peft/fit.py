@@ -7,7 +7,8 @@ from typing import Any, Literal
 from peft_data.augment import augmentation
 from peft_data.options import arguments, takes
 
-from clip_peft.training.few_shot import Classes, chosen
+from clip_peft.pairs.fit import RECIPE, fit_pairs
+from clip_peft.training.few_shot import Classes, Spread, chosen
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
@@ -30,11 +31,11 @@ def recipe_of(settings: dict[str, Any]) -> str:
 
 
 @command("clip", recipe_of, {
-    RUN: "data backbone method recipe shots classes template epochs",
+    RUN: "data backbone method recipe shots spread classes template epochs",
     TRAINING: "lr batch_size optimizer weight_decay final_lr steps_per_shot warmup_epochs warmup_lr stepwise augment",
-    "scoring": "eval_on",
+    "scoring": "eval_on choose_on",
     MACHINE: "out seed overwrite save_every quantize precision cache_views text_memory trainer",
-})  # fmt: skip
+}, recipes={RECIPE: fit_pairs})  # fmt: skip
 @takes(training, seed=1, batch_size=32, weight_decay=5e-4)
 def fit(
     *,
@@ -43,9 +44,11 @@ def fit(
     quantize: Quantize = "none",
     method: MethodChoice = "coop",  # type: ignore[assignment]
     shots: Whole = 16,
+    spread: Spread = "balanced",
     classes: Classes = "all",
     template: str | None = None,
     eval_on: Literal["test", "val"] = "test",
+    choose_on: Literal["val", "train"] = "val",
     cache_views: Whole = 10,
     augment: str = "crop_flip",
     optimizer: Literal["sgd", "adamw", "adam"] = "sgd",
@@ -66,14 +69,18 @@ def fit(
         backbone: `reference`, open_clip's ARCHITECTURE/TAG, hf-hub:OWNER/MODEL, a folder, or ARCHITECTURE@FILE.safetensors.
         quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
-        recipe: A name (`list recipes`) or a YAML's path; by default the method's own.
+        recipe: A name (`list recipes`) or a YAML's path; by default the method's own. `pairs` trains on pictures with captions,
+            with options of its own: `fit --recipe pairs --help`.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-SHOTS-CLASSES-SEED.
         shots: Training pictures a class, drawn as CoOp draws them; 0 takes all.
+        spread: `natural` draws shots × classes pictures whatever their class, so that classes have more and fewer.
         classes: `base` trains and scores the first half of the labels, `new` the others.
         seed: Of the draw, the start, the order of the pictures and all chance in training.
         template: Text around a class name, with {}; a data set's name; or `ensemble`. By default the method's own, which is
             the one that its authors give for the data set; "a photo of a {}." for methods that graft, as CLIP-LoRA's authors.
         eval_on: Score test, or val, to choose settings by.
+        choose_on: What a cache's strengths are chosen on: val, or the training pictures, each left out in turn (where there is
+            no val, too).
         cache_views: Augmented views of each picture whose features are computed once, where the image tower is frozen;
             0 turns the cache off.
         augment: none, flip, crop_flip, crop_half_flip (parts of half the area or more) or randaug.
@@ -93,7 +100,7 @@ def fit(
     settings = arguments(locals())
     settings["data"] = data = data.absolute()
     augmentation(augment)
-    opened = chosen(data.open(), shots, settings["seed"], classes)
+    opened = chosen(data.open(), shots, settings["seed"], classes, spread)
     if not len(opened.train):
         raise PeftError(
             f"{opened.name} has no training pictures: it is there to score other runs on with `test --data`."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_peft.frozen import Clip
-from clip_peft.learner import Learner, OpenVocabularyMethod
+from clip_peft.learner import Learner, OpenVocabularyMethod, grafted
 from clip_peft.text.prompts import alike
 from clip_peft.text.tower import TextTower
 from peft_core.adaptation import adapt
@@ -66,6 +66,8 @@ class OpenVocabulary(nn.Module):
             model.requires_grad_(False)
             try:
                 learner = settings.learner(clip, class_names)
+                for inner in settings.inner():
+                    adapt(model, inner)
             except BaseException:
                 for parameter, required in kept.items():
                     parameter.requires_grad_(required)
@@ -134,7 +136,7 @@ class OpenVocabulary(nn.Module):
 
     def train(self, mode: bool = True) -> "OpenVocabulary":
         super().train(mode)
-        if isinstance(self.method, OpenVocabularyMethod):
+        if not grafted(self.method):
             self.model.eval()  # frozen: no dropout, no batch statistics
         return self
 

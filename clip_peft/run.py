@@ -22,8 +22,9 @@ from clip_peft.training.evaluate import batches_of_logits, test_augment
 from clip_peft.training.features import Encoder
 from peft_core.jobs.hub.open_clip_models import load_backbone
 from peft_core.jobs.hub.precision import in_few_bits, methods_of
+from peft_core.jobs.runs.predictions import Prediction, predictions
 from peft_core.jobs.runs.process import tell
-from peft_core.jobs.runs.use import Prediction, Run, predictions, read_trained
+from peft_core.jobs.runs.use import Run, read_trained
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def open_run(path: Path) -> ClipRun:
     config, card, common = read_trained(path, "clip_peft")
     model, tokenizer, _ = load_backbone(config["backbone"])
     model = in_few_bits(model, config, *methods_of(card))
-    whole = saved.load(model, path / "adapter", tokenizer, memory=config["text_memory"])
+    whole = saved.load(model, path / "adapter", tokenizer, memory=config.get("text_memory"))
     whole.to("cuda" if torch.cuda.is_available() else "cpu")
     encoder = Encoder(whole, common["mean"], common["std"])
-    common["class_names"] = whole.class_names
+    common["class_names"] = whole.class_names if card["class_names"] else ()
     return ClipRun(whole, card=card, config=config, encoder=encoder, **common)

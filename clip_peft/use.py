@@ -43,6 +43,10 @@ def test(
 def report(run: str, data: Data | None, split: str, classes: str, cache: bool, quiet: bool = False) -> dict[str, Any]:
     """`test`'s figures; `quiet` prints nothing."""
     loaded = load_run(run, CLIP)
+    if not loaded.class_names and data is None:
+        raise PeftError(
+            f"{run} learnt pairs, whose scores stand in its results.json: name a data set of classes with --data."
+        )
     chosen = data or Data.of(loaded.config)
     which = ("all" if data else loaded.config["classes"]) if classes == "trained" else classes
     opened = of_classes(chosen.open(), which)  # type: ignore[arg-type]
@@ -91,4 +95,6 @@ def predict(
     target = None if out is None else str(out_file(out, ".json" if json else ".csv", run))
     loaded = load_run(run, CLIP if classes else CLASSIFIERS)
     loaded = loaded.with_classes(asked_for(classes)) if classes else loaded
+    if not loaded.class_names:
+        raise PeftError(f"{run} learnt pairs and has no classes of its own: name some with --classes.")
     return print_predictions(loaded, pictures, "clip_peft", top, batch_size, target, json)

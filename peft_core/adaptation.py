@@ -14,6 +14,7 @@ from peft_core.attach import (
     Adaptation,
     Record,
     attach,
+    check_conflicts,
     check_slots,
     detach,
     grafts_named,
@@ -27,11 +28,11 @@ from peft_core.attach import (
 )
 from peft_core.errors import NotMergeable, PeftError
 from peft_core.grafts.calls import closing, opening
-from peft_core.grafts.graft import Delta, is_plain
+from peft_core.grafts.graft import Delta
 from peft_core.grafts.head import OwnHead
 from peft_core.merging import check_mergeable, gathered, replace, tied_in, write
 from peft_core.method import Method, Plan
-from peft_core.parts.packed import let_go
+from peft_core.parts.quantised.packed import let_go
 from peft_core.registry import make_method
 from peft_core.stock import (
     buffers_of,
@@ -83,8 +84,7 @@ def adapt(
             f"{settings.name} finds nothing to change on this {plan.anatomy.family}: its blocks, widths and targets leave "
             "nothing."
         )
-    _check_trained(known, name, trained)
-    _check_plain(model, name, trained)
+    check_conflicts(model, name, plan, trained)
     check_slots(model, plan)
     adaptation = Adaptation(name, settings, trained, train_head=train_head and not settings.keeps_head)
     try:
@@ -119,25 +119,6 @@ def _install(model: nn.Module, plan: Plan, adaptation: Adaptation, heads: list[s
         record.silenced += silence(model)
     settle_statistics(model)
     model.train(model.training)  # new submodules follow the model's mode
-
-
-def _check_trained(known: Record | None, name: str, trained: list[str]) -> None:
-    for other in known.adaptations.values() if known is not None else ():
-        if both := [key for key in trained if key in set(other.trained)]:
-            more = f" and {len(both) - 1} more" if both[1:] else ""
-            raise PeftError(
-                f"{other.name} trains {both[0]}{more} already, and two adaptations cannot train one parameter: "
-                f"choose other blocks or targets for {name}, or remove {other.name} first."
-            )
-
-
-def _check_plain(model: nn.Module, name: str, trained: list[str]) -> None:
-    parameters = dict(model.named_parameters())
-    if packed := [key for key in trained if key in parameters and not is_plain(parameters[key])]:
-        raise PeftError(
-            f"{name} trains {packed[0]}, which is quantised: train what runs beside it, or a model that "
-            "is not quantised."
-        )
 
 
 def _forgive_missing_adapters(module: nn.Module, keys: Any) -> None:

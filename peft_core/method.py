@@ -13,7 +13,9 @@ from peft_core.grafts.branch import Beside, Branch, Given
 from peft_core.grafts.graft import Delta, Graft
 from peft_core.grafts.shared import Reference, Shared
 from peft_core.grafts.side import Side, Tap
+from peft_core.grafts.stand_in import StandIn, refuse_where_changed
 from peft_core.grafts.tokens import Pooled, Tokens
+from peft_core.kernels.quantised import Packed
 from peft_core.parts.input_map import InputMap, MappedInput
 from peft_core.places import Where
 from peft_core.values import Whole, check_fields
@@ -30,15 +32,15 @@ class Method:
 
     blocks: Sequence[Whole] | None = None
     tower: str | None = None
-
     identity: ClassVar[bool] = True
     """The adapted model equals the frozen one at step 0."""
     not_mergeable: ClassVar[str | None] = None
     """Why the change cannot be written into stock weights; None where it can."""
     keeps_originals: ClassVar[bool] = True
     """Whether stock weights that the method trains are remembered, for `disabled` and `remove`."""
-    grafts: ClassVar[bool] = True
-    """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those)."""
+    grafts: ClassVar[bool | None] = True
+    """Whether `adapt` installs it: False where it works beside the model (clip_peft.OpenVocabulary), None where it completes
+    another method, and no list has it."""
     renamed: ClassVar[dict[str, str]] = {}
     """Parts of its tensors' names in files of before -> what stands there today; {name} is the adaptation's."""
     head_alone: ClassVar[bool] = False
@@ -51,12 +53,13 @@ class Method:
     """Whether running statistics of the stock model's norms move while it trains, and are saved."""
     silences_dropout: ClassVar[bool] = False
     """Whether dropout and drop path of the frozen model are off while it trains."""
+    leaves_zeros: ClassVar[bool] = False
+    """Merged it leaves heads or channels at zero, which can be cut out (`peft_core.parts.selection.cutting`)."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
-    of patches, `positions` that are not rotary; layers that are called, so that their `inputs` are seen; `gates`, modules that
-    give what a residual step adds; a classifier's `head`, a `file` (it is made from one alone), `words` (a tokenizer that
-    learns new ones), a `condition` (given before each call), `cross` attention, a `quantised`
-    backbone whose weights are still at hand (`quantise(…, keep=True)`)."""
+    of patches, `positions` that are not rotary; a `pair` of image and text towers; layers whose `inputs` are seen; `gates`,
+    that give what a residual step adds; a classifier's `head`, a `file` (it is made from one alone), `words` (a tokenizer that
+    learns new ones), a `condition` (before each call), `cross` attention, a `quantised` backbone (`quantise(…, keep=True)`)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = ()
@@ -84,6 +87,13 @@ class Method:
     def for_run(self, mean: Sequence[float], std: Sequence[float], classes: int) -> Self:
         """The settings with what a run knows of its pictures and classes, in place of those that are left open."""
         return self
+
+    def for_tasks(self, tasks: Sequence[str]) -> Self:
+        """The settings with the names of a run's tasks, where it has several."""
+        return self
+
+    def serve(self, model: nn.Module, task: str) -> None:
+        """Told which of these tasks the next forwards are of."""
 
     def install(self, plan: "Plan") -> None:
         raise NotImplementedError(f"{type(self).__name__} must define install(plan)")
@@ -142,14 +152,25 @@ class Plan(Where):
             PeftError: the change cannot act there, with the reason.
         """
         self.check(place, delta)
+        read = f"{place.module}, whose weight is read without calling it"
         if not place.called and getattr(delta, "dropout", None) is not None:
-            raise PeftError(f"dropout cannot act at {place.module}, whose weight is read without calling it.")
+            raise PeftError(f"dropout cannot act at {read}.")
         if not place.called and delta.reads_input:
-            raise PeftError(
-                f"{self.method.name} depends on what {place.module} receives, whose weight is read without calling it."
-            )
+            raise PeftError(f"{self.method.name} depends on the input of {read}.")
         delta.called = place.called
         self.grafts.append((place.module, place.role, delta))
+
+    def stand_in(self, place: Place, packed: Packed | None = None) -> StandIn:
+        """A place's rows are other numbers while the method acts, packed, and saved with the adapter, or what `put` gives the
+        graft later; called before what else changes them. PeftError where another adaptation changes that weight already."""
+        refuse_where_changed(self.model.get_submodule(place.module), place.module, self.method.name)
+        graft = StandIn(place.rows, self._parameter(place).device)
+        if packed is not None:
+            graft.put(packed)
+        self.check(place, graft)
+        graft.called = place.called
+        self.grafts.append((place.module, f"{place.role}_stock", graft))
+        return graft
 
     def add_to_output(self, module: str, change: nn.Module, output: int = 0) -> None:
         """y ← y + change(y) at the module's output, or at one of several."""
@@ -164,9 +185,8 @@ class Plan(Where):
             PeftError: its owner never calls it.
         """
         if not place.called or place.rows is not None:
-            raise PeftError(
-                f"{self.method.name} cannot stand beside {place.role} at {place.module}: it is no module that is called."
-            )
+            why = "it is no module that is called"
+            raise PeftError(f"{self.method.name} cannot stand beside {place.role} at {place.module}: {why}.")
         self.join(place.module, f"{place.role}_beside", Beside(change))
 
     def add_behind(self, sublayer: SubLayer, change: nn.Module) -> None:
@@ -212,10 +232,8 @@ class Plan(Where):
 
     def _gate(self, sublayer: SubLayer) -> str:
         if sublayer.gate is None:
-            raise PeftError(
-                f"{self.method.name} cannot join behind {sublayer.body}: this {self.anatomy.family} weighs and adds it between "
-                "two modules."
-            )
+            why = f"this {self.anatomy.family} weighs and adds it between two modules"
+            raise PeftError(f"{self.method.name} cannot join behind {sublayer.body}: {why}.")
         return sublayer.gate
 
     def extend_keys_values(self, sublayer: SubLayer, make: nn.Module | KeysValues, apart: bool = False) -> None:
@@ -240,11 +258,8 @@ class Plan(Where):
         self.taps += zip(reads, taps, strict=True)
 
     def shared(self, name: str, make: Callable[[], nn.Parameter | Tensor | nn.Module]) -> Reference:
-        """What several grafts of this method use: made once for the model, found by calling the reference.
-
-        A parameter trains and is saved, once; a plain tensor does neither, and has to come out the same when it is made
-        again (from a seed).
-        """
+        """What several grafts of this method use: made once for the model, found by calling the reference. A parameter trains
+        and is saved, once; a plain tensor does neither, and has to come out the same when it is made again (from a seed)."""
         slot = f"shared_{name}"
         for path, known, graft in self.grafts:
             if (path, known) == ("", slot) and isinstance(graft, Shared):
@@ -275,9 +290,7 @@ class Plan(Where):
                 graft.pooled = f"{path}/pooled"
                 self.join(stream.pooled, "pooled", Pooled(graft.pooled, norm, graft.order))
             if stream.rotary:
-                steps = (
-                    step for step in self.anatomy.sublayers if step.kind == "attn" and step.body.startswith(path + ".")
-                )
+                steps = (s for s in self.anatomy.sublayers if s.kind == "attn" and s.body.startswith(path + "."))
                 self.grafts += [(step.body, "unrotated", Unrotated()) for step in steps]
 
     def train(self, module: str, *names: str) -> None:

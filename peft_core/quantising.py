@@ -9,7 +9,7 @@ from peft_core.attach import unwrapped
 from peft_core.errors import PeftError
 from peft_core.grafts.classes import Adapted, swap_class
 from peft_core.kernels.quantised import packed_of
-from peft_core.parts.packed import BLOCK, KEPT, NF4Linear, PackedLinear, group_size, plain_linear
+from peft_core.parts.quantised.packed import BLOCK, KEPT, NF4Linear, PackedLinear, group_size, plain_linear
 from peft_core.stock import find_heads
 
 Kind = Literal["nf4", "int8", "int4", "int2"]

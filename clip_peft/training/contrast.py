@@ -10,7 +10,7 @@ from peft_data.augment import augmentation
 from peft_data.batches import Batch, generator_of
 from torch import Tensor, nn
 
-from clip_peft.learner import OpenVocabularyMethod
+from clip_peft.learner import grafted
 from clip_peft.training.features import Encoder, Views
 from peft_core.jobs.runs.learning import Learning
 
@@ -40,7 +40,7 @@ class Contrast(Learning):
         self.warmup_epochs, self.warmup_lr, self.stepwise = warmup_epochs, warmup_lr, stepwise
 
     def adapted(self) -> dict[str, nn.Module]:
-        return {} if isinstance(self.model.method, OpenVocabularyMethod) else {"model.model": self.model.model}
+        return {"model.model": self.model.model} if grafted(self.model.method) else {}
 
     def rates(self) -> list[tuple[nn.Module, float]]:
         return [(self.model, self.lr)]
@@ -49,6 +49,7 @@ class Contrast(Learning):
         step = self.trainer.current_epoch * int(self.trainer.num_training_batches) + index
         self.chance = generator_of(self.seed, self.global_rank, step)
         torch.manual_seed(self.chance.initial_seed())
+        self.model.learner.before_step(self.trainer.global_step, self.steps)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         if self.views is not None:
@@ -63,12 +64,16 @@ class Contrast(Learning):
         return self.count(loss)
 
     def note(self, index: int) -> None:
+        if (index + 1) % self.trainer.accumulate_grad_batches == 0 or index + 1 == self.trainer.num_training_batches:
+            with torch.no_grad():
+                self.model.learner.after_step(self.trainer.global_step)
         if index + 1 == self.trainer.num_training_batches:  # before the checkpoint of this epoch is written
             self.model.end_epoch(self.trainer.current_epoch + 1, self.trainer.max_epochs or 1)
         super().note(index)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        chosen = super().configure_optimizers()
+        own = [dict(group) for group in self.model.learner.parameter_groups(self.lr, self.weight_decay)]
+        chosen = self.optimised(own) if own else super().configure_optimizers()
 
         def factor(step: int) -> float:
             return self.rate(step / self.an_epoch) / self.lr
@@ -77,8 +82,17 @@ class Contrast(Learning):
         return chosen | {"lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def rate(self, epochs: float) -> float:
-        """The learning rate after so many epochs."""
-        total = self.steps / self.an_epoch
+        """The learning rate after so many epochs; each of the learner's stages has the whole schedule for itself."""
+        whole, begun = self.steps / self.an_epoch, 0.0
+        for share in self.model.learner.stages():
+            if epochs < begun + share * whole - 1e-9:
+                break
+            begun += share * whole
+        else:
+            begun -= share * whole
+        return self._rate(epochs - begun, share * whole)
+
+    def _rate(self, epochs: float, total: float) -> float:
         done = (epochs if self.stepwise else math.floor(epochs + 1e-9)) - self.warmup_epochs
         if done < -1e-9:
             return self.warmup_lr

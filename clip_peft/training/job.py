@@ -16,16 +16,17 @@ from peft_data.frames import FramedPictures
 from peft_data.video.batches import batches_of
 
 from clip_peft import saved
-from clip_peft.learner import OpenVocabularyMethod
+from clip_peft.learner import OpenVocabularyMethod, grafted
 from clip_peft.open_vocabulary import NamesReadAlike, OpenVocabulary
 from clip_peft.text.prompts import alike, spoken, text_ids
 from clip_peft.text.templates import DEFAULT, TEMPLATES
-from clip_peft.training.cache_search import search
+from clip_peft.training.choosing import choose, each_left_out
 from clip_peft.training.contrast import Contrast
 from clip_peft.training.evaluate import figures, score, test_augment, test_views, zero_shot
 from clip_peft.training.features import Encoder, Views, default_cache, frozen_image_tower
 from clip_peft.training.results import write_outcome
 from clip_peft.training.telling import Watch, backbone_words, next_commands, results_method, shown_beside
+from clip_peft.training.twice import same_in_two_classes
 from peft_core import count_parameters
 from peft_core.errors import PeftError
 from peft_core.jobs.data import left_out
@@ -82,7 +83,8 @@ def run(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NamesReadAlike)  # among the notes
         whole = OpenVocabulary(model, method, data.class_names, tokenizer, memory=settings["text_memory"], **options)
-    told = notes_on_names(whole, settings["backbone"])
+    twice = same_in_two_classes(data.train)
+    told = [*notes_on_names(whole, settings["backbone"]), *([twice] if twice else [])]
     for note in told:
         tell(f"note: {note}")
     bf16 = wants_bf16(settings["precision"], whole)
@@ -104,12 +106,16 @@ def run(
     )
     cache = Path(settings["data"].options.get("cache_dir") or default_cache()) if settings["cache_views"] else None
     encoder = Encoder(whole, about.mean, about.std, cache)
+    found, by_leaving = {}, True
     began = time.monotonic()
     with waiting(f"computing image features of {len(train):,} pictures"):
         views = training_views(encoder, train, settings)
     if hasattr(whole.learner, "remember"):  # a cache of the training pictures
-        kept = torch.stack(views or encoder.views(train, [None]))
-        whole.learner.remember(kept.to(encoder.device), train.labels)
+        kept, labels = torch.stack(views or encoder.views(train, [None])).to(encoder.device), train.labels
+        whole.learner.remember(kept, labels)
+        if by_leaving := settings["choose_on"] == "train" or not val:
+            parts = each_left_out(whole.learner, kept, labels.to(encoder.device))
+            found = choose(whole, parts, "the training pictures, each left out in turn")
     caching = time.monotonic() - began
     contrast, epochs, steps, rates = None, 0, 0, None
     if settings["lr"] == "find" and not whole.trainable():
@@ -156,7 +162,9 @@ def run(
         whole.to(trainer.strategy.root_device)
     if not trainer.is_global_zero:
         return {}
-    found = search(encoder, val) if hasattr(whole.learner, "remember") else {}
+    if val and not by_leaving:
+        features = encoder.views(val, [None])[0].to(encoder.device)
+        found = choose(whole, [(whole.learner.eval(), features, val.labels.to(encoder.device))], "val")
     began = time.monotonic()
     with waiting(f"scoring {len(scored or ()):,} pictures"):
         scores = score(encoder, scored, len(data.class_names)) if scored else None
@@ -178,7 +186,7 @@ def run(
         "pictures": {"train": len(train), "scored": len(scored or ())},
         "left_out": left_out(data, {"train": train, "scored": scored}),
         "method": results_method(whole, options),
-        "chosen_on_val": found,
+        "chosen": found,
         "backbone": about.name,
         "checkpoint_family": about.family,
         "normalisation": {"mean": about.mean, "std": about.std},
@@ -217,6 +225,7 @@ def resolved(method: Method, template: str | None, data: str) -> tuple[Method, d
     if not isinstance(method, OpenVocabularyMethod):
         return method, {"template": template or DEFAULT}
     of = data.rpartition("/")[2] if data.startswith("coop/") else ""
+    method = method.for_data(of)
     customary = method.customary.get(of) or TEMPLATES.get(of)
     has = getattr(method, "template", None)
     if has is None:
@@ -268,8 +277,6 @@ def wants_bf16(precision: str, whole: OpenVocabulary) -> bool:
 
 def parameters(whole: OpenVocabulary) -> dict[str, int]:
     trained = sum(p.numel() for p in whole.trainable())
-    if isinstance(whole.method, OpenVocabularyMethod):
-        inserted = sum(p.numel() for p in whole.learner.parameters())
-    else:
-        inserted = count_parameters(whole.model).inserted
+    inserted = sum(p.numel() for p in whole.learner.parameters())
+    inserted += count_parameters(whole.model).inserted if grafted(whole.method) else 0
     return {"inserted": inserted, "trainable": trained, "total": sum(p.numel() for p in whole.parameters())}

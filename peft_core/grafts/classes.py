@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Delta, grafts, is_plain
 from peft_core.grafts.weight_changes import (
-    add_rows,
-    added,
+    beside,
     changed_bias,
     changed_weight,
     convolution,
     linear,
+    stand_ins,
+    stood_in,
     tell,
 )
 from peft_core.kernels.quantised import Packed, dense, packed_linear, packed_of
@@ -74,6 +75,8 @@ class OpaqueLinear(Changes):
     def forward(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         deltas = list(grafts(self, Delta))
         packed = packed_of(self) if deltas and not args and not kwargs else None
+        if stand_ins(deltas):
+            return self._stood_in(input, deltas, packed, *args, **kwargs)
         if packed is None or self._has_another_inference(packed):
             return _beside(super().forward(input, *args, **kwargs), input, deltas)  # type: ignore[misc]
         if transforms_are_active():
@@ -82,6 +85,16 @@ class OpaqueLinear(Changes):
         if kind.packed_kernel is not None and all(type(delta) is kind and not delta.reads_input for delta in deltas):
             return tell(kind.packed_kernel(input, packed, self.bias, deltas), input, deltas)
         return _beside(packed_linear(input, packed, self.bias), input, deltas)
+
+    def _stood_in(
+        self: Any, input: Tensor, deltas: list[Delta], packed: Packed | None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        stock = super().forward
+        y = stood_in(input, lambda: stock(input, *args, **kwargs), self.bias, deltas)  # type: ignore[misc]
+        if y is None:
+            weight = torch.empty(self.out_features, self.in_features) if packed is None else dense(packed, input.dtype)
+            y = F.linear(input, changed_weight(weight.to(input), deltas), self.bias)
+        return tell(y, input, deltas)
 
     def _has_another_inference(self: Any, packed: Packed) -> bool:
         """bitsandbytes' 8-bit linear rounds its inputs, too, in eval: off or at step 0 the adapted one gives the same."""
@@ -147,9 +160,7 @@ def channels_first(norm: nn.Module) -> bool:
 
 
 def _beside(y: Tensor, x: Tensor, deltas: list[Delta]) -> Tensor:
-    for delta in deltas:
-        y = add_rows(y, added(delta, x, y), delta.rows)
-    return tell(y, x, deltas)
+    return tell(beside(y, x, deltas), x, deltas)
 
 
 def _effective(name: str) -> property:

@@ -123,6 +123,8 @@ class Delta(Graft):
     """It `reads_input` only to be asked then: `on_output(y)` gives what is added to its rows of a linear's output."""
     kernel_reads_input: ClassVar[bool] = False
     """Its kernel runs it also while it `reads_input`."""
+    stands_in: ClassVar[bool] = False
+    """Its W' is another weight, whatever W is: it comes before all other changes."""
     rebuilds_input: ClassVar[bool] = False
     """Its kernel keeps an input's source where the input carries a tag (see `rebuild`)."""
     reads_input: bool = False

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Delta
+from peft_core.kernels.quantised import packed_linear
 from peft_core.kernels.twice import transforms_are_active
 
 
@@ -93,7 +94,44 @@ def linear(
     deltas: list[Delta],
 ) -> Annotated[Tensor, "... out"]:
     """A linear under weight changes: their kernel where they share one, else F.linear with W' and b'."""
-    return tell(_linear(x, weight, bias, deltas), x, deltas)
+    y = stood_in(x, lambda: F.linear(x, weight, bias), bias, deltas) if stand_ins(deltas) else None
+    return tell(_linear(x, weight, bias, deltas) if y is None else y, x, deltas)
+
+
+def stand_ins(deltas: Sequence[Any]) -> list[Any]:
+    """Those that give rows of the weight other numbers."""
+    return [delta for delta in deltas if delta.stands_in and delta.names]
+
+
+def stood_in(x: Tensor, stock: Callable[[], Tensor], bias: Tensor | None, deltas: Sequence[Any]) -> Tensor | None:
+    """A linear of which stand-ins give rows, or all, packed, while other changes add; None where it takes W' as a tensor.
+
+    Args:
+        stock: gives what the stock linear makes of x; called where something of it is left.
+    """
+    first, others = stand_ins(deltas), [delta for delta in deltas if not delta.stands_in]
+    if transforms_are_active() or not all(delta.additive for delta in others):
+        return None
+    if len(first) == 1 and first[0].rows is None and first[0].factor == 1.0:
+        packed, kinds = first[0].held(), {type(delta) for delta in others}
+        kernel = kinds.pop().packed_kernel if len(kinds) == 1 else None
+        if kernel is not None and not any(delta.reads_input for delta in others):
+            return kernel(x, packed, bias, others)  # type: ignore[no-any-return]
+        return beside(packed_linear(x, packed, bias), x, others)
+    y = stock()
+    for delta in first:
+        start, stop = delta.rows or (0, y.shape[-1])
+        part = packed_linear(x, delta.held(), None if bias is None else bias[start:stop]).to(y.dtype)
+        part = part if delta.factor == 1.0 else torch.lerp(y[..., start:stop], part, delta.factor)
+        y = torch.cat((y[..., :start], part, y[..., stop:]), -1)
+    return beside(y, x, others)
+
+
+def beside(y: Tensor, x: Tensor, deltas: Sequence[Delta]) -> Tensor:
+    """y with what each change adds to it."""
+    for delta in deltas:
+        y = add_rows(y, added(delta, x, y), delta.rows)
+    return y
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list[Delta]) -> Tensor:

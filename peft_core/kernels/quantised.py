@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
+from peft_core.kernels.levels import from_levels
 from peft_core.kernels.lowrank_linear import (
     Part,
     factor_gradients,
@@ -43,8 +44,8 @@ class Packed(NamedTuple):
     @property
     def name(self) -> str:
         """nf4, fp4, int8 …"""
-        if self.kind == "groups":
-            return f"int{self.about[0]}"
+        if self.kind in ("groups", "levels"):
+            return f"{'int' if self.kind == 'groups' else 'nf'}{self.about[0]}"
         return {"rows": "int8", "torchao": type(self.tensors[0]).__name__}.get(self.kind) or str(self.about[0])
 
 
@@ -127,6 +128,8 @@ def dense(packed: Packed, dtype: torch.dtype) -> Annotated[Tensor, "out in"]:
         return codes.to(dtype).mul_(scale.unsqueeze(1).mul(1 / 127).to(dtype))
     if kind == "groups":
         return _integers(packed, dtype).mul_(_scale_of(packed).to(dtype).unsqueeze(-1)).view(packed.shape)
+    if kind == "levels":
+        return from_levels(tensors, packed.about, packed.shape, dtype)
     ops, wide = bitsandbytes_ops(), dtype if dtype.itemsize <= 4 else torch.float32
     (codes, absmax, *nested), (quant_type, block, *inner) = tensors, packed.about
     if nested:

@@ -9,8 +9,8 @@ import pytest
 from clip_peft.commands import main
 from clip_peft.fit import fit
 from clip_peft.sweep.command import PLANNED, own_settings, settings_of, sweep
-from clip_peft.sweep.protocols import Trial, averages, cell, harmonic, table, trials
-from peft_core import PeftError, list_methods
+from clip_peft.sweep.protocols import Trial, averages, cell, harmonic, seeds_of, table, trials
+from peft_core import PeftError
 from peft_core.jobs.sweep.preset import planned
 
 SET = [
@@ -67,6 +67,14 @@ def test_what_protocols_train_and_score() -> None:
     assert [column for column, _, _ in one.scored][:3] == ["source", "coop/imagenetv2", "coop/imagenet_sketch"]
     (one,) = trials("cross_dataset", ["coop/imagenet"], [], ["coop"], [1], [])
     assert len(one.scored) == 11
+    natural = list(trials("imbalanced", ["d"], [], ["gda"], [1], []))
+    assert [t.shots for t in natural] == [1, 2, 4, 8, 16]
+    settings = settings_of(natural[0], Path("x"), (), "reference")
+    assert (settings["choose_on"], settings["spread"]) == ("train", "natural")
+    grafted, beside = trials("elevater", ["d"], [], ["kadaptation", "taskres"], seeds_of("elevater")[:1], [])
+    assert (grafted.shots, grafted.seed) == (5, 0) and not beside.options
+    settings = settings_of(grafted, Path("x"), [("method.rank", "2")], "reference")
+    assert settings["method"] == {"name": "kadaptation", "tower": "image", "rank": "2"}
     with pytest.raises(PeftError, match="cross_dataset trains on one data set, not 2"):
         list(trials("cross_dataset", ["a", "b"], [], ["coop"], [1], []))
     with pytest.raises(PeftError, match="cross_dataset from a needs --targets"):
@@ -123,10 +131,10 @@ def test_transfer_in_processes(backbone: str, photos: str, tmp_path: Path) -> No
     assert one["column"] == "source" and one["accuracy"] == other["accuracy"]
 
 
-def test_the_shipped_preset_is_a_plan_of_every_method() -> None:
+def test_the_shipped_preset_is_a_plan() -> None:
     plan = planned(sweep, PLANNED, {"sweep": "world_open", "seeds": [2]})
     assert plan["protocol"] == "base_to_new" and plan["seeds"] == [2] and len(plan["data"]) == 2
-    assert set(list_methods(grafts=False)) | {"tip_adapter_f", "clip_lora", "vpt"} <= set(plan["methods"])
+    assert {"coop", "gda", "tip_adapter_f", "clip_lora", "vpt"} <= set(plan["methods"])
     options = own_settings(plan)
     for method in plan["methods"]:
         trial = Trial("world/open/objects", method, 16, 1, "base", ())

@@ -12,7 +12,7 @@ from torch import nn
 
 from peft_core import PeftError, adapt, load_adapter, merge, save_adapter
 from peft_core.lifecycle import Progress, after_step, load_state, state
-from peft_core.parts.few_bits import FewBits, from_bits, levels, to_bits
+from peft_core.parts.quantised.few_bits import FewBits, from_bits, levels, to_bits
 from peft_core.testing import perturb
 from tests.tiny import MODELS
 

@@ -26,11 +26,12 @@ from peft_core import (
     remove,
     save_adapter,
 )
-from peft_core.fingerprint import OtherPrecision
+from peft_core.kernels.levels import in_bytes
 from peft_core.kernels.quantised import dense, packed_linear, packed_of
 from peft_core.parts.lowrank import LowRank
-from peft_core.parts.packed import NF4Linear, PackedLinear, packed_bits, rounded
+from peft_core.parts.quantised.packed import NF4Linear, PackedLinear, rounded
 from peft_core.registry import find_method
+from peft_core.saved.fingerprint import OtherPrecision
 from peft_core.testing import loss, perturb
 from peft_core.testing.families import Losses
 from tests.tiny import MODELS, Tiny, pictures, vit
@@ -175,7 +176,7 @@ def test_scales_of_groups_train_and_second_derivatives_are_right() -> None:
 def test_integers_are_packed_and_unpacked(bits: int) -> None:
     weight = torch.randn(6, 16)
     codes, scale, zero = rounded(weight, bits, 8)
-    assert packed_bits(codes, bits).shape == (6, 16 * bits // 8)
+    assert in_bytes(codes, bits).shape == (6, 16 * bits // 8)
     module = PackedLinear(nn.Linear(16, 6), bits, 8)
     module.set_weight(weight)
     plain = (codes.view(6, 2, 8) - zero.unsqueeze(-1)) * scale.unsqueeze(-1)

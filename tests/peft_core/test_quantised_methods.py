@@ -16,7 +16,7 @@ from peft_core import NotMergeable, PeftError, adapt, count_parameters, dequanti
 from peft_core.kernels.quantised import dense, packed_of
 from peft_core.method import Method
 from peft_core.methods.quantised.qa_lora import Pooled
-from peft_core.parts.packed import PackedLinear
+from peft_core.parts.quantised.packed import PackedLinear
 from peft_core.quantising import Kind
 from peft_core.registry import find_method
 from peft_core.testing import check, loss, perturb

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from peft_core import load_run
 from peft_core.errors import PeftError
 from peft_core.kernels.quantised import packed_of
-from peft_core.parts.packed import KEPT
+from peft_core.parts.quantised.packed import KEPT
 from tests.vision_peft.conftest import SMALL
 from vision_peft.fit import fit
 from vision_peft.use import merge_

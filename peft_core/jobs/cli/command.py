@@ -36,19 +36,24 @@ class Command:
 
     def __init__(
         self, function: Callable, domain: str, default_recipe: Callable[[dict], str | None] | None = None,
-        groups: Mapping[str, str] | None = None,
+        groups: Mapping[str, str] | None = None, recipes: Mapping[str, Command] | None = None,
     ) -> None:  # fmt: skip
         functools.update_wrapper(self, function)
+        self.recipes = dict(recipes or {})
         self.groups = {heading: tuple(names.split()) for heading, names in (groups or {}).items()}
         self.function, self.domain, self.default_recipe = function, domain, default_recipe
         self.parameters = {_option(name): each for name, each in inspect.signature(function).parameters.items()}
         self.name = function.__name__.strip("_")
+        for other in self.recipes.values():
+            other.name = self.name
 
     @functools.cached_property
     def hints(self) -> dict[str, Any]:
         return {_option(name): hint for name, hint in hints(self.function).items()}
 
     def __call__(self, *positional: Any, **given: Any) -> Any:
+        if (other := self.recipes.get(str(given.get("recipe")))) is not None:
+            return other(*positional, **given)
         first = dict(zip(self.parameters, positional, strict=False))
         return self.call(self.resolve([("", first | {_option(name): value for name, value in given.items()})]))
 
@@ -150,6 +155,17 @@ class Command:
 
     # ---- words -----------------------------------------------------------------------------------------------------
 
+    def of_line(self, argv: Sequence[str], program: str = "") -> Command:
+        """The command that a line means: one of `recipes`, where its last --recipe or --config names it, else this one."""
+        if not self.recipes:
+            return self
+        flags = split_line(argv)[0]
+        named = [values[0] for key, values in flags if key == "recipe" and values]
+        for key, values in () if named else flags:
+            if key == "config" and values:
+                named += [str(read_config(value, program, self.name).get("recipe")) for value in values]
+        return self.recipes.get(named[-1], self) if named else self
+
     def read_line(self, argv: Sequence[str], program: str = "") -> list[Layer]:
         """Layers of the command line: its `--config` files, then its flags."""
         flags, loose = split_line(argv)
@@ -184,8 +200,10 @@ def command(
     domain: str,
     default_recipe: Callable[[dict], str | None] | None = None,
     groups: Mapping[str, str] | None = None,
+    recipes: Mapping[str, Command] | None = None,
 ) -> Callable[[Callable], Command]:
     """Makes a function a command. `domain` is the folder of its configs; `default_recipe` names the recipe to use
     where none is given, from the arguments as far as they are known; `groups`, heading -> options, is the order in which
-    `--help` shows them: what is in none of them `--help all` shows."""
-    return lambda function: Command(function, domain, default_recipe, groups)
+    `--help` shows them: what is in none of them `--help all` shows. `recipes`, recipe -> command, are those that have options
+    of their own: a line or a call with such a recipe runs that command in its place."""
+    return lambda function: Command(function, domain, default_recipe, groups, recipes)

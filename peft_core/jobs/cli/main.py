@@ -68,7 +68,8 @@ def run(program: str, commands: dict[str, Command], argv: list[str]) -> int:
         return 0
     if argv[0] not in commands:
         raise PeftError(f'unknown command "{argv[0]}"{nearest(argv[0], commands)} (there are: {", ".join(commands)}).')
-    chosen, words = commands[argv[0]], without_wait(argv[1:])
+    words = without_wait(argv[1:])
+    chosen = commands[argv[0]].of_line([word for word in words if word not in ("-h", "--help", "all")], program)
     if "-h" in words or "--help" in words:
         after = [words[at + 1 : at + 2] for at, word in enumerate(words) if word in ("-h", "--help")]
         rest = [word for word in words if word not in ("-h", "--help", "all")]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from peft_core import lifecycle
 from peft_core.adapter_file import fit_grafts
-from peft_core.card import FORMAT
+from peft_core.saved.card import FORMAT
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
 from peft_core.jobs.runs.optimizers import WITHOUT_GRADIENTS, Optimizer, check_without_gradients, make_optimizer
@@ -33,12 +33,12 @@ class Learning(LightningModule):
     Weight decay spares biases and other 1-D tensors, as timm's. A subclass adds each step's loss by `count(loss)` and
     names its adapted models in `adapted`, and in `kept` the attributes that go into checkpoints besides.
 
-    Args:
-        steps: optimiser steps of the whole run, T.
-        optimizer_settings: what this optimiser alone takes.
+    `steps` are the optimiser steps of the whole run, T; `optimizer_settings` what this optimiser alone takes.
     """
 
     kept: ClassVar[tuple[str, ...]] = ()
+    score: str = "accuracy"
+    """What `history` calls the figure of a scored split."""
     by_steps: ClassVar[bool] = False
     """Whether its training is counted in steps rather than epochs."""
 
@@ -211,32 +211,32 @@ class Learning(LightningModule):
 
     def describe(self) -> str:
         """The last figures, for a progress bar: within an epoch its mean loss so far, at its end the whole epoch's."""
-        accuracy = next((row["accuracy"] for row in reversed(self.history) if "accuracy" in row), None)
-        scored = "" if accuracy is None else f"  {self.scored_on} accuracy {accuracy:.4f}"
+        value = next((row[self.score] for row in reversed(self.history) if self.score in row), None)
+        scored = "" if value is None else f"  {self.scored_on} {self.score} {value:.4f}"
         if self.epoch_count:
             return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}{scored}"
         return f"loss {self.epoch_loss:.4f}{scored}" if self.epoch_loss is not None else ""
 
     def configure_optimizers(self) -> dict[str, Any]:
-        groups = []
-        for model, rate in self.rates():
-            groups += lifecycle.parameter_groups(model, rate, self.weight_decay)
+        rates, decay = self.rates(), self.weight_decay
+        return self.optimised([g for model, lr in rates for g in lifecycle.parameter_groups(model, lr, decay)])
+
+    def optimised(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
+        """The optimiser of these groups, each with a rate of its own, and the schedule over them all."""
         optimizer = self._optimizer(groups)
-        total = self.steps
-        warm = round(self.warmup * total)
+        warm = round(self.warmup * self.steps)
 
         def factor(step: int) -> float:
             if step < warm:
                 return (step + 1) / warm
-            done = min(1.0, (step - warm) / max(1, total - warm))
+            done = min(1.0, (step - warm) / max(1, self.steps - warm))
             return self.final_lr + (1 - self.final_lr) * (1 + math.cos(math.pi * done)) / 2
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        models = list(self.adapted().values())
-        own = self.optimizer_settings
+        models, own = list(self.adapted().values()), self.optimizer_settings
         if self.without_gradients:
             check_without_gradients(self.optimizer, self.trainer, models)
             own = {"seed": self.seed} | own

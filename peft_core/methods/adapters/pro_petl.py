@@ -11,7 +11,7 @@ from peft_core.grafts.graft import match
 from peft_core.grafts.shared import Reference
 from peft_core.method import Method, Plan
 from peft_core.parts.bottleneck import ACTIVATIONS, Bottleneck
-from peft_core.parts.few_bits import from_bits, to_bits
+from peft_core.parts.quantised.few_bits import from_bits, to_bits
 from peft_core.values import Count, Positive, Range
 
 

@@ -14,7 +14,7 @@ from peft_core.lifecycle import adaptation_of, own_grafts
 from peft_core.merging import names_of
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter
-from peft_core.parts.few_bits import from_bits, to_bits
+from peft_core.parts.quantised.few_bits import from_bits, to_bits
 
 
 class Signed(Formed):

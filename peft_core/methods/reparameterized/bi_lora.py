@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from peft_core.grafts.graft import Delta, match
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter, rows_of
-from peft_core.parts.few_bits import FewBits, down_and_up, forget_statistics, round_heads
 from peft_core.parts.lowrank import LowRank
+from peft_core.parts.quantised.few_bits import FewBits, down_and_up, forget_statistics, round_heads
 from peft_core.parts.ranked import Ranked
 from peft_core.values import Bits, Rate, Widths
 
@@ -20,7 +20,7 @@ class BiLoRA(Ranked):
 
     Jie et al., "Revisiting the Parameter Efficiency of Adapters from the Perspective of Precision Redundancy", ICCV 2023. A
     factor is standardised, each number takes the nearest of 2^bits levels of the normal distribution, and mean and deviation
-    come back (`parts.few_bits`); trained through the rounding. A is Kaiming-uniform (a = √5), B N(0, 0.001²) truncated at 2σ:
+    come back (`parts.quantised`); trained through the rounding. A is Kaiming-uniform (a = √5), B N(0, 0.001²) truncated at 2σ:
     not quite identity at step 0. On q and v, rank 32, 1 bit, dropout 0.1 between A and B (not on the input), s of each task
     from 0.01 to 100: JieShibo/PETL-ViT. Merges. The file holds the bits, so rank 1 with a head of 1 bit takes some 10 KB a
     task (the authors' files 9.5 KB on average over VTAB-1k, whose heads have no bias; here it stays, in float). 1,179,648

@@ -1,5 +1,5 @@
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, Literal
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from peft_core.anatomies import Place, anatomy_of
 from peft_core.errors import PeftError
-from peft_core.grafts.graft import Graft, is_plain, match
+from peft_core.grafts.graft import is_plain, match
 from peft_core.grafts.side import Side
 from peft_core.lifecycle import own_grafts, singly
 from peft_core.method import Method, Plan
 from peft_core.parts.cut_blocks import ROLES, Layer, cut, most, write
+from peft_core.parts.selection.importance import squared_gradients
 from peft_core.parts.transformer import SmallBlock
 from peft_core.places import Where
 from peft_core.values import Count, Positive
@@ -132,28 +133,6 @@ class _Stock:
         module = self.where.model.get_submodule(place.module)
         bias = None if place.bias is None else module._parameters.get(place.bias)
         return Layer(weight[rows], None if bias is None else bias[rows], scores[id(weight)][rows])
-
-
-def squared_gradients(off: Sequence[Graft], tensors: Sequence[Tensor], losses: Iterable[Tensor]) -> dict[int, Tensor]:
-    """Σ (∂L/∂W)² over losses of single samples, of the model without these grafts, by the tensors' ids."""
-    scores = {id(tensor): torch.zeros_like(tensor) for tensor in tensors}
-    required = [tensor.requires_grad for tensor in tensors]
-    try:
-        for graft in off:
-            graft.enabled = False
-        for tensor in tensors:
-            tensor.requires_grad_(True)
-        for loss in losses:
-            found = torch.autograd.grad(loss, tensors, allow_unused=True)
-            for tensor, gradient in zip(tensors, found, strict=True):
-                if gradient is not None:
-                    scores[id(tensor)] += gradient.square()
-    finally:
-        for graft in off:
-            graft.enabled = True
-        for tensor, before in zip(tensors, required, strict=True):
-            tensor.requires_grad_(before)
-    return scores
 
 
 class Ladder(nn.Module):

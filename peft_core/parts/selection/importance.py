@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from peft_core.anatomies import Place
 from peft_core.attach import grafts_named
+from peft_core.grafts.graft import Graft
 from peft_core.lifecycle import adaptation_of
 from peft_core.merging import names_of
 from peft_core.method import Method, Plan
@@ -90,6 +91,28 @@ def gradient_scores(
                             sum_ += part
             model.zero_grad(set_to_none=True)
     return totals
+
+
+def squared_gradients(off: Sequence[Graft], tensors: Sequence[Tensor], losses: Iterable[Tensor]) -> dict[int, Tensor]:
+    """Σ (∂L/∂W)² over losses of single samples, of the model without these grafts, by the tensors' ids."""
+    scores = {id(tensor): torch.zeros_like(tensor) for tensor in tensors}
+    required = [tensor.requires_grad for tensor in tensors]
+    try:
+        for graft in off:
+            graft.enabled = False
+        for tensor in tensors:
+            tensor.requires_grad_(True)
+        for loss in losses:
+            found = torch.autograd.grad(loss, tensors, allow_unused=True)
+            for tensor, gradient in zip(tensors, found, strict=True):
+                if gradient is not None:
+                    scores[id(tensor)] += gradient.square()
+    finally:
+        for graft in off:
+            graft.enabled = True
+        for tensor, before in zip(tensors, required, strict=True):
+            tensor.requires_grad_(before)
+    return scores
 
 
 def moved_by_training(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
+from peft_core.kernels.levels import in_bytes
 from peft_core.kernels.quantised import Packed, bitsandbytes_ops, dense, packed_linear, packed_of, plain_weight
 from peft_core.kernels.twice import transforms_are_active
 
@@ -37,7 +38,7 @@ class PackedLinear(nn.Linear):
     def set_weight(self, weight: Annotated[Tensor, "out in"]) -> None:
         """Packs other numbers in place of these."""
         codes, scale, zero = rounded(weight.float(), self.bits, self.size)
-        self._put("weight", packed_bits(codes, self.bits))
+        self._put("weight", in_bytes(codes, self.bits))
         self._put("scale", scale)
         self._put("zero", zero)
 
@@ -107,14 +108,14 @@ def rounded(
     return codes.to(torch.uint8).view_as(weight), scale, zero
 
 
-def packed_bits(codes: Annotated[Tensor, "out in"], bits: int) -> Annotated[Tensor, "out bytes"]:
-    """8 / bits integers a byte: a row's parts one behind the other share its bytes."""
-    slots = 8 // bits
-    if slots == 1:
-        return codes
-    parts = codes.view(len(codes), slots, -1)
-    shifts = torch.arange(slots, device=codes.device, dtype=torch.uint8).view(-1, 1) * bits
-    return (parts << shifts).sum(1, dtype=torch.uint8)
+def packed_as(packed: Packed, weight: Annotated[Tensor, "out in"]) -> Packed:
+    """Other numbers in the form of a packed weight's, integers in groups or NF4; of any number of rows."""
+    shape = (weight.shape[0], weight.shape[1])
+    if packed.kind == "groups":
+        codes, scale, zero = rounded(weight.float(), *packed.about)
+        return Packed("groups", shape, (in_bytes(codes, packed.about[0]), zero), packed.about, scale)
+    codes, tensors = nf4(weight.float())
+    return Packed("blocks", shape, (codes, *tensors), packed.about)
 
 
 def group_size(width: int, usual: int, wanted: int | None, bits: int) -> int:
