@@ -89,10 +89,11 @@ def why_not(run: ClipRun, kind: str) -> str | None:
         return "this run learnt pairs and has no classes: name some with --classes, or export the model."
     inside = grafted(method)
     if kind == "model":
-        if inside is None and not (beside and method.merges):
+        if not inside and not (beside and method.merges):
             return f"{name} learns beside the model, whose weights stay the stock ones: export weights or onnx."
-        if inside is not None and inside.not_mergeable:
-            return f"{name} cannot be merged into the model, because {inside.not_mergeable}: export onnx."
+        for each in inside:
+            if each.not_mergeable:
+                return f"{name} cannot be merged into the model, because {each.not_mergeable}: export onnx."
         return None
     if beside and method.no_class_weights and (kind == "weights" or method.of_pictures):
         instead = "use `predict`" if method.of_pictures else "export onnx"
@@ -108,7 +109,8 @@ def write_weights(run: ClipRun, folder: Path, opset: int) -> None:
         of = "the stock model"
     else:
         inside = grafted(whole.method)
-        merged = type(whole.learner).encode is Learner.encode and inside is not None and not inside.not_mergeable
+        own = whole.learner.encodes_as_model or type(whole.learner).encode is Learner.encode
+        merged = own and bool(inside) and not any(each.not_mergeable for each in inside)
         of = "the merged model (merge)" if merged else "this run's image tower (model.onnx)"
     about = {"class_names": run.class_names, "backbone": run.config["backbone"], "image_features": of,
              "use": "softmax(logit_scale * normalise(image_features) @ weights.T)"}  # fmt: skip
@@ -119,7 +121,7 @@ def write_weights(run: ClipRun, folder: Path, opset: int) -> None:
 
 def write_model(run: ClipRun, folder: Path, opset: int) -> None:
     model: Any = run.model.model
-    if grafted(run.model.method) is None:  # type: ignore[union-attr]
+    if not grafted(run.model.method):  # type: ignore[union-attr]
         run.model.learner.write_into(model)  # type: ignore[union-attr]
     else:
         merge(dequantise(model))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from clip_peft.frozen import Clip, autocasts, mean_features
 from clip_peft.text.prompts import checked_names, spoken
 from clip_peft.text.state import state_of
+from peft_core.adaptation import disabled
 from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
 
@@ -29,6 +31,8 @@ class OpenVocabularyMethod(Method):
     """Why logits are no product of image features and class weights; None where they are."""
     of_pictures: ClassVar[bool] = False
     """Whether each picture is compared with texts of its own, so that there are no weights to run elsewhere."""
+    tells_trained: ClassVar[bool] = False
+    """Whether it names the classes that it was trained on, together, in another way than any others."""
     of_stream: ClassVar[bool] = False
     """Whether what it says of a picture depends on those that came before (`Learner.begin`)."""
     merges: ClassVar[bool] = False
@@ -47,18 +51,23 @@ class OpenVocabularyMethod(Method):
     def install(self, plan: Plan) -> None:
         raise PeftError(f'{self.name} is no graft: use clip_peft.OpenVocabulary(model, "{self.name}", class_names).')
 
-    def inner(self) -> Method | None:
-        """What is grafted into the model, beside what learns outside its modules; None for a model that stays as it is."""
-        return None
+    def inner(self) -> tuple[Method, ...]:
+        """What is grafted into the model, beside what learns outside its modules; nothing for a model that stays as it is."""
+        return ()
 
     def learner(self, clip: Clip, names: Sequence[str]) -> "Learner":
         """What learns, for these classes."""
         raise NotImplementedError(f"{type(self).__name__} must define learner(clip, names)")
 
 
-def grafted(method: Method) -> Method | None:
-    """What a method puts into the model: itself where it grafts, else its `inner` one."""
-    return method.inner() if isinstance(method, OpenVocabularyMethod) else method
+def grafted(method: Method) -> tuple[Method, ...]:
+    """What a method puts into the model: itself where it grafts, else its `inner` ones."""
+    return method.inner() if isinstance(method, OpenVocabularyMethod) else (method,)
+
+
+def stock(model: nn.Module) -> AbstractContextManager[Any]:
+    """Within the block a model is the frozen one, whether it is adapted already or not."""
+    return disabled(model) if "_peft_record" in model.__dict__ else nullcontext()
 
 
 class OtherClasses(PeftError):
@@ -73,6 +82,8 @@ class Learner(nn.Module):
     as `encode` gives them; it is called before training, and again before a run goes on.
     """
 
+    encodes_as_model: ClassVar[bool] = False
+    """Whether `encode`, where it is a learner's own, still gives what the model's image tower gives."""
     projected: ClassVar[bool] = True
     """Whether image features are taken behind the image tower's projection; False takes its input."""
 

@@ -15,12 +15,12 @@ from clip_peft.open_vocabulary import NamesReadAlike, OpenVocabulary
 from clip_peft.text.templates import DEFAULT
 from peft_core import remove, save_adapter
 from peft_core.adapter_file import load_adapter, write_adapter
-from peft_core.card import check_tensors, read_card, read_weights
 from peft_core.errors import PeftError
-from peft_core.fingerprint import check_backbone
 from peft_core.jobs.hub.backbone import Tokenizer
 from peft_core.method import Method
 from peft_core.registry import find_method, make_method
+from peft_core.saved.card import check_tensors, read_card, read_weights
+from peft_core.saved.fingerprint import check_backbone
 
 NAMELESS = ("picture",)
 """What a model whose card names no classes compares with until it is given some."""
@@ -39,7 +39,7 @@ def save(whole: OpenVocabulary, folder: str | os.PathLike, **card: Any) -> Path:
     if not isinstance(whole.method, OpenVocabularyMethod):
         return save_adapter(whole.model, folder, **card)
     methods = {whole.method.name: whole.method}
-    if whole.method.inner() is not None:
+    if whole.method.inner():
         save_adapter(whole.model, Path(folder) / INNER, **card)
     return write_adapter(folder, methods, whole.learner.state_dict(), whole.model, **card)
 
@@ -74,16 +74,19 @@ def load(model: nn.Module, folder: str | os.PathLike, tokenizer: Tokenizer | Non
             load_adapter(model, folder, force)
             whole.method = method
         else:
+            inside = opened(method) if method.inner() else None  # the backbone is told by what does not train
             if not force:
                 check_backbone(model, card["backbone"], Path(folder))
-            whole = opened(method)
+            whole = inside or opened(method)
             check_tensors(_expected(whole.learner, weights), weights, Path(folder))
             whole.learner.load_state_dict(whole.learner.from_format(weights, format))
-            if method.inner() is not None:
+            if method.inner():
                 remove(model)  # what was made anew, to be read in place of
                 load_adapter(model, Path(folder) / INNER, force)
         whole if class_names is None else whole.set_classes(class_names)
     except BaseException:
+        if "_peft_record" in model.__dict__ and isinstance(method, OpenVocabularyMethod):
+            remove(model)
         for parameter, required in kept.items():
             parameter.requires_grad_(required)
         raise

@@ -40,7 +40,7 @@ class Contrast(Learning):
         self.warmup_epochs, self.warmup_lr, self.stepwise = warmup_epochs, warmup_lr, stepwise
 
     def adapted(self) -> dict[str, nn.Module]:
-        return {} if grafted(self.model.method) is None else {"model.model": self.model.model}
+        return {"model.model": self.model.model} if grafted(self.model.method) else {}
 
     def rates(self) -> list[tuple[nn.Module, float]]:
         return [(self.model, self.lr)]

@@ -73,7 +73,7 @@ def zero_shot(encoder: Encoder, pictures: Any, template: Any = None) -> float:
     whole = encoder.whole.eval()
     clip, names = whole.learner.clip, whole.class_names
     text = template or getattr(whole.learner.method, "template", DEFAULT)
-    with disabled(whole.model) if grafted(whole.method) is not None else contextlib.nullcontext():
+    with disabled(whole.model) if grafted(whole.method) else contextlib.nullcontext():
         weights = mean_features(clip.text_passes(names, text))
         right = 0
         for start, features in encoder.stock_features(pictures):

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from clip_peft.learner import Learner, grafted
 from clip_peft.open_vocabulary import OpenVocabulary
-from peft_core.configuration import settings_of
 from peft_core.errors import PeftError
 from peft_core.files import cache_root
+from peft_core.saved.configuration import settings_of
 
 VERSION = 2
 CHUNK = 64
@@ -33,8 +33,7 @@ CHUNK = 64
 
 def frozen_image_tower(whole: OpenVocabulary) -> bool:
     """Whether image features are the stock model's whatever is learnt."""
-    inside = grafted(whole.method)
-    if inside is not None and inside.tower != "text":
+    if any(method.tower != "text" for method in grafted(whole.method)):
         return False
     return type(whole.learner).encode is Learner.encode
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -74,15 +75,24 @@ class Task(ABC):
     """Of what `predict` prints of a picture, after its path."""
     output: ClassVar[str] = "probability"
     """What an exported model gives."""
+    writes: ClassVar[bool] = False
+    """Whether `predict` writes a file a picture, by `write_predictions`."""
+    pixels: ClassVar[str] = ""
+    """The sides that its outputs have besides B and K: ` H W`."""
     classes: ClassVar[bool] = False
     """Whether each picture has one class."""
     part: ClassVar[str] = ""
     """Of what `parts` says of a class, the figure that is printed."""
+    exports: ClassVar[bool] = True
+    """Whether one graph with one set of outputs can stand for it."""
+    reads: ClassVar[str] = ""
+    """The task that its data are read for, where it is another."""
     calibrates: ClassVar[bool] = False
     """Whether it chooses something on val, which then is not trained on."""
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)
+        self.tasks: tuple[str, ...] = ()  # names of the data sets that a run is of, where there are several
 
     @classmethod
     def of(cls, data: ClassificationData, settings: Mapping[str, Any]) -> Task:
@@ -98,14 +108,48 @@ class Task(ABC):
         """What the adapter's card keeps of it, beside the class names."""
         return {"task": self.name}
 
+    def how_to_load(self, name: str, arguments: Mapping[str, Any], transform: str, file: Path, model: Any) -> str:
+        """Python that runs merged weights, where they are not a plain timm model's.
+
+        Args:
+            name, arguments: of the backbone, as timm.create_model takes them.
+            transform: arguments of timm.data.create_transform.
+        """
+        return ""
+
     def line(self, outputs: str) -> str:
         """Python that says what the outputs of one picture, written as `outputs`, mean; `names` are the classes'."""
         return f"names[{outputs}.argmax()]"
+
+    def choose(self, name: str, model: nn.Module) -> Task:
+        """The same for one of several data sets, and the model told of it."""
+        raise PeftError(f"this run is of one data set: leave --task {name} out.")
+
+    def draw(self, labels: Tensor, seed: int) -> Callable[[int, int], Tensor] | None:
+        """What decides which pictures come in an epoch, in place of a shuffle (`Batches.draw`)."""
+        return None
+
+    def shares(self, model: nn.Module, batch: Batch) -> Iterator[Batch]:
+        """What of a batch goes through the model at once, one after another."""
+        yield batch
+
+    @property
+    def flags(self) -> str:
+        """What the command that tries `predict` says besides."""
+        return " --top 3" if self.classes else ""
 
     @property
     def width(self) -> int:
         """Outputs of the head."""
         return len(self.class_names)
+
+    def ready(self, pictures: Any, data: ClassificationData) -> Any:
+        """Decoded pictures with their labels as tensors, where a split holds them in another form."""
+        return pictures
+
+    def augmented(self, augment: Callable, batch: Batch, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A training batch's pictures after an augmentation, and their labels."""
+        return augment(batch.images, chance), batch.labels
 
     def model(
         self, load: Callable[..., tuple[nn.Module, Backbone]], settings: Mapping[str, Any]
