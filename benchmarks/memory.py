@@ -2,6 +2,7 @@
 
 python -m benchmarks.memory                       # ViT-S/16, batch 8, float32
 python -m benchmarks.memory --only lora ssf       # rows whose name holds one of these words
+python -m benchmarks.memory --every --arch test_vit --batch 2      # that all methods run, in two minutes
 """
 
 import torch
@@ -24,7 +25,7 @@ def main() -> None:
     choose(args)
     for precision in precisions(args):
         rows = {}
-        for variant in chosen(args.only, args.every):
+        for variant in chosen(args.only, args.arch if args.every else None):
             trainer = Trainer(variant, args.arch, args.batch, precision == "bf16", args.device)
             rows[variant.name] = (kept_bytes(trainer.loss, trainer.model), step_peak(trainer))
         kept, most = rows["floor"]

@@ -32,7 +32,7 @@ def main() -> None:
     for precision in precisions(args):
         trainers = {
             v.name: Trainer(v, args.arch, args.batch, precision == "bf16", args.device, args.compile)
-            for v in chosen(args.only, args.every)
+            for v in chosen(args.only, args.arch if args.every else None)
         }
         flops = {name: count_flops(trainer.step) for name, trainer in trainers.items()} if args.flops else {}
         seconds = interleaved({name: trainer.step for name, trainer in trainers.items()}, args.rounds, args.device)

@@ -91,11 +91,11 @@ VARIANTS = [
 ]
 
 
-def every_other() -> list[Variant]:
-    """The core's methods that no row above has, at their defaults, where a ViT takes them."""
+def every_other(arch: str) -> list[Variant]:
+    """The core's methods that no row above has, at their defaults, where this ViT takes them."""
     named = {variant.name.split()[0] for variant in VARIANTS}
     with torch.device("meta"):
-        model = timm.create_model("vit_small_patch16_224", depth=2)
+        model = timm.create_model(arch, num_classes=100)
     found = []
     for name in method_files():
         method = find_method(name)
@@ -154,9 +154,9 @@ class Trainer:
         self.optimizer.step()
 
 
-def chosen(words: list[str], every: bool = False) -> list[Variant]:
-    """The floor, and the variants that the words ask for; with `every` all methods of the core are among them."""
-    known = VARIANTS + (every_other() if every else [])
+def chosen(words: list[str], every: str | None = None) -> list[Variant]:
+    """The floor, and the variants that the words ask for; with `every`, an architecture, all methods of the core are among them."""
+    known = VARIANTS + (every_other(every) if every else [])
     names = wanted(words, [v.name for v in known])
     found = [v for v in known if v.name == "floor" or v.name in names]
     if importlib.util.find_spec("peft") is None:
