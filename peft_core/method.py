@@ -39,8 +39,8 @@ class Method:
     keeps_originals: ClassVar[bool] = True
     """Whether stock weights that the method trains are remembered, for `disabled` and `remove`."""
     grafts: ClassVar[bool | None] = True
-    """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those); None for
-    what `adapt` installs beside another method, to complete it, and lists of methods leave out."""
+    """Whether `adapt` installs it: False where it works beside the model (clip_peft.OpenVocabulary), None where it completes
+    another method, and no list has it."""
     renamed: ClassVar[dict[str, str]] = {}
     """Parts of its tensors' names in files of before -> what stands there today; {name} is the adaptation's."""
     head_alone: ClassVar[bool] = False
@@ -57,10 +57,9 @@ class Method:
     """Merged it leaves heads or channels at zero, which can be cut out (`peft_core.parts.selection.cutting`)."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
-    of patches, `positions` that are not rotary; a `pair` of image and text towers; layers that are called, so that their
-    `inputs` are seen; `gates`, modules that give what a residual step adds; a classifier's `head`, a `file` (it is made from
-    one alone), `words` (a tokenizer that learns new ones), a `condition` (given before each call), `cross` attention, a
-    `quantised` backbone whose weights are still at hand (`quantise(…, keep=True)`)."""
+    of patches, `positions` that are not rotary; a `pair` of image and text towers; layers whose `inputs` are seen; `gates`,
+    that give what a residual step adds; a classifier's `head`, a `file` (it is made from one alone), `words` (a tokenizer that
+    learns new ones), a `condition` (before each call), `cross` attention, a `quantised` backbone (`quantise(…, keep=True)`)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = ()
@@ -291,9 +290,8 @@ class Plan(Where):
                 graft.pooled = f"{path}/pooled"
                 self.join(stream.pooled, "pooled", Pooled(graft.pooled, norm, graft.order))
             if stream.rotary:
-                attentions = (step.body for step in self.anatomy.sublayers if step.kind == "attn")
-                here = (body for body in attentions if body.startswith(path + "."))
-                self.grafts += [(body, "unrotated", Unrotated()) for body in here]
+                steps = (s for s in self.anatomy.sublayers if s.kind == "attn" and s.body.startswith(path + "."))
+                self.grafts += [(step.body, "unrotated", Unrotated()) for step in steps]
 
     def train(self, module: str, *names: str) -> None:
         """Train these stock parameters of a module."""

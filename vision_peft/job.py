@@ -154,7 +154,7 @@ def run(
     }
     known = {"epochs": epochs, "trained": classifier.trained}
     results["remarks"] = task.remarks(scores, classifier.history, **known) if folder.found is not None else []
-    folder.next = next_commands(folder, outcome.first_picture(scored), task.flags)
+    folder.next = next_commands(folder, outcome.first_picture(scored), task.flags, task.exports)
     card |= {key: results[key] for key in (task.score, "protocol", "evaluated_on")}
     saver.after_epoch()
     write = finish or task.write
@@ -180,12 +180,12 @@ def scored_words(name: str | None, count: int, protocol: str, val: int, keeps_va
     return f"test, {count:,}, {when}{f'; {trained[:-2]}' if trained else ''}"
 
 
-def next_commands(folder: RunFolder, picture: str, flags: str = "") -> list[str]:
+def next_commands(folder: RunFolder, picture: str, flags: str = "", exports: bool = True) -> list[str]:
     run, name = shlex.quote(str(folder.path)), str(folder.path).rstrip("/")
     return [
         f"vision_peft predict --run {run}{flags} {picture}",
         f"vision_peft merge --run {run} --out {shlex.quote(f'{name}.safetensors')}",
-        f"vision_peft export --run {run} --out {shlex.quote(f'{name}.onnx')}",
+        *([f"vision_peft export --run {run} --out {shlex.quote(f'{name}.onnx')}"] if exports else []),
     ]
 
 

@@ -202,8 +202,12 @@ def export(
     loaded = load_run(run, CLASSIFIERS)
     if "clips" in loaded.card:
         raise PeftError(f"{run} takes clips, and export writes models of pictures: use the run folder with `predict`.")
+    task = task_of_card(loaded.card)
+    if not task.exports:
+        raise PeftError(
+            f"{run} is a run of several data sets, and one graph tells the classes of one: use `predict --task`."
+        )
     dequantise(loaded.model)  # exporters know plain linears
     with contextlib.suppress(NotMergeable):  # then the graph holds the adapter beside the backbone
         merged(loaded.model)
-    task = task_of_card(loaded.card)
     return write_onnx(Deployed(loaded.model, loaded.mean, loaded.std, task), loaded, target, opset, task.output)

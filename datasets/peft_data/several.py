@@ -55,7 +55,12 @@ def load(name: str, root: str | None, seed: int, *, temperature: float = 10.0) -
         raise DataError(f"{name} names data sets with + between them, two at least, each once")
     if not temperature >= 1:
         raise DataError(f"the option 'temperature' of {name} must be 1 or more, not {temperature:g}")
-    found = [open_data(each, root=root if _lies_in_a_folder(each) else None, seed=seed) for each in names]
+    inside = [_lies_in_a_folder(each) for each in names]
+    if root is not None and not any(inside):
+        raise DataError(f"no data set of {name} lies in a folder of data sets: leave the root {root} out")
+    found = [
+        open_data(each, root=root if within else None, seed=seed) for each, within in zip(names, inside, strict=True)
+    ]
     titles = [data.name for data in found]
     titles = titles if len(set(titles)) == len(titles) else names
     for data in found:

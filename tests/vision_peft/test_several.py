@@ -78,6 +78,8 @@ def test_data_that_cannot_stand_together_are_told(small_data: str) -> None:
     ):  # fmt: skip
         with pytest.raises(DataError, match=words):
             open_data(name)
+    with pytest.raises(DataError, match="leave the root /tmp out"):
+        open_data(f"several/digits+{small_data}", root="/tmp")
     with pytest.raises(DataError, match="1 or more"):
         open_data(f"several/digits+{small_data}", temperature=0.5)
 
@@ -99,6 +101,8 @@ def test_a_run_of_several_data_sets(small_data: str, tmp_path: Path, capsys: pyt
     assert sorted(found["digits3"]) == ["one", "two", "zero"] and len(found["digits"]) == 10
     assert main(["predict", picture, "--run", str(run)]) == 2
     assert "--task (digits, digits3)" in capsys.readouterr().err
+    assert main(["export", "--run", str(run), "--out", str(tmp_path / "m.onnx")]) == 2
+    assert "use `predict --task`" in capsys.readouterr().err
     assert main(["test", "--run", str(run)]) == 0
     said = capsys.readouterr().out
     assert f"accuracy {results['accuracy']:.4f} over all (digits {results['per_data']['digits']:.4f}" in said

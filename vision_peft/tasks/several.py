@@ -27,7 +27,7 @@ class Several(Classes):
     chosen: the one that predictions are of.
     """
 
-    name, classes, reads = "several", False, "classify"
+    name, classes, reads, exports = "several", False, "classify", False
 
     def __init__(
         self, class_names: Sequence[str], parts: Sequence[Sequence[Any]], smoothing: float = 0.0, temperature: float = 10.0,
