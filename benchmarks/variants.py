@@ -155,7 +155,7 @@ class Trainer:
 
 
 def chosen(words: list[str], every: str | None = None) -> list[Variant]:
-    """The floor, and the variants that the words ask for; with `every`, an architecture, all methods of the core are among them."""
+    """The floor, and the variants that the words ask for; with `every`, an architecture, all methods of the core."""
     known = VARIANTS + (every_other(every) if every else [])
     names = wanted(words, [v.name for v in known])
     found = [v for v in known if v.name == "floor" or v.name in names]

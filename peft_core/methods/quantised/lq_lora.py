@@ -103,7 +103,10 @@ class LQLoRA(Ranked):
             weights = [_rows(stock[id(module)], change) for module, _, change in sites]
             scores = [_rows(importance[id(module)], change) if importance else None for module, _, change in sites]
             found = [
-                {form: self._decompose(weight, change, form, score) for form in self._forms(tuple(weight.shape))}
+                {
+                    form: self._decompose(weight, change, form, score)
+                    for form in self._forms((weight.shape[0], weight.shape[1]))
+                }
                 for weight, score, (_, _, change) in zip(weights, scores, sites, strict=True)
             ]
             for best, (_, stand, change) in zip(self._chosen(weights, found), sites, strict=True):

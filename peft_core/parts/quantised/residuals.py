@@ -1,7 +1,7 @@
 """A weight as few bits and a low-rank rest: Q + L₁ L₂ found by turns, and how many bits each weight of a model gets."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -67,12 +67,13 @@ def cheapest(
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     there = errors.isfinite()
+    most_of_each: Any = there.double().flatten().numpy()
     costs, sizes = errors.where(there, 0.0), sizes.where(there, 0.0)
     one = numpy.kron(numpy.eye(len(errors)), numpy.ones(errors.shape[1]))
     found = milp(
         (costs / costs.max().clamp(min=1e-300)).double().flatten().numpy(),
         constraints=[LinearConstraint((sizes / most).double().view(1, -1).numpy(), 0, 1), LinearConstraint(one, 1, 1)],
-        bounds=Bounds(0, there.double().flatten().numpy()),
+        bounds=Bounds(0, most_of_each),
         integrality=1,
         options={"mip_rel_gap": 1e-6},
     )
