@@ -34,7 +34,8 @@ def load(pretrained: bool = True) -> open_clip.CLIP:
     """
     config = json.loads(CONFIG.read_text(encoding="utf-8"))
     model = open_clip.CLIP(**config["model_cfg"])
-    preprocess = PreprocessCfg(size=model.visual.image_size, **config["preprocess_cfg"])
+    visual: Any = model.visual
+    preprocess = PreprocessCfg(size=visual.image_size, **config["preprocess_cfg"])
     open_clip.set_model_preprocess_cfg(model, asdict(preprocess))
     if pretrained:
         model.load_state_dict(read_weights(WEIGHTS, "python -m clip_peft.reference.train"))

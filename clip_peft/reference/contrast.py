@@ -3,6 +3,8 @@ captions are true of which pictures."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from open_clip import CLIP, SimpleTokenizer
 from peft_data.world.captions_pool import captions
@@ -53,10 +55,11 @@ def normalised(pictures: Tensor) -> Tensor:
 
 def text_features(model: CLIP, ids: Tensor) -> Tensor:
     """Features C E of token ids C L without padding to 77: the tower is causal, so nothing changes."""
+    tower: Any = model
     length = ids.shape[1]
-    x = model.token_embedding(ids) + model.positional_embedding[:length]
-    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-    return x[torch.arange(len(ids)), ids.argmax(1)] @ model.text_projection
+    x = tower.token_embedding(ids) + tower.positional_embedding[:length]
+    x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
+    return x[torch.arange(len(ids)), ids.argmax(1)] @ tower.text_projection
 
 
 def batch(

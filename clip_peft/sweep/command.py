@@ -89,7 +89,8 @@ def sweep(
         return trial, jobs[trial], overwrite
 
     with SweepFolder(how["out"], plan, overwrite, "clip_peft sweep", WRITTEN):
-        with Pool(*default_workers(how["workers"], how["threads"]), folder, carry_out, parcel) as pool:
+        workers, threads = default_workers(how["workers"], how["threads"])
+        with Pool(workers, threads, folder, carry_out, parcel) as pool:
             pool.run(jobs, done)
     print(f"{folder / 'table.md'}\n\n{read_text(folder / 'table.md')}")
     return 1 if failed else 0

@@ -22,7 +22,7 @@ def search(encoder: Encoder, val: DecodedPictures | None) -> dict[str, Any]:
 
     The published code searches a grid of each data set's own, on ImageNet the test pictures; here the grid is one for all.
     """
-    learner = encoder.whole.learner.eval()
+    learner: Any = encoder.whole.learner.eval()
     method = learner.method
     if not val or None not in (method.alpha, method.beta):
         return {}
@@ -31,7 +31,7 @@ def search(encoder: Encoder, val: DecodedPictures | None) -> dict[str, Any]:
     betas = [beta] if method.beta is not None else [beta, *BETAS]
     features = encoder.views(val, [None])[0].to(encoder.device)
     labels = val.labels.to(encoder.device)
-    texts = encoder.whole.learner.clip.scale * F.normalize(features, dim=-1) @ learner.weights().t()
+    texts = learner.clip.scale * F.normalize(features, dim=-1) @ learner.weights().t()
     near = F.normalize(features, dim=-1) @ learner.keys.t()
     best: tuple[float, float] | None = None
     for beta in betas:

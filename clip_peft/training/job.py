@@ -107,9 +107,10 @@ def run(
     began = time.monotonic()
     with waiting(f"computing image features of {len(train):,} pictures"):
         views = training_views(encoder, train, settings)
-    if hasattr(whole.learner, "remember"):  # a cache of the training pictures
+    learner: Any = whole.learner
+    if hasattr(learner, "remember"):  # a cache of the training pictures
         kept = torch.stack(views or encoder.views(train, [None]))
-        whole.learner.remember(kept.to(encoder.device), train.labels)
+        learner.remember(kept.to(encoder.device), train.labels)
     caching = time.monotonic() - began
     contrast, epochs, steps, rates = None, 0, 0, None
     if settings["lr"] == "find" and not whole.trainable():
@@ -118,7 +119,7 @@ def run(
         empty = torch.empty(len(train), 0, dtype=torch.uint8)  # features are picked by the rows of a batch
         source = train if views is None else DecodedPictures(empty, train.labels, train.names)
         batches = batches_of(source, each, seed=settings["seed"], drop_last=True, **share)
-        chosen = {key: settings[key] for key in OF_CONTRAST} | {"augment": source.remaining(settings["augment"])}
+        chosen: dict[str, Any] = {key: settings[key] for key in OF_CONTRAST} | {"augment": source.remaining(settings["augment"])}
         steps = planned_steps(trainer, len(batches))
         an_epoch = math.ceil(len(batches) / trainer.accumulate_grad_batches)
         finding = chosen["lr"] == "find"
