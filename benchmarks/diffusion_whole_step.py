@@ -19,7 +19,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.diffusion_models import by_peft, ours, small_unet
 from benchmarks.measuring import interleaved, machine, options, ratios, write_ratios
+from diffusion_peft.base.families import of_kind
 from diffusion_peft.training.denoise import Denoiser
+from diffusion_peft.training.noise import Discrete
 from peft_core.jobs.runs.machine import peak_memory
 
 SIDES = {"ours": ours("attention"), "diffusers": by_peft("attention")}
@@ -51,7 +53,9 @@ class Side:
             del self.vae, self.text
             gc.collect()
         unet = SIDES[name](small_unet(width)).train()
-        self.denoiser = Denoiser(unet, {}, torch.linspace(0.999, 0.005, 1000), 1000).to(device)
+        normal = (torch.tensor(0.0), torch.tensor(0.18215))
+        process = Discrete(torch.linspace(0.999, 0.005, 1000))
+        self.denoiser = Denoiser(unet, {}, process, 1000, family=of_kind("sd1"), normal=normal).to(device)
         self.optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], 1e-4)
 
     @torch.no_grad()

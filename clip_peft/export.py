@@ -85,19 +85,20 @@ def merge_(*, run: str, out: str) -> Path:
 def why_not(run: ClipRun, kind: str) -> str | None:
     """Why a run cannot be exported as that; None where it can."""
     method: Method = run.whole.method
-    name = method.name
+    name, beside = method.name, method if isinstance(method, OpenVocabularyMethod) else None
     if kind != "model" and not run.class_names:
         return "this run learnt pairs and has no classes: name some with --classes, or export the model."
     inside = grafted(method)
     if kind == "model":
-        if inside is None:
+        if not inside and not (beside and beside.merges):
             return f"{name} learns beside the model, whose weights stay the stock ones: export weights or onnx."
-        if inside.not_mergeable:
-            return f"{name} cannot be merged into the model, because {inside.not_mergeable}: export onnx."
+        for each in inside:
+            if each.not_mergeable:
+                return f"{name} cannot be merged into the model, because {each.not_mergeable}: export onnx."
         return None
-    if isinstance(method, OpenVocabularyMethod) and method.no_class_weights and (kind == "weights" or method.of_pictures):
-        instead = "use `predict`" if method.of_pictures else "export onnx"
-        return f"{name} has no class weights, because {method.no_class_weights}: {instead}."
+    if beside and beside.no_class_weights and (kind == "weights" or beside.of_pictures):
+        instead = "use `predict`" if beside.of_pictures else "export onnx"
+        return f"{name} has no class weights, because {beside.no_class_weights}: {instead}."
     return None
 
 
@@ -109,7 +110,8 @@ def write_weights(run: ClipRun, folder: Path, opset: int) -> None:
         of = "the stock model"
     else:
         inside = grafted(whole.method)
-        merged = type(whole.learner).encode is Learner.encode and inside is not None and not inside.not_mergeable
+        own = whole.learner.encodes_as_model or type(whole.learner).encode is Learner.encode
+        merged = own and bool(inside) and not any(each.not_mergeable for each in inside)
         of = "the merged model (merge)" if merged else "this run's image tower (model.onnx)"
     about = {"class_names": run.class_names, "backbone": run.config["backbone"], "image_features": of,
              "use": "softmax(logit_scale * normalise(image_features) @ weights.T)"}  # fmt: skip
@@ -120,7 +122,10 @@ def write_weights(run: ClipRun, folder: Path, opset: int) -> None:
 
 def write_model(run: ClipRun, folder: Path, opset: int) -> None:
     model: Any = run.model.model
-    merge(dequantise(model))
+    if not grafted(run.model.method):  # type: ignore[union-attr]
+        run.model.learner.write_into(model)  # type: ignore[union-attr]
+    else:
+        merge(dequantise(model))
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     files = {"open_clip_model.safetensors": save(_unshared(state), as_metadata(run))}
     config = model_config(run)

@@ -33,7 +33,7 @@ def recipe_of(settings: dict[str, Any]) -> str:
 @command("clip", recipe_of, {
     RUN: "data backbone method recipe shots classes template epochs",
     TRAINING: "lr batch_size optimizer weight_decay final_lr steps_per_shot warmup_epochs warmup_lr stepwise augment",
-    "scoring": "eval_on",
+    "scoring": "eval_on choose_on",
     MACHINE: "out seed overwrite save_every quantize precision cache_views text_memory trainer",
 }, recipes={RECIPE: fit_pairs})  # fmt: skip
 @takes(training, seed=1, batch_size=32, weight_decay=5e-4)
@@ -47,6 +47,7 @@ def fit(
     classes: Classes = "all",
     template: str | None = None,
     eval_on: Literal["test", "val"] = "test",
+    choose_on: Literal["val", "train"] = "val",
     cache_views: Whole = 10,
     augment: str = "crop_flip",
     optimizer: Literal["sgd", "adamw", "adam"] = "sgd",
@@ -76,6 +77,8 @@ def fit(
         template: Text around a class name, with {}; a data set's name; or `ensemble`. By default the method's own, which is
             the one that its authors give for the data set; "a photo of a {}." for methods that graft, as CLIP-LoRA's authors.
         eval_on: Score test, or val, to choose settings by.
+        choose_on: What a cache's strengths are chosen on: val, or the training pictures, each left out in turn (where there is
+            no val, too).
         cache_views: Augmented views of each picture whose features are computed once, where the image tower is frozen;
             0 turns the cache off.
         augment: none, flip, crop_flip, crop_half_flip (parts of half the area or more) or randaug.

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clip_peft.projection import ImageProjection
 from clip_peft.text.prompts import Prompts, checked_tokenizer, make_prompts, text_ids
 from clip_peft.text.run import TextPass
 from clip_peft.text.templates import templates
@@ -49,11 +50,17 @@ class Clip:
         """One a template (see clip_peft.text.templates)."""
         return [self.text_pass(self.prompts(names, one)) for one in templates(template)]
 
-    def image_features(self, images: Tensor) -> Tensor:
-        """B E, as the image tower gives them (not normalised); without graph where nothing of the tower trains."""
+    def image_features(self, images: Tensor, projected: bool = True) -> Tensor:
+        """B E, as the image tower gives them (not normalised), or what its projection receives; without graph where nothing of
+        the tower trains."""
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.visual.parameters())
         with torch.set_grad_enabled(trains):
-            return self.model.encode_image(images, normalize=False)
+            return self.model.encode_image(images, normalize=False) if projected else self.projection.before(images)
+
+    @property
+    def projection(self) -> ImageProjection:
+        """The linear map that ends the image tower."""
+        return ImageProjection(self.model)
 
     def words(self, text: str) -> Tensor:
         """n D: the token embeddings of a text's own tokens, float32 copies."""
@@ -66,13 +73,23 @@ class Clip:
 
 
 def cosine(features: Tensor, texts: Tensor) -> Tensor:
-    """f̂ tᵀ, … B C, of image features … B E, which are normalised here, and texts … C E of norm 1. In float32 under autocast
-    too: bfloat16 would round logits of 30 to eighths."""
-    kind = features.device.type
-    if torch.is_autocast_enabled(kind):
+    """f̂ tᵀ, … B C, of image features … B E, which are normalised here, and texts … C E of norm 1 (see product)."""
+    return product(features, texts, normalise=True)
+
+
+def product(rows: Tensor, others: Tensor, normalise: bool = False) -> Tensor:
+    """x yᵀ, … B C, of x … B E and y … C E. In float32 under autocast too: bfloat16 would round logits of 30 to eighths."""
+    kind = rows.device.type
+    if autocasts(kind):
         with torch.autocast(kind, enabled=False):
-            return cosine(features.float(), texts.float())
-    return F.normalize(features, dim=-1) @ texts.to(features.dtype).transpose(-1, -2)
+            return product(rows.float(), others.float(), normalise)
+    rows = F.normalize(rows, dim=-1) if normalise else rows
+    return rows @ others.to(rows.dtype).transpose(-1, -2)
+
+
+def autocasts(kind: str) -> bool:
+    """Whether autocast is on for devices of a kind; it is never for shapes without values."""
+    return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
 def mean_features(passes: Sequence[TextPass]) -> Tensor:

@@ -1,16 +1,19 @@
 """What a method adds beside a CLIP model: the method itself, and what learns (`Learner`)."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.frozen import Clip, mean_features
+from clip_peft.frozen import Clip, autocasts, mean_features
 from clip_peft.text.prompts import checked_names, spoken
 from clip_peft.text.state import state_of
+from peft_core.adaptation import disabled
 from peft_core.errors import PeftError
 from peft_core.method import Method, Plan
 
@@ -28,22 +31,41 @@ class OpenVocabularyMethod(Method):
     """Why logits are no product of image features and class weights; None where they are."""
     of_pictures: ClassVar[bool] = False
     """Whether each picture is compared with texts of its own, so that there are no weights to run elsewhere."""
+    of_stream: ClassVar[bool] = False
+    """Whether what it says of a picture depends on those that came before (`Learner.begin`)."""
+    merges: ClassVar[bool] = False
+    """Whether what it learns takes the place of a stock weight (`Learner.write_into`)."""
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Data set -> settings that the method's authors publish for it, where they are not the defaults."""
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = ()
+    """Settings, and how many parameters train on ViT-B/16 with 1,000 classes of 16 pictures."""
+
+    def for_data(self, data: str) -> Self:
+        """The settings published for a data set (`oxford_pets` …), for those that stand at their defaults."""
+        default, own = type(self)(), self.published.get(data, {})
+        changes = {key: value for key, value in own.items() if getattr(self, key) == getattr(default, key)}
+        return dataclasses.replace(self, **changes)
 
     def install(self, plan: Plan) -> None:
         raise PeftError(f'{self.name} is no graft: use clip_peft.OpenVocabulary(model, "{self.name}", class_names).')
 
-    def inner(self) -> Method | None:
-        """What is grafted into the model, beside what learns outside its modules; None for a model that stays as it is."""
-        return None
+    def inner(self) -> tuple[Method, ...]:
+        """What is grafted into the model, beside what learns outside its modules; nothing for a model that stays as it is."""
+        return ()
 
     def learner(self, clip: Clip, names: Sequence[str]) -> "Learner":
         """What learns, for these classes."""
         raise NotImplementedError(f"{type(self).__name__} must define learner(clip, names)")
 
 
-def grafted(method: Method) -> Method | None:
-    """What a method puts into the model: itself where it grafts, else its `inner` one."""
-    return method.inner() if isinstance(method, OpenVocabularyMethod) else method
+def grafted(method: Method) -> tuple[Method, ...]:
+    """What a method puts into the model: itself where it grafts, else its `inner` ones."""
+    return method.inner() if isinstance(method, OpenVocabularyMethod) else (method,)
+
+
+def stock(model: nn.Module) -> AbstractContextManager[Any]:
+    """Within the block a model is the frozen one, whether it is adapted already or not."""
+    return disabled(model) if "_peft_record" in model.__dict__ else nullcontext()
 
 
 class OtherClasses(PeftError):
@@ -54,7 +76,14 @@ class Learner(nn.Module):
     """Parameters beside the model; image features (B E, not normalised) → logits B C.
 
     Only its own parameters are in its state dict. `names` can be changed unless the method's `of_classes` says otherwise.
+    One that starts from the training pictures defines `remember(features, labels)`, with features K N E of K views of N pictures
+    as `encode` gives them; it is called before training, and again before a run goes on.
     """
+
+    encodes_as_model: ClassVar[bool] = False
+    """Whether `encode`, where it is a learner's own, still gives what the model's image tower gives."""
+    projected: ClassVar[bool] = True
+    """Whether image features are taken behind the image tower's projection; False takes its input."""
 
     def __init__(self, clip: Clip, method: OpenVocabularyMethod, names: Sequence[str]):
         super().__init__()
@@ -85,6 +114,11 @@ class Learner(nn.Module):
             self.names = before
             raise
         self._kept = {}
+
+    @property
+    def kept_names(self) -> tuple[str, ...]:
+        """The classes that its tensors are of, which an adapter's card names."""
+        return self.names
 
     def for_names(self) -> None:
         """Whatever must be made anew for other classes."""
@@ -123,7 +157,7 @@ class Learner(nn.Module):
         state = None if tower.draws() else state_of(modules, [*tensors, *own])
         if state is None:
             return make()
-        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        autocast = torch.get_autocast_dtype(kind) if autocasts(kind) else None
         state = (*state, autocast, self.training, self.method, self.names)
         kept = self._kept.get(what)
         if kept is None or kept[0] != state:
@@ -134,7 +168,7 @@ class Learner(nn.Module):
     # ---- image side ------------------------------------------------------------------------------------------------
 
     def encode(self, images: Tensor) -> Tensor:
-        return self.clip.image_features(images)
+        return self.clip.image_features(images, self.projected)
 
     def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
         """B C from image features B E; `weights` are `weights()`, where they are at hand."""
@@ -147,6 +181,15 @@ class Learner(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.logits(self.encode(images))
 
+    # ---- training and use ------------------------------------------------------------------------------------------
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
+        """Groups for an optimiser, with whatever else it takes; where none, all parameters that train, decay on matrices."""
+        return ()
+
+    def after_step(self, step: int) -> None:
+        """Told after each optimiser step (from 1 on), without gradient recording; the step's gradients are still there."""
+
     def stages(self) -> tuple[float, ...]:
         """Shares of the steps, each of which begins its schedule of rates anew."""
         return (1.0,)
@@ -156,6 +199,18 @@ class Learner(nn.Module):
 
     def end_epoch(self, epoch: int, epochs: int) -> None:
         """Told after each epoch (from 1 on) of how many."""
+
+    def choices(self, features: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Settings to choose from on labelled features B E, the present ones first, each with its logits B C; nothing where
+        there is nothing to choose."""
+        return iter(())
+
+    def begin(self) -> None:
+        """Forget the pictures that were named so far: a new stream of them begins."""
+
+    def write_into(self, model: nn.Module) -> None:
+        """Write what was learnt into the stock model's weights, where the method `merges`."""
+        raise PeftError(f"{self.method.name} learns beside the model, whose weights stay the stock ones.")
 
 
 class TemplateLearner(Learner):

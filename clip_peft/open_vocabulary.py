@@ -66,7 +66,7 @@ class OpenVocabulary(nn.Module):
             model.requires_grad_(False)
             try:
                 learner = settings.learner(clip, class_names)
-                if (inner := settings.inner()) is not None:
+                for inner in settings.inner():
                     adapt(model, inner)
             except BaseException:
                 for parameter, required in kept.items():
@@ -136,7 +136,7 @@ class OpenVocabulary(nn.Module):
 
     def train(self, mode: bool = True) -> "OpenVocabulary":
         super().train(mode)
-        if grafted(self.method) is None:
+        if not grafted(self.method):
             self.model.eval()  # frozen: no dropout, no batch statistics
         return self
 

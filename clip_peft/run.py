@@ -22,8 +22,9 @@ from clip_peft.training.evaluate import batches_of_logits, test_augment
 from clip_peft.training.features import Encoder
 from peft_core.jobs.hub.open_clip_models import load_backbone
 from peft_core.jobs.hub.precision import in_few_bits, methods_of
+from peft_core.jobs.runs.predictions import Prediction, predictions
 from peft_core.jobs.runs.process import tell
-from peft_core.jobs.runs.use import Prediction, Run, predictions, read_trained
+from peft_core.jobs.runs.use import Run, read_trained
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,14 @@ INNER = "inner"
 
 def save(whole: OpenVocabulary, folder: str | os.PathLike, **card: Any) -> Path:
     """Write what was learnt, with the class names and, beside a method that grafts, the texts' template."""
-    card = {"class_names": list(whole.class_names), "template": getattr(whole.learner.method, "template", None)} | card
+    card = {
+        "class_names": list(whole.learner.kept_names),
+        "template": getattr(whole.learner.method, "template", None),
+    } | card
     if not isinstance(whole.method, OpenVocabularyMethod):
         return save_adapter(whole.model, folder, **card)
     methods: dict[str, Method] = {whole.method.name: whole.method}
-    if whole.method.inner() is not None:
+    if whole.method.inner():
         save_adapter(whole.model, Path(folder) / INNER, **card)
     return write_adapter(folder, methods, whole.learner.state_dict(), whole.model, **card)
 
@@ -71,16 +74,19 @@ def load(model: nn.Module, folder: str | os.PathLike, tokenizer: Tokenizer | Non
             load_adapter(model, folder, force)
             whole.method = method
         else:
+            inside = opened(method) if method.inner() else None  # the backbone is told by what does not train
             if not force:
                 check_backbone(model, card["backbone"], Path(folder))
-            whole = opened(method)
+            whole = inside or opened(method)
             check_tensors(_expected(whole.learner, weights), weights, Path(folder))
             whole.learner.load_state_dict(whole.learner.from_format(weights, format))
-            if method.inner() is not None:
+            if method.inner():
                 remove(model)  # what was made anew, to be read in place of
                 load_adapter(model, Path(folder) / INNER, force)
         whole if class_names is None else whole.set_classes(class_names)
     except BaseException:
+        if "_peft_record" in model.__dict__ and isinstance(method, OpenVocabularyMethod):
+            remove(model)
         for parameter, required in kept.items():
             parameter.requires_grad_(required)
         raise

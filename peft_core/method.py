@@ -54,12 +54,14 @@ class Method:
     """Whether running statistics of the stock model's norms move while it trains, and are saved."""
     silences_dropout: ClassVar[bool] = False
     """Whether dropout and drop path of the frozen model are off while it trains."""
+    leaves_zeros: ClassVar[bool] = False
+    """Merged it leaves heads or channels at zero, which can be cut out of the model (`peft_core.cutting`)."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
-    of patches, `positions` that are not rotary; layers that are called, so that their `inputs` are seen; `gates`, modules that
-    give what a residual step adds; a classifier's `head`, a `file` (it is made from one alone), `words` (a tokenizer that
-    learns new ones), a `condition` (given before each call), `cross` attention, a `quantised`
-    backbone whose weights are still at hand (`quantise(…, keep=True)`)."""
+    of patches, `positions` that are not rotary; a `pair` of image and text towers; layers that are called, so that their
+    `inputs` are seen; `gates`, modules that give what a residual step adds; a classifier's `head`, a `file` (it is made from
+    one alone), `words` (a tokenizer that learns new ones), a `condition` (given before each call), `cross` attention, a
+    `quantised` backbone whose weights are still at hand (`quantise(…, keep=True)`)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = ()

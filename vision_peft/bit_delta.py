@@ -20,7 +20,6 @@ from peft_core.jobs.cli.command import command
 from peft_core.jobs.data import Data
 from peft_core.jobs.hub.precision import methods_of
 from peft_core.jobs.runs.folder import CONFIG, RESULTS
-from peft_core.jobs.runs.load import load_run
 from peft_core.values import Count, Positive, Seed, Whole
 
 OF_SAVING = ("format", "adaptations", "backbone", "versions", "train_head", "also_trained")
@@ -48,8 +47,9 @@ def bit_delta(
     from peft_core.methods.quantised.bit_delta import BitDelta, distil, take
     from vision_peft.backbones import load_backbone
     from vision_peft.job import splits
+    from vision_peft.run import classifier
 
-    loaded, folder = load_run(run, ("vision_peft",)), Path(out).expanduser()
+    loaded, folder = classifier(run, "bit_delta"), Path(out).expanduser()
     if is_used(folder):
         raise PeftError(f"{folder} holds something already: give --out another place.")
     before = methods_of(loaded.card)

@@ -1,33 +1,33 @@
-"""The one LightningModule that trains and scores a classifier, whatever the method."""
+"""The one LightningModule that trains and scores a model of pictures, whatever the method and the task."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from peft_data.augment import augmentation, normalise
 from peft_data.batches import Batch, generator_of
 from torch import Tensor, nn
-from torchmetrics import CatMetric
-from torchmetrics.classification import MulticlassConfusionMatrix
 
-from peft_core.jobs.reports.scores import Scores, sure
+from peft_core.errors import PeftError
 from peft_core.jobs.runs.learning import Learning
 from peft_core.parts.selection.contrast import supervised_contrastive
 from peft_core.stock import adapter_state
 from vision_peft.prefix_cache import PrefixCache
+from vision_peft.tasks.base import Task
 
 
 class Classifier(Learning):
-    """Cross-entropy on an adapted model; optimiser and schedule are `Learning`'s.
+    """A task's loss on an adapted model; optimiser and schedule are `Learning`'s.
 
     All chance in a step (augmentation, dropout, drop path) is a function of (seed, process, step), so a run that goes
     on from a checkpoint equals one that was never stopped.
 
     Args:
-        model: images `B 3 H W` to logits `B C`; what requires grad is trained.
+        model: images `B 3 H W` to outputs, logits `B C` for classes; what requires grad is trained.
+        task: its loss and its figures.
         steps: optimiser steps of the whole run, T.
         mean, std: of the channels, which go from 0 to 1.
         keep_best: remember the adapter that scored best on the validation split, in `best` (the legacy protocol).
@@ -39,19 +39,19 @@ class Classifier(Learning):
     def __init__(
         self,
         model: nn.Module,
-        num_classes: int,
+        task: Task,
         steps: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         *,
-        label_smoothing: float = 0.0,
         augment: str = "none",
         keep_best: bool = False,
         **learning: Any,
     ) -> None:
         super().__init__(steps, **learning)
-        self.model, self.mean, self.std = model, mean, std
-        self.label_smoothing, self.augment, self.keep_best = label_smoothing, augmentation(augment), keep_best
+        self.model, self.task, self.score = model, task, task.score
+        self.mean, self.std = mean, std
+        self.augment, self.keep_best = augmentation(augment), keep_best
         self.prefix: PrefixCache | None = None
         self.best: dict[str, Any] = {}
         self.named: list[Any] = [
@@ -61,15 +61,14 @@ class Classifier(Learning):
         self.trained: float | None = (
             None  # the share of the last whole epoch's pictures, as they were trained on, that were named right
         )
-        self.scores: Scores | None = None
-        self.confusion = MulticlassConfusionMatrix(num_classes)
-        self.seen = CatMetric()
+        self.scores: Any = None
+        self.meter = task.meter()
 
     def adapted(self) -> dict[str, nn.Module]:
         return {"model": self.model}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `B C` of pictures as bytes, uint8 `B 3 H W`."""
+        """Outputs for pictures as bytes, uint8 `B 3 H W`."""
         return self.model(normalise(images, self.mean, self.std))
 
     def on_train_start(self) -> None:
@@ -89,16 +88,21 @@ class Classifier(Learning):
 
         def loss() -> Tensor:
             logits = self.prefix(batch.indices) if self.prefix else self(images)
-            self.named[0] = self.named[0].to(logits.device) + (logits.detach().argmax(-1) == batch.labels).sum()
-            self.named[1] += len(batch.labels)
-            return F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.label_smoothing)
+            if (right := self.task.right(logits, batch.labels)) is not None:
+                self.named[0] = self.named[0].to(logits.device) + right
+                self.named[1] += len(batch.labels)
+            return self.task.loss(logits, batch.labels)
 
         return self.count(self.mean_of(loss))
 
     def other_losses(self) -> dict[str, Callable[[Any], Tensor]]:
-        return {"contrastive": self.contrastive} if hasattr(self.model, "forward_head") else {}
+        return {"contrastive": self.contrastive} if self.task.classes and hasattr(self.model, "forward_head") else {}
 
     def labels_of(self, batch: Batch) -> Tensor:
+        if not self.task.classes:
+            raise PeftError(
+                f"this method looks at the classes of pictures, and {self.task.name} has none: choose another."
+            )
         return batch.labels
 
     def contrastive(self, batch: Batch) -> Tensor:
@@ -111,7 +115,7 @@ class Classifier(Learning):
     def note(self, index: int) -> None:
         super().note(index)
         if index + 1 == self.trainer.num_training_batches:
-            self.trained = int(self.named[0]) / max(1, self.named[1])
+            self.trained = int(self.named[0]) / self.named[1] if self.named[1] else None
             self.named = [torch.zeros((), dtype=torch.int64), 0]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -119,23 +123,17 @@ class Classifier(Learning):
         checkpoint["named"] = [self.named[0].cpu(), self.named[1]]
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        predicted, probability = sure(self(batch.images))
-        self.confusion.update(predicted, batch.labels)
-        self.seen.update(torch.stack([batch.indices.to(probability), predicted.float(), probability], 1))
+        self.meter.update(self(batch.images), batch)
 
     def on_validation_epoch_end(self) -> None:
-        seen = self.seen.compute()
-        seen = seen[seen[:, 0].argsort()].cpu()
-        self.scores = Scores(self.confusion.compute().cpu(), seen[:, 1].long(), seen[:, 2])
-        self.confusion.reset()
-        self.seen.reset()
+        self.scores = self.meter.scores()
         if self.trainer.state.fn != "fit":
             return
-        epoch, accuracy = self.trainer.current_epoch, self.scores.accuracy
-        self.history.append({"step": self.trainer.global_step, "epoch": epoch, "accuracy": accuracy})
-        if self.keep_best and accuracy > self.best.get("accuracy", -1.0):
+        epoch, value = self.trainer.current_epoch, self.scores.value
+        self.history.append({"step": self.trainer.global_step, "epoch": epoch, self.score: value})
+        if self.keep_best and value > self.best.get(self.score, -math.inf):
             state = {key: value.detach().cpu().clone() for key, value in adapter_state(self.model).items()}
-            self.best = {"accuracy": accuracy, "epoch": epoch, "state": state}
+            self.best = {self.score: value, "epoch": epoch, "state": state}
 
     def finish(self) -> None:
         if self.keep_best:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.reports.comparison import Comparison, Results, training_time
+from vision_peft.tasks import kind_of
 
 
 @command("vision")
@@ -23,7 +24,7 @@ def title(one: Results) -> str:
 
 COMPARISON = Comparison(
     "vision_peft",
-    alike=("data", "protocol", "evaluated_on", "backbone"),
+    alike=("data", "task", "protocol", "evaluated_on", "backbone"),
     apart=(),
     title=title,
     columns={
@@ -34,4 +35,6 @@ COMPARISON = Comparison(
     },
     size=lambda one: one["parameters"]["inserted"],
     of_size="inserted parameters",
+    before={"task": "classify"},
+    figure=lambda one: kind_of(one["task"]).score,
 )

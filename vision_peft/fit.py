@@ -16,16 +16,17 @@ from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RunFolder, rate_of, run_name, run_once
 from peft_core.jobs.runs.saying import sure_words
 from peft_core.values import Positive, Rate, Whole
+from vision_peft.tasks import TaskName
 from vision_peft.video.flags import VideoFlags
 
 
 def recipe_of(settings: dict[str, Any]) -> str:
     """The recipe that suits the data set."""
-    return settings["data"].open().recipe or "default"
+    return settings["data"].of_task(settings["task"]).open().recipe or "default"
 
 
 @command("vision", recipe_of, {
-    RUN: "data backbone method recipe epochs",
+    RUN: "data task backbone method recipe epochs",
     TRAINING: "lr batch_size optimizer weight_decay warmup final_lr label_smoothing drop_path augment resize normalise",
     "scoring": "protocol eval_on eval_every",
     MACHINE: "out seed overwrite save_every compile quantize cache_prefix video trainer",
@@ -34,6 +35,7 @@ def recipe_of(settings: dict[str, Any]) -> str:
 def fit(
     *,
     data: Data,
+    task: TaskName = "classify",
     backbone: str = "reference",
     quantize: Quantize = "none",
     method: MethodChoice = "lora",  # type: ignore[assignment]
@@ -56,10 +58,11 @@ def fit(
     cache_prefix: Literal["auto", "on", "off"] = "auto",
     **common: Any,
 ) -> dict[str, Any]:
-    """Train a classifier with few parameters, score it, and write a run folder.
+    """Train a model of pictures with few parameters, score it, and write a run folder.
 
     Args:
         data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION.
+        task: `classify` (one class a picture), `multi_label` (any number of labels) or `regression` (a number).
         backbone: `reference`, a timm name, a model folder, or ARCHITECTURE@FILE.safetensors.
         quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
@@ -87,7 +90,7 @@ def fit(
         cache_prefix: Compute once what comes before the first trained block, where nothing in it is random.
     """
     settings = arguments(locals())
-    settings["data"] = data = data.absolute()
+    settings["data"] = data = data.of_task(task).absolute()
     opened = data.open()
     parts = (opened.name, backbone.rpartition("/")[2], method.name, f"seed{settings['seed']}")
     settings["out"] = settings["out"] or run_name(*parts)
@@ -110,8 +113,11 @@ def folder_of(settings: dict[str, Any]) -> RunFolder:
 
 def headline(results: dict[str, Any]) -> str:
     count = results["parameters"]
-    if results["accuracy"] is None:
+    if results["evaluated_on"] is None:
         scored = "not scored (there are no pictures apart from the training ones)"
     else:
-        scored = f"accuracy {results['accuracy']:.4f}{sure_words(results)} on {results['evaluated_on']}"
+        from vision_peft.tasks import kind_of
+
+        words = kind_of(results.get("task", "classify")).words(results)
+        scored = f"{words}{sure_words(results)} on {results['evaluated_on']}"
     return f"{scored}, {count['inserted']:,} inserted + {count['head']:,} head parameters"

@@ -22,7 +22,6 @@ from peft_core.jobs.hub.backbone import Backbone
 from peft_core.jobs.hub.precision import in_few_bits
 from peft_core.jobs.hub.references import only_drawn
 from peft_core.jobs.reports.classified import Finished
-from peft_core.jobs.reports.remarks import remarks
 from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.rates import find_rate
@@ -31,7 +30,8 @@ from peft_core.jobs.runs.training import Progress, SaveState, among_devices, mak
 from vision_peft.backbones import load_backbone
 from vision_peft.classify import Classifier
 from vision_peft.prefix_cache import prefix_cache
-from vision_peft.results import write_outcome
+from vision_peft.tasks import kind_of
+from vision_peft.tasks.base import Task
 from vision_peft.video.classified import about_clips, suited
 
 NORMALISATIONS = {
@@ -40,7 +40,7 @@ NORMALISATIONS = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-OF_CLASSIFIER = ("optimizer", "lr", "weight_decay", "warmup", "final_lr", "label_smoothing", "augment", "seed")
+OF_CLASSIFIER = ("optimizer", "lr", "weight_decay", "warmup", "final_lr", "augment", "seed")
 
 
 def run(
@@ -49,7 +49,7 @@ def run(
     settings: dict[str, Any],
     config: dict[str, Any],
     load: Callable[..., tuple[nn.Module, Backbone]] = load_backbone,
-    finish: Callable[..., dict[str, Any]] = write_outcome,
+    finish: Callable[..., dict[str, Any]] | None = None,
     learner: Callable[..., Classifier] = Classifier,
     watch: bool = True,
 ) -> dict[str, Any]:
@@ -57,30 +57,35 @@ def run(
 
     Args:
         load: gives the backbone; a sweep keeps it from run to run.
-        finish: writes the outcome; a sweep leaves out what only a single run needs.
+        finish: writes the outcome, by default the task's way; a sweep leaves out what only a single run needs.
         learner: makes the LightningModule, from what `Classifier` takes.
         watch: score val ten times while training, where that is what is scored at the end; a sweep has no time for it.
 
     Returns: the results; {} on processes other than the first.
     """
-    protocol = settings["protocol"]
+    protocol, task = settings["protocol"], kind_of(data.task).of(data, settings)
     card: dict[str, Any] = {"command": folder.program, "class_names": data.class_names, "resize": settings["resize"]}
+    card |= task.card()
     saver = SaveState(folder.path, settings["save_every"], lambda: save_adapter(model, folder.path / "adapter", **card))
     flags = settings["trainer"].options | ({"max_epochs": settings["epochs"]} if settings["epochs"] else {})
-    train, scored, scored_name = splits(data, settings["eval_on"], protocol)
+    train, scored, scored_name = splits(data, settings["eval_on"], protocol, task.calibrates)
     every = settings["eval_every"] or (1 if protocol == "legacy" else 0)
     if not every and watch and scored_name == "val":
         every = math.ceil(max(0, flags.get("max_epochs") or 0) / 10)
     trainer = make_trainer(flags, [saver, Progress()], folder.path, check_val_every_n_epoch=every or 1)
     each, share = among_devices(trainer, settings["batch_size"])
 
-    model, about = prepare(data, settings, load)
+    model, about = prepare(data, settings, load, task)
     card |= about.card() | about_clips(data.train, settings)
     fit = {"mode": settings["resize"], "crop_pct": about.crop_pct}
     pictures = settings["data"].decode(train, about.input_size, settings["augment"], **fit)
     held_out = settings["data"].decode(scored, about.input_size, **fit) if len(scored) else None
     batches = batches_of(pictures, each, seed=settings["seed"], **share)
     scoring = InOrder(batches_of(held_out, 2 * each, shuffle=False, **share)) if held_out is not None else None
+    choosing = None
+    if task.calibrates and scored_name == "test" and len(data.val):
+        on_val = settings["data"].decode(data.val, about.input_size, **fit)
+        choosing = InOrder(batches_of(on_val, 2 * each, shuffle=False, **share))
 
     chosen = {key: settings[key] for key in OF_CLASSIFIER} | {"augment": pictures.remaining(settings["augment"])}
     finding = chosen["lr"] == "find"
@@ -88,7 +93,7 @@ def run(
     own = settings.get(settings["optimizer"])
     chosen["optimizer_settings"] = own.options if own else {}
     classifier = learner(
-        model, len(data.class_names), planned_steps(trainer, len(batches)), about.mean, about.std,
+        model, task, planned_steps(trainer, len(batches)), about.mean, about.std,
         keep_best=protocol == "legacy", **chosen,
     )  # fmt: skip
     if finding:
@@ -108,7 +113,7 @@ def run(
         backbone_words(about, count.total, data),
         f"{outcome.share_words(count.inserted + count.head, count.total)}: {count.inserted:,} inserted, {count.head:,} head",
         steps, epochs, f"{len(pictures):,} {train.kind}", settings,
-    ) + [("scored on", scored_words(scored_name, len(held_out or ()), protocol, len(data.val)))]  # fmt: skip
+    ) + [("scored on", scored_words(scored_name, len(held_out or ()), protocol, len(data.val), task.calibrates))]  # fmt: skip
     folder.begin(
         config, settings["overwrite"], about_run
     )  # only now: a mistake in the settings leaves no folder behind
@@ -116,15 +121,20 @@ def run(
         rates.write(folder)
     training.train(trainer, classifier, folder.path, batches, scoring if every else None)
     began = time.monotonic()
-    if scoring is not None:
-        with training.quiet(), waiting(f"scoring {len(held_out or ()):,} {train.kind}"):
-            trainer.validate(classifier, scoring, verbose=False)
+    for part in (choosing, scoring):
+        if part is None:
+            continue
+        with training.quiet(), waiting(f"scoring {len(part.batches.pictures):,} {train.kind}"):
+            trainer.validate(classifier, part, verbose=False)
+        if task.calibrates and (part is choosing or scored_name == "val"):
+            task.calibrate(classifier.scores)
+            card |= task.card()
     if not trainer.is_global_zero:
         return {}
     scores = classifier.scores if scoring is not None else None
     results = {
-        "accuracy": scores.accuracy if scores else None,
-        "interval": scores.interval if scores else None,
+        **task.figures(scores),
+        **({"task": task.name} if task.card() else {}),
         "evaluated_on": scored_name,
         "protocol": protocol,
         "epoch": classifier.best["epoch"] + 1 if protocol == "legacy" else trainer.current_epoch,
@@ -142,13 +152,12 @@ def run(
         "seconds": {"train": classifier.seconds, "evaluate": time.monotonic() - began},
     }
     known = {"epochs": epochs, "trained": classifier.trained}
-    results["remarks"] = (
-        remarks(scores, classifier.history, data.class_names, **known) if folder.found is not None else []
-    )
-    folder.next = next_commands(folder, outcome.first_picture(scored))
-    card |= {key: results[key] for key in ("accuracy", "protocol", "evaluated_on")}
+    results["remarks"] = task.remarks(scores, classifier.history, **known) if folder.found is not None else []
+    folder.next = next_commands(folder, outcome.first_picture(scored), " --top 3" if task.classes else "")
+    card |= {key: results[key] for key in (task.score, "protocol", "evaluated_on")}
     saver.after_epoch()
-    return finish(Finished(folder, data, results, classifier.history, scores, held_out))
+    write = finish or task.write
+    return write(Finished(folder, data, results, classifier.history, scores, held_out))
 
 
 def backbone_words(about: Backbone, total: int, data: ClassificationData) -> str:
@@ -159,20 +168,21 @@ def backbone_words(about: Backbone, total: int, data: ClassificationData) -> str
     )
 
 
-def scored_words(name: str | None, count: int, protocol: str, val: int) -> str:
+def scored_words(name: str | None, count: int, protocol: str, val: int, keeps_val: bool = False) -> str:
     if name is None:
         return "nothing: there are no pictures apart from the training ones"
     if name == "val":
         return f"val, {count:,}: a figure to choose settings by"
     trained = "train + val are trained on; " if val else ""
+    trained = "what the task chooses is chosen on val; " if val and keeps_val else trained
     when = "every epoch, the best counts (legacy)" if protocol == "legacy" else "once, at the end"
     return f"test, {count:,}, {when}{f'; {trained[:-2]}' if trained else ''}"
 
 
-def next_commands(folder: RunFolder, picture: str) -> list[str]:
+def next_commands(folder: RunFolder, picture: str, top: str = "") -> list[str]:
     run, name = shlex.quote(str(folder.path)), str(folder.path).rstrip("/")
     return [
-        f"vision_peft predict --run {run} --top 3 {picture}",
+        f"vision_peft predict --run {run}{top} {picture}",
         f"vision_peft merge --run {run} --out {shlex.quote(f'{name}.safetensors')}",
         f"vision_peft export --run {run} --out {shlex.quote(f'{name}.onnx')}",
     ]
@@ -191,8 +201,10 @@ class InOrder:
         return iter(self.batches)
 
 
-def splits(data: ClassificationData, eval_on: str, protocol: str) -> tuple[Pictures, Pictures, str | None]:
-    """What to train on, what to score on, and the latter's name."""
+def splits(
+    data: ClassificationData, eval_on: str, protocol: str, keeps_val: bool = False
+) -> tuple[Pictures, Pictures, str | None]:
+    """What to train on, what to score on, and the latter's name; with `keeps_val` val is never trained on."""
     if eval_on == "val" or (not len(data.test) and len(data.val)):
         if not len(data.val):
             raise PeftError(f"{data.name} has no val split to choose on: give it one, or use --eval_on test.")
@@ -203,16 +215,27 @@ def splits(data: ClassificationData, eval_on: str, protocol: str) -> tuple[Pictu
         return data.train, data.val, "val"
     if protocol == "legacy" and not len(data.test):
         raise PeftError(f"the legacy protocol needs a test split, and {data.name} has none: use --protocol honest.")
-    return data.train + data.val, data.test, "test" if len(data.test) else None
+    return data.train if keeps_val else data.train + data.val, data.test, "test" if len(data.test) else None
 
 
 def prepare(
-    data: ClassificationData, settings: dict[str, Any], load: Callable[..., tuple[nn.Module, Backbone]]
+    data: ClassificationData,
+    settings: dict[str, Any],
+    load: Callable[..., tuple[nn.Module, Backbone]],
+    task: Task | None = None,
 ) -> tuple[nn.Module, Backbone]:
     """The adapted model at step 0, and what it expects of pictures."""
     training.seed_everything(settings["seed"], verbose=False)
-    method, classes = settings["method"].build(), len(data.class_names)
-    model, about = load(settings["backbone"], None if method.keeps_head else classes, settings["drop_path"])
+    task = task or kind_of(data.task).of(data, settings)
+    method, classes = settings["method"].build(), task.width
+    if method.keeps_head and not task.classes:
+        raise PeftError(
+            f"{method.name} tells classes by a head that it keeps, and --task {task.name} has none: choose another."
+        )
+    if method.keeps_head:
+        model, about = load(settings["backbone"], None, settings["drop_path"])
+    else:
+        model, about = task.model(load, settings)
     if settings["normalise"] != "checkpoint":
         mean, std = NORMALISATIONS[settings["normalise"]]
         about = dataclasses.replace(about, mean=mean, std=std)

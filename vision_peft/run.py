@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from peft_core import load_adapter
+from peft_core.errors import PeftError
 from peft_core.jobs.hub.precision import in_few_bits, methods_of
+from peft_core.jobs.runs.load import load_run
 from peft_core.jobs.runs.use import Run, read_trained
+from vision_peft.tasks import task_of_card
+
+
+@dataclass(frozen=True)
+class TaskRun(Run):
+    """A run of another task than classes: predictions are what its task says."""
+
+    task: Any = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.task.columns
+
+    def cells(self, prediction: Any, top: int) -> list[tuple[str, ...]]:
+        return self.task.cells(prediction, top)
+
+    def listed(self, cells: Sequence[Sequence[str]]) -> dict[str, Any]:
+        return self.task.listed(cells)
+
+    def said(self, outputs: Tensor) -> Iterator[Any]:
+        return self.task.predictions(outputs)
+
+    def more(self) -> dict[str, Any]:
+        return self.task.card()
+
+
+def classifier(path: str, command: str) -> Run:
+    """A run of classes alone.
+
+    Raises:
+        PeftError: it is one of another task, which this command has no use for.
+    """
+    run = load_run(path, ("vision_peft",))
+    if isinstance(run, TaskRun):
+        raise PeftError(
+            f"{path} is a run of the task {run.task.name}, and {command} takes runs of classes: give another."
+        )
+    return run
 
 
 def open_run(path: Path) -> Run:
@@ -20,13 +65,16 @@ def open_run(path: Path) -> Run:
     if (path / "retrain" / "adapter").is_dir():
         path = path / "retrain"
     config, card, common = read_trained(path, "vision_peft")
-    names = common["class_names"]
     from vision_peft.backbones import load_backbone
 
     methods = methods_of(card)
     own_head = any(method.keeps_head for method in methods)
-    model, about = load_backbone(config["backbone"], None if own_head else len(names), config["drop_path"])
-    kind = Run
+    task = task_of_card(card)
+    if own_head:
+        model, about = load_backbone(config["backbone"], None, config["drop_path"])
+    else:
+        model, about = task.model(load_backbone, config)
+    kind: Any = Run if task.classes else partial(TaskRun, task=task)
     if "clips" in card:
         from vision_peft.video.run import VideoRun, on_clips
 

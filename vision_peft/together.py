@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.load import load_run, program_of
-from peft_core.jobs.runs.use import Prediction, Run, predictions, read_trained
+from peft_core.jobs.runs.predictions import Prediction
+from peft_core.jobs.runs.use import Run, read_trained
 from peft_core.passes.together import Together
 
 
@@ -50,8 +51,7 @@ class Runs:
     def _predict(self, batch: list[Tensor]) -> Iterator[tuple[Prediction, ...]]:
         device = next(self.first.model.parameters()).device
         found = self.together(normalise(torch.stack(batch).to(device), self.first.mean, self.first.std))
-        names = [run.class_names for run in self.runs.values()]
-        yield from zip(*map(predictions, found, names), strict=True)
+        yield from zip(*(run.said(each) for run, each in zip(self.runs.values(), found, strict=True)), strict=True)
 
 
 def open_runs(paths: Sequence[str | os.PathLike]) -> Runs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from peft_data.augment import normalise
@@ -13,16 +13,21 @@ from peft_data.video.batches import batches_of
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from peft_core import NotMergeable, PeftError, dequantise, merge
+from peft_core import NotMergeable, PeftError, dequantise
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.data import Data
 from peft_core.jobs.hub.transformers_models import FromTransformers
-from peft_core.jobs.reports.scores import Scores, by_class, sure
+from peft_core.jobs.runs.lean import leave_out_metrics
 from peft_core.jobs.runs.load import CLASSIFIERS, load_run
 from peft_core.jobs.runs.onnx_file import needs_onnx, write_onnx
 from peft_core.jobs.runs.use import as_metadata, out_file, print_classes, print_predictions, print_table
 from peft_core.values import Count, Range
+from vision_peft.small import how_to_cut, merged
+from vision_peft.tasks import task_of_card
+
+if TYPE_CHECKING:
+    from vision_peft.tasks.base import Task
 
 
 @command("vision")
@@ -37,8 +42,10 @@ def test(
         split: Which split.
         batch_size: Pictures at once.
     """
+    leave_out_metrics()
     loaded = load_run(run, CLASSIFIERS)
-    chosen = data or Data.of(loaded.config)
+    task = task_of_card(loaded.card)
+    chosen = (data or Data.of(loaded.config)).of_task(task.name)
     opened = chosen.open()
     if opened.class_names != loaded.class_names:
         raise PeftError(
@@ -48,17 +55,15 @@ def test(
     if not len(pictures):
         raise PeftError(f"{opened.name} has no {split} split: choose another with --split.")
     decoded = chosen.decode(pictures, loaded.fit.size, mode=loaded.fit.mode, crop_pct=loaded.fit.crop_pct)
-    confusion = torch.zeros(len(opened.class_names), len(opened.class_names), dtype=torch.int64)
-    device = next(loaded.model.parameters()).device
+    device, meter = next(loaded.model.parameters()).device, task.meter()
     with torch.inference_mode():
         for batch in batches_of(decoded, batch_size, shuffle=False):
-            logits = loaded.model(normalise(batch.images.to(device), loaded.mean, loaded.std))
-            confusion.index_put_((batch.labels, sure(logits)[0].cpu()), torch.tensor(1), accumulate=True)
-    scores = Scores(confusion, torch.empty(0), torch.empty(0))
-    print(f"accuracy {scores.accuracy:.4f} on {len(decoded):,} pictures of {opened.name} {split}")
-    per_class = by_class(opened.class_names, scores)
-    print_classes(per_class)
-    return {"accuracy": scores.accuracy, "per_class": per_class, "pictures": len(decoded)}
+            meter.update(loaded.model(normalise(batch.images.to(device), loaded.mean, loaded.std)).cpu(), batch)
+    scores = meter.scores()
+    figures, per_class = task.figures(scores), task.parts(scores)
+    print(f"{task.words(figures)} on {len(decoded):,} pictures of {opened.name} {split}")
+    print_classes({name: value[task.part] if isinstance(value, dict) else value for name, value in per_class.items()})
+    return {task.score: figures[task.score], "per_class": per_class, "pictures": len(decoded)}
 
 
 @command("vision")
@@ -95,7 +100,10 @@ def predict(
     columns = list(several.runs)
 
     def lines(ready: Iterable) -> Iterator[list[list[str]]]:
-        return ([[one.class_name for one in each]] for each in several.stream(ready, batch_size))
+        runs = list(several.runs.values())
+        for each in several.stream(ready, batch_size):
+            cells = (run.cells(one, 1) for run, one in zip(runs, each, strict=True))
+            yield [["; ".join(row[0] for row in rows) for rows in cells]]
 
     return print_table(several, pictures, "vision_peft", columns, lines, target, json)
 
@@ -110,7 +118,7 @@ def merge_(*, run: str, out: str) -> Path:
     """
     target = out_file(out, ".safetensors", run)
     loaded = load_run(run, CLASSIFIERS)
-    merge(dequantise(loaded.model))
+    cut = merged(loaded.model)
     if isinstance(loaded.model, FromTransformers):
         write_files(target.parent, {target.name: save(loaded.model.stock_state(), as_metadata(loaded))})
         print(f"{target} holds the merged weights; plain transformers loads it:\n{loaded.model.how_to_load(target)}")
@@ -120,7 +128,8 @@ def merge_(*, run: str, out: str) -> Path:
     state = {key: value.detach().cpu().contiguous() for key, value in timm_state(loaded.model).items()}
     write_files(target.parent, {target.name: save(state, as_metadata(loaded))})
     backbone = loaded.config["backbone"]
-    arguments = {"num_classes": len(loaded.class_names), "checkpoint_path": str(target)}
+    arguments: dict[str, Any] = {"num_classes": len(loaded.class_names)}
+    arguments |= {} if cut else {"checkpoint_path": str(target)}
     if backbone == "reference":
         from vision_peft.reference import CARD
 
@@ -139,29 +148,32 @@ def merge_(*, run: str, out: str) -> Path:
     print(
         f"{target} holds the merged weights, and in its metadata class names, mean, std and crop; plain timm loads it:"
     )
+    made = f"  model = timm.create_model({words}).eval()\n" + how_to_cut(cut, target)
     if "clips" in loaded.card:
-        print(f"  model = timm.create_model({words}).eval()")
+        print(made, end="")
         return target
+    shows = "model(transform(PIL.Image.open('picture.png').convert('RGB'))[None])"
     print(
-        f"  model = timm.create_model({words}).eval()\n"
+        f"{made}"
         f"  transform = timm.data.create_transform({shown})\n"
         f"  names = json.loads(safetensors.safe_open({str(target)!r}, 'np').metadata()['class_names'])\n"
-        "  names[model(transform(PIL.Image.open('picture.png').convert('RGB'))[None]).argmax()]"
+        f"  {task_of_card(loaded.card).line(shows)}"
     )
     return target
 
 
 class Deployed(nn.Module):
-    """Probabilities `B C` of pictures `B 3 H W` with values from 0 to 1: normalisation and softmax are inside."""
+    """What a task makes of pictures `B 3 H W` with values from 0 to 1, such as probabilities `B C`: normalisation and softmax
+    are inside."""
 
-    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], task: Task) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.task = model, task
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.model((image - self.mean) / self.std).softmax(-1)
+        return self.task.finished(self.model((image - self.mean) / self.std))
 
 
 @command("vision")
@@ -185,5 +197,6 @@ def export(
         raise PeftError(f"{run} takes clips, and export writes models of pictures: use the run folder with `predict`.")
     dequantise(loaded.model)  # exporters know plain linears
     with contextlib.suppress(NotMergeable):  # then the graph holds the adapter beside the backbone
-        merge(loaded.model)
-    return write_onnx(Deployed(loaded.model, loaded.mean, loaded.std), loaded, target, opset)
+        merged(loaded.model)
+    task = task_of_card(loaded.card)
+    return write_onnx(Deployed(loaded.model, loaded.mean, loaded.std, task), loaded, target, opset, task.output)

@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class CLIPAdapter(OpenVocabularyMethod):
     ratio: Share = 0.2
     template: str | Sequence[str] = DEFAULT
     no_class_weights: ClassVar[str | None] = "it changes image features before they are compared"
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 131_072),)
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         return _CLIPAdapter(clip, self, names)

@@ -1,6 +1,6 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +30,11 @@ class CoCoOp(ContextMethod):
     reduction: Count = 16
     no_class_weights: ClassVar[str | None] = "it compares each picture with texts of its own"
     of_pictures: ClassVar[bool] = True
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 35_360),)
+
+    @classmethod
+    def examples(cls) -> Iterable["CoCoOp"]:
+        return (cls(reduction=1),)
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         return _CoCoOp(clip, self, names, start_context(clip, self.name, self.context, self.init))

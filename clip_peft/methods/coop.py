@@ -1,6 +1,6 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from clip_peft.context import ContextLearner, ContextMethod, start_context
 from clip_peft.frozen import Clip
@@ -32,6 +32,14 @@ class CoOp(ContextMethod):
     @property
     def of_classes(self) -> str | None:  # type: ignore[override]
         return "each class has learnt a context of its own" if self.class_specific else None
+
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (
+        ({}, 8_192), ({"context": 4}, 2_048), ({"init": "a photo of a"}, 2_048), ({"class_specific": True}, 8_192_000),
+    )  # fmt: skip
+
+    @classmethod
+    def examples(cls) -> Iterable["CoOp"]:
+        return (cls(context=4),)
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         if self.class_specific and self.init is not None:

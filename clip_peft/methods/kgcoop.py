@@ -1,6 +1,6 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,6 +31,11 @@ class KgCoOp(ContextMethod):
     weight: NotNegative = 8.0
     template: str | Sequence[str] = DEFAULT
     customary: ClassVar[Mapping[str, str]] = {"dtd": "a photo of a {}, a type of texture."}
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 2_048),)
+
+    @classmethod
+    def examples(cls) -> Iterable["KgCoOp"]:
+        return (cls(context=3, init=None),)
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         start = start_context(clip, self.name, self.context, self.init)

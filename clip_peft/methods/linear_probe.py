@@ -2,12 +2,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from clip_peft.frozen import Clip, raw_features
+from clip_peft.frozen import Clip
 from clip_peft.learner import Learner, OpenVocabularyMethod
+from clip_peft.probe import ProbeLearner
 from clip_peft.text.templates import DEFAULT
 
 
@@ -29,24 +26,11 @@ class LinearProbe(OpenVocabularyMethod):
     template: str | Sequence[str] = DEFAULT
     customary: ClassVar[Mapping[str, str]] = {"imagenet": "ensemble8"}
     of_classes: ClassVar[str | None] = "each class has learnt a weight vector of its own"
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 512_000),)
 
     @classmethod
     def of_card(cls, settings: dict[str, Any], format: int) -> dict[str, Any]:
         return settings if format > 1 else {"normalise": False} | settings
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
-        return _LinearProbe(clip, self, names)
-
-
-class _LinearProbe(Learner):
-    def __init__(self, clip: Clip, method: LinearProbe, names: Sequence[str]):
-        super().__init__(clip, method, names)
-        with torch.no_grad():
-            start = raw_features(clip.text_passes(self.names, method.template)).float()
-        self.weight = nn.Parameter(start if method.normalise else F.normalize(start, dim=-1))
-
-    def class_features(self) -> Tensor:
-        return F.normalize(self.weight, dim=-1) if self.method.normalise else self.weight
-
-    def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
-        return super().logits(features.to(self.weight.dtype), weights)
+        return ProbeLearner(clip, self, names)

@@ -1,5 +1,6 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -28,6 +29,11 @@ class MaPLe(OpenVocabularyMethod):
     depth: Count = 9
     context: Count = 2
     init: str | None = "a photo of a"
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 3_555_072), ({"depth": 3}, 1_185_024))
+
+    @classmethod
+    def examples(cls) -> Iterable["MaPLe"]:
+        return (cls(depth=2),)
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         return _MaPLe(clip, self, names)

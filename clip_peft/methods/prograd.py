@@ -1,6 +1,6 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,11 @@ class ProGrad(OpenVocabularyMethod):
         "fgvc_aircraft": "a type of aircraft, a photo of a {}.",
         "dtd": "a texture of {}.",
     }
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 8_192),)
+
+    @classmethod
+    def examples(cls) -> Iterable["ProGrad"]:
+        return (cls(context=6),)
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         (template,) = templates(self.template)[:1]

@@ -1,7 +1,7 @@
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,13 @@ class PromptSRC(ContextMethod):
     mean: NotNegative = 15.0
     deviation: Positive = 1.0
     template: str | Sequence[str] = "ensemble60"
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (
+        ({"template": "{}."}, 46_080), ({"template": "{}.", "depth": 3}, 15_360),
+    )  # fmt: skip
+
+    @classmethod
+    def examples(cls) -> Iterable["PromptSRC"]:
+        return (cls(depth=2, template="a photo of a {}."),)
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         return _PromptSRC(clip, self, names)

@@ -1,6 +1,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ class TaskRes(OpenVocabularyMethod):
     template: str | Sequence[str] = DEFAULT
     customary: ClassVar[Mapping[str, str]] = {"imagenet": "ensemble8"}
     of_classes: ClassVar[str | None] = "each class has learnt a residual of its own"
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 512_000),)
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         return _TaskRes(clip, self, names)

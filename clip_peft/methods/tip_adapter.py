@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from clip_peft.frozen import Clip, cosine
 from clip_peft.learner import Learner, OpenVocabularyMethod, TemplateLearner
+from clip_peft.remembering import ALPHAS, BETAS, Remembering
 from clip_peft.text.templates import DEFAULT
-from peft_core.errors import PeftError
 from peft_core.values import NotNegative
 
 
@@ -36,6 +36,11 @@ class TipAdapter(OpenVocabularyMethod):
     no_class_weights: ClassVar[str | None] = "it adds what a cache of pictures says"
     customary: ClassVar[Mapping[str, str]] = {"imagenet": "ensemble7"}
     of_classes: ClassVar[str | None] = "its cache holds pictures of the classes it was filled with"
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 0), ({"fine_tune": True}, 8_192_000))
+
+    @classmethod
+    def examples(cls) -> Iterable["TipAdapter"]:
+        return cls(fine_tune=True), cls()
 
     @property
     def strengths(self) -> tuple[float, float]:
@@ -46,7 +51,9 @@ class TipAdapter(OpenVocabularyMethod):
         return _TipAdapter(clip, self, names)
 
 
-class _TipAdapter(TemplateLearner):
+class _TipAdapter(Remembering, TemplateLearner):
+    sized = ("keys", "values")
+
     def __init__(self, clip: Clip, method: TipAdapter, names: Sequence[str]):
         super().__init__(clip, method, names)
         device = clip.tower.device
@@ -54,32 +61,30 @@ class _TipAdapter(TemplateLearner):
         self.values: Tensor
         self.register_buffer("values", torch.empty(0, dtype=torch.long, device=device))
 
-    def remember(self, features: Tensor, labels: Tensor) -> None:
-        """Fill the cache with image features N E (or views K N E), as the image tower gives them, and labels N."""
-        if features.dim() == 3:
-            features = features.mean(0)
-        if not features.is_meta and (features.shape[0] != labels.shape[0] or int(labels.max()) >= len(self.names)):
-            raise PeftError(
-                f"tip_adapter got {features.shape[0]} features and {labels.shape[0]} labels up to {int(labels.max())} for "
-                f"{len(self.names)} classes: give one label below that number for each feature."
-            )
-        keys = F.normalize(features.detach().float(), dim=-1)
+    def start(self, features: Tensor, labels: Tensor) -> None:
+        keys = F.normalize(features.mean(0).float(), dim=-1)
         self.keys = nn.Parameter(keys, requires_grad=self.method.fine_tune)
-        self.values = labels.to(keys.device)
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        if (keys := state.get(prefix + "keys")) is not None and keys.shape != self.keys.shape:
-            self.keys = nn.Parameter(self.keys.new_empty(keys.shape), requires_grad=self.method.fine_tune)
-            self.values = self.values.new_empty(keys.shape[0])
-        super()._load_from_state_dict(state, prefix, *rest)
+        self.values = labels
 
     def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
-        if not len(self.keys):
-            raise PeftError(
-                "tip_adapter's cache is empty: call learner.remember(features, labels) with training pictures."
-            )
+        self.check_started()
         alpha, beta = self.method.strengths
-        near = cosine(features.to(self.keys.dtype), self.keys)
+        return super().logits(features, weights) + alpha * self.cache(
+            cosine(features.to(self.keys.dtype), self.keys), beta
+        )
+
+    def cache(self, near: Tensor, beta: float) -> Tensor:
+        """exp(−β (1 − cosine)) L, B C."""
         weight = torch.exp(-beta * (1 - near))
-        cache = weight.new_zeros(weight.shape[0], len(self.names)).index_add(1, self.values, weight)
-        return super().logits(features, weights) + alpha * cache
+        return weight.new_zeros(weight.shape[0], len(self.names)).index_add(1, self.values, weight)
+
+    def choices(self, features: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        method, (alpha, beta) = self.method, self.method.strengths
+        if None not in (method.alpha, method.beta):
+            return
+        alphas = [alpha] if method.alpha is not None else [alpha, *ALPHAS]
+        betas = [beta] if method.beta is not None else [beta, *BETAS]
+        texts, near = super().logits(features), cosine(features, self.keys)
+        for beta in betas:
+            cache = self.cache(near, beta)
+            yield from (({"alpha": alpha, "beta": beta}, texts + alpha * cache) for alpha in alphas)

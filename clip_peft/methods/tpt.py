@@ -1,15 +1,14 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clip_peft.context import ContextLearner, ContextMethod, start_context
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner
-from peft_core.errors import PeftError
+from clip_peft.views import AUGMIX, OfViews, Part, Views, surest, tuned
 from peft_core.values import Count, Positive, Range
 
 
@@ -29,16 +28,20 @@ class TPT(ContextMethod):
         lr: of AdamW (weight decay 0.01, PyTorch's default).
         steps: how many.
         views: V, which scoring and predicting make of a picture: itself and random crops, mirrored or not.
+        augmix: mix what was done to a view; published for fine-grained sets, where `fit` sets it.
     """
 
     context: Count | None = None
     init: str | None = "a photo of a"
-    confident: Annotated[float, Range(above=0, most=1)] = 0.1
+    confident: Part = 0.1
     lr: Positive = 5e-3
     steps: Annotated[int, Range(1, 1000)] = 1
-    views: Annotated[int, Range(1, 4096)] = 64
+    views: Views = 64
+    augmix: bool = False
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = AUGMIX
     no_class_weights: ClassVar[str | None] = "it compares each picture with texts of its own"
     of_pictures: ClassVar[bool] = True
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 0),)
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         learner = _TPT(clip, self, names, start_context(clip, self.name, self.context, self.init))
@@ -46,40 +49,13 @@ class TPT(ContextMethod):
         return learner
 
 
-def entropy(log_p: Tensor) -> Tensor:
-    return -(log_p.exp() * log_p).sum(-1)
-
-
-def confident_entropy(logits: Tensor, kept: Tensor) -> Tensor:
-    """B: the entropy of the mean softmax over the kept views; logits B V C, kept B K view indices."""
-    chosen = logits.gather(1, kept[..., None].expand(-1, -1, logits.shape[-1])).float()
-    return entropy(chosen.log_softmax(-1).logsumexp(1) - torch.tensor(float(kept.shape[1])).log().to(logits.device))
-
-
-class _TPT(ContextLearner):
-    def encode(self, images: Tensor) -> Tensor:
-        """B V E of views B V 3 H W."""
-        if images.dim() != 5:
-            raise PeftError(f"tpt needs several views of each picture, B V 3 H W, but got {tuple(images.shape)}.")
-        return self.clip.image_features(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-
+class _TPT(OfViews, ContextLearner):
     def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
         """B C of the first views, from B V E."""
-        f = F.normalize(features.detach(), dim=-1).clone()
-        with torch.inference_mode(False), torch.enable_grad():
-            context = self.context.detach().expand(len(f), 1, -1, -1).clone().requires_grad_()
-            optimizer = torch.optim.AdamW([context], lr=self.method.lr)
-            first = self._compare(f, self.weights())
-            count = max(1, int(f.shape[1] * self.method.confident))
-            kept = entropy(first.float().log_softmax(-1)).topk(count, largest=False).indices
-            for _ in range(self.method.steps):
-                optimizer.zero_grad()
-                confident_entropy(self._compare(f, self._texts(context)), kept).sum().backward()
-                optimizer.step()
-        return self._compare(f[:, :1], self._texts(context.detach()))[:, 0]
+        f, method = self.views_of(features), self.method
+        kept = surest(self.clip.compare(f, self.weights()), method.confident)
+        context = tuned(self.context[None], self._texts, self.clip.compare, f, kept, method.lr, method.steps)
+        return self.clip.compare(f[:, :1], self._texts(context))[:, 0]
 
     def _texts(self, context: Tensor) -> Tensor:
         return F.normalize(self.text_pass(context), dim=-1)  # B C E
-
-    def _compare(self, f: Tensor, texts: Tensor) -> Tensor:
-        return self.clip.compare(f, texts)

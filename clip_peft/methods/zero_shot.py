@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner, OpenVocabularyMethod, TemplateLearner
@@ -19,6 +20,7 @@ class ZeroShot(OpenVocabularyMethod):
     """
 
     template: str | Sequence[str] = DEFAULT
+    vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 0),)
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         return TemplateLearner(clip, self, names)

@@ -48,18 +48,19 @@ class TextPass:
             open_to_change([self.tower.embedding, *self.tower.blocks])
 
     def __call__(
-        self, context: Tensor | None = None, deep: Sequence[Tensor] = (), *, full_length: bool = False
+        self, context: Tensor | None = None, deep: Sequence[Tensor | None] = (), *, full_length: bool = False
     ) -> Tensor:
         """Features C E; with per-image context B C E.
 
         Args:
             context: M D for all classes, C M D class-specific, or B 1 M D (B C M D) per image.
-            deep: the same shapes, one for each block from the second on, that replace the context's states there.
+            deep: the same shapes, one for each block from the second on, that replace the context's states there; None leaves
+                them as they are.
             full_length: run the model's own forward with all tokens.
         """
         vectors = [self._shaped(t) for t in (() if context is None else (context,)) + tuple(deep)]
         self._check(vectors, deep)
-        images = max((v.shape[0] for v in vectors), default=1)
+        images = _images(vectors)
         full_length = full_length or self.tower.full_length_because() is not None
         run = self._full if full_length else self._packed
         chunks = list(self._chunks(images, full_length, vectors))
@@ -73,12 +74,12 @@ class TextPass:
 
     # ---- chunks ----------------------------------------------------------------------------------------------------
 
-    def _chunks(self, images: int, full_length: bool, vectors: list[Tensor]) -> Iterator[tuple[slice, slice]]:
+    def _chunks(self, images: int, full_length: bool, vectors: list[Tensor | None]) -> Iterator[tuple[slice, slice]]:
         """(images, classes) of each chunk, classes innermost."""
         count = len(self.prompts)
         tokens = self.prompts.ids.shape[1] * count
         if not full_length:
-            packing = self._packing(slice(0, count), all(v.shape[1] == 1 for v in vectors))
+            packing = self._packing(slice(0, count), _unified(vectors))
             tokens = packing.shared + packing.rows * packing.width
         at_once = max(1, int(self._budget() / self._bytes_per_token()))
         groups = max(1, min(images, at_once // tokens))
@@ -100,24 +101,24 @@ class TextPass:
 
     # ---- the two passes --------------------------------------------------------------------------------------------
 
-    def _packed(self, classes: slice, *vectors: Tensor) -> Tensor:
+    def _packed(self, classes: slice, *vectors: Tensor | None) -> Tensor:
         """B C E from the tokens that matter."""
-        packing = self._packing(classes, all(v.shape[1] == 1 for v in vectors))
-        x = self.tower.embed(packing.ids).expand(max((v.shape[0] for v in vectors), default=1), -1, -1)
-        if vectors and self.prompts.context:
+        packing = self._packing(classes, _unified(vectors))
+        x = self.tower.embed(packing.ids).expand(_images(vectors), -1, -1)
+        if self.prompts.context and vectors and vectors[0] is not None:
             x = _put(x, packing, vectors[0])
         x = x + self.tower.positions(packing.positions)
         mask = packing.mask.repeat(x.shape[0], 1, 1, 1)
         for i, block in enumerate(self.tower.blocks):
-            if 0 < i < len(vectors):
-                x = _put(x, packing, vectors[i])
+            if 0 < i < len(vectors) and (vector := vectors[i]) is not None:
+                x = _put(x, packing, vector)
             x = run_block(block, x, packing, mask)
         return self.tower.project(x[:, packing.pooled])
 
-    def _full(self, classes: slice, *vectors: Tensor) -> Tensor:
+    def _full(self, classes: slice, *vectors: Tensor | None) -> Tensor:
         """B C E by the model's own forward at full length, context vectors put in by hooks."""
         ids, slots = self.prompts.ids[classes], self.prompts.slots[classes]
-        count, images = ids.shape[0], max((v.shape[0] for v in vectors), default=1)
+        count, images = ids.shape[0], _images(vectors)
         row, column = (slots >= 0).nonzero(as_tuple=True)  # before they go to the device, which would have to wait
         ids, slot, row, column = (t.to(self.tower.device) for t in (ids, slots[row, column], row, column))
 
@@ -135,9 +136,11 @@ class TextPass:
             x = torch.cat((put(text, vector), behind), dim=1)
             return x if batch_first else x.transpose(0, 1)
 
-        gives: dict[nn.Module, Change] = {self.tower.embedding: lambda x: put(x, vectors[0])} if vectors else {}
+        first = vectors[0] if vectors else None
+        gives: dict[nn.Module, Change] = {} if first is None else {self.tower.embedding: lambda x: put(x, first)}
+        later = zip(self.tower.blocks[1:], vectors[1:], strict=False)
         receives: dict[nn.Module, Change] = {
-            block: lambda x, v=v: put_deep(v, x) for block, v in zip(self.tower.blocks[1:], vectors[1:], strict=False)
+            block: lambda x, v=v: put_deep(v, x) for block, v in later if v is not None
         }
         with changed(receives, gives):
             features = self.tower.model.encode_text(ids.repeat(images, 1), normalize=False)  # type: ignore[operator]
@@ -153,12 +156,12 @@ class TextPass:
 
     # ---- shapes ----------------------------------------------------------------------------------------------------
 
-    def _shaped(self, vector: Tensor) -> Tensor:
-        return vector[(None,) * (4 - vector.dim())]
+    def _shaped(self, vector: Tensor | None) -> Tensor | None:
+        return None if vector is None else vector[(None,) * (4 - vector.dim())]
 
-    def _check(self, vectors: list[Tensor], deep: Sequence[Tensor]) -> None:
+    def _check(self, vectors: list[Tensor | None], deep: Sequence[Tensor | None]) -> None:
         count, width = len(self.prompts), self.tower.width
-        for v in vectors:
+        for v in (v for v in vectors if v is not None):
             if v.shape[1] not in (1, count) or tuple(v.shape[2:]) != (self.prompts.context, width):
                 raise PeftError(
                     f"context of shape {tuple(v.shape)} does not fit {count} classes with {self.prompts.context} context "
@@ -176,7 +179,18 @@ class TextPass:
             )
 
 
-def _part(vector: Tensor, images: slice, classes: slice) -> Tensor:
+def _images(vectors: Sequence[Tensor | None]) -> int:
+    return max((v.shape[0] for v in vectors if v is not None), default=1)
+
+
+def _unified(vectors: Sequence[Tensor | None]) -> bool:
+    """Whether all classes have the same vectors."""
+    return all(v.shape[1] == 1 for v in vectors if v is not None)
+
+
+def _part(vector: Tensor | None, images: slice, classes: slice) -> Tensor | None:
+    if vector is None:
+        return None
     vector = vector if vector.shape[0] == 1 else vector[images]
     return vector if vector.shape[1] == 1 else vector[:, classes]
 

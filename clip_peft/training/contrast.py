@@ -40,7 +40,7 @@ class Contrast(Learning):
         self.warmup_epochs, self.warmup_lr, self.stepwise = warmup_epochs, warmup_lr, stepwise
 
     def adapted(self) -> dict[str, nn.Module]:
-        return {} if grafted(self.model.method) is None else {"model.model": self.model.model}
+        return {"model.model": self.model.model} if grafted(self.model.method) else {}
 
     def rates(self) -> list[tuple[nn.Module, float]]:
         return [(self.model, self.lr)]
@@ -64,12 +64,16 @@ class Contrast(Learning):
         return self.count(loss)
 
     def note(self, index: int) -> None:
+        if (index + 1) % self.trainer.accumulate_grad_batches == 0 or index + 1 == self.trainer.num_training_batches:
+            with torch.no_grad():
+                self.model.learner.after_step(self.trainer.global_step)
         if index + 1 == self.trainer.num_training_batches:  # before the checkpoint of this epoch is written
             self.model.end_epoch(self.trainer.current_epoch + 1, self.trainer.max_epochs or 1)
         super().note(index)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        chosen = super().configure_optimizers()
+        own = [dict(group) for group in self.model.learner.parameter_groups(self.lr, self.weight_decay)]
+        chosen = self.optimised(own) if own else super().configure_optimizers()
 
         def factor(step: int) -> float:
             return self.rate(step / self.an_epoch) / self.lr

@@ -25,7 +25,8 @@ def score(encoder: Encoder, pictures: DecodedPictures, classes: int, columns: Se
     """Scores of pictures whose labels are of `classes`; `columns` are these classes' places among the model's, where it
     names more than these."""
     predicted, probability = [], []
-    for logits in batches_of_logits(encoder, pictures):
+    encoder.whole.learner.begin()
+    for logits in batches_of_logits(encoder, pictures, shuffled=True):
         logits = logits if columns is None else logits[:, list(columns)]
         for kept, values in zip((predicted, probability), sure(logits), strict=True):
             kept.append(values.cpu())
@@ -34,23 +35,35 @@ def score(encoder: Encoder, pictures: DecodedPictures, classes: int, columns: Se
     return Scores(cells.view(classes, classes), named, torch.cat(probability))
 
 
-def batches_of_logits(encoder: Encoder, pictures: Any) -> Iterator[Tensor]:
+def batches_of_logits(encoder: Encoder, pictures: Any, shuffled: bool = False) -> Iterator[Tensor]:
     """Logits B C of pictures (uint8 N 3 H W, decoded ones, or in their own frames), batch by batch;
-    features come from the cache where the image tower is frozen."""
+    features come from the cache where the image tower is frozen.
+
+    Args:
+        shuffled: a method that learns from pictures as they come sees them in a drawn order, not sorted by their labels.
+    """
     whole = encoder.whole.eval()
+    method = whole.learner.method
     views = test_views(whole.method)
-    weights = None if whole.learner.method.of_pictures else whole.learner.weights()
+    weights = None if method.of_pictures else whole.learner.weights()
     pictures = decoded(pictures) if isinstance(pictures, Tensor) else pictures
-    if not encoder.frozen and not views:
+    if not encoder.frozen and not views and not method.of_stream:
         for start in range(0, len(pictures), CHUNK):
             rows = range(start, min(start + CHUNK, len(pictures)))
             yield whole.logits(whole.encode(encoder.images(pictures.whole(rows))), weights)
         return
-    features = encoder.views(pictures, [None, *range(1, views)], "crop_flip")
+    features = encoder.views(pictures, [None, *range(1, views)], test_augment(whole.method))
     size = CHUNK if not views else 4
-    for start in range(0, len(pictures), size):
-        part = [view[start : start + size].to(encoder.device) for view in features]
-        yield whole.logits(torch.stack(part, dim=1) if views else part[0], weights)
+    order = torch.arange(len(pictures))
+    if shuffled and method.of_stream:
+        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
+    named = []
+    for rows in order.split(size):
+        part = [view[rows].to(encoder.device) for view in features]
+        named.append(whole.logits(torch.stack(part, dim=1) if views else part[0], weights))
+        if not method.of_stream:
+            yield named.pop()
+    yield from torch.cat(named)[order.argsort()].split(size) if named else ()
 
 
 @torch.no_grad()
@@ -60,7 +73,7 @@ def zero_shot(encoder: Encoder, pictures: Any, template: Any = None) -> float:
     whole = encoder.whole.eval()
     clip, names = whole.learner.clip, whole.class_names
     text = template or getattr(whole.learner.method, "template", DEFAULT)
-    with disabled(whole.model) if grafted(whole.method) is not None else contextlib.nullcontext():
+    with disabled(whole.model) if grafted(whole.method) else contextlib.nullcontext():
         weights = mean_features(clip.text_passes(names, text))
         right = 0
         for start, features in encoder.stock_features(pictures):
@@ -71,12 +84,15 @@ def zero_shot(encoder: Encoder, pictures: Any, template: Any = None) -> float:
 
 def test_augment(method: Any) -> str:
     """What the pictures to be scored are decoded for: views at test are parts of the file's own frame, too."""
-    return "crop_flip" if test_views(method) else "none"
+    if not test_views(method):
+        return "none"
+    return "augmix_crop_flip" if getattr(method, "augmix", False) else "crop_flip"
 
 
 def test_views(method: Any) -> int:
     """Views of a picture that the method wants at test time; 0 where it takes the picture itself."""
-    return getattr(method, "views", 0)
+    views = getattr(method, "views", 0)
+    return views if views > 1 else 0
 
 
 def reliability(scores: Scores, labels: Tensor, bins: int = BINS) -> dict[str, Any]:

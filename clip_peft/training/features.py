@@ -33,8 +33,7 @@ CHUNK = 64
 
 def frozen_image_tower(whole: OpenVocabulary) -> bool:
     """Whether image features are the stock model's whatever is learnt."""
-    inside = grafted(whole.method)
-    if inside is not None and inside.tower != "text":
+    if any(method.tower != "text" for method in grafted(whole.method)):
         return False
     return type(whole.learner).encode is Learner.encode
 
@@ -65,17 +64,20 @@ class Encoder:
     def encode(self, images: Tensor) -> Tensor:
         """Features … E, float32, of uint8 … 3 H W through the stock image tower."""
         with torch.autocast(self.device.type, enabled=False):
-            flat = self.whole.model.encode_image(self.images(images.flatten(0, -4)), normalize=False)  # type: ignore[operator]
+            clip, projected = self.whole.learner.clip, self.whole.learner.projected
+            flat = clip.image_features(self.images(images.flatten(0, -4)), projected)
         return flat.float().view(*images.shape[:-3], -1)
 
     def stock_features(self, pictures: Any) -> Iterator[tuple[int, Tensor]]:
         """(first row, features B E) of pictures as they are, through the stock image tower; kept ones where it is frozen."""
+        learner = self.whole.learner
+        project = (lambda x: x) if learner.projected else learner.clip.projection
         if self.frozen:
             (features,) = self.views(pictures, [None])
-            yield from ((start, features[start : start + CHUNK]) for start in range(0, len(features), CHUNK))
+            yield from ((i, project(features[i : i + CHUNK].to(self.device))) for i in range(0, len(features), CHUNK))
             return
         for start in range(0, len(pictures), CHUNK):
-            yield start, self.encode(pictures.whole(range(start, min(start + CHUNK, len(pictures)))))
+            yield start, project(self.encode(pictures.whole(range(start, min(start + CHUNK, len(pictures))))))
 
     def views(self, pictures: Any, which: Sequence[int | None], augment: str = "none", seed: int = 0) -> list[Tensor]:
         """N E for each view of pictures (uint8 N 3 H W, decoded ones, or in their own frames): None is the picture as it is
@@ -102,6 +104,7 @@ class Encoder:
         if self.folder is None or not digest:
             return torch.cat(pieces())
         what = "as it is" if view is None or augment == "none" else f"{augment} {view} {seed}"
+        what += "" if self.whole.learner.projected else " before the projection"
         key = f"{VERSION} {self.mean} {self.std} {digest} {what}"
         path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.f32"
         with _locked(path):

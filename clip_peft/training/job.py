@@ -20,7 +20,7 @@ from clip_peft.learner import OpenVocabularyMethod, grafted
 from clip_peft.open_vocabulary import NamesReadAlike, OpenVocabulary
 from clip_peft.text.prompts import alike, spoken, text_ids
 from clip_peft.text.templates import DEFAULT, TEMPLATES
-from clip_peft.training.cache_search import search
+from clip_peft.training.choosing import choose, each_left_out
 from clip_peft.training.contrast import Contrast
 from clip_peft.training.evaluate import figures, score, test_augment, test_views, zero_shot
 from clip_peft.training.features import Encoder, Views, default_cache, frozen_image_tower
@@ -104,13 +104,17 @@ def run(
     )
     cache = Path(settings["data"].options.get("cache_dir") or default_cache()) if settings["cache_views"] else None
     encoder = Encoder(whole, about.mean, about.std, cache)
+    found, by_leaving = {}, True
     began = time.monotonic()
     with waiting(f"computing image features of {len(train):,} pictures"):
         views = training_views(encoder, train, settings)
     learner: Any = whole.learner
     if hasattr(learner, "remember"):  # a cache of the training pictures
-        kept = torch.stack(views or encoder.views(train, [None]))
-        learner.remember(kept.to(encoder.device), train.labels)
+        kept, labels = torch.stack(views or encoder.views(train, [None])).to(encoder.device), train.labels
+        learner.remember(kept, labels)
+        if by_leaving := settings["choose_on"] == "train" or not val:
+            parts = each_left_out(learner, kept, labels.to(encoder.device))
+            found = choose(whole, parts, "the training pictures, each left out in turn")
     caching = time.monotonic() - began
     contrast, epochs, steps, rates = None, 0, 0, None
     if settings["lr"] == "find" and not whole.trainable():
@@ -119,7 +123,9 @@ def run(
         empty = torch.empty(len(train), 0, dtype=torch.uint8)  # features are picked by the rows of a batch
         source = train if views is None else DecodedPictures(empty, train.labels, train.names)
         batches = batches_of(source, each, seed=settings["seed"], drop_last=True, **share)
-        chosen: dict[str, Any] = {key: settings[key] for key in OF_CONTRAST} | {"augment": source.remaining(settings["augment"])}
+        chosen: dict[str, Any] = {key: settings[key] for key in OF_CONTRAST} | {
+            "augment": source.remaining(settings["augment"])
+        }
         steps = planned_steps(trainer, len(batches))
         an_epoch = math.ceil(len(batches) / trainer.accumulate_grad_batches)
         finding = chosen["lr"] == "find"
@@ -157,7 +163,9 @@ def run(
         whole.to(trainer.strategy.root_device)
     if not trainer.is_global_zero:
         return {}
-    found = search(encoder, val) if hasattr(whole.learner, "remember") else {}
+    if val and not by_leaving:
+        features = encoder.views(val, [None])[0].to(encoder.device)
+        found = choose(whole, [(whole.learner.eval(), features, val.labels.to(encoder.device))], "val")
     began = time.monotonic()
     with waiting(f"scoring {len(scored or ()):,} pictures"):
         scores = score(encoder, scored, len(data.class_names)) if scored else None
@@ -179,7 +187,7 @@ def run(
         "pictures": {"train": len(train), "scored": len(scored or ())},
         "left_out": left_out(data, {"train": train, "scored": scored}),
         "method": results_method(whole, options),
-        "chosen_on_val": found,
+        "chosen": found,
         "backbone": about.name,
         "checkpoint_family": about.family,
         "normalisation": {"mean": about.mean, "std": about.std},
@@ -218,6 +226,7 @@ def resolved(method: Method, template: str | None, data: str) -> tuple[Method, d
     if not isinstance(method, OpenVocabularyMethod):
         return method, {"template": template or DEFAULT}
     of = data.rpartition("/")[2] if data.startswith("coop/") else ""
+    method = method.for_data(of)
     customary = method.customary.get(of) or TEMPLATES.get(of)
     has = getattr(method, "template", None)
     if has is None:
@@ -270,5 +279,5 @@ def wants_bf16(precision: str, whole: OpenVocabulary) -> bool:
 def parameters(whole: OpenVocabulary) -> dict[str, int]:
     trained = sum(p.numel() for p in whole.trainable())
     inserted = sum(p.numel() for p in whole.learner.parameters())
-    inserted += 0 if grafted(whole.method) is None else count_parameters(whole.model).inserted
+    inserted += count_parameters(whole.model).inserted if grafted(whole.method) else 0
     return {"inserted": inserted, "trainable": trained, "total": sum(p.numel() for p in whole.parameters())}

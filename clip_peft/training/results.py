@@ -25,7 +25,7 @@ def write_outcome(run: classified.Finished) -> dict[str, Any]:
 
 def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
     count, seconds = results["parameters"], results["seconds"]
-    found = results["chosen_on_val"]
+    found = results["chosen"]
     rows = [
         ("data", f"{results['data']}: {results['pictures']['train']:,} training pictures, {results['pictures']['scored']:,} "
                  f"scored ({results['evaluated_on'] or 'nothing'})"),
@@ -44,8 +44,7 @@ def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
         *outcome.closing_rows(results),
     ]  # fmt: skip
     if found:
-        words = (
-            f"alpha {found['alpha']:g}, beta {found['beta']:g}: {found['val_accuracy']:.4f} of {found['val_pictures']}"
-        )
-        rows.insert(4, ("chosen on val", words))
+        values = ", ".join(f"{name} {value:g}" for name, value in found["settings"].items())
+        words = f"{values}: {found['accuracy']:.4f} of {found['pictures']:,}"
+        rows.insert(4, (f"chosen on {found['on']}", words))
     return rows

@@ -8,10 +8,13 @@ A file of this package that has `NAMES` is such a file. Its contract:
   path, `name` is the last part of the path and `root` the path. A set that lies in no folder has no `root`.
 - `ALIASES: dict[str, str]`, optional: other spellings → the name.
 - `claims(path) -> bool`, for a format that is known by its path: whether `path` is of this format, and of no other.
+
+Formats of other tasks than classes (`names.TASKS`) stand in folders of their own, whose `WANTED` says in words what they read.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import types
@@ -21,14 +24,16 @@ from types import ModuleType
 
 from peft_data.base import ClassificationData, Pictures
 from peft_data.errors import DataError, nearest
-from peft_data.names import formats, is_path, named
+from peft_data.names import TASKS, formats, is_path, named, task_of
 from peft_data.splits import check_seed
 from peft_data.texts import is_utf8, shown
 
 __all__ = ["ClassificationData", "DataError", "Pictures", "list_data", "open_data"]
 
 
-def open_data(data: str, *, root: str | None = None, seed: int = 0, **options: object) -> ClassificationData:
+def open_data(
+    data: str, *, root: str | None = None, seed: int = 0, task: str = "classify", **options: object
+) -> ClassificationData:
     """Opens a data set by its name (`digits`, `vtab/cifar100`), or a folder or file by its path.
 
     A name wins over a path; `./photos` forces the path. Nothing is decoded here.
@@ -38,6 +43,7 @@ def open_data(data: str, *, root: str | None = None, seed: int = 0, **options: o
             folder with FGVC json files, a folder with few-shot lists, a saved Hugging Face data set, or a `.csv` file.
         root: the folder that a named data set lies in; relative paths are relative to it.
         seed: of every split that the data set does not fix itself.
+        task: what it is for, of `names.TASKS`: the same file may be read as classes, as sets of labels or as numbers.
         options: the data set's own, e.g. `shots=16`.
 
     Raises:
@@ -47,7 +53,9 @@ def open_data(data: str, *, root: str | None = None, seed: int = 0, **options: o
     data = os.fspath(data)
     check_seed(seed)
     where = None if root is None else str(Path(root).expanduser())
-    for module in formats(first=data.split("/")[0]):
+    if task not in TASKS:
+        raise DataError(f"there is no task {task!r}{nearest(task, TASKS)}: one of {', '.join(TASKS)}")
+    for module in formats(data.split("/")[0], task):
         if name := named(data, module):
             return _load(module, name, where, seed, options)
     if where is not None and Path(data).expanduser().is_absolute():
@@ -58,15 +66,14 @@ def open_data(data: str, *, root: str | None = None, seed: int = 0, **options: o
     if path.suffix.lower() in _ARCHIVES and path.is_file():
         raise DataError(f"{path} is an archive: unpack it and give the folder")
     if path.exists():
-        for module in formats():
+        for module in formats(task=task):
             if hasattr(module, "claims") and module.claims(path):
                 return _load(module, path.resolve().name, str(path), seed, options)
-        raise DataError(
-            f"{path} is no data set of a known format: give class folders with pictures, train/val/test folders, a "
-            "VTAB-1k task folder, a folder with train.json, or a .csv file with the header path,label"
-        )
+        raise DataError(f"{path} is no data set of a known format: give {_wanted(task)}")
     if is_path(data):
         raise DataError(f"there is no file or folder {path}: check the path")
+    if other := task_of(data):
+        raise DataError(f"{data} is a data set of the task {other}, not of {task}: give --task {other}")
     near = nearest(data, list_data())
     raise DataError(f"there is no data set and no folder {data!r}{near}: `list data` shows the names")
 
@@ -75,6 +82,16 @@ _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _OPTIONS = {"val": (0, 1), "test": (0, 1), "shots": (1, None), "list_seed": (0, None), "size": (1, 4096),
             "frames": (1, 4096), "stride": (1, 4096), "views": (1, 1024)}  # fmt: skip
 """Numbers that an option may have, wherever a format has it: the least and the most."""
+
+
+def _wanted(task: str) -> str:
+    """What a data set of a task looks like, in words."""
+    if TASKS[task]:
+        return importlib.import_module(f"{__name__}.{TASKS[task]}").WANTED
+    return (
+        "class folders with pictures, train/val/test folders, a VTAB-1k task folder, a folder with train.json, or a .csv "
+        "file with the header path,label"
+    )
 
 
 def list_data() -> dict[str, str]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from peft_data.augmix import augmix
 from peft_data.crops import PLACES, SIDES, Parts, jitter_part, multi_scale_part, random_part, scaled
 from peft_data.errors import DataError, nearest
 from peft_data.rand_augment import Change, drawn_changes
@@ -196,6 +197,9 @@ AUGMENTATIONS: dict[str, Augment] = {
                             parts=random_part, then="randaug_four"),
     "timm_randaug_crop": Augment("timm's rand-m7-n4-mstd0.5-inc1 (7 of 10) on the whole frame, then a part: ST-Adapter on SSv2",
                                  before=drawn_changes, parts=random_part),
+    "augmix": Augment("AugMix of severity 1", change=augmix),
+    "augmix_crop_flip": Augment("a part of 8 to 100 %, mirrored, then AugMix: TPT's views of fine-grained sets",
+                                parts=random_part, mirror=True, then="augmix"),
 }  # fmt: skip
 MIRRORING = frozenset(name for name in AUGMENTATIONS if name.endswith("flip") or name == "randaug")
 """Those that mirror: not for data whose labels a mirror changes."""

@@ -19,7 +19,8 @@ class Pictures:
     Args:
         items: file paths; or the pictures already decoded, uint8 `N 3 H W`; or a sequence that gives a
             `PIL.Image.Image` when indexed (nothing is decoded before).
-        labels: int64 `N`, classes counted from 0.
+        labels: one a picture, the first dimension N: int64 `N`, classes counted from 0, or what another task has
+            (`peft_data.targets`).
         root: the folder that names of files are relative to.
         split: the word that names of pictures without a file begin with.
         names: names that are set rather than derived, N of them, or none.
@@ -133,7 +134,8 @@ def no_pictures(split: str = "") -> Pictures:
 
 @dataclass(frozen=True, eq=False)
 class ClassificationData:
-    """A classification data set: what `open_data` gives.
+    """A classification data set: what `open_data` gives. Those of other tasks say in `check`, `counts` and `said` what their
+    labels are.
 
     Args:
         name: `vtab/cifar100`, `world/count`, `digits`, or a folder's name.
@@ -155,6 +157,21 @@ class ClassificationData:
     recipe: str | None = None
     notes: tuple[str, ...] = ()
     left_out: int = 0
+    task: ClassVar[str] = "classify"
+    """What a model is trained for on it."""
+
+    @property
+    def kinds(self) -> str:
+        """What the pictures are of, in words: `10 classes`."""
+        return f"{len(self.class_names):,} classes"
+
+    def counts(self, part: Pictures) -> torch.Tensor:
+        """How many pictures of a split each class has, int64 `C`."""
+        return part.labels.bincount(minlength=len(self.class_names))
+
+    def said(self, label: int) -> str:
+        """A label, as `labels.tolist()` has it, in words."""
+        return self.class_names[label]
 
     @property
     def summary(self) -> str:
@@ -166,15 +183,19 @@ class ClassificationData:
         ]
         files = f"; {self.left_out:,} file{'' if self.left_out == 1 else 's'} left out" if self.left_out else ""
         kind = self.train.kind if len(self.train) else self.test.kind
-        return f"{sum(sizes):,} {kind} of {len(self.class_names):,} classes: {', '.join(uses)}{files}"
+        return f"{sum(sizes):,} {kind} of {self.kinds}: {', '.join(uses)}{files}"
 
     def __post_init__(self) -> None:
+        self.check()
+        if not len(self.train):
+            raise DataError(f"{self.name} has no training pictures: give it at least one a class")
+
+    def check(self) -> None:
+        """Raises DataError: class names or labels that cannot be."""
         classes = len(self.class_names)
         if classes < 2:
             found = "one class" if classes else "no class"
             raise DataError(f"{self.name} has {found}: a classifier needs two or more")
-        if not len(self.train):
-            raise DataError(f"{self.name} has no training pictures: give it at least one a class")
         for split, pictures in (("train", self.train), ("val", self.val), ("test", self.test)):
             wrong = pictures.labels[(pictures.labels < 0) | (pictures.labels >= classes)]
             if len(wrong):

@@ -59,7 +59,7 @@ def _without(data: ClassificationData, splits: Sequence[str]) -> list[str]:
     lines = []
     for split in splits:
         part: Pictures = getattr(data, split)
-        counts = part.labels.bincount(minlength=len(data.class_names)).tolist()
+        counts = data.counts(part).tolist()
         empty = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
         if len(part) and empty:
             lines.append(
@@ -83,8 +83,7 @@ def _twice(data: ClassificationData) -> list[str]:
             crossing.append(f"{_name(tested)} is {_name(trained)}")
         other = next((row for row in group if row[2] != group[0][2]), None)
         if other:
-            names = data.class_names
-            two.append(f"{_name(group[0])} is {names[group[0][2]]} and {_name(other)} {names[other[2]]}")
+            two.append(f"{_name(group[0])} is {data.said(group[0][2])} and {_name(other)} {data.said(other[2])}")
     lines = []
     if crossing:
         are = "one picture is" if len(crossing) == 1 else f"{len(crossing)} pictures are"

@@ -61,11 +61,15 @@ def spellings(name: str) -> list[str]:
     return list(dict.fromkeys(forms))
 
 
-def listed(names: Sequence[str], labels: Sequence[int], folders: Sequence[Path], root: Path, source: Path) -> Pictures:
+def listed(
+    names: Sequence[str], labels: Sequence, folders: Sequence[Path], root: Path, source: Path,
+    kind: torch.dtype = torch.int64,
+) -> Pictures:  # fmt: skip
     """The listed pictures, each in the first of the folders that has it.
 
     Args:
         source: the list, for the message.
+        kind: of the labels.
 
     Raises:
         DataError: shows all pictures that are in none of the folders.
@@ -80,7 +84,7 @@ def listed(names: Sequence[str], labels: Sequence[int], folders: Sequence[Path],
     if missing:
         count = "one picture is" if len(missing) == 1 else f"{len(missing)} pictures are"
         raise DataError(f"{count} listed in {source} but not there: put them in place{listing(missing)}")
-    return Pictures([path for path in paths if path], torch.tensor(labels, dtype=torch.int64), root=root)
+    return Pictures([path for path in paths if path], torch.tensor(labels, dtype=kind), root=root)
 
 
 def is_there(path: Path, folders_too: bool = False) -> bool:

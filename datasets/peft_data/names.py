@@ -12,14 +12,29 @@ PATHS = ("./", "../", "/", "~")
 """What begins like this is a path, whatever data sets are called."""
 
 
-def formats(first: str = "") -> Iterator[ModuleType]:
-    """The files that have `NAMES`, the one that is called `first` before the others."""
-    package = __name__.rpartition(".")[0]
-    names = [info.name for info in pkgutil.iter_modules([str(Path(__file__).parent)])]
-    for name in sorted(names, key=lambda name: (name != first, name)):
-        module = importlib.import_module(f"{package}.{name}")
-        if hasattr(module, "NAMES"):
-            yield module
+TASKS = {
+    "classify": "",
+    "multi_label": "multi_label",
+    "regression": "regression",
+}
+"""What a model can be trained for → the folder of this package with the formats of its data."""
+
+
+def formats(first: str = "", task: str | None = None) -> Iterator[ModuleType]:
+    """The files that have `NAMES`, of one task or of all, the one that is called `first` before the others."""
+    home = __name__.rpartition(".")[0]
+    for inside in TASKS.values() if task is None else [TASKS[task]]:
+        package = f"{home}.{inside}" if inside else home
+        names = [info.name for info in pkgutil.iter_modules([str(Path(__file__).parent / inside)])]
+        for name in sorted(names, key=lambda name: (name != first, name)):
+            module = importlib.import_module(f"{package}.{name}")
+            if hasattr(module, "NAMES"):
+                yield module
+
+
+def task_of(data: str) -> str | None:
+    """The task of a data set that has this name; None where none has."""
+    return next((task for task in TASKS if any(named(data, module) for module in formats(task=task))), None)
 
 
 def named(data: str, module: ModuleType) -> str | None:

@@ -81,6 +81,15 @@ def drawn(labels: torch.Tensor, shares: Sequence[float], seed: int, at_least: fl
     return [torch.cat(part).sort().values for part in parts]
 
 
+def strata(labels: torch.Tensor) -> torch.Tensor:
+    """What a split that a seed draws is even in, int64 `N`: the classes; of sets of labels `N C` the rarest of each picture's
+    (C where it has none); of numbers nothing."""
+    if labels.ndim == 2:
+        rarity = torch.where(labels > 0, (labels > 0).sum(0), len(labels) + 1)
+        return torch.where((labels > 0).any(1), rarity.argmin(1), labels.shape[1])
+    return torch.zeros(len(labels), dtype=torch.int64) if labels.is_floating_point() else labels
+
+
 def check_seed(seed: int) -> None:
     """Raises DataError where it is no whole number from 0 to 2⁶³ − 1."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
@@ -100,7 +109,7 @@ def three_parts(pictures: Pictures, val: float, test: float, seed: int) -> tuple
         DataError: the parts leave nothing to train on.
     """
     check_shares(val, test)
-    parts = drawn(pictures.labels, (val, test), seed, at_least=0.5)
+    parts = drawn(strata(pictures.labels), (val, test), seed, at_least=0.5)
     train, val_part, test_part = (pictures.subset(part) for part in parts)
     return train, val_part, test_part
 
@@ -109,5 +118,5 @@ def tenth_as_val(train: Pictures, seed: int) -> tuple[Pictures, Pictures]:
     """Train and val where a set has no val: a tenth of train, drawn by the seed class by class."""
     if len(train) < 10:
         return train, no_pictures("val")
-    rest, part = drawn(train.labels, (0.1,), seed)
+    rest, part = drawn(strata(train.labels), (0.1,), seed)
     return train.subset(rest), train.subset(part)

@@ -15,11 +15,11 @@ from peft_data.texts import read_text
 Row = dict[str, str]
 
 
-def read_table(file: Path, path_column: str, label_column: str, what: str = "picture") -> list[Row]:
-    """The rows of a table, divided by commas, semicolons or tabs as its header is; paths and labels stripped.
+def read_rows(file: Path) -> tuple[list[str], list[Row]]:
+    """A table's header and rows, divided by commas, semicolons or tabs as its header is.
 
     Raises:
-        DataError: names the line or column that is missing or wrong.
+        DataError: it is no table.
     """
     text = read_text(file, "a table")
     header_line = text.partition("\n")[0]
@@ -28,16 +28,26 @@ def read_table(file: Path, path_column: str, label_column: str, what: str = "pic
         table = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, delimiter=mark)
         header = [name.strip() for name in table.fieldnames or []]
         table.fieldnames = header
-        rows = list(table)
+        return header, list(table)
     except csv.Error as error:
         raise DataError(f"{file} cannot be read as a table ({error}): give a .csv file") from error
+
+
+def read_table(file: Path, path_column: str, label_column: str, what: str = "picture") -> list[Row]:
+    """The rows of a table, paths and labels stripped.
+
+    Raises:
+        DataError: names the line or column that is missing or wrong.
+    """
+    header, rows = read_rows(file)
     for column in (path_column, label_column):
         if column not in header:
             raise DataError(
-                f"{file} has no column {column!r}{nearest(column, header)}: its first line must be path,label"
+                f"{file} has no column {column!r}{nearest(column, header)}: its first line must be "
+                f"{path_column},{label_column}"
             )
     if not rows:
-        raise DataError(f"{file} lists no {what}: add a line `path,label` for each")
+        raise DataError(f"{file} lists no {what}: add a line `{path_column},{label_column}` for each")
     for number, row in enumerate(rows, 2):
         for column in (path_column, label_column):
             row[column] = (
@@ -68,12 +78,32 @@ def from_table(
     Raises:
         DataError: a split that is none, no training row, or a class that is tested and not trained.
     """
+    given, split = parts_of_table(file, rows, whole, split_column, val, test, seed)
+    train, val_part, test_part = given
+    if split:
+        trained = set(train.labels.tolist())
+        parts = (val_part, test_part)
+        odd = [label for part in parts for label in part.labels.unique().tolist() if label not in trained]
+        if len(train) and odd:
+            near = nearest(classes[odd[0]], [classes[label] for label in sorted(trained)])
+            raise DataError(
+                f"{file} has the class {classes[odd[0]]!r} in val or test, which train has not{near}: name it as in train"
+            )
+    train, val_part, drawn = with_val(train, val_part, split, seed)
+    return with_findings(ClassificationData(Path(name).stem, classes, train, val_part, test_part), drawn=drawn)
+
+
+def parts_of_table(
+    file: Path, rows: list[Row], whole: Pictures, split_column: str, val: float, test: float, seed: int
+) -> tuple[tuple[Pictures, Pictures, Pictures], bool]:
+    """Train, val and test as the table says, and whether it does; else as the seed draws them.
+
+    Raises:
+        DataError: a split that is none.
+    """
     check_shares(val, test)
-    stem = Path(name).stem
     if split_column not in rows[0]:
-        return with_findings(
-            ClassificationData(stem, classes, *three_parts(whole, val, test, seed)), drawn=("val", "test")
-        )
+        return three_parts(whole, val, test, seed), False
     given: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for index, row in enumerate(rows):
         split = split_of(word := (row[split_column] or "").strip())
@@ -82,14 +112,11 @@ def from_table(
             raise DataError(f"line {index + 2} of {file} has the split {word!r}{near}: train, val or test")
         given[split].append(index)
     train, val_part, test_part = (whole.subset(indices) for indices in given.values())
-    trained = set(train.labels.tolist())
-    odd = [label for part in (val_part, test_part) for label in part.labels.unique().tolist() if label not in trained]
-    if len(train) and odd:
-        near = nearest(classes[odd[0]], [classes[label] for label in sorted(trained)])
-        raise DataError(
-            f"{file} has the class {classes[odd[0]]!r} in val or test, which train has not{near}: name it as in train"
-        )
-    drawn = () if len(val_part) else ("val",)
-    if drawn:
-        train, val_part = tenth_as_val(train, seed)
-    return with_findings(ClassificationData(stem, classes, train, val_part, test_part), drawn=drawn)
+    return (train, val_part, test_part), True
+
+
+def with_val(train: Pictures, val: Pictures, given: bool, seed: int) -> tuple[Pictures, Pictures, tuple[str, ...]]:
+    """Train and val, a tenth of train where the data give splits but no val; and the splits that the seed drew."""
+    if not given:
+        return train, val, ("val", "test")
+    return (train, val, ()) if len(val) else (*tenth_as_val(train, seed), ("val",))

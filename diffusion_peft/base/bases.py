@@ -1,27 +1,26 @@
-"""Base models: a Stable Diffusion folder of diffusers, a hub id or a single file, its parts loaded when they are needed."""
+"""Base models: a folder of diffusers, a hub id or a single file, its parts loaded when they are needed."""
 
 from __future__ import annotations
 
 import gc
 import importlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from diffusion_peft.base.families import Family, families
 from diffusion_peft.base.known import check_config, check_parts, completed
 from diffusion_peft.base.loading import download, first_line, quiet_loading
 from diffusion_peft.base.single_file import as_folder, is_single_file
 from peft_core.errors import PeftError
 from peft_core.files import read_json
 
-Kind = Literal["sd1", "sd2", "sdxl"]
-KINDS = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_PIPELINES = {"StableDiffusionPipeline": False, "StableDiffusionXLPipeline": True}
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -32,13 +31,13 @@ class Base:
     Args:
         name: as the user gave it.
         folder: with model_index.json and a folder a part.
-        kind: which Stable Diffusion, told from the configurations.
-        dtype: of UNet and text encoders; the VAE stays in float32 (SDXL's gives NaN in float16).
+        family: what is known of bases like it.
+        dtype: of denoiser and text encoders; the VAE stays in float32 (SDXL's gives NaN in float16).
     """
 
     name: str
     folder: Path
-    kind: Kind
+    family: Family
     dtype: torch.dtype = torch.float32
     index: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
@@ -53,10 +52,10 @@ class Base:
         found = read_json(file, "get it again")
         if not isinstance(found, dict):
             raise PeftError(f"{file} is damaged, no object of settings: get it again.")
-        return completed(part, found)
+        return completed(self.family, part, found)
 
     def part(self, name: str) -> Any:
-        """unet, vae, text_encoder, tokenizer, scheduler …; loaded when first asked for.
+        """unet, transformer, vae, text_encoder, tokenizer, scheduler …; loaded when first asked for.
 
         Raises:
             PeftError: its weights are missing or damaged.
@@ -64,7 +63,7 @@ class Base:
         if name not in self.parts:
             library, cls = self.index[name]
             options: dict[str, Any] = {}
-            if name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+            if name in (self.denoiser, "vae", *self.family.texts):
                 key = "dtype" if library == "transformers" else "torch_dtype"
                 options = {key: torch.float32 if name == "vae" else self.dtype}
             try:
@@ -87,8 +86,20 @@ class Base:
             torch.cuda.empty_cache()
 
     @property
+    def kind(self) -> str:
+        return self.family.kind
+
+    @property
+    def denoiser(self) -> str:
+        """The part that is adapted."""
+        return self.family.denoiser
+
+    @property
     def text_parts(self) -> list[str]:
-        return ["text_encoder", "text_encoder_2"] if self.kind == "sdxl" else ["text_encoder"]
+        return [name for name in self.family.texts if self.has(name)]
+
+    def has(self, part: str) -> bool:
+        return bool((self.index.get(part) or [None])[0])
 
     @property
     def tokenizers(self) -> list[Any]:
@@ -100,39 +111,50 @@ class Base:
 
     @property
     def prediction_type(self) -> str:
-        return self.config("scheduler").get("prediction_type", "epsilon")
+        """epsilon, v_prediction or flow."""
+        return "flow" if self.family.flows else self.config("scheduler").get("prediction_type", "epsilon")
 
     @property
     def shrinks(self) -> int:
         """Pixels of a picture a latent, along each side."""
-        return 2 ** (len(self.config("vae")["block_out_channels"]) - 1)
+        return self.family.shrinks(self)
 
     @property
     def least_side(self) -> int:
-        """What a picture's sides in pixels must be multiples of: what VAE and UNet can halve without a rest."""
-        return self.shrinks * 2 ** (len(self.config("unet")["block_out_channels"]) - 1)
+        """What a picture's sides in pixels must be multiples of: what VAE and denoiser can divide without a rest."""
+        return self.family.least_side(self)
 
     @property
     def resolution(self) -> int:
         """The side in pixels that the base was trained on."""
-        size = self.config("unet").get("sample_size") or 64
-        return int(size if isinstance(size, int) else size[0]) * self.shrinks
+        return self.family.resolution(self)
 
     def pipeline(self, **parts: Any) -> Any:
         """The stock pipeline of these parts; `parts` stand in for its own."""
         import diffusers
 
-        wanted = [name for name, value in self.index.items() if isinstance(value, list) and value[0]]
-        given = {name: parts.get(name, self.part(name)) for name in wanted if name not in _OPTIONAL}
+        listed = [name for name, value in self.index.items() if isinstance(value, list)]
+        given = {name: None for name in listed if name not in _OPTIONAL and not self.has(name)}
+        for name in listed:
+            if self.has(name) and name not in _OPTIONAL:
+                given[name] = parts[name] if name in parts else self.part(name)
         given |= {name: None for name in _OPTIONAL if name in self.index}
-        if self.kind == "sdxl":
-            given["add_watermarker"] = False
-        else:
-            given |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        cls = getattr(diffusers, self.index["_class_name"])
+        settings = inspect.signature(cls.__init__).parameters
+        given |= {name: value for name, value in self.index.items() if name in settings and not isinstance(value, list)}
+        for name, value in (("add_watermarker", False), ("requires_safety_checker", False), ("safety_checker", None)):
+            if name in settings:
+                given[name] = value
+        given |= {name: None for name in _OPTIONAL if name in settings}
         with quiet_loading():
-            pipeline = getattr(diffusers, self.index["_class_name"])(**given)
+            pipeline = cls(**given)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def text_pipeline(self) -> Any:
+        """The stock pipeline with text encoders and tokenizers alone."""
+        rest = [name for name in self.index if not name.startswith(("text_encoder", "tokenizer", "scheduler"))]
+        return self.pipeline(**dict.fromkeys(rest))
 
 
 def load_base(spec: str, dtype: str = "float32") -> Base:
@@ -154,53 +176,40 @@ def load_base(spec: str, dtype: str = "float32") -> Base:
         raise PeftError(f"there is no base folder {spec}: give a diffusers folder, a hub id, a file, or `reference`.")
     else:
         folder = download(spec)
-    index = _index(spec, folder)
-    base = Base(spec, folder, "sd1", DTYPES[dtype], index)
-    base.kind = _kind(base)
-    _check_trains(base)
+    index, kin = _index(spec, folder)
+    base = Base(spec, folder, kin[0], DTYPES[dtype], index)
+    base.family = next((family for family in kin if family.claims(base)), kin[0])
+    check_parts(base.family, base.name, base.index)
+    base.family.check(base)
+    for part in ("scheduler", base.denoiser, "vae", *base.text_parts):
+        check_config(base.family, base.name, part, base.config(part))
     return base
 
 
-def _index(spec: str, folder: Path) -> dict[str, Any]:
+def _index(spec: str, folder: Path) -> tuple[dict[str, Any], list[Family]]:
+    """What a folder says it holds, and the families that have such a pipeline."""
     if not (folder / "model_index.json").is_file():
         raise PeftError(
             f"{spec} is no base model: it has no model_index.json, which save_pretrained of a pipeline writes."
         )
     index = read_json(folder / "model_index.json")
-    if index.get("_class_name") not in _PIPELINES:
-        raise PeftError(f"{spec} is a {index.get('_class_name')}; what can be trained is {' or '.join(_PIPELINES)}.")
-    for part in _needed(_PIPELINES[index["_class_name"]]):
+    kin = [family for family in families() if index.get("_class_name") in family.pipelines]
+    if not kin:
+        known = sorted({name for family in families() for name in family.pipelines})
+        raise PeftError(f"{spec} is a {index.get('_class_name')}; what can be trained is {' or '.join(known)}.")
+    needed = _needed(kin[0], index)
+    for part in needed:
         if not (index.get(part) or [None])[0] or not any(p.is_file() for p in _config_files(folder, part)):
-            raise PeftError(
-                f"{spec} lacks its part {part}: a base needs {', '.join(_needed('text_encoder_2' in index))}."
-            )
-    return index
+            raise PeftError(f"{spec} lacks its part {part}: a base needs {', '.join(needed)}.")
+    return index, kin
 
 
-def _needed(sdxl: bool) -> list[str]:
-    texts = ["text_encoder", "tokenizer"] + (["text_encoder_2", "tokenizer_2"] if sdxl else [])
-    return ["unet", "vae", *texts, "scheduler"]
+def _needed(family: Family, index: dict[str, Any]) -> list[str]:
+    texts = [part for part in family.texts if part not in family.optional or (index.get(part) or [None])[0]]
+    pairs = [name for part in texts for name in (part, part.replace("text_encoder", "tokenizer"))]
+    return [family.denoiser, "vae", *pairs, "scheduler"]
 
 
 def _config_files(folder: Path, part: str) -> Sequence[Path]:
     names = ("config.json", "scheduler_config.json", "tokenizer_config.json")
     return [folder / part / name for name in names]
-
-
-def _kind(base: Base) -> Kind:
-    if base.config("unet").get("addition_embed_type") == "text_time":
-        return "sdxl"
-    open_clip = base.config("text_encoder").get("hidden_act") == "gelu"  # ViT-H of OpenCLIP; ViT-L has quick_gelu
-    return "sd2" if open_clip or base.config("unet")["cross_attention_dim"] == 1024 else "sd1"
-
-
-def _check_trains(base: Base) -> None:
-    """Raises PeftError: a base that is not drawn and trained as Stable Diffusion is."""
-    check_parts(base.name, base.index)
-    channels, latent = base.config("unet")["in_channels"], base.config("vae")["latent_channels"]
-    if channels != latent:
-        raise PeftError(
-            f"{base.name} is an inpainting or editing model: its UNet takes {channels} channels, not {latent}."
-        )
-    for part in ("scheduler", "unet", "vae", *base.text_parts):
-        check_config(base.name, part, base.config(part))

@@ -1,7 +1,7 @@
 """What of a base's configuration training and drawing know; a base that says anything else is refused.
 
 A setting that nobody reads gives wrong pictures in silence: an EDM schedule trained as a discrete one, latents that are not
-brought to mean 0, a text encoder that wants its padding masked.
+brought to mean 0, a text encoder that wants its padding masked. What is known of a base's models stands with its family.
 """
 
 from __future__ import annotations
@@ -11,95 +11,95 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from diffusion_peft.base.families import Family
 from peft_core.errors import PeftError
 
-CLASSES = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-    "text_encoder_2": ("CLIPTextModelWithProjection",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "scheduler": (
-        "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler",
-        "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
-        "DEISMultistepScheduler", "UniPCMultistepScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler",
-    ),
-}  # fmt: skip
-"""Classes of the parts that a base needs. All of these schedulers draw from one discrete noise schedule, ᾱ_t of T times."""
-SHAPES = {
-    "unet": (
-        "sample_size in_channels out_channels down_block_types up_block_types block_out_channels layers_per_block norm_eps "
-        "norm_num_groups cross_attention_dim transformer_layers_per_block attention_head_dim num_attention_heads act_fn "
-        "use_linear_projection upcast_attention addition_embed_type addition_time_embed_dim only_cross_attention dropout "
-        "projection_class_embeddings_input_dim mid_block_scale_factor downsample_padding flip_sin_to_cos freq_shift "
-        "reverse_transformer_layers_per_block mid_block_only_cross_attention addition_embed_type_num_heads"
-    ).split(),
-    "vae": (
-        "sample_size block_out_channels layers_per_block down_block_types up_block_types act_fn latent_channels "
-        "norm_num_groups scaling_factor force_upcast use_quant_conv use_post_quant_conv mid_block_add_attention"
-    ).split(),
-}  # fmt: skip
-"""Settings that may have any value, since the model's class acts on them by itself; of the others only the default is known."""
+DISCRETE = (
+    "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler", "UniPCMultistepScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler",
+)  # fmt: skip
+"""All of these draw from one discrete noise schedule, ᾱ_t of T times."""
+FLOWS = ("FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+"""These draw from a flow, the last two where they say `use_flow_sigmas`."""
 FIXED = ("timestep_type", "use_flow_sigmas", "use_dynamic_shifting", "interpolation_type")
-"""Settings of schedulers that must have their defaults: others mean another noise schedule than a discrete one."""
+"""Settings of discrete schedulers that must have their defaults: others mean another noise schedule."""
 
 
-def completed(part: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A UNet's or VAE's configuration with the defaults of its class where it says nothing."""
-    return (defaults_of(CLASSES[part][0]) if part in SHAPES else {}) | dict(config)
+def completed(family: Family | None, part: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's configuration with the defaults of its class where it says nothing."""
+    own = family is not None and part in family.shapes
+    return (defaults_of(family.classes[part][0]) if own else {}) | dict(config)  # type: ignore[union-attr]
 
 
-def check_parts(name: str, index: Mapping[str, Any]) -> None:
+def check_parts(family: Family, name: str, index: Mapping[str, Any]) -> None:
     """Raises PeftError: a part of a class that training and drawing do not know."""
-    for part, known in CLASSES.items():
+    for part, known in family.classes.items():
         cls = (index.get(part) or [None, None])[1]
-        if cls is not None and cls not in known and part != "scheduler":  # of which `check_config` says more
+        if cls is not None and cls not in known:
             raise PeftError(f"{name}: its {part} is a {cls}; what is known is {' or '.join(known)}.")
 
 
-def check_config(name: str, part: str, config: Mapping[str, Any]) -> None:
+def check_config(family: Family, name: str, part: str, config: Mapping[str, Any]) -> None:
     """Raises PeftError: a setting, or a value of one, that training and drawing do not know; the first one is named."""
-    if part in SHAPES:
-        _check_model(name, part, config)
+    if part in family.shapes:
+        _check_model(family, name, part, config)
     elif part == "scheduler":
-        _check_scheduler(name, config)
+        (_check_flow if family.flows else _check_discrete)(name, config)
     elif config.get("use_attention_mask"):
         raise PeftError(
             f"{name}: its {part} has use_attention_mask, which training does not know: choose another base."
         )
 
 
-def _check_model(name: str, part: str, config: Mapping[str, Any]) -> None:
-    defaults = defaults_of(CLASSES[part][0])
+def _check_model(family: Family, name: str, part: str, config: Mapping[str, Any]) -> None:
+    defaults, free = defaults_of(family.classes[part][0]), family.shapes[part]
+    fixed = family.fixed.get(part, ())
     for key, value in config.items():
-        if key.startswith("_") or key in SHAPES[part] or value in (None, False) and not defaults.get(key):
+        known = key in defaults and key not in fixed if free is None else key in free
+        if key.startswith("_") or known or value in (None, False) and not defaults.get(key):
             continue
         if key not in defaults or value != defaults[key]:
             usual = f"what is known is {defaults[key]}" if key in defaults else "it is no known setting"
             raise PeftError(f"{name}: its {part} has {key} = {_short(value)}, and {usual}: choose another base.")
 
 
-def _check_scheduler(name: str, config: Mapping[str, Any]) -> None:
+def _check_discrete(name: str, config: Mapping[str, Any]) -> None:
     cls = config.get("_class_name")
-    if cls is not None and cls not in CLASSES["scheduler"]:
+    if cls is not None and cls not in DISCRETE:
         raise PeftError(
             f"{name}: its scheduler is a {cls}, whose noise schedule training does not know: choose a base with a discrete "
             "one, such as DDIM, Euler or DPMSolverMultistep."
         )
-    known = {key: value for each in CLASSES["scheduler"] for key, value in defaults_of(each).items()}
-    for key, value in config.items():
-        if key.startswith("_") or (key in known and (key not in FIXED or value == known[key])):
-            continue
-        raise PeftError(
-            f"{name}: its scheduler has {key} = {_short(value)}, which training does not know: choose another base."
-        )
+    known = {key: value for each in DISCRETE for key, value in defaults_of(each).items()}
+    _check_settings(name, config, known, FIXED)
     if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
         raise PeftError(f"{name} predicts {config['prediction_type']}; training knows epsilon and v_prediction.")
     betas = ("linear", "scaled_linear", "squaredcos_cap_v2")
     if config.get("beta_schedule", "linear") not in betas:
         raise PeftError(f"{name}: its beta_schedule is {config['beta_schedule']}; training knows {', '.join(betas)}.")
+
+
+def _check_flow(name: str, config: Mapping[str, Any]) -> None:
+    cls = config.get("_class_name", FLOWS[0])
+    if cls not in FLOWS or (cls != FLOWS[0] and not config.get("use_flow_sigmas")):
+        raise PeftError(
+            f"{name}: its scheduler is a {cls}, which draws no flow that training knows: give it a {FLOWS[0]}."
+        )
+    known = defaults_of(cls) | {"num_train_timesteps": 1000}
+    _check_settings(name, config, known, ("invert_sigmas", "num_train_timesteps"))
+    if config.get("prediction_type", "flow_prediction") != "flow_prediction":
+        raise PeftError(f"{name} predicts {config['prediction_type']}; of a flow training knows flow_prediction.")
+
+
+def _check_settings(name: str, config: Mapping[str, Any], known: Mapping[str, Any], fixed: tuple[str, ...]) -> None:
+    for key, value in config.items():
+        if key.startswith("_") or (key in known and (key not in fixed or value == known[key])):
+            continue
+        raise PeftError(
+            f"{name}: its scheduler has {key} = {_short(value)}, which training does not know: choose another base."
+        )
 
 
 @functools.cache

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from diffusion_peft.base.bases import Base
 from peft_core.errors import PeftError
+
+if TYPE_CHECKING:
+    from diffusion_peft.base.bases import Base
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
@@ -20,13 +22,18 @@ def count_tokens(tokenizer: Any, text: str) -> int:
 
 def check_length(base: Base, text: str, what: str) -> None:
     """Raises PeftError: the text has more tokens than the text encoder takes."""
-    for tokenizer in base.tokenizers:
+    for tokenizer, most in longest(base):
         count = count_tokens(tokenizer, expand(tokenizer, text))
-        if count > tokenizer.model_max_length:
+        if count > most:
             raise PeftError(
-                f"{what} has {count} tokens, start and end included, but the text encoder takes "
-                f"{tokenizer.model_max_length}: shorten it."
+                f"{what} has {count} tokens, start and end included, but the text encoder takes {most}: shorten it."
             )
+
+
+def longest(base: Base) -> list[tuple[Any, int]]:
+    """The tokenizers that count, with how many tokens a prompt may have of each."""
+    found = [(base.part(name), most) for name, most in base.family.reads if name in base.index]
+    return [(tokenizer, most or tokenizer.model_max_length) for tokenizer, most in found if tokenizer is not None]
 
 
 def expand(tokenizer: Any, text: str) -> str:

@@ -35,7 +35,7 @@ def evaluate(
     image_features: str | None = None,
     clip: str | None = None,
     steps: Denoising = 30,
-    guidance: float = 7.5,
+    guidance: float | None = None,
     at_once: Count = 8,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     overwrite: bool = False,
@@ -57,7 +57,7 @@ def evaluate(
         image_features: A timm model; by default DINO, `reference` for drawn pictures.
         clip: An open_clip model; by default ViT-B-32/openai, `reference` for drawn pictures.
         steps: Denoising steps.
-        guidance: Weight of the prompt.
+        guidance: Weight of the prompt; by default that of the base's pipeline.
         at_once: Pictures in one batch.
         dtype: Of the weights that draw.
         overwrite: Replace another evaluation in the same folder; its pictures are kept.

@@ -14,6 +14,7 @@ from diffusion_peft.data.concepts import Concept, read_concepts
 from diffusion_peft.data.fingerprint import fingerprint
 from diffusion_peft.data.pictures import check_place
 from diffusion_peft.personalize.slider_options import SliderOptions
+from diffusion_peft.training.flow_options import FlowOptions
 from diffusion_peft.training.needs import needs_of
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
@@ -41,7 +42,7 @@ def recipe_of(settings: dict[str, Any]) -> str:
 @command("diffusion", recipe_of, {
     RUN: "data base method recipe prompt steps epochs",
     "a subject or a new word": "class_prompt prior_count placeholder initializer text_method",
-    "sliders and controls": "slider control",
+    "sliders, controls, flows": "slider control flow",
     TRAINING: "lr text_lr batch_size optimizer warmup resolution flip",
     "samples": "sample_prompts sample_count sample_every sample_steps guidance",
     MACHINE: "out seed overwrite save_every dtype quantize cache trainer",
@@ -64,6 +65,7 @@ def fit(
     vectors: Vectors = 1,
     slider: SliderOptions = None,  # type: ignore[assignment]
     control: ControlOptions = None,  # type: ignore[assignment]
+    flow: FlowOptions = None,  # type: ignore[assignment]
     caption_prefix: str = "",
     caption_dropout: Rate = 0.0,
     steps: Count = 500,
@@ -86,19 +88,19 @@ def fit(
     sample_count: Whole = 4,
     sample_every: Whole | None = None,
     sample_steps: Denoising = 30,
-    guidance: float = 7.5,
+    guidance: float | None = None,
     keep_every: Whole = 0,
     **common: Any,
 ) -> dict[str, Any]:
-    """Teach a Stable Diffusion model a subject, a style or a word, and write a run folder.
+    """Teach a Stable Diffusion model, or another diffusion model, a subject, a style or a word, and write a run folder.
 
     Args:
         data: A folder of pictures (captions as .txt beside them or metadata.jsonl), a drawn subject world/subjects/0, or a
             list of concepts in a .json file. For a control a folder of images/, conditions/ and captions/, one with
             metadata.jsonl, hf/<repo>, or world/control/canny.
         base: `reference`, a diffusers folder, a hub id, FILE.safetensors or CONFIG_FOLDER@FILE.safetensors.
-        quantize: Bits of the UNet's frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
-        method: A method or preset for the UNet (`list methods`); textual_inversion trains new tokens alone.
+        quantize: Bits of the denoiser's frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
+        method: A method or preset for the UNet or transformer (`list methods`); textual_inversion trains new tokens alone.
         text_method: A method for the text encoders, which stay frozen without one.
         recipe: A name (`list recipes`) or a YAML's path; by default dreambooth with a prompt, else text_to_image.
         prompt: What every picture is called, in place of captions.
@@ -111,6 +113,7 @@ def fit(
         vectors: Vectors a new token.
         slider: Prompts of a concept slider, e.g. --slider.positive "a large toy"; or --data with folders low and high.
         control: What a control method (controlnet, t2i_adapter, …) trains on, e.g. --control.condition canny.
+        flow: How bases trained by flow matching (Stable Diffusion 3, Flux, Sana, …) are, e.g. --flow.density logit_normal.
         caption_prefix: Put before every caption.
         caption_dropout: Share of captions that are left empty.
         out: The run folder; by default runs/DATA-BASE-METHOD-SEED.
@@ -131,7 +134,7 @@ def fit(
         flip: Train on mirrored pictures too.
         dtype: Of the frozen weights; what trains is float32.
         gradient_checkpointing: Compute activations again in the backward pass, for less memory.
-        compile: Compile the UNet with torch.compile.
+        compile: Compile the denoiser with torch.compile.
         cache: Where latents, embeddings and prior pictures are kept: auto (the user's cache folder), a folder, or off (in
             memory, but for prior pictures).
         sample_prompts: Prompts of the sample grids; by default the training prompt.
@@ -139,7 +142,7 @@ def fit(
         sample_every: Steps between sample grids during training, drawn at the end of an epoch; by default a quarter of all; 0:
             none.
         sample_steps: Denoising steps of a sample.
-        guidance: Guidance of samples and of prior pictures.
+        guidance: Guidance of samples and of prior pictures; by default that of the base's pipeline.
         keep_every: Steps between adapters that are kept as runs of their own, snapshots/step500 …, which sample, evaluate
             and export take; 0 keeps the last adapter alone.
         trainer: Lightning's own flags, e.g. --trainer.precision bf16-mixed.

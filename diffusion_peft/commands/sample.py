@@ -37,7 +37,7 @@ def sample(
     scale: float = 1.0,
     negative: str = "",
     steps: Denoising = 30,
-    guidance: float = 7.5,
+    guidance: float | None = None,
     height: Side | None = None,
     width: Side | None = None,
     at_once: Count = 8,
@@ -62,7 +62,7 @@ def sample(
         scale: Weight of the run's adapter: 0 the base, 1 as trained, any number for a slider.
         negative: Negative prompt.
         steps: Denoising steps.
-        guidance: Weight of the prompt.
+        guidance: Weight of the prompt; by default that of the base's pipeline.
         height: In pixels; the base's by default.
         width: In pixels.
         at_once: Pictures in one batch.

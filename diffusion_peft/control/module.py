@@ -31,10 +31,10 @@ class Controlled(Denoiser):
         self.latest: dict[str, Any] = {}
         self.looked = 0
 
-    def times(self, count: int, chance: torch.Generator) -> Tensor:
+    def times(self, x: Tensor, chance: torch.Generator) -> Tensor:
         if not self.early:
-            return super().times(count, chance)
-        u, total = torch.rand(count, generator=chance), len(self.alphas)  # type: ignore[arg-type]
+            return super().times(x, chance)
+        u, total = torch.rand(len(x), generator=chance), len(self.process.alphas)  # type: ignore[attr-defined]
         return ((1 - u**3) * total).long().clamp(max=total - 1)
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:

@@ -23,6 +23,7 @@ from peft_core.method import Method
 
 class ControlTask(Task):
     module = Controlled
+    unets_alone = "controls are"
 
     def __init__(self, settings: dict[str, Any], concepts: list[Concept]) -> None:
         super().__init__(settings, concepts)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_peft.base.bases import Base
-from diffusion_peft.base.texts import add_token, check_length, count_tokens, expand, has_token, initial_ids
+from diffusion_peft.base.texts import add_token, check_length, count_tokens, expand, has_token, initial_ids, longest
 from diffusion_peft.data.pictures import Picture, open_pictures
 from peft_core.errors import PeftError, nearest
 from peft_core.files import read_json
@@ -130,11 +130,11 @@ def captioned(base: Base, concept: Concept, caption_prefix: str = "") -> tuple[l
             f"{len(without)} captions of {concept.data} do not have the placeholder {concept.placeholder} in them (the "
             f'first is "{without[0]}").'
         )
-    tokenizer = base.tokenizers[0]
-    long = [t for t in texts if count_tokens(tokenizer, expand(tokenizer, t)) > tokenizer.model_max_length]
+    tokenizer, most = longest(base)[0]
+    long = [t for t in texts if count_tokens(tokenizer, expand(tokenizer, t)) > most]
     if long:
         tell(
-            f"note: {len(long)} of {len(texts)} captions have more than {tokenizer.model_max_length} tokens and are cut off "
+            f"note: {len(long)} of {len(texts)} captions have more than {most} tokens and are cut off "
             f'(the first is "{long[0][:60]}…")'
         )
     return pictures, [(text,) for text in texts]

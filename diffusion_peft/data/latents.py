@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from diffusion_peft.base.bases import Base
-from diffusion_peft.base.texts import encode, ids_of
+from diffusion_peft.base.prompts import stacked
+from diffusion_peft.base.texts import ids_of
 from diffusion_peft.data.buckets import Crop, cut
 from diffusion_peft.data.cache import Cache, fingerprint, key_of
 from diffusion_peft.data.pictures import Picture
@@ -49,8 +50,8 @@ def encode_pictures(
             if not todo and len(pictures) > 20:
                 tell(f"encoding {len(pictures)} pictures once")
             todo += 1
-            posterior = vae.to(device).encode(cut(picture.read(), crop, flip)[None].to(device)).latent_dist
-            entry = {"mean": posterior.mean[0].float().cpu(), "logvar": posterior.logvar[0].float().cpu()}
+            mean, logvar = base.family.encode(vae.to(device), cut(picture.read(), crop, flip)[None].to(device))
+            entry = {"mean": mean[0].float().cpu(), "logvar": logvar[0].float().cpu()}
             cache.put(key, entry)
         found.append(Latent(entry["mean"], entry["logvar"], (picture.height, picture.width, *crop.corner, *crop.size)))
     return found
@@ -62,14 +63,12 @@ class Captions:
 
     Args:
         ids: a tensor N 77 for each text encoder.
-        hidden: N tensors 77 D, or none where a text encoder trains.
-        pooled: N tensors P of SDXL.
+        rows: N texts' embeddings, as `Prompt.named` has them; none where a text encoder trains.
     """
 
     texts: list[str] = field(default_factory=lambda: [""])
     ids: list[Tensor] = field(default_factory=list)
-    hidden: list[Tensor] = field(default_factory=list)
-    pooled: list[Tensor] = field(default_factory=list)
+    rows: list[dict[str, Tensor]] = field(default_factory=list)
 
     def number(self, text: str) -> int:
         """The number of a text, which is added where it is new."""
@@ -79,30 +78,26 @@ class Captions:
 
     def take(self, numbers: Tensor) -> dict[str, Tensor]:
         """The batch's entries for captions of these numbers."""
-        if not self.hidden:
+        if not self.rows:
             return {f"ids_{n}": ids[numbers] for n, ids in enumerate(self.ids)}
-        rows = numbers.tolist()
-        found = {"hidden": torch.stack([self.hidden[row] for row in rows])}
-        return found | ({"pooled": torch.stack([self.pooled[row] for row in rows])} if self.pooled else {})
+        return stacked([self.rows[row] for row in numbers.tolist()])
 
 
 @torch.no_grad()
 def encode_captions(
     base: Base, captions: Captions, cache: Cache, clip_skip: int = 0, device: torch.device | str = "cpu"
 ) -> None:
-    """Fills `hidden` and `pooled`, one text at a time (see `encode_pictures`)."""
+    """Fills `rows`, one text at a time (see `encode_pictures`)."""
     encoders = base.text_encoders
     mark = key_of(*(fingerprint(encoder) for encoder in encoders))
-    captions.ids = ids_of(base, captions.texts)
-    for row in range(len(captions.texts)):
-        ids = [each[row : row + 1] for each in captions.ids]
-        key = key_of("text", mark, clip_skip, *(each.tolist() for each in ids))
+    ids = ids_of(base, captions.texts) if base.family.trains_texts else []
+    captions.ids = ids
+    for row, text in enumerate(captions.texts):
+        said = [each[row : row + 1].tolist() for each in ids] or [base.index["_class_name"], text]
+        key = key_of("text", mark, clip_skip, *said)
         entry = cache.get(key)
         if entry is None:
-            on_device = [encoder.to(device) for encoder in encoders]
-            hidden, pooled = encode(on_device, [i.to(device) for i in ids], base.kind == "sdxl", clip_skip)
-            entry = {"hidden": hidden[0].cpu()} | ({} if pooled is None else {"pooled": pooled[0].cpu()})
+            prompt = base.family.prompt(base, text, torch.device(device), clip_skip)
+            entry = {name: value[0].cpu() for name, value in prompt.named().items()}
             cache.put(key, entry)
-        captions.hidden.append(entry["hidden"])
-        if "pooled" in entry:
-            captions.pooled.append(entry["pooled"])
+        captions.rows.append(entry)

@@ -48,7 +48,8 @@ def prior_pictures(
                 "out to have them drawn from the base."
             )
         return found[:count]
-    marks = [fingerprint(part) for part in (base.part("unet"), base.part("vae"), *base.text_encoders)]
+    how = how.of(base)
+    marks = [fingerprint(part) for part in (base.part(base.denoiser), base.part("vae"), *base.text_encoders)]
     skipped = (clip_skip,) if clip_skip else ()
     key = key_of("prior", prompt, seed, astuple(how)[:-1], base.config("scheduler"), *skipped, *marks)[:24]
     folder = (where or cache_root()) / "prior" / key
@@ -80,4 +81,4 @@ def _draw_missing(
     prompts: list[Any] = [(wanted, seed * 1_000_003 + number) for number in missing]
     with Progress(console=Console(stderr=True), disable=not (is_first_process() and sys.stderr.isatty())) as bar:
         task = bar.add_task(f"drawing prior pictures of “{prompt}”", total=len(missing))
-        draw(base, base.part("unet").to(device), prompts, against, how, done=keep)
+        draw(base, base.part(base.denoiser).to(device), prompts, against, how, done=keep)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffusion_peft.base.bases import Base
-from diffusion_peft.base.texts import encode, ids_of
+from diffusion_peft.base.prompts import Prompt, batched
 from peft_core.errors import PeftError
 
 Chunk = range
@@ -26,24 +26,24 @@ class Drawing:
 
     Args:
         steps: denoising steps.
-        guidance: weight of the prompt against the negative one.
+        guidance: weight of the prompt against the negative one; as the base's pipeline has it where None.
         height, width: in pixels; the base's where None.
         at_once: pictures in one batch.
     """
 
     steps: int = 30
-    guidance: float = 7.5
+    guidance: float | None = None
     height: int | None = None
     width: int | None = None
     at_once: int = 8
 
+    def of(self, base: Base) -> Drawing:
+        """With the base's own guidance where none is given."""
+        return self if self.guidance is not None else replace(self, guidance=base.family.guidance(base))
 
-@dataclass(frozen=True)
-class Prompt:
-    """Embeddings 1 77 D of a prompt, or of the negative one; `pooled` for SDXL."""
-
-    hidden: Tensor
-    pooled: Tensor | None
+    def said(self) -> dict[str, Any]:
+        """In a table of figures."""
+        return {"steps": self.steps, "guidance": "the base's" if self.guidance is None else self.guidance}
 
 
 def check_drawing(base: Base, how: Drawing) -> None:
@@ -71,6 +71,8 @@ def check_precision(dtype: str, device: torch.device) -> None:
 
 def check_clip_skip(base: Base, clip_skip: int) -> None:
     """Raises PeftError: more layers left out than a text encoder has; SDXL's stop one before the last anyway."""
+    if not clip_skip:
+        return
     depth = min(int(base.config(part).get("num_hidden_layers", 12)) for part in base.text_parts)
     most = depth - (2 if base.kind == "sdxl" else 1)
     if clip_skip > most:
@@ -82,21 +84,19 @@ def check_clip_skip(base: Base, clip_skip: int) -> None:
 @torch.no_grad()
 def embed(base: Base, text: str, clip_skip: int = 0, encoders: Sequence[nn.Module] | None = None) -> Prompt:
     """A prompt as the base's text encoders (or these in their place) give it."""
-    models = list(encoders) if encoders is not None else base.text_encoders
-    device = next(models[0].parameters()).device
-    ids = [each.to(device) for each in ids_of(base, [text])]
-    return Prompt(*encode(models, ids, base.kind == "sdxl", clip_skip))
+    return base.family.prompt(base, text, _device(base, encoders), clip_skip, encoders)
 
 
+@torch.no_grad()
 def embed_negative(
     base: Base, text: str = "", clip_skip: int = 0, encoders: Sequence[nn.Module] | None = None
 ) -> Prompt:
-    """The negative prompt; SDXL takes zeros for an empty one where its pipeline says so."""
-    prompt = embed(base, text, clip_skip, encoders)
-    if base.kind == "sdxl" and not text and base.index.get("force_zeros_for_empty_prompt", True):
-        assert prompt.pooled is not None
-        return Prompt(torch.zeros_like(prompt.hidden), torch.zeros_like(prompt.pooled))
-    return prompt
+    """The negative prompt, as the base's pipeline has it."""
+    return base.family.against(base, text, _device(base, encoders), clip_skip, encoders)
+
+
+def _device(base: Base, encoders: Sequence[nn.Module] | None) -> torch.device:
+    return next((base.text_encoders if encoders is None else encoders)[0].parameters()).device
 
 
 @torch.no_grad()
@@ -114,7 +114,8 @@ def draw(
     with no numbers, at the end."""
     vae = base.part("vae") if vae is None else vae
     none = {name: None for name in base.index if name.startswith(("text_encoder", "tokenizer"))}
-    pipeline = base.pipeline(unet=unet, vae=vae, **none)
+    how = how.of(base)
+    pipeline = base.pipeline(**{base.denoiser: unet}, vae=vae, **none)
     device = next(unet.parameters()).device
     pipeline.vae.to(device)
     pictures: list[Image.Image] = []
@@ -123,7 +124,7 @@ def draw(
             for start in range(0, len(prompts), how.at_once):
                 chunk = prompts[start : start + how.at_once]
                 before(range(start, start + len(chunk)))
-                for image in _draw_chunk(pipeline, [p for p, _ in chunk], [s for _, s in chunk], negative, how, device):
+                for image in _draw_chunk(base, pipeline, chunk, negative, how, device):
                     done(len(pictures), image)
                     pictures.append(image)
     finally:
@@ -140,26 +141,30 @@ def calls_of(base: Base, steps: int) -> int:
 
 
 def _draw_chunk(
-    pipeline: Any, prompts: list[Prompt], seeds: list[int], negative: Prompt, how: Drawing, device: torch.device
+    base: Base, pipeline: Any, chunk: Sequence[tuple[Prompt, int]], negative: Prompt, how: Drawing, device: torch.device
 ) -> list[Image.Image]:
-    dtype = pipeline.unet.dtype
-
-    def stacked(tensors: list[Any]) -> Tensor:
-        return torch.cat(tensors).to(device, dtype)
-
-    given: dict[str, Any] = {
-        "prompt_embeds": stacked([p.hidden for p in prompts]),
-        "negative_prompt_embeds": stacked([negative.hidden] * len(prompts)),
-    }
-    if negative.pooled is not None:
-        given["pooled_prompt_embeds"] = stacked([p.pooled for p in prompts])
-        given["negative_pooled_prompt_embeds"] = stacked([negative.pooled] * len(prompts))
-    latents = pipeline(
-        **given, num_inference_steps=how.steps, guidance_scale=how.guidance, height=how.height, width=how.width,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds], output_type="latent",
-    ).images  # fmt: skip
+    dtype = getattr(pipeline, base.denoiser).dtype
+    wanted = on_device(batched([prompt for prompt, _ in chunk]), device, dtype)
+    against = on_device(batched([negative] * len(chunk)), device, dtype)
+    assert how.guidance is not None
+    call = base.family.called(base, wanted, against, how.guidance) | {
+        "num_inference_steps": how.steps, "height": how.height or base.resolution, "width": how.width or base.resolution,
+        "generator": [torch.Generator().manual_seed(seed) for _, seed in chunk],
+    }  # fmt: skip
+    if base.denoiser != "unet":
+        return pipeline(**call, output_type="pil").images
+    latents = pipeline(**call, output_type="latent").images
     decoded = [decode(pipeline.vae, latent[None]) for latent in latents]
     return pipeline.image_processor.postprocess(torch.cat(decoded), output_type="pil")
+
+
+def on_device(prompt: Prompt, device: torch.device, dtype: torch.dtype) -> Prompt:
+    """There, its embeddings in this precision."""
+    pooled, mask = prompt.pooled, prompt.mask
+    return Prompt(
+        prompt.hidden.to(device, dtype), pooled if pooled is None else pooled.to(device, dtype),
+        mask if mask is None else mask.to(device),
+    )  # fmt: skip
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:

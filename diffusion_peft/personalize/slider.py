@@ -96,13 +96,14 @@ class Slider(Denoiser):
         self.scale(sign)
         shape, device = batch["shape"][0].shape, batch["shape"].device
         x = torch.randn(len(batch["shape"]), *shape, generator=chance).to(device)
-        stride = len(self.alphas) // self.drawing_steps
-        times = [len(self.alphas) - 1 - stride * n for n in range(self.drawing_steps)]
+        alphas: Tensor = self.process.alphas.to(device)  # type: ignore[attr-defined]
+        stride = len(alphas) // self.drawing_steps
+        times = [len(alphas) - 1 - stride * n for n in range(self.drawing_steps)]
         stop = int(torch.randint(1, self.drawing_steps, (), generator=chance))
         for now, after in zip(times[:stop], times[1 : stop + 1], strict=True):
             said = self.say(x, now, batch, "target")
             if self.guidance != 1:
                 empty = self.say(x, now, batch, "empty")
                 said = empty + self.guidance * (said - empty)
-            x = ddim_step(x, said.to(x.dtype), self.alphas[now], self.alphas[after], self.prediction_type)  # type: ignore[index]
+            x = ddim_step(x, said.to(x.dtype), alphas[now], alphas[after], self.process.prediction_type)
         return x, times[stop]

@@ -22,6 +22,7 @@ SLIDES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
 class SliderTask(Task):
     module = Slider
+    unets_alone = "sliders are"
 
     def samples(self, folder: Path) -> Samples:
         samples = super().samples(folder)

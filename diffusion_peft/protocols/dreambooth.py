@@ -228,7 +228,7 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
     facts = {
         "image_features": image.name, "clip": clip.name, "prompts": list(asker.prompts), "pictures a prompt": how.count,
         "drift prompts": list(asker.drift_prompts),
-        "class pictures": OF_CLASS, "seed": how.seed, "drawing": {"steps": how.drawing.steps, "guidance": how.drawing.guidance},
+        "class pictures": OF_CLASS, "seed": how.seed, "drawing": how.drawing.said(),
         "real": list(limits.values()),
         "scale_sweeps": [{"run": each.run, "subject": each.subject.data,
                           "scales": [{k: v for k, v in row.items() if k != "pictures"} for row in each.sweep]}

@@ -10,28 +10,29 @@ import torch
 from peft_data.batches import generator_of
 from torch import Tensor, nn
 
+from diffusion_peft.base.families import Family
 from diffusion_peft.base.texts import encode
-from diffusion_peft.training.noise import add_noise, denoising_loss, offset_noise, snr_weight, target_of
+from diffusion_peft.training.noise import Process, denoising_loss, offset_noise
 from peft_core.jobs.runs.learning import Learning
 
 
 class Denoiser(Learning):
     """L = w(t) ‖target − f(x_t, t, text)‖² + λ · the same on prior pictures; optimiser and schedule are `Learning`'s.
 
-    x is drawn from the cached posterior, t uniformly, the target is ε or v as the base predicts (`noise.py`). All chance
-    in a step is a function of (seed, process, step), so a run that goes on from a checkpoint equals one that was never
-    stopped.
+    x is drawn from the cached posterior; t, x_t, target and w are the `process`'s, what f is told and how it is called the
+    base's `family`'s. All chance in a step is a function of (seed, process, step), so a run that goes on from a checkpoint
+    equals one that was never stopped.
 
     Args:
-        unet: predicts from latents B C h w.
+        unet: the denoiser, a UNet or a transformer; predicts from latents B C h w.
         texts: text encoders by part name; empty where embeddings come with the batch.
-        alphas: ᾱ_t, T values.
+        process: how pictures are noised.
         steps: optimiser steps of the whole run.
-        prediction_type: epsilon or v_prediction.
-        latent_scale: the VAE's scaling factor.
+        family: of the base.
+        normal: (shift, scale) of its latents.
+        told: the scale that a guidance-distilled base is told.
         text_lr: learning rate of the text encoders; `lr` where None.
         prior_weight: λ.
-        snr_gamma: γ of min-SNR weighting; none where 0.
         noise_offset: size of the offset noise.
         ema: decay of the running mean of what trains, (1 + n) / (10 + n) at most at step n; no mean where 0.
         clip_skip: layers of the text encoder left out at its end.
@@ -45,14 +46,14 @@ class Denoiser(Learning):
         self,
         unet: nn.Module,
         texts: Mapping[str, nn.Module],
-        alphas: Tensor,
+        process: Process,
         steps: int,
         *,
-        prediction_type: str = "epsilon",
-        latent_scale: float = 0.18215,
+        family: Family,
+        normal: tuple[Tensor, Tensor],
+        told: float | None = None,
         text_lr: float | None = None,
         prior_weight: float = 1.0,
-        snr_gamma: float = 0.0,
         noise_offset: float = 0.0,
         ema: float = 0.0,
         clip_skip: int = 0,
@@ -60,20 +61,20 @@ class Denoiser(Learning):
     ) -> None:
         super().__init__(steps, **learning)
         self.unet, self.texts = unet, nn.ModuleDict(texts)
-        self.register_buffer("alphas", alphas, persistent=False)
-        self.prediction_type, self.latent_scale, self.text_lr = prediction_type, latent_scale, text_lr
-        self.prior_weight, self.snr_gamma, self.noise_offset = prior_weight, snr_gamma, noise_offset
+        self.process, self.family, self.told, self.text_lr = process, family, told, text_lr
+        for name, value in zip(("latent_shift", "latent_scale"), normal, strict=True):
+            self.register_buffer(name, value, persistent=False)
+        self.prior_weight, self.noise_offset = prior_weight, noise_offset
         self.decay, self.clip_skip = ema, clip_skip
-        self.is_sdxl = getattr(unet.config, "addition_embed_type", None) == "text_time"  # type: ignore[union-attr]
         self.mean: dict[str, Tensor] = {}
 
     def adapted(self) -> dict[str, nn.Module]:
-        models = {"unet": self.unet} | {f"texts.{name}": model for name, model in self.texts.items()}
+        models = {self.family.denoiser: self.unet} | {f"texts.{name}": model for name, model in self.texts.items()}
         return {path: model for path, model in models.items() if "_peft_record" in model.__dict__}
 
     def rates(self) -> list[tuple[nn.Module, float]]:
         text = self.lr if self.text_lr is None else self.text_lr
-        return [(model, self.lr if path == "unet" else text) for path, model in self.adapted().items()]
+        return [(model, self.lr if model is self.unet else text) for path, model in self.adapted().items()]
 
     def on_train_batch_start(self, batch: Any, index: int) -> None:
         step = self.trainer.current_epoch * int(self.trainer.num_training_batches) + index
@@ -87,45 +88,39 @@ class Denoiser(Learning):
         """L of a batch as `Examples.batch` makes it: pictures, and under `prior` as many prior pictures."""
         groups = [(batch, 1.0)] + ([(batch["prior"], self.prior_weight)] if "prior" in batch else [])
         noised = [self.noised(group, chance) for group, _ in groups]
-        if len(groups) == 2 and noised[0]["x"].shape == noised[1]["x"].shape:  # one pass is faster than two
+        if len(groups) == 2 and _alike(*noised):  # one pass is faster than two
             both = {key: torch.cat([one[key] for one in noised]) for key in noised[0]}
             predictions = self.predict(**_inputs(both)).chunk(2)
         else:
             predictions = tuple(self.predict(**_inputs(one)) for one in noised)
         losses = [
-            weight * denoising_loss(prediction, one["target"], self.weight(one["alpha"]))
+            weight * denoising_loss(prediction, one["target"], self.process.weight(one["time"]), one.get("region"))
             for prediction, one, (_, weight) in zip(predictions, noised, groups, strict=True)
         ]
         return torch.stack(losses).sum()
 
-    def weight(self, alpha: Tensor) -> Tensor | None:
-        return snr_weight(alpha, self.snr_gamma, self.prediction_type) if self.snr_gamma else None
-
     def noised(self, group: dict[str, Tensor], chance: torch.Generator) -> dict[str, Tensor]:
-        """Latents drawn from the posterior, their noised form, the target, and what else the UNet is told."""
+        """Latents drawn from the posterior, their noised form, the target, and what else the denoiser is told."""
         mean, device = group["mean"], group["mean"].device
         drawn = torch.randn(mean.shape, generator=chance).to(device)
-        x = (mean + torch.exp(0.5 * group["logvar"]) * drawn) * self.latent_scale
+        x = (mean + torch.exp(0.5 * group["logvar"]) * drawn - self.latent_shift) * self.latent_scale  # type: ignore[operator]
         noise = offset_noise(torch.randn(mean.shape, generator=chance), self.noise_offset, chance).to(device)
-        time = self.times(len(mean), chance).to(device)
-        alpha = self.alphas[time]  # type: ignore[index]
-        noised = {"x": add_noise(x, noise, alpha), "time": time, "alpha": alpha}
-        noised["target"] = target_of(x, noise, alpha, self.prediction_type)
+        time = self.times(x, chance).to(device)
+        noised = {"x": self.process.mixed(x, noise, time), "time": time}
+        noised["target"] = self.process.target(x, noise, time)
         return noised | {key: value for key, value in group.items() if key not in ("mean", "logvar", "prior")}
 
-    def times(self, count: int, chance: torch.Generator) -> Tensor:
-        """t, uniform."""
-        return torch.randint(len(self.alphas), (count,), generator=chance)  # type: ignore[arg-type]
+    def times(self, x: Tensor, chance: torch.Generator) -> Tensor:
+        """t of each of these latents."""
+        return self.process.times(x, chance)
 
-    def predict(self, x: Tensor, time: Tensor, sizes: Tensor, **text: Tensor) -> Tensor:
-        """The UNet on noised latents, under embeddings `hidden` (and SDXL's `pooled`) or token ids `ids_0` …"""
-        hidden, pooled = text.get("hidden"), text.get("pooled")
-        if hidden is None:
+    def predict(self, x: Tensor, time: Tensor, **text: Tensor) -> Tensor:
+        """The denoiser on noised latents, under a prompt's embeddings or its token ids `ids_0` …"""
+        if "hidden" not in text:
             ids = [text[f"ids_{number}"] for number in range(len(self.texts))]
-            hidden, pooled = encode(list(self.texts.values()), ids, self.is_sdxl, self.clip_skip)
-        dtype = self.unet.dtype
-        added = {"text_embeds": pooled.to(dtype), "time_ids": sizes.to(dtype)} if pooled is not None else None
-        return self.unet(x.to(dtype), time, hidden.to(dtype), added_cond_kwargs=added).sample
+            hidden, pooled = encode(list(self.texts.values()), ids, len(self.family.texts) > 1, self.clip_skip)
+            text |= {"hidden": hidden} | ({} if pooled is None else {"pooled": pooled})
+        return self.family.predict(self.unet, x, time, self.told, **text)
 
     # ---- the running mean ------------------------------------------------------------------------------------------
 
@@ -169,4 +164,9 @@ class Denoiser(Learning):
 
 
 def _inputs(noised: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in noised.items() if key not in ("alpha", "target")}
+    return {key: value for key, value in noised.items() if key not in ("target", "region")}
+
+
+def _alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two groups have the same entries of the same sizes."""
+    return one.keys() == other.keys() and all(value.shape == other[key].shape for key, value in one.items())

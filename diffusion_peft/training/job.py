@@ -17,7 +17,6 @@ from diffusion_peft.data.prepare import resolution
 from diffusion_peft.drawing.draw import check_clip_skip, check_drawing, check_precision
 from diffusion_peft.training.denoise import Denoiser
 from diffusion_peft.training.models import models
-from diffusion_peft.training.noise import alphas_of
 from diffusion_peft.training.results import write_outcome
 from diffusion_peft.training.samples import Samples
 from diffusion_peft.training.snapshots import SNAPSHOTS, Snapshots
@@ -33,7 +32,7 @@ from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.saying import Row, waiting
 from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
 
-OF_DENOISER = ("optimizer", "lr", "text_lr", "weight_decay", "warmup", "final_lr", "prior_weight", "snr_gamma",
+OF_DENOISER = ("optimizer", "lr", "text_lr", "weight_decay", "warmup", "final_lr", "prior_weight",
                "noise_offset", "ema", "clip_skip", "seed")  # fmt: skip
 FEWEST_STEPS = 100
 """Optimiser steps an epoch at least: a few pictures are passed over several times."""
@@ -49,6 +48,7 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     if settings["optimizer"] == "adamw8bit":
         load_bitsandbytes()
     base = load_base(settings["base"], settings["dtype"])
+    task.check_base(base)
     check_clip_skip(base, settings["clip_skip"])
     flags = trainer_flags(settings, settings["steps"])
     machine = make_trainer(flags, [])  # read for its device, processes and accumulation, before its end is known
@@ -75,10 +75,11 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     )
     flags = trainer_flags(settings, steps)
     samples.embed(base, prompts or about["prompts"], trains_text, device)
+    normal = base.family.normal(base)
     base.free("vae", *(() if trains_text else base.text_parts))
 
     unet, texts = models(base, settings, task.method(base), tokens, trains_text)
-    task.check({"unet": unet} | texts)
+    task.check({base.denoiser: unet} | texts)
     repeats = max(1, -(-FEWEST_STEPS * machine.accumulate_grad_batches * settings["batch_size"] // len(examples)))
     batches = BucketBatches(examples, each, seed=settings["seed"], repeats=repeats, **share)
     if flags.get("max_epochs") in (None, -1):
@@ -88,8 +89,8 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     trainer = make_trainer(flags, [samples, saver, snapshots, Progress()], folder.path)
     chosen = {key: settings[key] for key in OF_DENOISER} | task.options()
     denoiser = task.module(
-        unet, texts, alphas_of(base.config("scheduler")), planned_steps(trainer, len(batches)),
-        prediction_type=base.prediction_type, latent_scale=base.config("vae").get("scaling_factor", 0.18215), **chosen,
+        unet, texts, task.process(base), planned_steps(trainer, len(batches)), family=base.family, normal=normal,
+        told=task.told(base), **chosen,
     )  # fmt: skip
     if settings["compile"]:
         unet.compile()

@@ -23,9 +23,9 @@ from peft_core.method import Method
 def models(
     base: Base, settings: dict[str, Any], method: Method, tokens: list[NewToken], trains_text: bool
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """The adapted UNet, and the text encoders where they train, at step 0."""
+    """The adapted denoiser, and the text encoders where they train, at step 0."""
     seed_everything(settings["seed"], verbose=False)
-    unet = in_few_bits(base.part("unet"), settings, method)
+    unet = in_few_bits(base.part(base.denoiser), settings, method)
     if "words" not in method.needs:
         adapt(unet, method).train()
     if settings["gradient_checkpointing"]:

@@ -2,10 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Process(Protocol):
+    """How pictures are noised, what the model should say of them and how its error weighs; `time` B is what it is told."""
+
+    prediction_type: str
+
+    def times(self, x: Tensor, chance: torch.Generator) -> Tensor:
+        """Of these latents B C h w, on the processor."""
+        ...
+
+    def mixed(self, x: Tensor, noise: Tensor, time: Tensor) -> Tensor: ...
+
+    def target(self, x: Tensor, noise: Tensor, time: Tensor) -> Tensor: ...
+
+    def weight(self, time: Tensor) -> Tensor | None:
+        """B; all alike where None."""
+        ...
+
+
+class Discrete:
+    """x_t = √ᾱ_t x + √(1 − ᾱ_t) ε with t uniform; the model says ε or v.
+
+    Args:
+        alphas: ᾱ_t, T values.
+        prediction_type: epsilon or v_prediction.
+        snr_gamma: γ of min-SNR weighting; none where 0.
+    """
+
+    def __init__(self, alphas: Tensor, prediction_type: str = "epsilon", snr_gamma: float = 0.0) -> None:
+        self.alphas, self.prediction_type, self.snr_gamma = alphas, prediction_type, snr_gamma
+
+    def alpha(self, time: Tensor) -> Tensor:
+        self.alphas = self.alphas.to(time.device)
+        return self.alphas[time]
+
+    def times(self, x: Tensor, chance: torch.Generator) -> Tensor:
+        return torch.randint(len(self.alphas), (len(x),), generator=chance)
+
+    def mixed(self, x: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        return add_noise(x, noise, self.alpha(time))
+
+    def target(self, x: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        return target_of(x, noise, self.alpha(time), self.prediction_type)
+
+    def weight(self, time: Tensor) -> Tensor | None:
+        return snr_weight(self.alpha(time), self.snr_gamma, self.prediction_type) if self.snr_gamma else None
 
 
 def alphas_of(config: dict[str, Any]) -> Tensor:
@@ -48,7 +95,10 @@ def offset_noise(noise: Tensor, offset: float, chance: torch.Generator) -> Tenso
     return noise + offset * torch.randn(*noise.shape[:2], 1, 1, generator=chance)
 
 
-def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean over pictures of weight · mean squared error; weight B."""
-    each = (prediction.float() - target.float()).square().mean((1, 2, 3))
+def denoising_loss(
+    prediction: Tensor, target: Tensor, weight: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Mean over pictures of weight · mean squared error; weight B, mask B 1 h w the share that each place counts."""
+    error = (prediction.float() - target.float()).square()
+    each = (error if mask is None else error * mask).mean((1, 2, 3))
     return (each if weight is None else each * weight).mean()

@@ -13,7 +13,10 @@ from diffusion_peft.base.bases import Base
 from diffusion_peft.data.concepts import Concept, NewToken, add_tokens
 from diffusion_peft.data.prepare import prepare
 from diffusion_peft.training.denoise import Denoiser
+from diffusion_peft.training.flow import flow_of
+from diffusion_peft.training.noise import Discrete, Process, alphas_of
 from diffusion_peft.training.samples import Samples
+from peft_core.errors import PeftError
 from peft_core.method import Method
 
 
@@ -26,6 +29,8 @@ class Task:
     """
 
     module: type[Denoiser] = Denoiser
+    unets_alone: str | None = None
+    """What it is called where it is for UNets alone."""
 
     def __init__(self, settings: dict[str, Any], concepts: list[Concept]) -> None:
         self.settings, self.concepts = settings, concepts
@@ -34,6 +39,62 @@ class Task:
     def data(self) -> list[str]:
         """What it is trained on, in words."""
         return [concept.data for concept in self.concepts]
+
+    def check_base(self, base: Base) -> None:
+        """Raises PeftError: what of the settings this base cannot take."""
+        family, settings = base.family, self.settings
+        if family.denoiser != "unet" and self.unets_alone:
+            raise PeftError(f"{self.unets_alone} for UNets, and {base.name} is {family.title}: choose another base.")
+        if not family.trains_texts:
+            tokens = any(concept.placeholder is not None for concept in self.concepts)
+            for flag, given in (
+                ("text_method", settings["text_method"]),
+                ("placeholder", tokens),
+                ("clip_skip", settings["clip_skip"]),
+            ):
+                if given:
+                    raise PeftError(
+                        f"--{flag} is for Stable Diffusion 1.x, 2.x and XL; the text encoders of {family.title} stay as they "
+                        "are: leave it out."
+                    )
+        self.process(base)
+        self.told(base)
+
+    def process(self, base: Base) -> Process:
+        """How pictures are noised.
+
+        Raises:
+            PeftError: options of the other kind of process.
+        """
+        options = self.settings["flow"].options
+        if not base.family.flows:
+            if options:
+                raise PeftError(
+                    f"--flow is for bases trained by flow matching, and {base.name} predicts {base.prediction_type}."
+                )
+            return Discrete(alphas_of(base.config("scheduler")), base.prediction_type, self.settings["snr_gamma"])
+        if self.settings["snr_gamma"]:
+            raise PeftError(
+                f"--snr_gamma weighs the noise of a discrete schedule, and {base.name} is a flow: leave it at 0, --flow.weight "
+                "weighs flows."
+            )
+        return flow_of(base.config("scheduler"), base.family.patch(base), options)
+
+    def told(self, base: Base) -> float | None:
+        """The scale of guidance that a distilled base is told.
+
+        Raises:
+            PeftError: none is given, or one for a base that takes none.
+        """
+        given = self.settings["flow"].options.get("guidance")
+        if base.family.is_distilled(base) and given is None:
+            raise PeftError(
+                f"{base.name} is distilled with guidance, so training must tell it a scale: give --flow.guidance 3.5, as "
+                "diffusers' scripts do, or 1."
+            )
+        if given is not None and not base.family.is_distilled(base):
+            raise PeftError(f"{base.name} is told no scale of guidance: leave --flow.guidance out.")
+        return given
 
     def method(self, base: Base) -> Method:
         """The UNet's method, with what the base decides about it."""

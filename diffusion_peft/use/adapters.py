@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_peft.base.bases import KINDS, Base
+from diffusion_peft.base.bases import Base
+from diffusion_peft.base.families import titles
 from diffusion_peft.base.tokens import add_vectors, place_tokens
 from diffusion_peft.files.custom_diffusion import is_concept, load_concept, read_concept
 from diffusion_peft.files.embeddings import embedding_of, is_embedding
@@ -85,13 +86,13 @@ def add_run(base: Base, known: dict[str, int], folder: Path, name: str) -> dict[
         card = read_card(folder / "adapter" / part)
         if card.get("kind") != base.kind:
             raise PeftError(
-                f"{folder} was trained on {KINDS.get(card.get('kind', ''), 'another model')} ({card.get('base')}), but "
-                f"{base.name} is {KINDS[base.kind]}: give --base that one."
+                f"{folder} was trained on {titles().get(card.get('kind', ''), 'another model')} ({card.get('base')}), but "
+                f"{base.name} is {base.family.title}: give --base that one."
             )
-        if part != "unet" and part not in base.text_parts:
+        if part != base.denoiser and part not in base.text_parts:
             raise PeftError(f"{folder} has an adapter of {part}, which {base.name} does not have.")
         model = base.part(part)
-        if part == "unet" and "_peft_record" not in model.__dict__:
+        if part == base.denoiser and "_peft_record" not in model.__dict__:
             in_few_bits(model, read_run_config(folder), *methods_of(card))
         taken = list(record_of(model).adaptations.values()) if "_peft_record" in model.__dict__ else []
         overwrites = not all(map(is_inserted, read_weights(folder / "adapter" / part)))
@@ -132,9 +133,9 @@ def add_file(
     if is_concept(content.values):
         if weight != 1.0:
             raise PeftError(f"{file} overwrites weights and has no scale: give it without :{weight:g}.")
-        load_concept(base.part("unet"), read_concept(content))
+        load_concept(base.part(base.denoiser), read_concept(content))
         return False
-    models = base.part("unet"), base.text_encoders
+    models = base.part(base.denoiser), base.text_encoders
     imported = import_adapter(*models, content, name=f"{name}__file", strict=not partial)
     tell(f"{file}: {imported}")
     for token, vectors in imported.embeddings.items():

@@ -52,12 +52,13 @@ class Run:
 
     @property
     def unet(self) -> nn.Module:
-        return self.base.part("unet")
+        """The denoiser: a UNet, or a transformer."""
+        return self.base.part(self.base.denoiser)
 
     @property
     def models(self) -> dict[str, nn.Module]:
-        """UNet and text encoders by part."""
-        return {"unet": self.unet} | dict(zip(self.base.text_parts, self.base.text_encoders, strict=True))
+        """Denoiser and text encoders by part."""
+        return {self.base.denoiser: self.unet} | dict(zip(self.base.text_parts, self.base.text_encoders, strict=True))
 
     def set_scale(self, scale: float, name: str | None = None) -> None:
         """Weighs one adapter, or all: 0 is the base, 1 the adapter as trained; new tokens stay.

@@ -104,6 +104,8 @@ class SubLayer:
     """Its readers get the normed stream in windows."""
     attends: bool = False
     """Its body attends by torch's `scaled_dot_product_attention`, where further keys and values can join."""
+    cut: tuple[str, ...] | None = None
+    """Where zeros can be cut out (`cutting`): of heads what of the body counts them and their width together, of channels ()."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", self.out or self.body)
@@ -220,8 +222,7 @@ def join(*names: str) -> str:
 def submodule(module: nn.Module, path: str) -> nn.Module | None:
     """The module at a dotted path, None where there is none (or an Identity of no use as a place for a weight)."""
     for name in path.split("."):
-        module = getattr(module, name, None)  # type: ignore[assignment]
-        if module is None:
+        if (module := getattr(module, name, None)) is None:  # type: ignore[assignment]
             return None
     return module
 

@@ -3,6 +3,7 @@ norms before the body or behind it."""
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, classifiers, fused, has_weight, join
@@ -47,12 +48,25 @@ def describe(model: nn.Module) -> Anatomy | None:
             norm, body, gate = (join(here, step) for step in (f"norm{number}", kind, f"drop_path{number}"))
             post = type(block).__name__ in _BEHIND
             attends = kind == "attn" and type(block.attn).__name__ in _ATTEND
-            anatomy.sublayers.append(SubLayer(kind, index, norm, body, into, gate=gate, post=post, attends=attends))
+            cut = _cut(getattr(block, kind), kind)
+            step = SubLayer(kind, index, norm, body, into, gate=gate, post=post, attends=attends, cut=cut)
+            anatomy.sublayers.append(step)
     anatomy.places += [Place("norm", norm) for norm in ("norm_pre", "norm", "fc_norm") if has_weight(model, norm)]
     anatomy.heads = classifiers(model)
     anatomy.tail = ("norm", "fc_norm", "head_drop")
     anatomy.embed, anatomy.finish = (_embed, _finish) if _VIT in names else (None, None)
     return anatomy
+
+
+def _cut(body: Any, kind: str) -> tuple[str, ...] | None:
+    """Where nothing but an activation that keeps zeros stands between what gives heads or channels and what takes them."""
+    if not isinstance(body.norm if hasattr(body, "norm") else None, nn.Identity):
+        return None
+    if kind == "attn":
+        plain = type(body).__name__ == "Attention" and hasattr(body, "attn_dim") and body.gate is None
+        return ("num_heads", "attn_dim") if plain else None
+    plain = type(body).__name__ == "Mlp" and isinstance(body.fc1, nn.Linear)
+    return () if plain and body.act(torch.zeros(1)).item() == 0 else None
 
 
 def _stream(model: Any) -> Stream:

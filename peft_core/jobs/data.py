@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -14,7 +16,7 @@ from peft_data.base import Pictures
 from peft_data.cache import check_decoding
 from peft_data.cache_file import fingerprint as of_split
 from peft_data.frames import decode_for_training
-from peft_data.names import formats, named
+from peft_data.names import TASKS, formats, named
 from peft_data.options import takes
 from peft_data.video.clips import Clips
 from peft_data.video.frames import decode_clips_for_training
@@ -23,7 +25,7 @@ from peft_core.files import must_encode
 from peft_core.jobs.cli.options import Choice
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.saying import Row, few, waiting
-from peft_core.values import Seed, Whole
+from peft_core.values import Seed, Whole, defaults_of
 
 
 def common(
@@ -48,8 +50,15 @@ def common(
 DECODING = ("on_bad_image", "cache_dir", "workers")
 
 
+@dataclass
 class Data(Choice):
-    """`--data vtab/cifar100 --data.root ~/vtab-1k`: the options are those of the format's `load`, and `common`."""
+    """`--data vtab/cifar100 --data.root ~/vtab-1k`: the options are those of the format's `load`, and `common`.
+
+    Args:
+        task: what it is read for, of `peft_data.names.TASKS`.
+    """
+
+    task: str = "classify"
 
     @classmethod
     def accepts(cls, name: str) -> Callable:
@@ -65,7 +74,19 @@ class Data(Choice):
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Data:
         """The data set of a run."""
-        return cls(config["data"]["name"], {key: value for key, value in config["data"].items() if key != "name"})
+        options = {key: value for key, value in config["data"].items() if key != "name"}
+        return cls(config["data"]["name"], options, config.get("task", "classify"))
+
+    def of_task(self, task: str) -> Data:
+        """The same, read for another task; options of formats that are no task's own are left out where nobody gave them."""
+        kept = dict(self.options)
+        own = {key for module in formats(task=task) for key in inspect.signature(module.load).parameters}
+        for other in TASKS:
+            for module in formats(task=other) if other != task else ():
+                if _is_of(self.name, module):
+                    defaults = defaults_of(module.load)
+                    kept = {key: value for key, value in kept.items() if key in own or defaults.get(key, kept) != value}
+        return Data(self.name, kept, task)
 
     def absolute(self) -> Data:
         """The same with its paths made absolute, so that it can be opened from another folder later."""
@@ -74,13 +95,14 @@ class Data(Choice):
             options["root"] = str(Path(root).expanduser().absolute())
         elif Path(name).expanduser().exists() and not any(named(name, module) for module in formats()):
             name = str(Path(name).expanduser().absolute())
-        return Data(name, options)
+        return Data(name, options, self.task)
 
     def open(self) -> ClassificationData:
         """The data set; the same object each time it is asked for with the same options."""
         check_decoding(**self._decoding())
-        options = {k: v for k, v in self.options.items() if k not in DECODING and (v is not None or k == "root")}
-        opened = _opened(self.name, json.dumps(options, sort_keys=True))
+        given = self.of_task(self.task).options
+        options = {k: v for k, v in given.items() if k not in DECODING and (v is not None or k == "root")}
+        opened = _opened(self.name, json.dumps(options | {"task": self.task}, sort_keys=True))
         must_encode(opened.class_names, "the class")
         return opened
 

@@ -174,6 +174,7 @@ def lacks(method: Method, anatomy: Anatomy, quantised: bool = False) -> str | No
         ("quantised", quantised),
         ("stream", all(streams)),
         ("tokens", all(s is not None and s.takes_tokens for s in streams)),
+        ("pair", {"image", "text"} <= anatomy.blocks.keys()),
         ("cross", "cross_k" in anatomy.roles()),
         ("positions", all(s is not None and not s.rotary for s in streams)),
         ("gates", all(step.gate is not None for step in anatomy.sublayers)),

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from clip_peft.commands import main
 from clip_peft.export import export
 from clip_peft.fit import fit
 from clip_peft.use import report
+from peft_core import list_methods
+from peft_core.jobs.runs.load import load_run
+from peft_core.registry import find_method
 from tests.clip_peft.conftest import SHORT
 
 
@@ -37,38 +41,30 @@ def test_run_folder(coop_run: Path) -> None:
     assert (coop_run / "last.ckpt").stat().st_size < 1e5
 
 
-METHODS = {
-    "zero_shot": {},
-    "kgcoop": {},
-    "cocoop": {},
-    "prograd": {"context": 5},
-    "maple": {"depth": 2},
-    "promptsrc": {"depth": 2, "template": "a photo of a {}."},
-    "tpt": {"views": 5},
-    "clip_adapter": {},
-    "tip_adapter": {},
-    "taskres": {},
-    "linear_probe": {},
-    "clip_lora": {},
-    "bitfit": {"tower": "text"},
-    "vpt": {"tokens": 2, "tower": "image"},
+GRAFTS = {"clip_lora": {}, "bitfit": {"tower": "text"}, "vpt": {"tokens": 2, "tower": "image"}}
+OTHERS = {
+    name: asdict(next(iter(find_method(name).examples()))) for name in list_methods(grafts=False) if name != "coop"
 }
-FROZEN = {"kgcoop", "cocoop", "prograd", "clip_adapter", "tip_adapter", "taskres", "linear_probe", "bitfit"}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", GRAFTS | OTHERS)
 def test_every_method_is_trained_kept_and_read_again(method: str, backbone: str, photos: str, tmp_path: Path) -> None:
-    choice = {"name": method, **METHODS[method]}
+    settings = GRAFTS | OTHERS
+    choice = {"name": method, **settings[method], **({"views": 5} if "views" in settings[method] else {})}
     short = SHORT | {"epochs": 1, "steps_per_shot": 0, "shots": 2}
     results = fit(data=photos, backbone=backbone, method=choice, out=str(tmp_path / "run"), **short)
-    assert results["cached_views"] == (2 if method in FROZEN else 0)
     again = report(str(tmp_path / "run"), None, "test", "trained", cache=method != "vpt", quiet=True)
     for key in ("accuracy", "ece", "per_class"):
         assert again[key] == pytest.approx(results[key], abs=1e-6)
-    trained = json.loads((tmp_path / "run/results.json").read_text())["parameters"]["trainable"]
-    assert (trained == 0) == (method in ("zero_shot", "tpt", "tip_adapter"))
-    if method == "tip_adapter":
-        assert results["chosen_on_val"]["val_pictures"] == 12 and results["chosen_on_val"]["val_accuracy"] >= 1 / 6
+    count = json.loads((tmp_path / "run/results.json").read_text())["parameters"]["trainable"]
+    encoder = load_run(tmp_path / "run").encoder
+    remembers = hasattr(encoder.whole.learner, "remember")
+    assert results["cached_views"] == (2 if encoder.frozen and (count or remembers) else 0)
+    if method in OTHERS:
+        *_, stated = (n for hyper, n in find_method(method).vit_b16 if hyper.items() <= settings[method].items())
+        assert bool(count) == bool(stated)
+    chosen = results["chosen"]
+    assert not chosen or (chosen["on"], chosen["pictures"]) == ("val", 12) and chosen["accuracy"] >= 1 / 6
 
 
 def test_bf16_trains_float32_parameters(backbone: str, photos: str, tmp_path: Path) -> None:
@@ -124,11 +120,11 @@ def test_alpha_and_beta_that_are_given_stay(backbone: str, photos: str, tmp_path
     short = SHORT | {"epochs": 1, "shots": 2}
     given = {"name": "tip_adapter", "alpha": 1.17, "beta": 1.0}
     both = fit(data=photos, backbone=backbone, method=given, out=str(tmp_path / "both"), **short)
-    assert both["chosen_on_val"] == {} and (both["method"]["alpha"], both["method"]["beta"]) == (1.17, 1.0)
+    assert both["chosen"] == {} and (both["method"]["alpha"], both["method"]["beta"]) == (1.17, 1.0)
     one = fit(
         data=photos, backbone=backbone, method={"name": "tip_adapter", "beta": 5.5}, out=str(tmp_path / "one"), **short
     )
-    assert one["method"]["beta"] == 5.5 and one["chosen_on_val"]["alpha"] == one["method"]["alpha"]
+    assert one["method"]["beta"] == 5.5 and one["chosen"]["settings"]["alpha"] == one["method"]["alpha"]
 
 
 def test_names_join_between_files_and_notes_tell_what_a_model_cannot_know(photos: str, tmp_path: Path, capsys) -> None:

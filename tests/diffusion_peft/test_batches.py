@@ -26,7 +26,7 @@ def test_a_picture_covers_its_bucket() -> None:
 
 def examples(prior: bool = False) -> Examples:
     shapes = [(4, 2, 2)] * 5 + [(4, 1, 4)] * 3
-    captions = Captions(["", "a", "b"], hidden=[torch.full((3, 2), float(n)) for n in range(3)])
+    captions = Captions(["", "a", "b"], rows=[{"hidden": torch.full((3, 2), float(n))} for n in range(3)])
     items = [
         Example(Latent(torch.full(shape, float(n)), torch.zeros(shape), (1, 1, 0, 0, 1, 1)), (1, 2), n % 2)
         for n, shape in enumerate(shapes)

@@ -14,7 +14,7 @@ from diffusion_peft.data.examples import Example, Examples
 from diffusion_peft.data.latents import Captions, encode_captions, encode_pictures
 from diffusion_peft.data.pictures import open_pictures
 from diffusion_peft.training.denoise import Denoiser
-from diffusion_peft.training.noise import alphas_of
+from diffusion_peft.training.noise import Discrete, alphas_of
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
@@ -26,10 +26,11 @@ def test_cached_loss_equals_one_without_a_cache(name: str, toys: str, tmp_path: 
     losses = []
     for _ in range(2):  # made, then read
         encoded = encode_pictures(base, wanted, Cache("latents", tmp_path))
-        captions.hidden, captions.pooled = [], []
+        captions.rows = []
         encode_captions(base, captions, Cache("texts", tmp_path))
         examples = Examples([Example(latent, (1, 2)) for latent in encoded], captions)
-        module = Denoiser(base.part("unet"), {}, alphas_of(base.config("scheduler")), 10, latent_scale=0.5)
+        process = Discrete(alphas_of(base.config("scheduler")))
+        module = Denoiser(base.part("unet"), {}, process, 10, family=base.family, normal=base.family.normal(base))
         batch = examples.batch([0, 2], generator_of(3))
         losses.append(module.loss(batch, generator_of(5)))
 

@@ -7,8 +7,9 @@ import torch
 from peft_data.batches import generator_of
 from torch import nn
 
+from diffusion_peft.base.families import of_kind
 from diffusion_peft.training.denoise import Denoiser
-from diffusion_peft.training.noise import add_noise, alphas_of, offset_noise, snr_weight, target_of
+from diffusion_peft.training.noise import Discrete, add_noise, alphas_of, offset_noise, snr_weight, target_of
 
 
 class Doubles(nn.Module):
@@ -55,14 +56,17 @@ def by_hand(group: dict, chance: torch.Generator, kind: str, gamma: float = 0.0)
     return total / len(mean)
 
 
-def denoiser(**settings) -> Denoiser:
-    return Denoiser(Doubles(), {}, ALPHAS, 10, latent_scale=0.5, **settings)
+OF_SD = {"family": of_kind("sd1"), "normal": (torch.tensor(0.0), torch.tensor(0.5))}
+
+
+def denoiser(kind: str = "epsilon", gamma: float = 0.0, **settings) -> Denoiser:
+    return Denoiser(Doubles(), {}, Discrete(ALPHAS, kind, gamma), 10, **OF_SD, **settings)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
 def test_loss(kind: str, gamma: float) -> None:
-    module = denoiser(prediction_type=kind, snr_gamma=gamma)
+    module = denoiser(kind, gamma)
     loss = module.loss(group(3, 0), generator_of(1))
     torch.testing.assert_close(loss, by_hand(group(3, 0), generator_of(1), kind, gamma))
 

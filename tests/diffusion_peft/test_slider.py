@@ -14,9 +14,9 @@ from diffusion_peft.commands.fit import fit
 from diffusion_peft.commands.main import main
 from diffusion_peft.drawing.draw import Drawing
 from diffusion_peft.personalize.slider import Slider, ddim_step
-from diffusion_peft.training.noise import alphas_of
+from diffusion_peft.training.noise import Discrete, alphas_of
 from tests.diffusion_peft.conftest import SHORT, draw_pictures
-from tests.diffusion_peft.test_losses import ALPHAS, Doubles, by_hand, group
+from tests.diffusion_peft.test_losses import ALPHAS, OF_SD, Doubles, by_hand, group
 
 
 class ScaledDoubles(Doubles):
@@ -32,7 +32,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Slider:
         self.unet.scale = value
 
     monkeypatch.setattr(Slider, "scale", scale)
-    return Slider(ScaledDoubles(), {}, ALPHAS, 10, latent_scale=0.5, strength=4.0, guidance=3.0, drawing_steps=3)
+    return Slider(ScaledDoubles(), {}, Discrete(ALPHAS), 10, **OF_SD, strength=4.0, guidance=3.0, drawing_steps=3)
 
 
 def test_ddim_steps_are_those_of_diffusers() -> None:

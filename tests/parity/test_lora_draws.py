@@ -21,6 +21,7 @@ from tests.parity.test_lora_family import pictures
 from tests.parity.test_lora_lifecycles import changes
 from tests.tiny import MODELS
 from vision_peft.classify import Classifier
+from vision_peft.tasks.classify import Classes
 
 STEPS = 8
 
@@ -82,7 +83,10 @@ def test_a_step_takes_the_mean_loss_of_several_draws():
     model = adapt(MODELS["vit"].model().train(), "lora_dropout", rank=2, instances=3)
     for change in changes(model):
         nn.init.normal_(change.B)
-    classifier, x = Classifier(model, 5, 10, (0.0,) * 3, (1.0,) * 3), torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    classifier, x = (
+        Classifier(model, Classes("abcde"), 10, (0.0,) * 3, (1.0,) * 3),
+        torch.zeros(4, 3, 32, 32, dtype=torch.uint8),
+    )
     classifier.chance = torch.Generator()
     batch = Batch(x, torch.tensor([0, 1, 2, 3]), torch.arange(4))
     torch.manual_seed(1)

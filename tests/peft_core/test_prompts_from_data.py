@@ -11,6 +11,7 @@ from torch import Tensor
 from peft_core import PeftError, adapt, lifecycle, save_adapter
 from peft_core.attach import grafts_named, record_of
 from peft_core.parts.tokens.source import nearness
+from peft_core.testing import loss
 from tests.peft_core.test_made_prompts import DEPTH, DIM, X, adapted, joined, split, vit, walk
 
 
@@ -135,6 +136,45 @@ def test_a_prompt_starts_from_the_nearest_source(tmp_path: Path) -> None:
     one = adapt(vit(), "spot", tokens=3, sources=sources[:1])
     lifecycle.prepare(one, [])
     torch.testing.assert_close(one.blocks[0].peft.spot.tokens.tokens, far)
+
+
+def test_a_prompt_starts_from_the_one_that_wakes_the_same_neurons(tmp_path: Path) -> None:
+    model = adapt(vit(), "transfer_prompt", tokens=3, layers=1)
+    own = model.blocks[0].peft.transfer_prompt.tokens.tokens.detach().clone()
+    prompts = {"near": own + 0.02, "far": 50 * own.flip(0).roll(3, 1)}
+    sources = [source(tmp_path / name, "prompt_tuning", values) for name, values in prompts.items()]
+
+    class Losses(list):
+        def __iter__(self):
+            return iter(loss(tried(X)) for _ in range(1))
+
+    tried = adapt(vit(), "transfer_prompt", tokens=3, layers=1, sources=sources[::-1], passes=1, first_lr=1e-9)
+    with torch.no_grad():
+        tried.blocks[0].peft.transfer_prompt.tokens.tokens.copy_(own)
+    lifecycle.prepare(tried.train(), Losses([0]))
+    memory = record_of(tried).adaptations["transfer_prompt"].memory
+
+    def neurons(values: Tensor) -> Tensor:
+        with torch.no_grad():
+            model.blocks[0].peft.transfer_prompt.tokens.tokens.copy_(values)
+            seen: list[Tensor] = []
+            hook = model.blocks[-1].mlp.act.register_forward_hook(lambda _, __, y: seen.append(y[:, 0]))
+            model.eval()(X)
+            hook.remove()
+        return (seen[0] > 0).double().flatten()
+
+    here = neurons(own)
+    wanted = {
+        at: (neurons(p) @ here / (neurons(p).norm() * here.norm())).item()
+        for at, p in zip(sources, prompts.values(), strict=True)
+    }
+    assert memory["nearness"] == pytest.approx(wanted, abs=1e-6) and memory["source"] == sources[0]
+    assert wanted[sources[0]] > wanted[sources[1]] and tried.training
+    torch.testing.assert_close(tried.blocks[0].peft.transfer_prompt.tokens.tokens, prompts["near"])
+    with pytest.raises(PeftError, match="not a list of them"):
+        lifecycle.prepare(
+            adapt(vit(), "transfer_prompt", tokens=3, sources=sources), [loss(model(X)).detach().requires_grad_()]
+        )
 
 
 def test_sources_that_do_not_fit_are_told(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tests.tiny import pictures, vit
 from vision_peft.classify import Classifier
 from vision_peft.methods.noah import NOAH
 from vision_peft.methods.st_adapter import STAdapter
+from vision_peft.tasks.classify import Classes
 
 
 def stock(gamma: float | None) -> nn.Module:
@@ -55,7 +56,7 @@ def test_a_run_that_was_begun_when_a_method_was_another_does_not_go_on() -> None
     begun: dict[str, dict] = {}
     for settings in ({}, {"settings": {"adapter": {"activation": "gelu"}}}):
         module = Classifier(
-            adapt(stock(None), "noah", widths={"adapter": 2}, **settings), 5, 10, (0.5,) * 3, (0.5,) * 3
+            adapt(stock(None), "noah", widths={"adapter": 2}, **settings), Classes("abcde"), 10, (0.5,) * 3, (0.5,) * 3
         )
         module.on_save_checkpoint(begun)
         module.on_load_checkpoint(begun)

@@ -17,7 +17,6 @@ from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.data import Data
-from peft_core.jobs.runs.load import load_run
 from peft_core.values import Count, Positive, Seed, Whole
 
 BINS = 15
@@ -49,8 +48,9 @@ def laplace(
     """
     from vision_peft.job import splits
     from vision_peft.laplace.posterior import Posterior, probabilities
+    from vision_peft.run import classifier
 
-    loaded = load_run(run, ("vision_peft",))
+    loaded = classifier(run, "laplace")
     chosen = Data.of(loaded.config)
     opened = chosen.open()
     train, scored, name = splits(opened, loaded.config["eval_on"], loaded.config["protocol"])

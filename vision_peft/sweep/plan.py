@@ -19,6 +19,7 @@ from peft_core.errors import PeftError, nearest
 from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.sweep.jobs import Job, Point, assignments, check_option, expand_methods, grid_points, nested
 from vision_peft.fit import fit
+from vision_peft.tasks import kind_of
 
 DECIDED = ("data", "method", "seed", "out", "overwrite", "protocol", "eval_on", "backbone")
 """Options of `fit` that the sweep itself decides."""
@@ -155,4 +156,8 @@ def check_values(plan: Plan) -> None:
                 continue
             seen |= new
             settings = {"recipe": "default"} | plan.job(plan.tasks[0], label, 0, point, "test").settings
-            fit.resolve([("", settings | {"out": "-"})])
+            task = fit.resolve([("", settings | {"out": "-"})])["task"]
+            if not kind_of(task).classes:
+                raise PeftError(
+                    f"a sweep compares accuracies, and the task {task} has none: train its runs with `fit`, then `compare`."
+                )

@@ -25,7 +25,7 @@ class Finished(NamedTuple):
     data: ClassificationData
     results: dict[str, Any]
     history: Sequence[dict[str, float]]
-    scores: Scores | None
+    scores: Any
     pictures: DecodedPictures | None
 
 
@@ -49,11 +49,15 @@ def write(
     return outcome.write_outcome(run.folder, results, trained | files, title, lead, sections)
 
 
-def training(history: Sequence[dict[str, float]]) -> tuple[dict[str, bytes], list[Section]]:
-    """metrics.csv and curves.png, and their section; nothing where nothing was trained."""
+def training(history: Sequence[dict[str, float]], score: str = "accuracy") -> tuple[dict[str, bytes], list[Section]]:
+    """metrics.csv and curves.png, and their section; nothing where nothing was trained.
+
+    Args:
+        score: what the history calls the figure of a scored split.
+    """
     if not history:
         return {}, []
-    curves = plots.curves(history)
+    curves = plots.curves(history, score)
     return (
         {"metrics.csv": page.csv_bytes(history), "curves.png": curves},
         [("Training", page.figure(curves, "training loss"))],

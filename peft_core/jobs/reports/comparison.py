@@ -16,7 +16,7 @@ from peft_core.jobs.runs.folder import RESULTS, read_results
 from peft_core.jobs.runs.load import program_of
 
 Results = Mapping[str, Any]
-NEEDED = ("accuracy", "method", "seed", "parameters", "seconds")
+NEEDED = ("method", "seed", "parameters", "seconds")
 
 
 class Comparison(NamedTuple):
@@ -30,6 +30,8 @@ class Comparison(NamedTuple):
         columns: heading -> a cell, from the results of the runs in a row, which differ in their seed alone.
         size: results -> the parameters that the picture shows.
         of_size: what these are.
+        before: what results say that are of a time before they said it.
+        figure: results -> which of them is compared, the higher the better.
     """
 
     program: str
@@ -39,6 +41,8 @@ class Comparison(NamedTuple):
     columns: Mapping[str, Callable[[Sequence[Results]], str]]
     size: Callable[[Results], int]
     of_size: str
+    before: Results = {}
+    figure: Callable[[Results], str] = lambda one: "accuracy"
 
     def carry_out(self, runs: Sequence[str], out: str | None) -> str:
         """Prints the table, which it gives back; with `out` also writes compare.md and compare.png there.
@@ -71,11 +75,12 @@ class Comparison(NamedTuple):
             PeftError: they are damaged, of another program, or without a score.
         """
         program_of(run, (self.program,))
-        results = read_results(run)
-        missing = [key for key in (*self.alike, *self.apart, *NEEDED) if key not in results]
+        results = {**self.before, **read_results(run)}
+        results["figure"] = self.figure(results)
+        missing = [key for key in (*self.alike, *self.apart, *NEEDED, results["figure"]) if key not in results]
         if missing:
             raise PeftError(f"{run / RESULTS} is damaged: it has no {missing[0]}.")
-        if results["accuracy"] is None:
+        if results[results["figure"]] is None:
             raise PeftError(f"{run} was not scored, so there is nothing to compare.")
         return results
 
@@ -87,11 +92,14 @@ class Comparison(NamedTuple):
         return sorted(groups.values(), key=lambda own: -mean(own))
 
     def table(self, rows: Sequence[Sequence[Results]]) -> str:
-        names = ["method", "accuracy", "seeds", *self.columns]
+        figure = rows[0][0]["figure"]
+        names = ["method", figure, "seeds", *self.columns]
         lines = [self.title(rows[0][0]), "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
         for own in rows:
             spread = spread_of(own)
-            accuracy = f"{100 * mean(own):.1f} %" + ("" if spread is None else f" ± {100 * spread:.1f}")
+            accuracy = f"{100 * mean(own):.1f} %" if figure == "accuracy" else f"{mean(own):.3f}"
+            if spread is not None:
+                accuracy += f" ± {100 * spread:.1f}" if figure == "accuracy" else f" ± {spread:.3f}"
             seeds = str(len({run["seed"] for run in own}))
             cells = [label(own[0]["method"]), accuracy, seeds, *(cell(own) for cell in self.columns.values())]
             lines.append(f"| {' | '.join(cells)} |")
@@ -99,11 +107,13 @@ class Comparison(NamedTuple):
 
     def picture(self, rows: Sequence[Sequence[Results]]) -> bytes:
         """PNG: accuracy against parameters, with the spread over seeds."""
+        figure = rows[0][0]["figure"]
+        times, unit = (100, ", %") if figure == "accuracy" else (1, "")
         points = [
-            (own[0]["method"]["name"], self.size(own[0]), 100 * mean(own), 100 * (spread_of(own) or 0.0))
+            (own[0]["method"]["name"], self.size(own[0]), times * mean(own), times * (spread_of(own) or 0.0))
             for own in rows
         ]
-        return plots.scatter(points, self.of_size, f"accuracy on {plots.label(rows[0][0]['data'], 40)}, %")
+        return plots.scatter(points, self.of_size, f"{figure} on {plots.label(rows[0][0]['data'], 40)}{unit}")
 
 
 def finished(paths: Sequence[str]) -> list[Path]:
@@ -122,12 +132,12 @@ def finished(paths: Sequence[str]) -> list[Path]:
 
 
 def mean(own: Sequence[Results]) -> float:
-    return statistics.mean(run["accuracy"] for run in own)
+    return statistics.mean(run[run["figure"]] for run in own)
 
 
 def spread_of(own: Sequence[Results]) -> float | None:
     """The standard deviation over seeds."""
-    return statistics.stdev(run["accuracy"] for run in own) if len(own) > 1 else None
+    return statistics.stdev(run[run["figure"]] for run in own) if len(own) > 1 else None
 
 
 def training_time(own: Sequence[Results]) -> str:

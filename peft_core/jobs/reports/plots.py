@@ -33,7 +33,7 @@ def curves(history: Sequence[Mapping[str, float]], score: str = "accuracy") -> b
             [row["step"] for row in scored], [row[score] for row in scored], color=SECOND, lw=1.5, marker="o", ms=3
         )
         right.set_ylabel(score, color=SECOND)
-        right.set_ylim(0, 1.02)
+        right.set_ylim(min(0, *(row[score] for row in scored)), 1.02)
     bottom.plot(steps, [row["lr"] for row in losses], color=INK, lw=1.2)
     bottom.set_ylabel("learning rate")
     bottom.set_ylim(bottom=0)
@@ -140,6 +140,17 @@ def scatter(points: Sequence[tuple[str, float, float, float]], x_label: str, y_l
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
     name_points(figure, axis, [(name, x, y) for name, x, y, _ in points])
+    return png(figure)
+
+
+def against(true: Sequence[float], predicted: Sequence[float], what: str) -> bytes:
+    """PNG: predicted numbers against true ones, with the line on which they are the same."""
+    figure, (axis,) = axes(1, 1, figsize=(4.6, 4.6))
+    ends = [min(*true, *predicted), max(*true, *predicted)]
+    axis.plot(ends, ends, color=INK, lw=0.8)
+    axis.plot(true, predicted, ".", color=ACCENT, ms=4, alpha=0.6)
+    axis.set_xlabel(f"true {label(what)}")
+    axis.set_ylabel(f"predicted {label(what)}")
     return png(figure)
 
 

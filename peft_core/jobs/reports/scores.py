@@ -50,6 +50,11 @@ class Scores(NamedTuple):
         return self.confusion.trace().item() / max(1, self.confusion.sum().item())
 
     @property
+    def value(self) -> float:
+        """The figure by which a run is judged."""
+        return self.accuracy
+
+    @property
     def interval(self) -> tuple[float, float]:
         """Within which the accuracy on endless pictures like these lies, with 95 %."""
         return wilson(int(self.confusion.trace()), int(self.confusion.sum()))

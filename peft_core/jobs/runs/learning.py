@@ -39,6 +39,8 @@ class Learning(LightningModule):
     """
 
     kept: ClassVar[tuple[str, ...]] = ()
+    score: str = "accuracy"
+    """What `history` calls the figure of a scored split."""
     by_steps: ClassVar[bool] = False
     """Whether its training is counted in steps rather than epochs."""
 
@@ -211,17 +213,15 @@ class Learning(LightningModule):
 
     def describe(self) -> str:
         """The last figures, for a progress bar: within an epoch its mean loss so far, at its end the whole epoch's."""
-        accuracy = next((row["accuracy"] for row in reversed(self.history) if "accuracy" in row), None)
-        scored = "" if accuracy is None else f"  {self.scored_on} accuracy {accuracy:.4f}"
+        value = next((row[self.score] for row in reversed(self.history) if self.score in row), None)
+        scored = "" if value is None else f"  {self.scored_on} {self.score} {value:.4f}"
         if self.epoch_count:
             return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}{scored}"
         return f"loss {self.epoch_loss:.4f}{scored}" if self.epoch_loss is not None else ""
 
     def configure_optimizers(self) -> dict[str, Any]:
-        groups = []
-        for model, rate in self.rates():
-            groups += lifecycle.parameter_groups(model, rate, self.weight_decay)
-        return self.optimised(groups)
+        rates, decay = self.rates(), self.weight_decay
+        return self.optimised([g for model, lr in rates for g in lifecycle.parameter_groups(model, lr, decay)])
 
     def optimised(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
         """The optimiser of these groups, each with a rate of its own, and the schedule over them all."""

@@ -25,8 +25,9 @@ def needs_onnx() -> None:
         raise PeftError(f"export needs the package {error.name}: pip install 'visual-peft[onnx]'.") from error
 
 
-def write_onnx(model: nn.Module, run: Run, target: Path, opset: int) -> Path:
-    """Writes a module from pictures `B 3 H W`, values from 0 to 1, to probabilities `B C`, any B, with its class names.
+def write_onnx(model: nn.Module, run: Run, target: Path, opset: int, output: str = "probability") -> Path:
+    """Writes a module from pictures `B 3 H W`, values from 0 to 1, to probabilities `B C` (or another `output`), any B, with its
+    class names.
 
     Raises:
         PeftError: a package is missing, or the file cannot be written.
@@ -40,7 +41,7 @@ def write_onnx(model: nn.Module, run: Run, target: Path, opset: int) -> Path:
             warnings.simplefilter("ignore")  # the exporter's own
             program = torch.onnx.export(
                 model.cpu().eval(), (torch.rand(2, 3, height, width),), input_names=["image"],
-                output_names=["probability"], opset_version=opset, dynamo=True,
+                output_names=[output], opset_version=opset, dynamo=True,
                 dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}}, verbose=False,
             )  # fmt: skip
     finally:
@@ -50,7 +51,7 @@ def write_onnx(model: nn.Module, run: Run, target: Path, opset: int) -> Path:
     write_files(target.parent, {target.name: program.model_proto.SerializeToString()})
     mean, std = (", ".join(f"{number:.4g}" for number in each) for each in (run.mean, run.std))
     print(
-        f"{target}: image B 3 {height} {width} with values from 0 to 1 -> probability B {len(run.class_names)}; mean ({mean}) and std "
+        f"{target}: image B 3 {height} {width} with values from 0 to 1 -> {output} B {len(run.class_names)}; mean ({mean}) and std "
         f"({std}) are taken out inside, class names and crop stand in its metadata"
     )
     return target

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from peft_data.augment import normalise
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from peft_core.card import CARD, read_card
 from peft_core.errors import PeftError
 from peft_core.files import write_files
-from peft_core.jobs.reports.scores import sure
 from peft_core.jobs.runs.folder import FILES, read_run_config
+from peft_core.jobs.runs.predictions import Prediction, as_classes, predictions
 from peft_core.values import Positive, Range, typed
 
 
@@ -33,14 +33,6 @@ OF_CARD: dict[str, Any] = {
     "mean": tuple[float, float, float], "std": tuple[Positive, Positive, Positive],
 }  # fmt: skip
 """What of a card says how pictures come to the model."""
-
-
-class Prediction(NamedTuple):
-    """One picture's likeliest class, and the probability of every class, C."""
-
-    class_name: str
-    probability: float
-    probabilities: Tensor
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,20 @@ class Run:
     fit: Fit
     card: dict[str, Any]
     config: dict[str, Any]
+    columns: ClassVar[tuple[str, ...]] = ("class", "probability")
+    """Of what `predict` prints of a picture."""
+
+    def cells(self, prediction: Any, top: int) -> list[tuple[str, ...]]:
+        """A prediction as rows of `columns`, the `top` likeliest first."""
+        return prediction.cells(self.class_names, top)
+
+    def more(self) -> dict[str, Any]:
+        """What a file of its weights must know besides."""
+        return {}
+
+    def listed(self, cells: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """The same for JSON."""
+        return as_classes(self.columns, cells)
 
     def transform(self, image: str | Path | Image.Image | Tensor) -> Tensor:
         """A picture (a path, a PIL image, or uint8 `3 H W`) as the model takes it: float `3 H W`.
@@ -118,20 +124,11 @@ class Run:
     @torch.inference_mode()
     def _predict(self, batch: list[Tensor]) -> Iterator[Prediction]:
         device = next(self.model.parameters()).device
-        logits = self.model(normalise(torch.stack(batch).to(device), self.mean, self.std))
-        yield from predictions(logits, self.class_names)
+        yield from self.said(self.model(normalise(torch.stack(batch).to(device), self.mean, self.std)))
 
-
-def predictions(logits: Tensor, class_names: Sequence[str]) -> Iterator[Prediction]:
-    """A prediction for each row of logits `B C`.
-
-    Raises:
-        NoNumbers: an output is not a number.
-    """
-    sure(logits)
-    for row in logits.float().softmax(-1).cpu():
-        best = int(row.argmax())
-        yield Prediction(class_names[best], float(row[best]), row)
+    def said(self, outputs: Tensor) -> Iterator[Any]:
+        """What the model's outputs for some pictures say of each."""
+        return predictions(outputs, self.class_names)
 
 
 def read_trained(path: Path, program: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -161,6 +158,7 @@ def as_metadata(run: Run) -> dict[str, str]:
         "resize": run.fit.mode, "crop_pct": run.fit.crop_pct, "interpolation": run.fit.interpolation,
         "backbone": run.config["backbone"],
     }  # fmt: skip
+    about |= run.more()
     return {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}
 
 
@@ -193,22 +191,20 @@ def print_predictions(
     """The `top` likeliest classes of each picture as CSV or JSON, printed or written to `out`; unreadable pictures are said at
     the end. The exit code."""
 
-    def lines(ready: Iterable) -> Iterator[list[tuple[str, str]]]:
+    def lines(ready: Iterable) -> Iterator[list[tuple[str, ...]]]:
         for prediction in run.stream(ready, batch_size):
-            best = prediction.probabilities.topk(min(top, len(run.class_names)))
-            found = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            yield [(run.class_names[index], f"{probability:.4f}") for probability, index in found]
+            yield run.cells(prediction, top)
 
-    return print_table(run, pictures, program, ("class", "probability"), lines, out, as_json)
+    return print_table(run, pictures, program, run.columns, lines, out, as_json, run.listed)
 
 
 def print_table(
     run: Any, pictures: Sequence[str], program: str, columns: Sequence[str],
     lines: Callable[[Iterable], Iterator[Sequence[Sequence[str]]]], out: str | None = None,
-    as_json: bool = False,
+    as_json: bool = False, listed: Callable[[Sequence[Sequence[str]]], dict[str, Any]] | None = None,
 ) -> int:  # fmt: skip
     """A CSV (or a list in JSON) of pictures, with what `lines` gives for each of those that `run` made ready, one or several rows of these columns;
-    as `print_predictions`."""
+    as `print_predictions`. In JSON a picture has its path and what `listed` makes of its rows."""
     found = run.found(pictures)
     good: list[Path] = []
     bad: list[str] = []
@@ -225,18 +221,17 @@ def print_table(
 
     text = io.StringIO() if out is not None else sys.stdout
     writer = csv.writer(text, lineterminator="\n")
-    listed: list[dict[str, Any]] = []
+    found_of: list[dict[str, Any]] = []
     if not as_json:
         writer.writerow(("path", *columns))
     for row, cells in enumerate(lines(readable())):
         if as_json:
-            named = (zip(columns, each, strict=True) for each in cells)
-            classes = [{name: float(cell) if name == "probability" else cell for name, cell in each} for each in named]
-            listed.append({"path": str(good[row]), "classes": classes})
+            said = listed(cells) if listed else as_classes(columns, cells)
+            found_of.append({"path": str(good[row])} | said)
         else:
             writer.writerows((good[row], *each) for each in cells)
     if as_json:
-        text.write(json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
+        text.write(json.dumps(found_of, indent=1, ensure_ascii=False) + "\n")
     if isinstance(text, io.StringIO):
         target = Path(str(out)).expanduser()
         write_files(target.parent, {target.name: text.getvalue().encode(errors="backslashreplace")})

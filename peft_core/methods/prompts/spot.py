@@ -1,4 +1,4 @@
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ class SPoT(Method):
     (10,000 steps there; passes over the data here): `average`, the cosine of the mean tokens, is theirs, and `per_token`, of
     all pairs. `flat` and `distance` are measures of Su et al., "On Transferability of Prompt Tuning for Natural Language
     Processing", NAACL 2022 (thunlp/Prompt-Transferability, 2d15de5), who find the overlap of neurons that prompts activate to
-    tell more; that, and their projector between models, is left out. 100 tokens, a constant rate of 0.3 (Adafactor):
+    tell more: `transfer_prompt`. 100 tokens, a constant rate of 0.3 (Adafactor):
     google-research/prompt-tuning (72285ee). Not identical at step 0: tokens take part in attention. 76,800 parameters on
     ViT-B/16.
 
@@ -72,11 +72,17 @@ class SPoT(Method):
         chosen = self.sources[0]
         if len(found) > 1:
             with trained_once(model, self, losses, self.first_lr, self.passes):
-                here = torch.cat([prompts.detach() for prompts in own.values()])
-                near = {source: nearness(here, torch.cat(prompts), self.measure) for source, prompts in found.items()}
+                near = self.near(model, list(own.values()), found, losses)
             chosen = max(near, key=near.__getitem__)
             adaptation.memory["nearness"] = near
         adaptation.memory["source"] = chosen
         with torch.no_grad():
             for prompts, values in zip(own.values(), found[chosen], strict=True):
                 prompts.copy_(values)
+
+    def near(
+        self, model: nn.Module, own: Sequence[nn.Parameter], found: Mapping[str, list[Tensor]], losses: Iterable[Tensor]
+    ) -> dict[str, float]:
+        """How near each source is to what the method's own prompts are now, which may be lost."""
+        here = torch.cat([prompts.detach() for prompts in own])
+        return {source: nearness(here, torch.cat(prompts), self.measure) for source, prompts in found.items()}

@@ -14,6 +14,7 @@ from vision_peft.noah.export import preset_text, read_preset, write_weights
 from vision_peft.noah.forms import Forms
 from vision_peft.noah.space import Space
 from vision_peft.noah.supernet import Supernet, SupernetClassifier
+from vision_peft.tasks.classify import Classes
 
 SPACES = [
     SPACE,
@@ -95,7 +96,13 @@ def test_exported_files_give_the_supernets_outputs(tmp_path: Path) -> None:
 def test_each_steps_subnet_is_a_function_of_seed_and_step() -> None:
     def drawn(seed: int) -> list:
         net = SupernetClassifier(
-            adapt(stock(), SPACE.method(SPACE.widest(4))), 5, 10, (0.5,) * 3, (0.5,) * 3, space=SPACE, seed=seed
+            adapt(stock(), SPACE.method(SPACE.widest(4))),
+            Classes("abcde"),
+            10,
+            (0.5,) * 3,
+            (0.5,) * 3,
+            space=SPACE,
+            seed=seed,
         )
         return [net.subnet(step) for step in range(20)]
 

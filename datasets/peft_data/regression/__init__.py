@@ -1,0 +1,3 @@
+"""Formats of pictures with a number each."""
+
+WANTED = "a .csv file with the columns path and target"

@@ -1,0 +1,81 @@
+"""Flux.1: a flow over latents packed two by two, under the words of T5 and CLIP's pooled ones; the `dev` models are distilled
+and are told the scale of their guidance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_peft.base.families import AUTOENCODER, CLIP, T5, Family, told
+from diffusion_peft.base.prompts import Prompt
+
+if TYPE_CHECKING:
+    from diffusion_peft.base.bases import Base
+
+
+def packed(x: Tensor) -> Tensor:
+    """B C h w → B h/2·w/2 4C, a token's values by channel, row, column."""
+    b, c, h, w = x.shape
+    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
+
+
+def unpacked(tokens: Tensor, h: int, w: int) -> Tensor:
+    """`packed` undone."""
+    b, _, wide = tokens.shape
+    return tokens.view(b, h // 2, w // 2, wide // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, wide // 4, h, w)
+
+
+class Flux(Family):
+    kind, title = "flux", "Flux.1"
+    pipelines = ("FluxPipeline",)
+    texts = ("text_encoder", "text_encoder_2")
+    classes = {
+        "transformer": ("FluxTransformer2DModel",), "vae": ("AutoencoderKL",), "text_encoder": CLIP[0][:1],
+        "text_encoder_2": T5[0], "tokenizer": CLIP[1], "tokenizer_2": T5[1],
+    }  # fmt: skip
+    shapes = {"transformer": None, "vae": (*AUTOENCODER, "shift_factor")}
+    reads = (("tokenizer_2", 512),)
+    usual_guidance = 3.5
+
+    def latent_channels(self, base: Base) -> int:
+        return 4 * base.config("vae")["latent_channels"]
+
+    def patch(self, base: Base) -> int:
+        return 2
+
+    def guidance(self, base: Base) -> float:
+        return self.usual_guidance if self.is_distilled(base) else 1.0  # schnell has none
+
+    def said(self, pipeline: Any, text: str, device: torch.device) -> Prompt:
+        hidden, pooled, _ = pipeline.encode_prompt(text, text, device=device, max_sequence_length=512)
+        return Prompt(hidden, pooled)
+
+    def predict(
+        self, model: nn.Module, x: Tensor, time: Tensor, guidance: float | None, hidden: Tensor, **words: Tensor
+    ) -> Tensor:
+        dtype: Any = model.dtype
+        h, w = x.shape[-2:]
+        said = model(
+            hidden_states=packed(x).to(dtype), timestep=time, guidance=told(guidance, x),
+            encoder_hidden_states=hidden.to(dtype), pooled_projections=words["pooled"].to(dtype),
+            txt_ids=x.new_zeros(hidden.shape[1], 3), img_ids=grid_of(x), return_dict=False,
+        )[0]  # fmt: skip
+        return unpacked(said, h, w)
+
+    def called(self, base: Base, wanted: Prompt, against: Prompt, guidance: float) -> dict[str, Any]:
+        given = {"prompt_embeds": wanted.hidden, "pooled_prompt_embeds": wanted.pooled, "guidance_scale": guidance}
+        if self.is_distilled(base):
+            return given
+        return given | {
+            "true_cfg_scale": guidance, "negative_prompt_embeds": against.hidden,
+            "negative_pooled_prompt_embeds": against.pooled,
+        }  # fmt: skip
+
+
+def grid_of(x: Tensor) -> Tensor:
+    """The places of packed latents, h/2·w/2 3: nothing, row, column."""
+    h, w = x.shape[-2] // 2, x.shape[-1] // 2
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    return torch.stack([torch.zeros(h, w), rows, columns], -1).reshape(-1, 3).to(x.device)

@@ -1,0 +1,27 @@
+"""What a model is trained for, a file a task: how wide its head is, its loss, its figures, and how a prediction is told."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from vision_peft.tasks.base import Task
+
+TaskName = Literal["classify", "multi_label", "regression"]
+_FILES = {
+    "classify": "vision_peft.tasks.classify",
+    "multi_label": "vision_peft.tasks.multi_label",
+    "regression": "vision_peft.tasks.regression",
+}
+
+
+def kind_of(name: str) -> type[Task]:
+    """The class of a task."""
+    return importlib.import_module(_FILES[name]).TASK
+
+
+def task_of_card(card: Mapping[str, Any]) -> Task:
+    """The task of a finished run."""
+    return kind_of(card.get("task", "classify")).of_card(card)
