@@ -3,7 +3,7 @@ captions are true of which pictures."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from open_clip import CLIP, SimpleTokenizer
@@ -53,7 +53,7 @@ def normalised(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
-def text_features(model: CLIP, ids: Tensor) -> Tensor:
+def text_features(model: CLIP, ids: Annotated[Tensor, "C L"]) -> Annotated[Tensor, "C E"]:
     """Features C E of token ids C L without padding to 77: the tower is causal, so nothing changes."""
     tower: Any = model
     length = ids.shape[1]
@@ -81,7 +81,9 @@ def batch(
     return images, ids[:, : int((ids > 0).sum(1).max())], true_of(known[:texts], said, known)
 
 
-def contrast(images: Tensor, texts: Tensor, truth: Tensor, scale: Tensor) -> Tensor:
+def contrast(
+    images: Annotated[Tensor, "B E"], texts: Annotated[Tensor, "C E"], truth: Annotated[Tensor, "B C"], scale: Tensor
+) -> Tensor:
     """Cross entropy in both directions between the softmax of s · cos and a uniform choice of all that is true:
 
         ½ mean_i −1/|T_i| Σ_{c ∈ T_i} log softmax_c(s f_i·t) + ½ mean_c −1/|P_c| Σ_{i ∈ P_c} log softmax_i(s f·t_c)

@@ -100,7 +100,9 @@ def own_settings(plan: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """Method -> the options that --set gives it."""
     named = {method: method for method in plan["methods"]}
     chosen = {"data": plan["data"][0]}
-    return assignments("--set", plan["set"], named, lambda *option: check_option(*option, fit, DECIDED, chosen))
+    return assignments(
+        "--set", plan["set"], named, lambda flag, option: check_option(flag, option, fit, DECIDED, chosen)
+    )
 
 
 def settings_of(trial: Trial, folder: Path, own: Iterable[tuple[str, str]], backbone: str) -> dict[str, Any]:

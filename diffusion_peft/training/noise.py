@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -62,13 +62,20 @@ def alphas_of(config: dict[str, Any]) -> Tensor:
     return DDPMScheduler.from_config(config).alphas_cumprod
 
 
-def add_noise(x: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+def add_noise(
+    x: Annotated[Tensor, "B C h w"], noise: Annotated[Tensor, "B C h w"], alpha: Annotated[Tensor, "B"]
+) -> Annotated[Tensor, "B C h w"]:
     """x_t = √ᾱ x + √(1 − ᾱ) ε; x and noise B C h w, alpha B."""
     a = alpha.view(-1, 1, 1, 1)
     return a.sqrt() * x + (1 - a).sqrt() * noise
 
 
-def target_of(x: Tensor, noise: Tensor, alpha: Tensor, prediction_type: str) -> Tensor:
+def target_of(
+    x: Annotated[Tensor, "B C h w"],
+    noise: Annotated[Tensor, "B C h w"],
+    alpha: Annotated[Tensor, "B"],
+    prediction_type: str,
+) -> Annotated[Tensor, "B C h w"]:
     """What the model should say: ε, or v = √ᾱ ε − √(1 − ᾱ) x."""
     if prediction_type == "epsilon":
         return noise
@@ -76,7 +83,7 @@ def target_of(x: Tensor, noise: Tensor, alpha: Tensor, prediction_type: str) -> 
     return a.sqrt() * noise - (1 - a).sqrt() * x
 
 
-def snr_weight(alpha: Tensor, gamma: float, prediction_type: str) -> Tensor:
+def snr_weight(alpha: Annotated[Tensor, "B"], gamma: float, prediction_type: str) -> Annotated[Tensor, "B"]:
     """min-SNR-γ: min(SNR, γ) / SNR for ε, min(SNR, γ) / (SNR + 1) for v, with SNR = ᾱ / (1 − ᾱ).
 
     Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", ICCV 2023. At SNR = 0, which schedules of
@@ -88,7 +95,9 @@ def snr_weight(alpha: Tensor, gamma: float, prediction_type: str) -> Tensor:
     return snr.clamp(max=gamma) / (snr + 1)
 
 
-def offset_noise(noise: Tensor, offset: float, chance: torch.Generator) -> Tensor:
+def offset_noise(
+    noise: Annotated[Tensor, "B C h w"], offset: float, chance: torch.Generator
+) -> Annotated[Tensor, "B C h w"]:
     """ε + offset · a constant a channel, so that a picture's overall brightness is learned too."""
     if not offset:
         return noise
@@ -96,7 +105,10 @@ def offset_noise(noise: Tensor, offset: float, chance: torch.Generator) -> Tenso
 
 
 def denoising_loss(
-    prediction: Tensor, target: Tensor, weight: Tensor | None = None, mask: Tensor | None = None
+    prediction: Annotated[Tensor, "B C h w"],
+    target: Annotated[Tensor, "B C h w"],
+    weight: Annotated[Tensor | None, "B"] = None,
+    mask: Annotated[Tensor | None, "B 1 h w"] = None,
 ) -> Tensor:
     """Mean over pictures of weight · mean squared error; weight B, mask B 1 h w the share that each place counts."""
     error = (prediction.float() - target.float()).square()
