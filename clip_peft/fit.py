@@ -8,7 +8,7 @@ from peft_data.augment import augmentation
 from peft_data.options import arguments, takes
 
 from clip_peft.pairs.fit import RECIPE, fit_pairs
-from clip_peft.training.few_shot import Classes, chosen
+from clip_peft.training.few_shot import Classes, Spread, chosen
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
@@ -31,7 +31,7 @@ def recipe_of(settings: dict[str, Any]) -> str:
 
 
 @command("clip", recipe_of, {
-    RUN: "data backbone method recipe shots classes template epochs",
+    RUN: "data backbone method recipe shots spread classes template epochs",
     TRAINING: "lr batch_size optimizer weight_decay final_lr steps_per_shot warmup_epochs warmup_lr stepwise augment",
     "scoring": "eval_on choose_on",
     MACHINE: "out seed overwrite save_every quantize precision cache_views text_memory trainer",
@@ -44,6 +44,7 @@ def fit(
     quantize: Quantize = "none",
     method: MethodChoice = "coop",  # type: ignore[assignment]
     shots: Whole = 16,
+    spread: Spread = "balanced",
     classes: Classes = "all",
     template: str | None = None,
     eval_on: Literal["test", "val"] = "test",
@@ -72,6 +73,7 @@ def fit(
             with options of its own: `fit --recipe pairs --help`.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-SHOTS-CLASSES-SEED.
         shots: Training pictures a class, drawn as CoOp draws them; 0 takes all.
+        spread: `natural` draws shots × classes pictures whatever their class, so that classes have more and fewer.
         classes: `base` trains and scores the first half of the labels, `new` the others.
         seed: Of the draw, the start, the order of the pictures and all chance in training.
         template: Text around a class name, with {}; a data set's name; or `ensemble`. By default the method's own, which is
@@ -98,7 +100,7 @@ def fit(
     settings = arguments(locals())
     settings["data"] = data = data.absolute()
     augmentation(augment)
-    opened = chosen(data.open(), shots, settings["seed"], classes)
+    opened = chosen(data.open(), shots, settings["seed"], classes, spread)
     if not len(opened.train):
         raise PeftError(
             f"{opened.name} has no training pictures: it is there to score other runs on with `test --data`."

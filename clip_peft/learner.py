@@ -31,6 +31,8 @@ class OpenVocabularyMethod(Method):
     """Why logits are no product of image features and class weights; None where they are."""
     of_pictures: ClassVar[bool] = False
     """Whether each picture is compared with texts of its own, so that there are no weights to run elsewhere."""
+    tells_trained: ClassVar[bool] = False
+    """Whether it names the classes that it was trained on, together, in another way than any others."""
     of_stream: ClassVar[bool] = False
     """Whether what it says of a picture depends on those that came before (`Learner.begin`)."""
     merges: ClassVar[bool] = False

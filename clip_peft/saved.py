@@ -15,12 +15,12 @@ from clip_peft.open_vocabulary import NamesReadAlike, OpenVocabulary
 from clip_peft.text.templates import DEFAULT
 from peft_core import remove, save_adapter
 from peft_core.adapter_file import load_adapter, write_adapter
-from peft_core.card import check_tensors, read_card, read_weights
 from peft_core.errors import PeftError
-from peft_core.fingerprint import check_backbone
 from peft_core.jobs.hub.backbone import Tokenizer
 from peft_core.method import Method
 from peft_core.registry import find_method, make_method
+from peft_core.saved.card import check_tensors, read_card, read_weights
+from peft_core.saved.fingerprint import check_backbone
 
 NAMELESS = ("picture",)
 """What a model whose card names no classes compares with until it is given some."""

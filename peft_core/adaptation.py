@@ -14,6 +14,7 @@ from peft_core.attach import (
     Adaptation,
     Record,
     attach,
+    check_conflicts,
     check_slots,
     detach,
     grafts_named,
@@ -25,7 +26,6 @@ from peft_core.attach import (
     untag,
     unwrapped,
 )
-from peft_core.conflicts import check_conflicts
 from peft_core.errors import NotMergeable, PeftError
 from peft_core.grafts.calls import closing, opening
 from peft_core.grafts.graft import Delta

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from peft_core.adaptation import adapt, take_out
 from peft_core.attach import Record, grafts_named, hook, inserted_by, is_inserted, record_of, unwrapped
-from peft_core.card import CARD, FORMAT, WEIGHTS, check_tensors, read_card, read_weights
 from peft_core.errors import PeftError
 from peft_core.files import write_files
-from peft_core.fingerprint import backbone_of, check_backbone
-from peft_core.former import tensors_of
 from peft_core.grafts.graft import Graft
 from peft_core.grafts.head import OwnHead, copied_head
 from peft_core.grafts.packing import pack, unpack
 from peft_core.method import Method
 from peft_core.registry import check_known, make_method
+from peft_core.saved.card import CARD, FORMAT, WEIGHTS, check_tensors, read_card, read_weights
+from peft_core.saved.fingerprint import backbone_of, check_backbone
+from peft_core.saved.former import tensors_of
 from peft_core.stock import adapter_state, also_trained, head_of, trained_head, whole_of
 from peft_core.versions import versions
 

@@ -177,6 +177,12 @@ def finish(model: nn.Module) -> None:
             adaptation.method.finish(adapted)
 
 
+def serve(model: nn.Module, task: str) -> None:
+    """Tells methods which of a run's tasks the next forwards are of, in training and in use."""
+    for adapted, adaptation in _adaptations(model):
+        adaptation.method.serve(adapted, task)
+
+
 def wants(model: nn.Module, call: str, again: bool = False) -> bool:
     """Whether a method of this model does something at a call ("prepare", "penalty" …), with `again` at every epoch's."""
     return who_wants(model, call, again) is not None

@@ -32,7 +32,6 @@ class Method:
 
     blocks: Sequence[Whole] | None = None
     tower: str | None = None
-
     identity: ClassVar[bool] = True
     """The adapted model equals the frozen one at step 0."""
     not_mergeable: ClassVar[str | None] = None
@@ -40,8 +39,8 @@ class Method:
     keeps_originals: ClassVar[bool] = True
     """Whether stock weights that the method trains are remembered, for `disabled` and `remove`."""
     grafts: ClassVar[bool | None] = True
-    """Whether `adapt` installs it; False for methods that work beside the model (clip_peft.OpenVocabulary runs those); None for
-    what `adapt` installs beside another method, to complete it, and lists of methods leave out."""
+    """Whether `adapt` installs it: False where it works beside the model (clip_peft.OpenVocabulary), None where it completes
+    another method, and no list has it."""
     renamed: ClassVar[dict[str, str]] = {}
     """Parts of its tensors' names in files of before -> what stands there today; {name} is the adaptation's."""
     head_alone: ClassVar[bool] = False
@@ -55,13 +54,12 @@ class Method:
     silences_dropout: ClassVar[bool] = False
     """Whether dropout and drop path of the frozen model are off while it trains."""
     leaves_zeros: ClassVar[bool] = False
-    """Merged it leaves heads or channels at zero, which can be cut out of the model (`peft_core.cutting`)."""
+    """Merged it leaves heads or channels at zero, which can be cut out (`peft_core.parts.selection.cutting`)."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
-    of patches, `positions` that are not rotary; a `pair` of image and text towers; layers that are called, so that their
-    `inputs` are seen; `gates`, modules that give what a residual step adds; a classifier's `head`, a `file` (it is made from
-    one alone), `words` (a tokenizer that learns new ones), a `condition` (given before each call), `cross` attention, a
-    `quantised` backbone whose weights are still at hand (`quantise(…, keep=True)`)."""
+    of patches, `positions` that are not rotary; a `pair` of image and text towers; layers whose `inputs` are seen; `gates`,
+    that give what a residual step adds; a classifier's `head`, a `file` (it is made from one alone), `words` (a tokenizer that
+    learns new ones), a `condition` (before each call), `cross` attention, a `quantised` backbone (`quantise(…, keep=True)`)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = ()
@@ -89,6 +87,13 @@ class Method:
     def for_run(self, mean: Sequence[float], std: Sequence[float], classes: int) -> Self:
         """The settings with what a run knows of its pictures and classes, in place of those that are left open."""
         return self
+
+    def for_tasks(self, tasks: Sequence[str]) -> Self:
+        """The settings with the names of a run's tasks, where it has several."""
+        return self
+
+    def serve(self, model: nn.Module, task: str) -> None:
+        """Told which of these tasks the next forwards are of."""
 
     def install(self, plan: "Plan") -> None:
         raise NotImplementedError(f"{type(self).__name__} must define install(plan)")
@@ -147,12 +152,11 @@ class Plan(Where):
             PeftError: the change cannot act there, with the reason.
         """
         self.check(place, delta)
+        read = f"{place.module}, whose weight is read without calling it"
         if not place.called and getattr(delta, "dropout", None) is not None:
-            raise PeftError(f"dropout cannot act at {place.module}, whose weight is read without calling it.")
+            raise PeftError(f"dropout cannot act at {read}.")
         if not place.called and delta.reads_input:
-            raise PeftError(
-                f"{self.method.name} depends on what {place.module} receives, whose weight is read without calling it."
-            )
+            raise PeftError(f"{self.method.name} depends on the input of {read}.")
         delta.called = place.called
         self.grafts.append((place.module, place.role, delta))
 
@@ -181,9 +185,8 @@ class Plan(Where):
             PeftError: its owner never calls it.
         """
         if not place.called or place.rows is not None:
-            raise PeftError(
-                f"{self.method.name} cannot stand beside {place.role} at {place.module}: it is no module that is called."
-            )
+            why = "it is no module that is called"
+            raise PeftError(f"{self.method.name} cannot stand beside {place.role} at {place.module}: {why}.")
         self.join(place.module, f"{place.role}_beside", Beside(change))
 
     def add_behind(self, sublayer: SubLayer, change: nn.Module) -> None:
@@ -229,10 +232,8 @@ class Plan(Where):
 
     def _gate(self, sublayer: SubLayer) -> str:
         if sublayer.gate is None:
-            raise PeftError(
-                f"{self.method.name} cannot join behind {sublayer.body}: this {self.anatomy.family} weighs and adds it between "
-                "two modules."
-            )
+            why = f"this {self.anatomy.family} weighs and adds it between two modules"
+            raise PeftError(f"{self.method.name} cannot join behind {sublayer.body}: {why}.")
         return sublayer.gate
 
     def extend_keys_values(self, sublayer: SubLayer, make: nn.Module | KeysValues, apart: bool = False) -> None:
@@ -257,11 +258,8 @@ class Plan(Where):
         self.taps += zip(reads, taps, strict=True)
 
     def shared(self, name: str, make: Callable[[], nn.Parameter | Tensor | nn.Module]) -> Reference:
-        """What several grafts of this method use: made once for the model, found by calling the reference.
-
-        A parameter trains and is saved, once; a plain tensor does neither, and has to come out the same when it is made
-        again (from a seed).
-        """
+        """What several grafts of this method use: made once for the model, found by calling the reference. A parameter trains
+        and is saved, once; a plain tensor does neither, and has to come out the same when it is made again (from a seed)."""
         slot = f"shared_{name}"
         for path, known, graft in self.grafts:
             if (path, known) == ("", slot) and isinstance(graft, Shared):
@@ -292,9 +290,7 @@ class Plan(Where):
                 graft.pooled = f"{path}/pooled"
                 self.join(stream.pooled, "pooled", Pooled(graft.pooled, norm, graft.order))
             if stream.rotary:
-                steps = (
-                    step for step in self.anatomy.sublayers if step.kind == "attn" and step.body.startswith(path + ".")
-                )
+                steps = (s for s in self.anatomy.sublayers if s.kind == "attn" and s.body.startswith(path + "."))
                 self.grafts += [(step.body, "unrotated", Unrotated()) for step in steps]
 
     def train(self, module: str, *names: str) -> None:

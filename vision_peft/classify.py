@@ -87,11 +87,14 @@ class Classifier(Learning):
         images = None if self.prefix else self.augment(batch.images, self.chance)
 
         def loss() -> Tensor:
-            logits = self.prefix(batch.indices) if self.prefix else self(images)
-            if (right := self.task.right(logits, batch.labels)) is not None:
-                self.named[0] = self.named[0].to(logits.device) + right
-                self.named[1] += len(batch.labels)
-            return self.task.loss(logits, batch.labels)
+            found = []
+            for part in self.task.shares(self.model, batch if images is None else batch._replace(images=images)):
+                logits = self.prefix(part.indices) if self.prefix else self(part.images)
+                if (right := self.task.right(logits, part.labels)) is not None:
+                    self.named[0] = self.named[0].to(logits.device) + right
+                    self.named[1] += len(part.labels)
+                found.append((self.task.loss(logits, part.labels), len(part.labels)))
+            return found[0][0] if len(found) == 1 else sum(loss * n for loss, n in found) / len(batch.labels)  # type: ignore
 
         return self.count(self.mean_of(loss))
 
@@ -123,7 +126,8 @@ class Classifier(Learning):
         checkpoint["named"] = [self.named[0].cpu(), self.named[1]]
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        self.meter.update(self(batch.images), batch)
+        for part in self.task.shares(self.model, batch):
+            self.meter.update(self(part.images), part)
 
     def on_validation_epoch_end(self) -> None:
         self.scores = self.meter.scores()

@@ -33,12 +33,13 @@ def commands() -> list[Command]:
     from vision_peft.bit_delta import bit_delta
     from vision_peft.compare import compare
     from vision_peft.fit import fit
+    from vision_peft.glora import glora
     from vision_peft.laplace.command import laplace
     from vision_peft.noah.command import noah
     from vision_peft.sweep.command import sweep
     from vision_peft.use import export, merge_, predict, test
 
-    return [fit, auto, test, predict, merge_, export, compare, sweep, noah, auto_peft, laplace, bit_delta, list_]
+    return [fit, auto, test, predict, merge_, export, compare, sweep, noah, auto_peft, laplace, bit_delta, glora, list_]
 
 
 def main(argv: list[str] | None = None) -> int:

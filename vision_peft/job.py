@@ -81,6 +81,7 @@ def run(
     pictures = settings["data"].decode(train, about.input_size, settings["augment"], **fit)
     held_out = settings["data"].decode(scored, about.input_size, **fit) if len(scored) else None
     batches = batches_of(pictures, each, seed=settings["seed"], **share)
+    batches.draw = task.draw(pictures.labels, settings["seed"])
     scoring = InOrder(batches_of(held_out, 2 * each, shuffle=False, **share)) if held_out is not None else None
     choosing = None
     if task.calibrates and scored_name == "test" and len(data.val):
@@ -153,7 +154,7 @@ def run(
     }
     known = {"epochs": epochs, "trained": classifier.trained}
     results["remarks"] = task.remarks(scores, classifier.history, **known) if folder.found is not None else []
-    folder.next = next_commands(folder, outcome.first_picture(scored), " --top 3" if task.classes else "")
+    folder.next = next_commands(folder, outcome.first_picture(scored), task.flags, task.exports)
     card |= {key: results[key] for key in (task.score, "protocol", "evaluated_on")}
     saver.after_epoch()
     write = finish or task.write
@@ -179,12 +180,12 @@ def scored_words(name: str | None, count: int, protocol: str, val: int, keeps_va
     return f"test, {count:,}, {when}{f'; {trained[:-2]}' if trained else ''}"
 
 
-def next_commands(folder: RunFolder, picture: str, top: str = "") -> list[str]:
+def next_commands(folder: RunFolder, picture: str, flags: str = "", exports: bool = True) -> list[str]:
     run, name = shlex.quote(str(folder.path)), str(folder.path).rstrip("/")
     return [
-        f"vision_peft predict --run {run}{top} {picture}",
+        f"vision_peft predict --run {run}{flags} {picture}",
         f"vision_peft merge --run {run} --out {shlex.quote(f'{name}.safetensors')}",
-        f"vision_peft export --run {run} --out {shlex.quote(f'{name}.onnx')}",
+        *([f"vision_peft export --run {run} --out {shlex.quote(f'{name}.onnx')}"] if exports else []),
     ]
 
 
@@ -240,5 +241,6 @@ def prepare(
         mean, std = NORMALISATIONS[settings["normalise"]]
         about = dataclasses.replace(about, mean=mean, std=std)
     method = method.for_run(about.mean, about.std, classes)
+    method = method.for_tasks(task.tasks) if task.tasks else method
     model = in_few_bits(suited(model, about, method, data.train, settings), settings, method)
     return adapt(model, method), about

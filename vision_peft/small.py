@@ -9,7 +9,7 @@ from torch import nn
 
 from peft_core import dequantise, merge
 from peft_core.attach import record_of
-from peft_core.cutting import cut_out, sizes
+from peft_core.parts.selection.cutting import cut_out, sizes
 
 
 def merged(model: nn.Module) -> Sequence[tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -45,7 +46,7 @@ def test(
     leave_out_metrics()
     loaded = load_run(run, CLASSIFIERS)
     task = task_of_card(loaded.card)
-    chosen = (data or Data.of(loaded.config)).of_task(task.name)
+    chosen = (data or Data.of(loaded.config)).of_task(task.reads or task.name)
     opened = chosen.open()
     if opened.class_names != loaded.class_names:
         raise PeftError(
@@ -58,7 +59,8 @@ def test(
     device, meter = next(loaded.model.parameters()).device, task.meter()
     with torch.inference_mode():
         for batch in batches_of(decoded, batch_size, shuffle=False):
-            meter.update(loaded.model(normalise(batch.images.to(device), loaded.mean, loaded.std)).cpu(), batch)
+            for part in task.shares(loaded.model, batch):
+                meter.update(loaded.model(normalise(part.images.to(device), loaded.mean, loaded.std)).cpu(), part)
     scores = meter.scores()
     figures, per_class = task.figures(scores), task.parts(scores)
     print(f"{task.words(figures)} on {len(decoded):,} pictures of {opened.name} {split}")
@@ -69,7 +71,7 @@ def test(
 @command("vision")
 def predict(
     pictures: list[str], *, run: str | None = None, runs: list[str] | None = None, top: Count = 1, batch_size: Count = 64,
-    out: str | None = None, json: bool = False,
+    out: str | None = None, json: bool = False, task: str | None = None,
 ) -> int:  # fmt: skip
     """Print `path,class,probability` for pictures and folders of pictures, the likeliest classes first; of several runs on one
     backbone `path,RUN,RUN …` with the likeliest class of each, what is frozen in all of them computed once.
@@ -82,6 +84,7 @@ def predict(
         batch_size: Pictures at once.
         out: A .csv file (.json with --json) to write in place of printing.
         json: JSON in place of CSV: a list of {path, classes: [{class, probability}]}.
+        task: Of a run of several data sets, the one whose classes are told.
     """
     if (run is None) == (not runs):
         raise PeftError("predict needs --run, a run folder, or --runs, several on one backbone.")
@@ -89,7 +92,11 @@ def predict(
     for each in [run] if run is not None else runs or []:
         target = None if out is None else str(out_file(out, ".json" if json else ".csv", each))
     if run is not None:
-        return print_predictions(load_run(run, CLASSIFIERS), pictures, "vision_peft", top, batch_size, target, json)
+        loaded = load_run(run, CLASSIFIERS)
+        if task is not None:
+            chosen = task_of_card(loaded.card).choose(task, loaded.model)
+            loaded = dataclasses.replace(loaded, task=chosen)
+        return print_predictions(loaded, pictures, "vision_peft", top, batch_size, target, json)
     if top > 1:
         raise PeftError(
             "of several runs predict prints the likeliest class of each: leave --top out, or give one --run."
@@ -198,8 +205,12 @@ def export(
     loaded = load_run(run, CLASSIFIERS)
     if "clips" in loaded.card:
         raise PeftError(f"{run} takes clips, and export writes models of pictures: use the run folder with `predict`.")
+    task = task_of_card(loaded.card)
+    if not task.exports:
+        raise PeftError(
+            f"{run} is a run of several data sets, and one graph tells the classes of one: use `predict --task`."
+        )
     dequantise(loaded.model)  # exporters know plain linears
     with contextlib.suppress(NotMergeable):  # then the graph holds the adapter beside the backbone
         merged(loaded.model)
-    task = task_of_card(loaded.card)
     return write_onnx(Deployed(loaded.model, loaded.mean, loaded.std, task), loaded, target, opset, task.output)

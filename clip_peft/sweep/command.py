@@ -10,7 +10,7 @@ from typing import Any, Literal
 from peft_data.options import arguments, takes
 
 from clip_peft.fit import fit
-from clip_peft.sweep.protocols import Row, Trial, trials, unscored
+from clip_peft.sweep.protocols import Row, Trial, seeds_of, trials, unscored
 from peft_core.errors import PeftError
 from peft_core.files import read_text
 from peft_core.jobs.cli.command import command
@@ -22,7 +22,7 @@ from peft_core.values import Whole
 
 DECIDED = ("data", "method", "backbone", "out", "shots", "classes", "seed", "overwrite")
 PLANNED: dict[str, Any] = {
-    "protocol": None, "data": [], "methods": [], "seeds": [1, 2, 3], "shots": [], "targets": [], "set": [],
+    "protocol": None, "data": [], "methods": [], "seeds": [], "shots": [], "targets": [], "set": [],
     "backbone": "reference",
 }  # fmt: skip
 """What a sweep consists of, and what it is where nothing is said."""
@@ -34,7 +34,17 @@ WRITTEN = ("runs", "results.csv", "table.md", "report.html")
 @takes(sweeping, but=("grid",))
 def sweep(
     *,
-    protocol: Literal["base_to_new", "all_classes", "few_shot", "cross_dataset", "domain_generalisation"] | None = None,
+    protocol: Literal[
+        "base_to_new",
+        "all_classes",
+        "few_shot",
+        "cross_dataset",
+        "domain_generalisation",
+        "no_validation",
+        "imbalanced",
+        "elevater",
+    ]
+    | None = None,
     shots: list[Whole] | None = None,
     targets: list[str] | None = None,
     backbone: str | None = None,
@@ -46,8 +56,8 @@ def sweep(
         out: The folder: runs, results.csv, table.md, report.html and its figures.
         protocol: What is trained and what is scored.
         data: Data sets or folders to train on.
-        seeds: By default 1 2 3.
-        shots: By default 16; few_shot: 1 2 4 8 16.
+        seeds: By default 1 2 3; elevater: 0 1 2.
+        shots: By default 16; few_shot, no_validation, imbalanced: 1 2 4 8 16; elevater: 5.
         targets: What cross_dataset and domain_generalisation score; from coop/imagenet, by default CoOp's.
         set: OPTION=VALUE of fit for all runs, e.g. epochs=50 data.root=~/data; METHOD:OPTION=VALUE for one method.
         backbone: As for fit.
@@ -55,6 +65,7 @@ def sweep(
     """
     how = arguments(locals())
     plan, overwrite = planned(sweep, PLANNED, how), how["overwrite"]
+    plan["seeds"] = plan["seeds"] or seeds_of(plan["protocol"])
     for name in ("protocol", "data", "methods"):
         if not plan[name]:
             raise PeftError(f"a sweep needs --{name}, or a preset that says it (--sweep NAME).")
@@ -115,4 +126,4 @@ def settings_of(trial: Trial, folder: Path, own: Iterable[tuple[str, str]], back
         "seed": trial.seed,
         "out": str(folder / "runs" / place),
     }
-    return nested(settings, own)
+    return nested(nested(settings, trial.options), own)

@@ -13,6 +13,7 @@ from typing import Any
 
 from clip_peft.training.few_shot import Classes
 from peft_core.errors import PeftError
+from peft_core.registry import make_method
 
 PROTOCOLS = {
     "base_to_new": "train on the first half of the labels, score it and the other half apart; H of the averages",
@@ -20,8 +21,18 @@ PROTOCOLS = {
     "few_shot": "train on 1, 2, 4, 8 and 16 pictures a class",
     "cross_dataset": "train on one data set, score it and others with their own names",
     "domain_generalisation": "train on one data set, score it and its variants (ImageNet's, where none are given)",
+    "no_validation": "as few_shot, without val: caches choose their strengths on training pictures, each left out in turn",
+    "imbalanced": "as no_validation, on as many pictures drawn whatever their class",
+    "elevater": "train on five pictures a class, seeds 0 1 2, grafts in the image tower alone; the mean over data sets",
 }
 SHOTS = (1, 2, 4, 8, 16)
+AGAINST_SHOTS = ("few_shot", "no_validation", "imbalanced")
+OPTIONS: dict[str, dict[str, str]] = {
+    "no_validation": {"choose_on": "train"}, "imbalanced": {"choose_on": "train", "spread": "natural"},
+}  # fmt: skip
+"""What a protocol sets of fit's options. For that few-shot results should need no validation pictures: Silva-Rodríguez et al., "A
+Closer Look at the Few-Shot Adaptation of Large Vision-Language Models", CVPR 2024 (2312.12730); nor balanced classes: "Few-Shot,
+Now for Real", 2025 (2506.17500)."""
 CROSS = ("caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397", "dtd",
          "eurosat", "ucf101")  # fmt: skip
 VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
@@ -38,6 +49,7 @@ class Trial:
     seed: int
     classes: Classes
     scored: tuple[tuple[str, str | None, Classes], ...]
+    options: tuple[tuple[str, str], ...] = ()
 
     @property
     def task(self) -> str:
@@ -45,6 +57,11 @@ class Trial:
 
     def __str__(self) -> str:
         return f"{self.data} {self.method} {self.shots} shots seed {self.seed}"
+
+
+def seeds_of(protocol: str | None) -> list[int]:
+    """The seeds that its published figures are means over."""
+    return [0, 1, 2] if protocol == "elevater" else [1, 2, 3]
 
 
 def trials(
@@ -73,12 +90,16 @@ def trials(
     elif transfer:
         scored = [("source", None, "all"), *((target, target, "all") for target in targets)]
     classes: Classes = "base" if protocol in ("base_to_new", "all_classes") else "all"
-    shots = shots or (SHOTS if protocol == "few_shot" else (16,))
+    shots = shots or (SHOTS if protocol in AGAINST_SHOTS else (5,) if protocol == "elevater" else (16,))
+    options = {method: OPTIONS.get(protocol, {}) for method in methods}
+    if protocol == "elevater":
+        options = {m: {"method.tower": "image"} if make_method(m).grafts else {} for m in methods}
     for seed in seeds:
         for one in data:
             for count in shots:
                 for method in methods:
-                    yield Trial(one, method, count, seed, classes, tuple(scored))
+                    own = tuple(options[method].items())
+                    yield Trial(one, method, count, seed, classes, tuple(scored), own)
 
 
 def unscored(trial: Trial) -> list[Row]:
@@ -150,7 +171,7 @@ def averages(protocol: str, rows: Sequence[Row]) -> dict[str, dict[str, float | 
 
 
 def label(protocol: str, column: str, shots: int) -> str:
-    return f"{shots} shots" if protocol == "few_shot" else column
+    return f"{shots} shots" if protocol in AGAINST_SHOTS else column
 
 
 def accuracies(

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from clip_peft.plots import against_shots, base_new_dots, reliability_diagram
-from clip_peft.sweep.protocols import PROTOCOLS, Row, accuracies, averages, spread, table
+from clip_peft.sweep.protocols import AGAINST_SHOTS, PROTOCOLS, Row, accuracies, averages, spread, table
 from peft_core.files import write_files
 from peft_core.jobs.reports import page as report
 from peft_core.jobs.sweep.jobs import slug
@@ -41,7 +41,7 @@ def figures(protocol: str, rows: Sequence[Row]) -> list[tuple[str, str, bytes]]:
     """Heading, file name and PNG of each."""
     methods = list(dict.fromkeys(str(row["method"]) for row in rows))
     made: list[tuple[str, str, bytes]] = []
-    if protocol == "few_shot":
+    if protocol in AGAINST_SHOTS:
         lines: dict[str, dict[int, tuple[float, float]]] = {}
         for method in methods:
             for shots in sorted({int(str(row["shots"])) for row in rows}):

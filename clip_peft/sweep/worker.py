@@ -14,13 +14,13 @@ from clip_peft.fit import fit
 from clip_peft.learner import OtherClasses
 from clip_peft.sweep.protocols import Row, Trial, row_of
 from clip_peft.use import report
-from peft_core.card import WEIGHTS
 from peft_core.files import read_json, write_files
 from peft_core.jobs.cli.options import MethodChoice, hints
 from peft_core.jobs.data import Data, common, fingerprint
 from peft_core.jobs.sweep.code import code_hash
 from peft_core.jobs.sweep.jobs import slug
 from peft_core.jobs.sweep.outcome import Outcome, trained
+from peft_core.saved.card import WEIGHTS
 
 
 def carry_out(trial: Trial, settings: dict[str, Any], overwrite: bool) -> Outcome:

@@ -3,12 +3,13 @@
 What is left of each class stands in rows of W tokens, several classes a row; a mask keeps them apart.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from clip_peft.text.prompts import Prompts
+from peft_core.errors import PeftError
 
 _WIDTHS = (16, 24, 32, 48, 64, 96, 128)
 
@@ -31,6 +32,18 @@ class Packing:
     slot_at: Tensor
     slot_class: Tensor
     slot: Tensor
+
+    def grown(self, count: int) -> "Packing":
+        """The same with `count` more shared tokens behind the first one, which have no positions.
+
+        Raises:
+            PeftError: nothing is shared, so that there is no first token for all.
+        """
+        if not self.shared:
+            raise PeftError("no tokens can join these texts on their way: nothing begins alike in all of them.")
+        mask = torch.cat((self.mask.new_ones(*self.mask.shape[:-1], count), self.mask), dim=-1)
+        moved = self.pooled + count, self.slot_at + count
+        return replace(self, shared=self.shared + count, mask=mask, pooled=moved[0], slot_at=moved[1])
 
 
 def pack(prompts: Prompts, classes: slice, unified: bool, device: torch.device, *, padded: bool = False,

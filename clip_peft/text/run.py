@@ -8,7 +8,8 @@ the pass full-length.
 Towers that look both ways, and CoCa's class token behind the text, get the model's own forward at full length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,8 +49,9 @@ class TextPass:
             open_to_change([self.tower.embedding, *self.tower.blocks])
 
     def __call__(
-        self, context: Tensor | None = None, deep: Sequence[Tensor | None] = (), *, full_length: bool = False
-    ) -> Tensor:
+        self, context: Tensor | None = None, deep: Sequence[Tensor | None] = (), *, full_length: bool = False,
+        inserted: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
         """Features C E; with per-image context B C E.
 
         Args:
@@ -57,12 +59,19 @@ class TextPass:
             deep: the same shapes, one for each block from the second on, that replace the context's states there; None leaves
                 them as they are.
             full_length: run the model's own forward with all tokens.
+            inserted: block -> R D, tokens without positions that join the sequence behind its first token before that block, all
+                classes' the same, and take the place of those of an earlier block. A causal tower's alone.
+
+        Raises:
+            PeftError: vectors that do not fit, or a tower that takes no further tokens.
         """
         vectors = [self._shaped(t) for t in (() if context is None else (context,)) + tuple(deep)]
         self._check(vectors, deep)
         images = _images(vectors)
         full_length = full_length or self.tower.full_length_because() is not None
-        run = self._full if full_length else self._packed
+        if inserted and full_length:
+            raise PeftError(f"no tokens can join these texts on their way, because {self.tower.full_length_because()}.")
+        run = self._full if full_length else partial(self._packed, inserted=inserted or {})
         chunks = list(self._chunks(images, full_length, vectors))
         again = len(chunks) > 1 and torch.is_grad_enabled()
         parts = []
@@ -101,15 +110,21 @@ class TextPass:
 
     # ---- the two passes --------------------------------------------------------------------------------------------
 
-    def _packed(self, classes: slice, *vectors: Tensor | None) -> Tensor:
+    def _packed(self, classes: slice, *vectors: Tensor | None, inserted: Mapping[int, Tensor]) -> Tensor:
         """B C E from the tokens that matter."""
         packing = self._packing(classes, _unified(vectors))
         x = self.tower.embed(packing.ids).expand(_images(vectors), -1, -1)
         if self.prompts.context and vectors and vectors[0] is not None:
             x = _put(x, packing, vectors[0])
         x = x + self.tower.positions(packing.positions)
-        mask = packing.mask.repeat(x.shape[0], 1, 1, 1)
+        mask, there = packing.mask.repeat(x.shape[0], 1, 1, 1), 0
         for i, block in enumerate(self.tower.blocks):
+            if (tokens := inserted.get(i)) is not None:
+                if not there:
+                    packing = packing.grown(len(tokens))
+                    mask = packing.mask.repeat(x.shape[0], 1, 1, 1)
+                joined = tokens.to(x.dtype).expand(x.shape[0], -1, -1)
+                x, there = torch.cat((x[:, :1], joined, x[:, 1 + there :]), dim=1), len(tokens)
             if 0 < i < len(vectors) and (vector := vectors[i]) is not None:
                 x = _put(x, packing, vector)
             x = run_block(block, x, packing, mask)

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from clip_peft.learner import Learner, grafted
 from clip_peft.open_vocabulary import OpenVocabulary
-from peft_core.configuration import settings_of
 from peft_core.errors import PeftError
 from peft_core.files import cache_root
+from peft_core.saved.configuration import settings_of
 
 VERSION = 2
 CHUNK = 64

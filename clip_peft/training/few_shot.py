@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -13,6 +14,7 @@ from peft_data import ClassificationData, DataError, Pictures
 from peft_data.base import no_pictures
 
 Classes = Literal["all", "base", "new"]
+Spread = Literal["balanced", "natural"]
 VAL_SHOTS = 4
 
 
@@ -29,11 +31,18 @@ def draw(labels: Sequence[int], shots: int, chance: random.Random) -> list[int]:
     return [row for own in chosen for row in own]
 
 
-def few_shot(data: ClassificationData, shots: int, seed: int) -> ClassificationData:
+def draw_any(labels: Sequence[int], shots: int, chance: random.Random, classes: int) -> list[int]:
+    """Rows of `shots` times as many pictures as there are classes, of whichever class."""
+    return chance.sample(range(len(labels)), min(len(labels), shots * classes))
+
+
+def few_shot(data: ClassificationData, shots: int, seed: int, spread: Spread = "balanced") -> ClassificationData:
     """`data` with `shots` training pictures a class and min(shots, 4) of val, drawn as CoOp draws them with `seed`.
 
     Both come from one generator, train first. A class with fewer training pictures trains with what there is; a note
-    says which. `shots` 0 keeps all.
+    says which. `shots` 0 keeps all. With the spread `natural` as many are drawn without regard to their classes, which get
+    what the data's own proportions and chance give them, some of them nothing (the setting of Silva-Rodríguez et al., "Few-Shot,
+    Now for Real", 2025, 2506.17500).
 
     Raises:
         DataError: a negative number of shots.
@@ -43,14 +52,20 @@ def few_shot(data: ClassificationData, shots: int, seed: int) -> ClassificationD
     if shots == 0:
         return data
     chance = random.Random(seed)
-    train = data.train.subset(draw(data.train.labels.tolist(), shots, chance))
+    pick = draw if spread == "balanced" else partial(draw_any, classes=len(data.class_names))
+    train = data.train.subset(pick(data.train.labels.tolist(), shots, chance))
     val = data.val
     if len(val):
-        val = val.subset(draw(val.labels.tolist(), min(shots, VAL_SHOTS), chance))
+        val = val.subset(pick(val.labels.tolist(), min(shots, VAL_SHOTS), chance))
     counts = torch.bincount(train.labels, minlength=len(data.class_names)).tolist()
     few = [f"{name} {count}" for name, count in zip(data.class_names, counts, strict=True) if count < shots]
     notes = data.notes
-    if few:
+    if spread == "natural":
+        none = sum(count == 0 for count in counts)
+        notes += (
+            f"classes have {min(counts)} to {max(counts)} training pictures, {none} of them none, as they were drawn",
+        )
+    elif few:
         shown = ", ".join(few[:8]) + (f" and {len(few) - 8} more" if len(few) > 8 else "")
         notes += (f"these classes have fewer than {shots} pictures and train with what there is: {shown}",)
     return replace(data, train=train, val=val, notes=notes)
@@ -79,6 +94,8 @@ def _relabelled(pictures: Pictures, kept: range, split: str) -> Pictures:
     return replace(part, labels=part.labels - kept.start)
 
 
-def chosen(data: ClassificationData, shots: int, seed: int, which: str) -> ClassificationData:
+def chosen(
+    data: ClassificationData, shots: int, seed: int, which: str, spread: Spread = "balanced"
+) -> ClassificationData:
     """What a run trains and is scored on: the draw, then the classes, as CoOp does it."""
-    return of_classes(few_shot(data, shots, seed), cast(Classes, which))
+    return of_classes(few_shot(data, shots, seed, spread), cast(Classes, which))

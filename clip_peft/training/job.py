@@ -26,6 +26,7 @@ from clip_peft.training.evaluate import figures, score, test_augment, test_views
 from clip_peft.training.features import Encoder, Views, default_cache, frozen_image_tower
 from clip_peft.training.results import write_outcome
 from clip_peft.training.telling import Watch, backbone_words, next_commands, results_method, shown_beside
+from clip_peft.training.twice import same_in_two_classes
 from peft_core import count_parameters
 from peft_core.errors import PeftError
 from peft_core.jobs.data import left_out
@@ -82,7 +83,8 @@ def run(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NamesReadAlike)  # among the notes
         whole = OpenVocabulary(model, method, data.class_names, tokenizer, memory=settings["text_memory"], **options)
-    told = notes_on_names(whole, settings["backbone"])
+    twice = same_in_two_classes(data.train)
+    told = [*notes_on_names(whole, settings["backbone"]), *([twice] if twice else [])]
     for note in told:
         tell(f"note: {note}")
     bf16 = wants_bf16(settings["precision"], whole)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -100,8 +100,13 @@ class Batches:
         if epoch != self.epoch:
             self.epoch, self.position, self._goes_on = epoch, 0, False
 
+    draw: Callable[[int, int], torch.Tensor] | None = None
+    """(epoch, pictures a step) → which pictures come, as many whole steps as there are: in place of the shuffle."""
+
     def order(self, epoch: int) -> torch.Tensor:
         """Which picture comes when in an epoch, over all processes: int64, N or a few more or fewer."""
+        if self.shuffle and self.draw is not None:
+            return self.draw(epoch, self.step_size)
         count = len(self.pictures)
         order = torch.randperm(count, generator=generator_of(self.seed, epoch)) if self.shuffle else torch.arange(count)
         if self.drop_last:

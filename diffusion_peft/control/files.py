@@ -16,7 +16,7 @@ from diffusion_peft.control.encoders import SHRINK, stock_parameters
 from peft_core.attach import pick
 from peft_core.errors import PeftError
 from peft_core.files import write_files
-from peft_core.fingerprint import backbone_of, check_backbone
+from peft_core.saved.fingerprint import backbone_of, check_backbone
 
 Tensors = dict[str, Tensor]
 

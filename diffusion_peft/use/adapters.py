@@ -15,11 +15,11 @@ from diffusion_peft.files.source import open_content
 from diffusion_peft.formats import import_adapter
 from peft_core.adapter_file import load_adapter
 from peft_core.attach import is_inserted, record_of
-from peft_core.card import read_card, read_weights
 from peft_core.errors import PeftError
 from peft_core.jobs.hub.precision import in_few_bits, methods_of
 from peft_core.jobs.runs.folder import CONFIG, read_run_config
 from peft_core.jobs.runs.process import tell
+from peft_core.saved.card import read_card, read_weights
 
 OWN = "diffusion_peft fit"
 

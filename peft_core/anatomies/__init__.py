@@ -105,7 +105,7 @@ class SubLayer:
     attends: bool = False
     """Its body attends by torch's `scaled_dot_product_attention`, where further keys and values can join."""
     cut: tuple[str, ...] | None = None
-    """Where zeros can be cut out (`cutting`): of heads what of the body counts them and their width together, of channels ()."""
+    """Where zeros can be cut out: of heads, what of the body says their number and their width together; of channels ()."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", self.out or self.body)

@@ -12,6 +12,7 @@ from peft_data import ClassificationData, DataError, Pictures
 from peft_data.base import no_pictures
 
 from clip_peft.training.few_shot import chosen, draw, few_shot, of_classes
+from clip_peft.training.twice import same_in_two_classes
 
 TRAIN = [80] * 7 + [77] + [80] * 3 + [74, 77] + [80] * 9 + [77] + [80] * 9 + [79] + [80] * 4
 VAL = [20] * 7 + [19] + [20] * 3 + [19, 19] + [20] * 9 + [19] + [20] * 14
@@ -101,3 +102,27 @@ def test_the_draw_comes_before_the_classes():
     base = chosen(whole, 4, 2, "base")
     both = few_shot(whole, 4, 2)
     assert torch.equal(base.train.items, both.train.items[:12]) and len(base.train) == 12
+
+
+def test_a_natural_draw_takes_pictures_whatever_their_class():
+    whole = data([40, 4, 2])
+    drawn = few_shot(whole, 4, 1, "natural")
+    counts = torch.bincount(drawn.train.labels, minlength=3).tolist()
+    assert sum(counts) == 12 and counts[0] > 6
+    assert f"classes have {min(counts)} to {max(counts)} training pictures" in drawn.notes[-1]
+    again = few_shot(whole, 4, 1, "natural")
+    assert torch.equal(again.train.labels, drawn.train.labels)
+    assert len(few_shot(whole, 100, 1, "natural").train) == 46
+
+
+def test_the_same_picture_in_two_classes_is_told(tmp_path):
+    for name, content in (("a", b"1234"), ("b", b"1234"), ("c", b"4321"), ("d", b"1234")):
+        (tmp_path / name).write_bytes(content)
+    files = [tmp_path / name for name in "abcd"]
+    note = same_in_two_classes(Pictures(files, torch.tensor([0, 0, 1, 1]), tmp_path))
+    assert note == "the same picture stands in two classes, so one of its labels is wrong: a = d"
+    assert same_in_two_classes(Pictures(files, torch.tensor([0, 0, 1, 0]), tmp_path)) is None
+    pixels = torch.zeros(3, 3, 2, 2, dtype=torch.uint8)
+    assert "train/000000 = train/000002" in str(
+        same_in_two_classes(Pictures(pixels, torch.tensor([0, 0, 1]), split="train"))
+    )

@@ -14,7 +14,7 @@ from clip_peft import OpenVocabulary, saved
 from clip_peft.open_vocabulary import NamesReadAlike
 from clip_peft.training.features import Encoder
 from peft_core import PeftError, adapt, disabled, remove, set_scale
-from peft_core.configuration import configuration_of, differs
+from peft_core.saved.configuration import configuration_of, differs
 from tests.clip_peft.models import (
     NAMES,
     TEXT,

@@ -12,6 +12,12 @@ RUNS = {
     "coop": {"method": {"name": "coop", "context": 2}},
     "promptsrc": {"method": {"name": "promptsrc", "depth": 2, "template": "{}.", "mean": 2.0}},
     "tip_adapter": {"method": {"name": "tip_adapter", "fine_tune": True}, "lr": 0.01},
+    "two_stage": {
+        "method": {"name": "two_stage", "share": 0.5},
+        "cache_views": 0,
+        "optimizer": "adamw",
+        "stepwise": True,
+    },
     "clip_lora": {"method": "clip_lora", "cache_views": 0, "steps_per_shot": 0, "epochs": 3},
 }
 
@@ -28,7 +34,8 @@ def run(settings: dict, die_at: int | None = None) -> int | None:
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=pytest.mark.slow if name == "clip_lora" else ()) for name in RUNS]
+    "method",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("two_stage", "clip_lora") else ()) for name in RUNS],
 )
 def test_killed_at_any_step(method: str, backbone: str, photos: str, tmp_path: Path) -> None:
     common = {"data": photos, "backbone": backbone, "shots": 2, "epochs": 3, "batch_size": 6, "save_every": 0.0}

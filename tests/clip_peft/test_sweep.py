@@ -9,7 +9,7 @@ import pytest
 from clip_peft.commands import main
 from clip_peft.fit import fit
 from clip_peft.sweep.command import PLANNED, own_settings, settings_of, sweep
-from clip_peft.sweep.protocols import Trial, averages, cell, harmonic, table, trials
+from clip_peft.sweep.protocols import Trial, averages, cell, harmonic, seeds_of, table, trials
 from peft_core import PeftError
 from peft_core.jobs.sweep.preset import planned
 
@@ -67,6 +67,14 @@ def test_what_protocols_train_and_score() -> None:
     assert [column for column, _, _ in one.scored][:3] == ["source", "coop/imagenetv2", "coop/imagenet_sketch"]
     (one,) = trials("cross_dataset", ["coop/imagenet"], [], ["coop"], [1], [])
     assert len(one.scored) == 11
+    natural = list(trials("imbalanced", ["d"], [], ["gda"], [1], []))
+    assert [t.shots for t in natural] == [1, 2, 4, 8, 16]
+    settings = settings_of(natural[0], Path("x"), (), "reference")
+    assert (settings["choose_on"], settings["spread"]) == ("train", "natural")
+    grafted, beside = trials("elevater", ["d"], [], ["kadaptation", "taskres"], seeds_of("elevater")[:1], [])
+    assert (grafted.shots, grafted.seed) == (5, 0) and not beside.options
+    settings = settings_of(grafted, Path("x"), [("method.rank", "2")], "reference")
+    assert settings["method"] == {"name": "kadaptation", "tower": "image", "rank": "2"}
     with pytest.raises(PeftError, match="cross_dataset trains on one data set, not 2"):
         list(trials("cross_dataset", ["a", "b"], [], ["coop"], [1], []))
     with pytest.raises(PeftError, match="cross_dataset from a needs --targets"):

@@ -4,7 +4,8 @@
 with the weights, pictures and learnt values of `clip_model`. Repositories: FarinaMatteo/rethinking_fewshot_vlms 64ac143 (2SFS:
 all norms of their optimiser's list train, of which their code freezes ln_pre, ln_post and ln_final again; no weight decay in
 the first stage, where ours spares vectors), minglllli/CLIPFit 4dde049, ZjjConan/VLM-MultiModalAdapter c3d0bc2 (MMA: blocks 2
-and 3, width 8, scale 0.3), htyao89/Textual-based_Class-aware_prompt_tuning bd97bec (TCP: its block 8 is 1, its width 512 is 64).
+and 3, width 8, scale 0.3), htyao89/Textual-based_Class-aware_prompt_tuning bd97bec (TCP: its block 8 is 1, its width 512 is 64),
+Koorye/DePT d4ff416 (on KgCoOp), yunncheng/MMRL 27d8821 (blocks 2 and 3, two tokens of width 8).
 """
 
 import json
@@ -131,4 +132,53 @@ def test_tcp():
     for name, p in parameters.items():
         same(sketch(p.grad), golden["gradients"][name], 2e-5)
     torch.optim.Adam(parameters.values(), lr=2e-3, eps=1e-3).step()
+    same(whole.loss(pictures(), LABELS), golden["stepped"])
+
+
+def test_dept_clip():
+    golden = GOLDEN["dept"]
+    whole = built(resolved(make_method("dept_clip"), None, "coop/dtd")[0])
+    learner: Any = whole.learner
+    same(sketch(learner.context), golden["start"])
+    parameters = {"context": learner.context}
+    for kind, part in (("text", learner.of_texts), ("picture", learner.of_pictures), ("head", learner.head)):
+        parameters |= {f"{kind} {name}": p for name, p in part.named_parameters()}
+    assert set(parameters) == set(golden["gradients"])
+    put(learner.context, "context", 0.2, add=True)
+    for name, p in list(parameters.items())[1:]:
+        put(p, f"dept {name}", 0.3, add="scale" in name)
+    same(whole(pictures()), golden["logits"])
+    same(whole.set_classes([*NAMES, "zebra"])(pictures())[:, :-1], golden["new"])
+    whole.set_classes(NAMES)
+    same(backward(whole), golden["loss"])
+    for name, p in parameters.items():
+        same(sketch(p.grad), golden["gradients"][name], 2e-5)
+    groups = [
+        {key: value for key, value in g.items() if key != "weight_decay"} for g in learner.parameter_groups(3.5e-3, 0.0)
+    ]
+    torch.optim.SGD(groups, momentum=0.9).step()
+    same(whole.loss(pictures(), LABELS), golden["stepped"])
+
+
+def test_mmrl():
+    golden = GOLDEN["mmrl"]
+    chosen = make_method("mmrl", tokens=2, width=8, first=2, last=3)
+    whole = built(resolved(chosen, None, "coop/oxford_pets")[0])
+    learner: Any = whole.learner
+    assert whole.method.weight == 0.2
+    parameters = {"rows": learner.rows, "project": learner.project}
+    for tower in ("text", "image"):
+        for i, linear in enumerate(getattr(learner, f"to_{tower}")):
+            parameters |= {f"{tower} {i} {name}": p for name, p in linear.named_parameters()}
+    assert set(parameters) == set(golden["gradients"])
+    learner.project.data.copy_(whole.model.visual.proj)
+    for name, p in parameters.items():
+        put(p, f"mmrl {name}", 0.1 if name == "project" else 0.5, add=name == "project")
+    same(whole(pictures()), golden["logits"])
+    same(whole.set_classes([*NAMES, "zebra"])(pictures())[:, :-1], golden["new"])
+    whole.set_classes(NAMES)
+    same(backward(whole), golden["loss"])
+    for name, p in parameters.items():
+        same(sketch(p.grad), golden["gradients"][name], 2e-5)
+    torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=0.0).step()
     same(whole.loss(pictures(), LABELS), golden["stepped"])

@@ -14,8 +14,8 @@ from torch import nn
 from peft_core import PeftError, adapt, lifecycle, merge
 from peft_core.attach import grafts_named, record_of
 from peft_core.counting import count_parameters
-from peft_core.cutting import cut_out
 from peft_core.lifecycle import Progress
+from peft_core.parts.selection.cutting import cut_out
 from peft_core.parts.selection.heads_and_channels import Dropped
 from tests.parity.golden import golden
 from tests.parity.test_official import LABELS, PICTURES, vit

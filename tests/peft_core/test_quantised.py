@@ -26,12 +26,12 @@ from peft_core import (
     remove,
     save_adapter,
 )
-from peft_core.fingerprint import OtherPrecision
 from peft_core.kernels.levels import in_bytes
 from peft_core.kernels.quantised import dense, packed_linear, packed_of
 from peft_core.parts.lowrank import LowRank
 from peft_core.parts.quantised.packed import NF4Linear, PackedLinear, rounded
 from peft_core.registry import find_method
+from peft_core.saved.fingerprint import OtherPrecision
 from peft_core.testing import loss, perturb
 from peft_core.testing.families import Losses
 from tests.tiny import MODELS, Tiny, pictures, vit

@@ -6,9 +6,9 @@ import csv
 import hashlib
 from pathlib import Path
 
-from peft_core.card import WEIGHTS
 from peft_core.jobs.reports.page import csv_bytes
 from peft_core.jobs.runs.folder import RESULTS, RunFolder, State
+from peft_core.saved.card import WEIGHTS
 from vision_peft.noah.search import Candidate, Score
 from vision_peft.noah.space import Space, Subnet
 

@@ -14,6 +14,7 @@ _FILES = {
     "classify": "vision_peft.tasks.classify",
     "multi_label": "vision_peft.tasks.multi_label",
     "regression": "vision_peft.tasks.regression",
+    "several": "vision_peft.tasks.several",  # what data of that kind say themselves
 }
 
 

@@ -78,11 +78,16 @@ class Task(ABC):
     """Whether each picture has one class."""
     part: ClassVar[str] = ""
     """Of what `parts` says of a class, the figure that is printed."""
+    exports: ClassVar[bool] = True
+    """Whether one graph with one set of outputs can stand for it."""
+    reads: ClassVar[str] = ""
+    """The task that its data are read for, where it is another."""
     calibrates: ClassVar[bool] = False
     """Whether it chooses something on val, which then is not trained on."""
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)
+        self.tasks: tuple[str, ...] = ()  # names of the data sets that a run is of, where there are several
 
     @classmethod
     def of(cls, data: ClassificationData, settings: Mapping[str, Any]) -> Task:
@@ -101,6 +106,23 @@ class Task(ABC):
     def line(self, outputs: str) -> str:
         """Python that says what the outputs of one picture, written as `outputs`, mean; `names` are the classes'."""
         return f"names[{outputs}.argmax()]"
+
+    def choose(self, name: str, model: nn.Module) -> Task:
+        """The same for one of several data sets, and the model told of it."""
+        raise PeftError(f"this run is of one data set: leave --task {name} out.")
+
+    def draw(self, labels: Tensor, seed: int) -> Callable[[int, int], Tensor] | None:
+        """What decides which pictures come in an epoch, in place of a shuffle (`Batches.draw`)."""
+        return None
+
+    def shares(self, model: nn.Module, batch: Batch) -> Iterator[Batch]:
+        """What of a batch goes through the model at once, one after another."""
+        yield batch
+
+    @property
+    def flags(self) -> str:
+        """What the command that tries `predict` says besides."""
+        return " --top 3" if self.classes else ""
 
     @property
     def width(self) -> int:

@@ -30,9 +30,13 @@ class Counted(Meter):
         self.confusion, self.seen = MulticlassConfusionMatrix(classes), CatMetric()
 
     def update(self, outputs: Tensor, batch: Batch) -> None:
-        predicted, probability = sure(outputs)
+        predicted, probability = self.found(outputs, batch.labels)
         self.confusion.update(predicted, batch.labels.to(predicted.device))
         self.seen.update(torch.stack([batch.indices.to(probability), predicted.float(), probability], 1))
+
+    def found(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The likeliest class of each picture, and its probability."""
+        return sure(outputs)
 
     def scores(self) -> Scores:
         seen = self.seen.compute()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from peft_core import lifecycle
 from peft_core.adapter_file import fit_grafts
-from peft_core.card import FORMAT
+from peft_core.saved.card import FORMAT
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
 from peft_core.jobs.runs.optimizers import WITHOUT_GRADIENTS, Optimizer, check_without_gradients, make_optimizer
@@ -33,9 +33,7 @@ class Learning(LightningModule):
     Weight decay spares biases and other 1-D tensors, as timm's. A subclass adds each step's loss by `count(loss)` and
     names its adapted models in `adapted`, and in `kept` the attributes that go into checkpoints besides.
 
-    Args:
-        steps: optimiser steps of the whole run, T.
-        optimizer_settings: what this optimiser alone takes.
+    `steps` are the optimiser steps of the whole run, T; `optimizer_settings` what this optimiser alone takes.
     """
 
     kept: ClassVar[tuple[str, ...]] = ()

@@ -18,7 +18,7 @@ from peft_data.walk import files_in
 from PIL import Image
 from torch import Tensor, nn
 
-from peft_core.card import CARD, read_card
+from peft_core.saved.card import CARD, read_card
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.runs.folder import FILES, read_run_config

@@ -18,7 +18,7 @@ class BiAdaptFormer(Method):
 
     Jie et al., "Revisiting the Parameter Efficiency of Adapters from the Perspective of Precision Redundancy", ICCV 2023. A
     weight is standardised, each number takes the nearest of 2^bits levels of the normal distribution, and mean and deviation
-    come back (`parts.few_bits`); trained through the rounding. No biases. Down is Kaiming-uniform (a = √5), Up
+    come back (`parts.quantised`); trained through the rounding. No biases. Down is Kaiming-uniform (a = √5), Up
     N(0, 0.001²) truncated at 2σ: not quite identity at step 0. h 32, 1 bit, dropout 0.1, s of each task from 0.01 to 100:
     JieShibo/PETL-ViT. The file holds the bits, so h 1 with a head of 1 bit takes some 7 KB a task (the authors' files 7.1 KB
     on average over VTAB-1k, whose heads have no bias; here it stays, in float). 589,824 numbers on ViT-B/16, 18,432 at h 1.

@@ -1,5 +1,5 @@
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -26,8 +26,9 @@ class HyperFormer(Method):
     64 numbers, W₁ 128 wide, e 64, every linear N(0, 0.01²) with zero biases, gelu by tanh; Down D/32 wide: rabeehk/hyperformer
     (56b0f99, T5; norms of the base train, Adam's learning rate 3e-4, label smoothing 0.1, tasks drawn by size^(1/10)). The
     start is close to the frozen model and not it, as LN's weight and bias are drawn. A forward serves one task:
-    `set_task(model, "flowers")` before it, for all threads; the choice is saved. A loop over several data sets, each with a
-    head, is the caller's. 2,619,928 parameters on ViT-B/16 with its norms, and 64 for each further task.
+    `set_task(model, "flowers")` before it, for all threads; the choice is saved. `vision_peft fit --data several/a+b+c` trains
+    on several data sets, with a head each, and names the tasks; recipe hyperformer. 2,619,928 parameters on ViT-B/16 with its
+    norms, and 64 for each further task.
 
     Args:
         tasks: their names.
@@ -82,6 +83,14 @@ class HyperFormer(Method):
                 module = plan.model.get_submodule(place.module)
                 plan.train(place.module, *(n for n in ("weight", "bias") if module._parameters.get(n) is not None))
 
+    def for_tasks(self, tasks: Sequence[str]) -> "HyperFormer":
+        return replace(self, tasks=tuple(tasks)) if self.tasks == HyperFormer.tasks else self
+
+    def serve(self, model: nn.Module, task: str) -> None:
+        number = self._number(task)
+        for shared in own_grafts(model, self, Shared):
+            shared.value.chosen.fill_(number)
+
     def _number(self, task: str) -> int:
         if task not in self.tasks:
             raise PeftError(
@@ -100,9 +109,10 @@ def set_task(model: nn.Module, task: str, name: str | None = None) -> nn.Module:
     methods = [adaptation.method for adaptation in pick(inner, name) if isinstance(adaptation.method, HyperFormer)]
     if not methods:
         raise PeftError("this model has no adaptation with tasks: adapt it with hyperformer first.")
-    for method, number in [(method, method._number(task)) for method in methods]:
-        for shared in own_grafts(inner, method, Shared):
-            shared.value.chosen.fill_(number)
+    for method in methods:
+        method._number(task)
+    for method in methods:
+        method.serve(inner, task)
     return model
 
 

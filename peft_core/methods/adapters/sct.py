@@ -21,7 +21,7 @@ class SCT(Method):
     for each block the K channels of the largest norm in the frozen model: the norm over all pictures and patches of a class, then
     its mean over classes (one class where batches tell none). W (K, K) is truncated normal at 0.02, b zero, K = 96: not identical
     at step 0. s of each task from 0.1 to 1; wd and lr too are chosen for each task, 100 epochs with 10 of warm-up, batch 64, drop
-    path 0.1, no augmentation: zhaohengyuan1/SCT (01e8f1e), where on some tasks x_I itself is scaled too (`scaleonx`, left out
+    path 0.1: zhaohengyuan1/SCT (01e8f1e; recipe vtab_sct), where on some tasks x_I itself is scaled too (`scaleonx`, left out
     here). Its channels are those of one pass over pictures without augmentation, here of one over training batches.
     111,744 parameters on ViT-B/16, 12,672 at K = 32.
 

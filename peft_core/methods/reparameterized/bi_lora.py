@@ -20,7 +20,7 @@ class BiLoRA(Ranked):
 
     Jie et al., "Revisiting the Parameter Efficiency of Adapters from the Perspective of Precision Redundancy", ICCV 2023. A
     factor is standardised, each number takes the nearest of 2^bits levels of the normal distribution, and mean and deviation
-    come back (`parts.few_bits`); trained through the rounding. A is Kaiming-uniform (a = √5), B N(0, 0.001²) truncated at 2σ:
+    come back (`parts.quantised`); trained through the rounding. A is Kaiming-uniform (a = √5), B N(0, 0.001²) truncated at 2σ:
     not quite identity at step 0. On q and v, rank 32, 1 bit, dropout 0.1 between A and B (not on the input), s of each task
     from 0.01 to 100: JieShibo/PETL-ViT. Merges. The file holds the bits, so rank 1 with a head of 1 bit takes some 10 KB a
     task (the authors' files 9.5 KB on average over VTAB-1k, whose heads have no bias; here it stays, in float). 1,179,648

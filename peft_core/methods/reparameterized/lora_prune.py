@@ -18,7 +18,7 @@ class LoRAPrune(HeadsAndChannels):
     rates are those of aim-uofa/LoRAPrune (4da5272: half of them, rank 8, alpha 16, dropout 0.05, a round every 10 steps;
     there lr 1e-4, batches of 128, 2 passes over 25,000 texts). There the last round lies just below the
     ratio, so that 5 of 12 heads go where 6 should; here one more closes the ramp. Biases of what goes are zero, too (LLaMA has
-    none). Merged, the model holds zeros, which `peft_core.cutting.cut` takes out of a timm ViT: `vision_peft merge` writes the
+    none). Merged, the model holds zeros, which `parts.selection.cutting` takes out of a timm ViT: `vision_peft merge` writes the
     small model. 1,327,104 parameters on ViT-B/16, most of which go with their heads and channels.
     """
 

@@ -1,7 +1,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -30,25 +30,20 @@ class Rotation(Delta):
         self.size, self.terms = size, terms
         self.vectors = new_parameter(weight, weight[0].numel() // size, size * (size - 1) // 2)
         nn.init.zeros_(self.vectors)
-        above = torch.triu_indices(size, size, 1, device=weight.device)
-        self.register_buffer("above", above, persistent=False)
+        row, column = torch.triu_indices(size, size, 1, device=weight.device)
+        self.register_buffer("above", row * size + column, persistent=False)
 
     def blocks(self) -> Tensor:
         """R, as (blocks, b, b)."""
         vectors = self.vectors.to(torch.promote_types(self.vectors.dtype, torch.float32))  # no solver works in 16 bits
-        upper = vectors.new_zeros(len(vectors), self.size, self.size)
-        row, column = self.above  # type: ignore[misc]
-        upper = upper.index_put((torch.arange(len(upper), device=upper.device)[:, None], row, column), vectors)
-        q = upper - upper.transpose(1, 2)
+        above: Any = self.above
+        upper = vectors.new_zeros(len(vectors), self.size**2).index_copy(1, above, vectors)
+        upper = upper.view(-1, self.size, self.size)
+        q = upper - upper.mT
         eye = torch.eye(self.size, device=q.device, dtype=q.dtype)
         if not self.terms:
             return torch.linalg.solve(eye - q, eye + q, left=False)
-        # 2/(1 − q) − 1 = 1 + 2q + 2q² + … with the last power once
-        r, power = eye + (2 if self.terms > 2 else 1) * q, q
-        for term in range(2, self.terms):
-            power = power @ q
-            r = r + (2 if term < self.terms - 1 else 1) * power
-        return r
+        return neumann(eye, q, self.terms)
 
     def forward(self, weight: Tensor) -> Tensor:
         blocks = self.blocks()
@@ -65,16 +60,37 @@ class Rotation(Delta):
         return F.linear(x, weight, bias)
 
 
+def neumann(eye: Tensor, q: Tensor, terms: int) -> Tensor:
+    """1 + 2q + 2q² + … with the last power once, which is (1 + q)(1 + q + … + q^(terms−2)), in few products by powers of q²."""
+    if terms == 2:
+        return eye + q
+    square = q @ q
+    powers = eye
+    for _ in range((terms - 1) // 2 - 1):
+        powers = eye + square @ powers
+    if terms % 2:
+        twice = eye + 2 * q + square  # (1 + q)²
+        return twice if powers is eye else twice @ powers
+    series = q + square
+    series = eye + (series if powers is eye else series @ powers)
+    return series + q @ series
+
+
 def rotated(x: Tensor, blocks: Tensor) -> Tensor:
     """R x, of each of the last dimension's pieces by its block."""
-    split = x.unflatten(-1, blocks.shape[:2])
-    return torch.einsum("...ni,nij->...nj", split, blocks.to(x.dtype)).flatten(-2)
+    split, blocks = x.unflatten(-1, blocks.shape[:2]), blocks.to(x.dtype)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return torch.einsum("...ni,nij->...nj", split, blocks).flatten(-2)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    places = y.view(-1, *blocks.shape[:2]).transpose(0, 1)  # written where they belong, without a copy
+    torch.bmm(split.reshape(-1, *blocks.shape[:2]).transpose(0, 1), blocks.contiguous(), out=places)
+    return y
 
 
 def rotated_back(grad: Tensor, x: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the blocks."""
     split, g = (each.reshape(-1, *blocks.shape[:2]) for each in (x, grad))
-    d_blocks = torch.einsum("...ni,...nj->nij", split, g.to(x.dtype))
+    d_blocks = torch.bmm(split.permute(1, 2, 0), g.to(x.dtype).transpose(0, 1))
     return rotated(grad, blocks.mT).to(x.dtype), d_blocks.to(blocks.dtype)
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_core.card import read_card, read_weights
 from peft_core.errors import PeftError
+from peft_core.saved.card import read_card, read_weights
 
 Measure = Literal["average", "flat", "per_token", "distance"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peft_core.errors import PeftError
 from peft_core.files import read_json
-from peft_core.fingerprint import BUCKETS
+from peft_core.saved.fingerprint import BUCKETS
 
 WEIGHTS, CARD, FORMAT = "adapter.safetensors", "adapter.json", 2
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from peft_core.attach import Record, is_inserted
-from peft_core.configuration import configuration_of, differs
 from peft_core.errors import PeftError
 from peft_core.kernels.quantised import Packed, dense, packed_of
+from peft_core.saved.configuration import configuration_of, differs
 from peft_core.stock import also_trained, head_of, whole_of
 
 BUCKETS, _TOLERANCE = 8, 0.02
