@@ -36,6 +36,7 @@ def protocols() -> dict[str, str]:
 
 
 def commands() -> list[Command]:
+    from clip_peft.app import app
     from clip_peft.auto import auto
     from clip_peft.compare import compare
     from clip_peft.export import export, merge_
@@ -44,7 +45,7 @@ def commands() -> list[Command]:
     from clip_peft.sweep.command import sweep
     from clip_peft.use import predict, test
 
-    return [fit, auto, test, predict, retrieve, merge_, export, compare, sweep, list_]
+    return [fit, auto, test, predict, retrieve, merge_, export, compare, sweep, app, list_]
 
 
 def main(argv: list[str] | None = None) -> int:

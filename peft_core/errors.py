@@ -14,7 +14,11 @@ class NotMergeable(PeftError):
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """'' or ', did you mean "x"?' with the choice that `word` may be a slip of: a part of it, or spelt nearly alike."""
-    for found in difflib.get_close_matches(word, list(choices), n=5, cutoff=0.5):
+    choices = list(choices)
+    for found in choices:
+        if found.lower() == word.strip().lower():
+            return f', did you mean "{found}"?'
+    for found in difflib.get_close_matches(word, choices, n=5, cutoff=0.5):
         if (len(word) > 2 and word in found) or _slips(word, found) <= max(1, round(0.3 * max(len(word), len(found)))):
             return f', did you mean "{found}"?'
     return ""

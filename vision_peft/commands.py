@@ -28,6 +28,7 @@ def backbones() -> dict[str, str]:
 
 
 def commands() -> list[Command]:
+    from vision_peft.app import app
     from vision_peft.auto import auto
     from vision_peft.auto_peft.command import auto_peft
     from vision_peft.bit_delta import bit_delta
@@ -39,7 +40,9 @@ def commands() -> list[Command]:
     from vision_peft.sweep.command import sweep
     from vision_peft.use import export, merge_, predict, test
 
-    return [fit, auto, test, predict, merge_, export, compare, sweep, noah, auto_peft, laplace, bit_delta, glora, list_]
+    return [
+        fit, auto, test, predict, merge_, export, compare, sweep, noah, auto_peft, laplace, bit_delta, glora, app, list_,
+    ]  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

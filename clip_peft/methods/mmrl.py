@@ -29,6 +29,11 @@ class MMRL(OpenVocabularyMethod):
     any others by f̂·t̂. R ~ N(0, 0.02²); the A of all blocks start alike, and the B. 4,992,256 parameters on ViT-B-16. Frozen
     features need the pictures: a cache of image features does not do.
 
+    With `rank` it is MMRL++ (Guo & Gu, "MMRL++: Parameter-Efficient and Interaction-Aware Representation Learning for
+    Vision-Language Models", IJCV 2026; preset mmrl_plus): A_l = A + U_l V_l with one A and U_l (V, k), V_l (k, r) of rank k, so
+    B_l; P = the model's projection + U V of rank `project_rank`; and tokens take β of the place of those before. V_l and V
+    start at 0.
+
     Args:
         tokens: K.
         width: r; 2048 on eurosat there.
@@ -36,6 +41,9 @@ class MMRL(OpenVocabularyMethod):
         share: α.
         weight: λ, between 0.01 and 7 there by data set.
         template: of the class texts, one.
+        rank: k; None for a projection of its own a block, and P of its own.
+        project_rank: of P's change, where there is a rank.
+        mix: β.
     """
 
     tokens: Count = 5
@@ -45,6 +53,9 @@ class MMRL(OpenVocabularyMethod):
     share: Share = 0.7
     weight: NotNegative = 1.0
     template: str = DEFAULT
+    rank: Count | None = None
+    project_rank: Count = 64
+    mix: Share = 1.0
     suits: ClassVar[tuple[str, ...]] = ("open_clip",)
     tells_trained: ClassVar[bool] = True
     no_class_weights: ClassVar[str | None] = "it compares texts with two features of each picture"
@@ -57,7 +68,10 @@ class MMRL(OpenVocabularyMethod):
 
     @classmethod
     def examples(cls) -> Iterable[Method]:
-        return (cls(tokens=2, width=8, first=2, last=3),)
+        return (
+            cls(tokens=2, width=8, first=2, last=3),
+            cls(tokens=2, width=8, first=2, last=3, rank=2, project_rank=4, mix=0.6),
+        )
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
         return _MMRL(clip, self, names)
@@ -91,23 +105,35 @@ class _MMRL(TemplateLearner):
         for tower, width in widths.items():
             first = nn.Linear(method.width, width, device=device)
             count = min(method.last, depths[tower]) - method.first + 1
-            setattr(self, f"to_{tower}", nn.ModuleList([copy.deepcopy(first) for _ in range(count)]))
-        self.project = nn.Parameter(torch.randn(*visual.proj.shape, device=device) * visual.proj.shape[0] ** -0.5)
+            own = [copy.deepcopy(first) for _ in range(count)]
+            setattr(
+                self, f"to_{tower}", nn.ModuleList(own) if method.rank is None else _Shared(first, count, method.rank)
+            )
+        if method.rank is None:
+            self.project = nn.Parameter(torch.randn(*visual.proj.shape, device=device) * visual.proj.shape[0] ** -0.5)
+        else:
+            self.up, self.down = _factors(*visual.proj.shape, method.project_rank, device)
 
     @property
     def kept_names(self) -> tuple[str, ...]:
         return self.trained
 
-    def at(self, projections: nn.ModuleList) -> dict[int, Tensor]:
+    def at(self, projections: Any) -> dict[int, Tensor]:
         """Block -> the tokens that join before it."""
-        return {self.method.first - 1 + i: project(self.rows) for i, project in enumerate(projections)}
+        shared = isinstance(projections, _Shared)
+        made = projections(self.rows) if shared else [project(self.rows) for project in projections]
+        return dict(enumerate(made, start=self.method.first - 1))
+
+    def projection(self) -> Tensor:
+        """P, V E."""
+        return self.project if self.method.rank is None else self.clip.model.visual.proj + self.up @ self.down
 
     def text_parameters(self) -> list[nn.Parameter]:
         return [self.rows, *self.to_text.parameters()]
 
     def class_features(self) -> Tensor:
         (text_pass,) = self.text_passes
-        return F.normalize(text_pass(inserted=self.at(self.to_text)), dim=-1)
+        return F.normalize(text_pass(inserted=self.at(self.to_text), mix=self.method.mix), dim=-1)
 
     @property
     def hand(self) -> Tensor:
@@ -119,7 +145,13 @@ class _MMRL(TemplateLearner):
         tokens, count, own = self.at(self.to_image), self.method.tokens, []
 
         def put(x: Tensor, new: Tensor, behind: int) -> Tensor:
-            return torch.cat((x[:, :1], new.to(x.dtype).expand(x.shape[0], -1, -1), x[:, behind:]), dim=1)
+            new = new.to(x.dtype).expand(x.shape[0], -1, -1)
+            new = (
+                self.method.mix * new + (1 - self.method.mix) * x[:, 1:behind]
+                if behind > 1 and self.method.mix != 1
+                else new
+            )
+            return torch.cat((x[:, :1], new, x[:, behind:]), dim=1)
 
         def take(y: Tensor) -> Tensor:
             own.append(y[:, 1 : 1 + count])
@@ -133,7 +165,7 @@ class _MMRL(TemplateLearner):
         with changed(receives, {blocks[-1]: take}):
             features = self.clip.model.encode_image(images, normalize=False)
         mean = self.clip.model.visual.ln_post(own[-1]).mean(dim=1)
-        return torch.cat((features, mean @ self.project.to(mean.dtype)), dim=-1)
+        return torch.cat((features, mean @ self.projection().to(mean.dtype)), dim=-1)
 
     def apart(self, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The logits of both features."""
@@ -154,3 +186,25 @@ class _MMRL(TemplateLearner):
         of_class, of_tokens = (F.cross_entropy(logits, labels) for logits in self.apart(features, texts))
         far = 2 - F.cosine_similarity(features.chunk(2, dim=-1)[0], frozen).mean() - (texts * self.hand).sum(-1).mean()
         return share * of_class + (1 - share) * of_tokens + self.method.weight * far
+
+
+class _Shared(nn.Module):
+    """A + U_l V_l and a bias for each of several layers."""
+
+    def __init__(self, first: nn.Linear, count: int, rank: int):
+        super().__init__()
+        self.weight = first.weight
+        factors = [_factors(*first.weight.shape, rank, first.weight.device) for _ in range(count)]
+        self.up, self.down = (nn.ParameterList(each) for each in zip(*factors, strict=True))
+        self.bias = nn.ParameterList([nn.Parameter(first.bias.detach().clone()) for _ in range(count)])
+
+    def forward(self, rows: Tensor) -> list[Tensor]:
+        each = zip(self.up, self.down, self.bias, strict=True)
+        return [F.linear(rows, self.weight + up @ down, bias) for up, down, bias in each]
+
+
+def _factors(outputs: int, inputs: int, rank: int, device: torch.device) -> tuple[nn.Parameter, nn.Parameter]:
+    """U (outputs, rank) as torch starts a linear's weight, and V (rank, inputs) 0."""
+    up = nn.Parameter(torch.empty(outputs, rank, device=device))
+    nn.init.kaiming_uniform_(up, a=5**0.5)
+    return up, nn.Parameter(torch.zeros(rank, inputs, device=device))

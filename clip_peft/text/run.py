@@ -50,7 +50,7 @@ class TextPass:
 
     def __call__(
         self, context: Tensor | None = None, deep: Sequence[Tensor | None] = (), *, full_length: bool = False,
-        inserted: Mapping[int, Tensor] | None = None,
+        inserted: Mapping[int, Tensor] | None = None, mix: float = 1.0,
     ) -> Tensor:  # fmt: skip
         """Features C E; with per-image context B C E.
 
@@ -61,6 +61,7 @@ class TextPass:
             full_length: run the model's own forward with all tokens.
             inserted: block -> R D, tokens without positions that join the sequence behind its first token before that block, all
                 classes' the same, and take the place of those of an earlier block. A causal tower's alone.
+            mix: with what share they take it; the rest is what became of the earlier ones.
 
         Raises:
             PeftError: vectors that do not fit, or a tower that takes no further tokens.
@@ -71,7 +72,7 @@ class TextPass:
         full_length = full_length or self.tower.full_length_because() is not None
         if inserted and full_length:
             raise PeftError(f"no tokens can join these texts on their way, because {self.tower.full_length_because()}.")
-        run = self._full if full_length else partial(self._packed, inserted=inserted or {})
+        run = self._full if full_length else partial(self._packed, inserted=inserted or {}, mix=mix)
         chunks = list(self._chunks(images, full_length, vectors))
         again = len(chunks) > 1 and torch.is_grad_enabled()
         parts = []
@@ -110,7 +111,7 @@ class TextPass:
 
     # ---- the two passes --------------------------------------------------------------------------------------------
 
-    def _packed(self, classes: slice, *vectors: Tensor | None, inserted: Mapping[int, Tensor]) -> Tensor:
+    def _packed(self, classes: slice, *vectors: Tensor | None, inserted: Mapping[int, Tensor], mix: float) -> Tensor:
         """B C E from the tokens that matter."""
         packing = self._packing(classes, _unified(vectors))
         x = self.tower.embed(packing.ids).expand(_images(vectors), -1, -1)
@@ -124,6 +125,7 @@ class TextPass:
                     packing = packing.grown(len(tokens))
                     mask = packing.mask.repeat(x.shape[0], 1, 1, 1)
                 joined = tokens.to(x.dtype).expand(x.shape[0], -1, -1)
+                joined = mix * joined + (1 - mix) * x[:, 1 : 1 + there] if there and mix != 1 else joined
                 x, there = torch.cat((x[:, :1], joined, x[:, 1 + there :]), dim=1), len(tokens)
             if 0 < i < len(vectors) and (vector := vectors[i]) is not None:
                 x = _put(x, packing, vector)

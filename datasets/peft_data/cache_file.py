@@ -163,4 +163,4 @@ def _said_plainly(folder: Path) -> Iterator[None]:
 
 
 def _gb(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"

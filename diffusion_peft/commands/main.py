@@ -37,6 +37,7 @@ def formats() -> dict[str, str]:
 
 
 def commands() -> list[Command]:
+    from diffusion_peft.commands.app import app
     from diffusion_peft.commands.evaluate import evaluate
     from diffusion_peft.commands.export import export
     from diffusion_peft.commands.fit import fit
@@ -45,7 +46,7 @@ def commands() -> list[Command]:
     from diffusion_peft.commands.sample import sample
     from diffusion_peft.commands.sweep import sweep
 
-    return [fit, sample, evaluate, sweep, export, merge_, join_, list_]
+    return [fit, sample, evaluate, sweep, export, merge_, join_, app, list_]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from peft_data.options import takes
 from peft_data.video.clips import Clips
 from peft_data.video.frames import decode_clips_for_training
 
+from peft_core.errors import PeftError
 from peft_core.files import must_encode
 from peft_core.jobs.cli.options import Choice
 from peft_core.jobs.runs.process import tell
@@ -70,6 +71,10 @@ class Data(Choice):
             """Options of the data set."""
 
         return options
+
+    def check(self) -> None:
+        if not self.name.strip():
+            raise PeftError("--data is empty: give a data set (`list data`) or a folder of pictures.")
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Data:

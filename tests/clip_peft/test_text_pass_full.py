@@ -7,7 +7,8 @@ import torch
 
 from clip_peft.text.run import TextPass
 from clip_peft.text.tower import TextTower
-from tests.clip_peft.models import LENGTH, close, coca, custom_clip, gradients, prompts_of, random, siglip
+from peft_core import PeftError
+from tests.clip_peft.models import LENGTH, agree, clip, close, coca, custom_clip, gradients, prompts_of, random, siglip
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,16 @@ def test_context_and_deep_prompts_at_full_length(build, memory: float | None):
     close(features, other.encode_text(taken, normalize=False))
     handle.remove()
     assert all(g.abs().sum() > 0 for g in gradients(features, vectors))
+
+
+def test_tokens_that_join_on_their_way_in_chunks_too():
+    model = clip()
+    prompts = prompts_of(model)
+    tokens = {1: random(2, 32, seed=4), 2: random(2, 32, seed=5)}
+    whole = TextPass(model, prompts)(inserted=tokens, mix=0.7)
+    agree(TextPass(model, prompts, memory=1.0)(inserted=tokens, mix=0.7), whole, list(tokens.values()))
+    assert not torch.allclose(whole, TextPass(model, prompts)())
+    with pytest.raises(
+        PeftError, match="no tokens can join these texts on their way, because its text tower is bidirectional"
+    ):
+        TextPass(siglip(), prompts_of(siglip()))(inserted=tokens)

@@ -104,3 +104,16 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture) -> None:
     assert main(["fit", "--help", "all", "--method", "kgcoop"]) == 0
     out = capsys.readouterr().out
     assert "--cache_views" in out and "--method.weight" in out and "--trainer.max_epochs" in out
+
+
+def test_the_page_predicts_its_own_names_and_others(coop_run: Path, photos: str) -> None:
+    from clip_peft.app import PART
+    from peft_core.jobs.app.frame import Page
+
+    page, picture = Page(PART, coop_run.parent), str(next(Path(photos).glob("test/red/*.png")))
+    _, table = page.use(coop_run.name, [picture], "red thing, a blue thing", 5)
+    assert sorted(row[1] for row in table["data"]) == ["a blue thing", "red thing"]
+    _, table = page.use(coop_run.name, [picture], "", 5)
+    assert sorted(row[1] for row in table["data"]) == ["black", "blue", "green"]
+    with pytest.raises(PeftError, match="is there twice"):
+        page.use(coop_run.name, [picture], "red, red", 5)

@@ -5,7 +5,8 @@ with the weights, pictures and learnt values of `clip_model`. Repositories: Fari
 all norms of their optimiser's list train, of which their code freezes ln_pre, ln_post and ln_final again; no weight decay in
 the first stage, where ours spares vectors), minglllli/CLIPFit 4dde049, ZjjConan/VLM-MultiModalAdapter c3d0bc2 (MMA: blocks 2
 and 3, width 8, scale 0.3), htyao89/Textual-based_Class-aware_prompt_tuning bd97bec (TCP: its block 8 is 1, its width 512 is 64),
-Koorye/DePT d4ff416 (on KgCoOp), yunncheng/MMRL 27d8821 (blocks 2 and 3, two tokens of width 8).
+Koorye/DePT d4ff416 (on KgCoOp), yunncheng/MMRL 27d8821 (MMRL and MMRL++: blocks 2 and 3, two tokens of width
+8).
 """
 
 import json
@@ -160,6 +161,20 @@ def test_dept_clip():
     same(whole.loss(pictures(), LABELS), golden["stepped"])
 
 
+def test_mmrl_plus():
+    golden = GOLDEN["mmrlpp"]
+    chosen = make_method("mmrl", tokens=2, width=8, first=2, last=3, rank=2, project_rank=4, mix=0.6)
+    whole = built(resolved(chosen, None, "coop/oxford_pets")[0])
+    learner: Any = whole.learner
+    parameters = {name: getattr(learner, name) for name in ("rows", "up", "down")}
+    for tower in ("text", "image"):
+        parameters |= {f"{tower} {name}": p for name, p in getattr(learner, f"to_{tower}").named_parameters()}
+    assert set(parameters) == set(golden["gradients"])
+    for name, p in parameters.items():
+        put(p, f"mmrl {name}", 0.5)
+    check(whole, golden, parameters)
+
+
 def test_mmrl():
     golden = GOLDEN["mmrl"]
     chosen = make_method("mmrl", tokens=2, width=8, first=2, last=3)
@@ -174,6 +189,10 @@ def test_mmrl():
     learner.project.data.copy_(whole.model.visual.proj)
     for name, p in parameters.items():
         put(p, f"mmrl {name}", 0.1 if name == "project" else 0.5, add=name == "project")
+    check(whole, golden, parameters)
+
+
+def check(whole: OpenVocabulary, golden: dict[str, Any], parameters: dict[str, Tensor]) -> None:
     same(whole(pictures()), golden["logits"])
     same(whole.set_classes([*NAMES, "zebra"])(pictures())[:, :-1], golden["new"])
     whole.set_classes(NAMES)

@@ -35,6 +35,7 @@ def test_runs_stand_side_by_side_and_seeds_share_a_row(program: str, tmp_path: P
     write(tmp_path / "runs/a", program)
     write(tmp_path / "runs/b", program, seed=1, accuracy=0.7)
     write(tmp_path / "runs/c", program, method={"name": "linear"}, accuracy=0.9)
+    write(tmp_path / "runs/other", next(each for each in PROGRAMS if each != program))
     (tmp_path / "runs/begun").mkdir()
     assert PROGRAMS[program](["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "table")]) == 0
     table = (tmp_path / "table/compare.md").read_text(encoding="utf-8")

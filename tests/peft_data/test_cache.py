@@ -140,7 +140,7 @@ def test_a_full_disk_keeps_the_old_file(split, tmp_path, monkeypatch) -> None:
     usage = namedtuple("usage", "free")(1000)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: usage)
-        with pytest.raises(DataError, match="need 0.0 GiB but .* has 0.0 GiB free: make room"):
+        with pytest.raises(DataError, match="need 0.0 MiB but .* has 0.0 MiB free: make room"):
             decode(split, 9, cache_dir=tmp_path / "c")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))  # the write itself fails midway

@@ -33,6 +33,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "ssv2/aim": dict(per_block=4, scale=1.0, label_smoothing=0.1, augment="randaug_crop", video=HALF),
     "ssv2/adaptformer": dict(dropout=0.0, augment="multi_scale", video={"head": "batch_norm", "norm": "fresh"}),
     "hmdb51/adaptformer": dict(dropout=0.0, augment="multi_scale", optimizer="sgd", video={"head": "batch_norm"}),
+    "loftq": dict(rank=64, lr=3e-4, weight_decay=0.1, warmup=0.03),
+    "sora": dict(lr=1.2e-3, weight_decay=0.1, warmup=0.06),
+    "lq_lora": dict(rank=64, alpha=16.0, budget=2.75, lr=2e-5, weight_decay=0.0),
     "vtab_ssf": dict(lr=5e-3, weight_decay=5e-5, drop_path=0.0, batch_size=64, init_std=0.02),
 }
 

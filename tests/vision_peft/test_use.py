@@ -217,3 +217,17 @@ def test_list(what: str, capsys: pytest.CaptureFixture) -> None:
         "recipes": {"default", "vtab", "fgvc", "digits", "world"},
     }
     assert wanted[what] <= first and all(len(line.split()) > 2 for line in lines if line and not line.endswith(":"))
+
+
+def test_the_page_predicts(short_run: Path, pictures: Path, tmp_path: Path) -> None:
+    from peft_core.jobs.app.frame import Page
+    from vision_peft.app import PART
+
+    (tmp_path / "bad.png").write_text("no picture", encoding="utf-8")
+    given = [str(pictures / "zero.png"), str(tmp_path / "bad.png"), str(pictures / "more/one.png")]
+    shown, table = Page(PART, short_run.parent).use(short_run.name, given, 2)
+    assert [path for path, _ in shown] == [given[0], given[2]] and shown[0][1].endswith(" %")
+    assert [row[0] for row in table["data"]] == ["zero.png"] * 2 + ["one.png"] * 2 + [""]
+    assert "bad.png is no picture" in table["data"][-1][1]
+    with pytest.raises(PeftError, match="bad.png is no picture"):
+        Page(PART, short_run.parent).use(short_run.name, given[1:2], 2)

@@ -112,4 +112,4 @@ def say(error: BaseException) -> str:
     """An error in one sentence."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return str(error).strip().replace("?.", "?") or type(error).__name__
+    return " ".join(str(error).split("\n")).strip().replace("?.", "?") or type(error).__name__

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from peft_core.jobs.cli.trainer import TrainerFlags
-from peft_core.values import Count, NotNegative, Positive, Seed, Share, Whole
+from peft_core.values import Count, NotNegative, Positive, Range, Seed, Share, Whole
+
+Port = Annotated[int, Range(1024, 65535)]
 
 RUN, TRAINING, MACHINE = "what is trained on what", "training", "the run and its machine"
 """Headings of every `fit`'s help."""
@@ -64,4 +68,14 @@ def sweeping(
         workers: Processes; by default one a GPU, or one a processor.
         threads: Of each process; by default the processors are shared out.
         overwrite: Change the plan of a sweep; runs that both plans have are kept.
+    """
+
+
+def serving(*, runs: str = "runs", port: Port = 7860, open: bool = False) -> None:
+    """Options of every `app`.
+
+    Args:
+        runs: The folder of run folders that are shown and written to.
+        port: On 127.0.0.1.
+        open: Open the browser.
     """

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.reports import plots
-from peft_core.jobs.runs.folder import RESULTS, read_results
+from peft_core.jobs.runs.folder import CONFIG, RESULTS, read_results, read_run_config
 from peft_core.jobs.runs.load import program_of
 
 Results = Mapping[str, Any]
@@ -50,7 +50,7 @@ class Comparison(NamedTuple):
         Raises:
             PeftError: no finished run among them, or runs that cannot be compared.
         """
-        found = [self.read(run) for run in finished(runs)]
+        found = [self.read(run) for run in finished(runs, self.program)]
         if not found:
             raise PeftError(f"none of {', '.join(runs)} holds a finished run: `{self.program} fit --out …` makes one.")
         for key in self.alike:
@@ -116,8 +116,8 @@ class Comparison(NamedTuple):
         return plots.scatter(points, self.of_size, f"{figure} on {plots.label(rows[0][0]['data'], 40)}{unit}")
 
 
-def finished(paths: Sequence[str]) -> list[Path]:
-    """The finished runs among these folders, and those right inside the others.
+def finished(paths: Sequence[str], program: str) -> list[Path]:
+    """The finished runs among these folders, and a program's own right inside the others.
 
     Raises:
         PeftError: a folder that does not exist.
@@ -126,8 +126,13 @@ def finished(paths: Sequence[str]) -> list[Path]:
     for path in (Path(each).expanduser() for each in paths):
         if not path.is_dir():
             raise PeftError(f"there is no folder {path}: give run folders, or a folder of them.")
-        inside = [path] if (path / RESULTS).is_file() else sorted(path.iterdir())
-        found += [each for each in inside if (each / RESULTS).is_file()]
+        if (path / RESULTS).is_file():
+            found.append(path)
+        else:
+            inside = (
+                each for each in sorted(path.iterdir()) if (each / RESULTS).is_file() and (each / CONFIG).is_file()
+            )
+            found += [each for each in inside if str(read_run_config(each)["command"]).split()[:1] == [program]]
     return list(dict.fromkeys(found))
 
 

@@ -41,6 +41,16 @@ def curves(history: Sequence[Mapping[str, float]], score: str = "accuracy") -> b
     return png(figure)
 
 
+def so_far(what: str, points: Sequence[tuple[float, float]]) -> bytes:
+    """PNG: the training loss of a run that goes on, against `what` it counts."""
+    figure, (axis,) = axes(1, 1, figsize=(6, 3))
+    axis.plot([x for x, _ in points], [y for _, y in points], color=ACCENT, marker="." if len(points) < 20 else "")
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel(what)
+    axis.set_ylabel("training loss")
+    return png(figure)
+
+
 def smooth(values: Sequence[float], share: float = 0.1) -> list[float]:
     """The running mean over a share of all values, half of them before and half behind each."""
     half = max(1, int(len(values) * share / 2))

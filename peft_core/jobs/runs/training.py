@@ -233,14 +233,14 @@ class Progress(Callback):
         words = [TextColumn("step {task.completed}/{task.total}" if module.by_steps else "epoch {task.fields[epoch]}"), TextColumn("{task.fields[note]}")]
         self.bar = Progress(words[0], BarColumn(), TimeRemainingColumn(), words[1], console=Console(stderr=True))
         total = planned_steps(trainer, int(trainer.num_training_batches))
-        self.task = self.bar.add_task("", total=total, epoch="", note="")
+        self.task = self.bar.add_task("", total=total, epoch=self.epoch(trainer), note="")
         self.bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, out: Any, batch: Any, index: int) -> None:
         if not trainer.is_global_zero:
             return
         self.expect(trainer)
-        epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
+        epoch = self.epoch(trainer)
         if self.bar is not None:
             self.bar.update(self.task, completed=trainer.global_step, epoch=epoch, note=module.describe())
         elif time.monotonic() - self.said >= EVERY and index + 1 != trainer.num_training_batches:
@@ -251,8 +251,12 @@ class Progress(Callback):
         epoch, last = trainer.current_epoch + 1, trainer.max_epochs or -1
         due = epoch == last or epoch % max(1, math.ceil(last / 10)) == 0 or time.monotonic() - self.said >= EVERY
         if self.bar is None and trainer.is_global_zero and due:
-            where = f"step {trainer.global_step}/{module.steps}" if module.by_steps else f"epoch {epoch}/{last}"
+            where = f"step {trainer.global_step}/{module.steps}" if module.by_steps else f"epoch {self.epoch(trainer)}"
             self.say(f"{where}  {module.describe()}{self.left(trainer)}")
+
+    def epoch(self, trainer: Trainer) -> str:
+        """`3/8`; `3` where steps alone end the training."""
+        return f"{trainer.current_epoch + 1}" + (f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else "")
 
     def say(self, text: str) -> None:
         self.said = time.monotonic()

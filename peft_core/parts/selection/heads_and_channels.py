@@ -1,6 +1,6 @@
 """Heads of attentions and channels of MLPs that training drops one after another, while low-rank changes make up for them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from peft_core.anatomies import Place, SubLayer
+from peft_core.attach import grafts_named
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Delta
-from peft_core.lifecycle import Progress, memory, own_grafts
+from peft_core.lifecycle import Progress, adaptation_of, memory, own_grafts
 from peft_core.merging import names_of
 from peft_core.method import Method, Plan
 from peft_core.parts.lowrank import LowRank
@@ -123,22 +124,20 @@ class HeadsAndChannels(Method):
 
     def _importance(self, model: nn.Module) -> dict[str, Tensor]:
         masks, found = self._masks(model), dict[str, Tensor]()
-        for module in model.modules():
-            weight = module._parameters.get(names_of(module)[0]) if "peft" in module._modules else None
-            for change in _own(module, self, model, LowRank) if weight is not None else ():
-                first = next(iter(masks.get(change.group, ())), None)
-                if first is None:
-                    continue
-                score = self._score(
-                    change, weight.detach() if change.rows is None else weight.detach()[slice(*change.rows)]
-                )
-                if score is None:
-                    continue
-                score = score.sum(0) if change.across else score.sum(1)
-                # rows of channels and of their gates lie one behind the other
-                score = score.view(1 if change.across else first.times, len(first.gone), -1).sum((0, 2))
-                score = score / (score.norm() + 1e-8)
-                found[change.group] = score if change.group not in found else found[change.group] + score
+        for module, _, change in grafts_named(model, adaptation_of(model, self).name):
+            group = getattr(change, "group", None)
+            if not isinstance(change, LowRank) or group not in masks:
+                continue
+            first, weight = masks[group][0], module._parameters[names_of(module)[0]]
+            assert weight is not None
+            score = self._score(change, weight.detach()[slice(*(change.rows or (None,)))])
+            if score is None:
+                continue
+            across: Any = change.across
+            # rows of channels and of their gates lie one behind the other
+            score = score.sum(0 if across else 1).view(1 if across else first.times, len(first.gone), -1).sum((0, 2))
+            score = score / (score.norm() + 1e-8)
+            found[group] = score if group not in found else found[group] + score
         return found
 
     def _score(self, change: LowRank, weight: Tensor) -> Tensor | None:
@@ -185,12 +184,6 @@ class HeadsAndChannels(Method):
         for mask in own_grafts(model, self, Dropped):
             found.setdefault(mask.group, []).append(mask)
         return found
-
-
-def _own(module: nn.Module, method: Method, model: nn.Module, kind: type[Delta]) -> Iterator[Any]:
-    own = {id(graft) for graft in own_grafts(model, method, kind)}
-    for slots in module._modules["peft"].values():  # type: ignore[union-attr]
-        yield from (graft for graft in slots.values() if id(graft) in own)
 
 
 def _places(plan: Plan, sublayer: SubLayer) -> list[Place]:

@@ -1,0 +1,95 @@
+"""What a program hands in for its page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from peft_core.errors import PeftError
+
+
+@dataclass(frozen=True)
+class Field:
+    """Something to fill in.
+
+    Args:
+        option: the command's option that it stands for, `epochs`.
+        choices: to choose from; any other word may be written.
+        number: it holds a number.
+        info: a few words under it.
+    """
+
+    option: str
+    label: str
+    value: str | float | None = None
+    choices: tuple[str, ...] = ()
+    number: bool = False
+    info: str = ""
+
+
+class Shown(NamedTuple):
+    """What a run gives: pictures with a caption each, and a table."""
+
+    pictures: list[tuple[Any, str]]
+    columns: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A program's page.
+
+    Args:
+        program: `vision_peft`.
+        module: whose `main` starts the program.
+        about: a sentence under the heading.
+        takes_pictures: a run is used on pictures.
+        verb: what it does with them: `Predict`.
+        use: (loaded run, paths of pictures, values of `use_fields` by option) -> what is shown.
+        use_fields: what else a use may say.
+        fit_fields: what a training may say besides its data and its name.
+    """
+
+    program: str
+    module: str
+    about: str
+    takes_pictures: bool
+    verb: str
+    use: Callable[[Any, Sequence[str], Mapping[str, Any]], Shown]
+    use_fields: tuple[Field, ...]
+    fit_fields: tuple[Field, ...]
+
+
+CHOSEN = 24
+"""Pictures that a page shows at once."""
+
+
+def predictions(run: Any, pictures: Sequence[str], top: int) -> Shown:
+    """The likeliest classes of pictures by a classifier's run; the first `CHOSEN` pictures are shown, the table has all.
+
+    Raises:
+        PeftError: none of them can be read.
+    """
+    good, ready, bad = list[str](), [], list[str]()
+    for path in pictures:
+        try:
+            ready.append(run.pixels(path))
+        except PeftError as error:
+            bad.append(str(error))
+        else:
+            good.append(path)
+    if not good:
+        raise PeftError(bad[0] if bad else "drop a picture first.")
+    shown, rows = list[tuple[Any, str]](), list[list[str]]()
+    for path, found in zip(good, run.predict(good), strict=True):
+        best = found.probabilities.topk(min(top, len(run.class_names)))
+        shown.append((path, f"{found.class_name} {100 * found.probability:.0f} %"))
+        for share, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            rows.append([name_of(path), run.class_names[place], f"{100 * share:.1f} %"])
+    rows += [["", sentence, ""] for sentence in bad]
+    return Shown(shown[:CHOSEN], ["picture", "class", "probability"], rows)
+
+
+def name_of(path: str) -> str:
+    return path.replace("\\", "/").rpartition("/")[2]
