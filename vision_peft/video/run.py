@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class VideoRun(Run):
     def predict(self, images: Any, batch_size: int = 8) -> list[Any]:
         """The class of each clip: paths or uint8 tensors `L 3 h w`, one or several."""
         one = isinstance(images, (str, Path)) or (isinstance(images, Tensor) and images.ndim == 4)
-        given: Iterable[Any] = [images] if one else images
+        given: Any = [images] if one else images
         return list(self.stream(given, batch_size))
 
     def found(self, paths: Sequence[str]) -> list[Path]:
