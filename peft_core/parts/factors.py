@@ -1,6 +1,6 @@
 """Parameters of weight changes: where they live, and how small factors make a big weight."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,7 @@ def add_scaled(weight: Tensor, change: Tensor, scale: float) -> Tensor:
     return torch.add(weight, change.reshape(weight.shape), alpha=scale).to(weight.dtype)
 
 
-def tucker(
-    core: Annotated[Tensor, "... i j h w"], a: Annotated[Tensor, "... i out"], b: Annotated[Tensor, "... j in"]
-) -> Annotated[Tensor, "... out in h w"]:
+def tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """A convolution's weight (out, in, kh, kw) from its core (r, r, kh, kw), a (r, out) and b (r, in), or several."""
     return torch.einsum("...ijhw,...io,...jc->...ochw", core, a, b)
 
