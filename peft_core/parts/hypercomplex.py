@@ -1,7 +1,7 @@
 """A bottleneck whose two matrices are sums of Kronecker products (Compacter); all bottlenecks share the small left factors."""
 
 import math
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from peft_core.grafts.shared import Reference
 from peft_core.parts.bottleneck import ACTIVATIONS
 
 
-def kronecker_sum(left: Annotated[Tensor, "n a b"], right: Annotated[Tensor, "n c d"]) -> Annotated[Tensor, "out in"]:
+def kronecker_sum(left: Tensor, right: Tensor) -> Tensor:
     """Σ_i left_i ⊗ right_i of (n, a, b) and (n, c, d): (a·c, b·d)."""
     return torch.einsum("iab,icd->acbd", left, right).reshape(left.shape[1] * right.shape[1], -1)
 

@@ -5,7 +5,7 @@ residual W − s·B₀ A₀ that authors train on, and what is saved loads on th
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,20 +77,20 @@ class FromInputs(LowRank):
 # ---- from the weight, and from chance ------------------------------------------------------------------------------
 
 
-def principal(weight: Annotated[Tensor, "out in"], rank: int, scale: float) -> Pair:
+def principal(weight: Tensor, rank: int, scale: float) -> Pair:
     """The largest singular triplets: s·B A = U_r S_r V_rᵀ, with √(S_r/s) on either side."""
     u, values, v = torch.linalg.svd(weight, full_matrices=False)
     root = (values[:rank] / scale).sqrt()
     return root[:, None] * v[:rank], u[:, :rank] * root
 
 
-def orthonormal(weight: Annotated[Tensor, "out in"], rank: int, scale: float) -> Pair:
+def orthonormal(weight: Tensor, rank: int, scale: float) -> Pair:
     """The first columns of Q and rows of R, W = Q R."""
     q, r = torch.linalg.qr(weight)
     return r[:rank], q[:, :rank]
 
 
-def disjoint(weight: Annotated[Tensor, "out in"], rank: int, scale: float) -> Pair:
+def disjoint(weight: Tensor, rank: int, scale: float) -> Pair:
     """Random factors in two halves of a rotated rank space: B A = 0."""
     if rank % 2:
         raise PeftError(f"the orthogonal start splits the rank in two halves: {rank} is odd.")
@@ -101,7 +101,7 @@ def disjoint(weight: Annotated[Tensor, "out in"], rank: int, scale: float) -> Pa
     return down.t() / 10, up / 10
 
 
-def minor(weight: Annotated[Tensor, "out in"], rank: int) -> Annotated[Tensor, "out rank"]:
+def minor(weight: Tensor, rank: int) -> Tensor:
     """B: the left singular vectors of the smallest singular values."""
     return torch.linalg.svd(weight, full_matrices=False)[0][:, -rank:]
 
@@ -135,7 +135,7 @@ def with_gradients(model: nn.Module, method: Method, losses: Iterable[Tensor]) -
     return [(change, sums[id(weight)] / count) for change, weight in pairs]
 
 
-def along_gradient(gradient: Annotated[Tensor, "out in"], rank: int, gamma: float) -> Pair:
+def along_gradient(gradient: Tensor, rank: int, gamma: float) -> Pair:
     """A: the first r right singular vectors of ∂L/∂W, B: the next r left ones, weighed by their values and out^¼/√γ."""
     most = min(4 * rank, *gradient.shape)
     u, values, v = torch.svd_lowrank(gradient, q=most, niter=4)
