@@ -33,11 +33,11 @@ class ClipRun(Run):
 
     Args:
         encoder: the model's image side.
-        columns: where the classes stand among those that the model names, if these are more.
+        places: where the classes stand among those that the model names, if these are more.
     """
 
     encoder: Encoder = None  # type: ignore[assignment]
-    columns: tuple[int, ...] | None = None
+    places: tuple[int, ...] | None = None
 
     def with_classes(self, class_names: Sequence[str]) -> ClipRun:
         """The same run for these classes.
@@ -47,16 +47,16 @@ class ClipRun(Run):
         """
         names = checked_names(class_names)
         whole: OpenVocabulary = self.model  # type: ignore[assignment]
-        columns = places_among(names, whole.class_names)
-        if whole.learner.method.of_classes and columns is not None:
-            columns = None if columns == tuple(range(len(whole.class_names))) else columns
-            return dataclasses.replace(self, class_names=names, columns=columns)
+        places = places_among(names, whole.class_names)
+        if whole.learner.method.of_classes and places is not None:
+            places = None if places == tuple(range(len(whole.class_names))) else places
+            return dataclasses.replace(self, class_names=names, places=places)
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always", NamesReadAlike)
             whole.set_classes(names)
         for warning in heard:
             tell(f"note: {warning.message}")
-        return dataclasses.replace(self, class_names=names, columns=None)
+        return dataclasses.replace(self, class_names=names, places=None)
 
     def ready(self, image: Any) -> Tensor:
         """A picture at the model's size; in its own frame, uint8 3 h w, where the method cuts views from it."""
@@ -73,7 +73,7 @@ class ClipRun(Run):
         augment = test_augment(self.encoder.whole.method)
         pictures = torch.stack(batch) if augment == "none" else framed(batch, self.fit, augment)
         for logits in batches_of_logits(self.encoder, pictures):
-            logits = logits if self.columns is None else logits[:, list(self.columns)]
+            logits = logits if self.places is None else logits[:, list(self.places)]
             yield from predictions(logits, self.class_names)
 
 

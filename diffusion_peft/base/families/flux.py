@@ -3,7 +3,7 @@ and are told the scale of their guidance."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,7 +76,7 @@ class Flux(Family):
         }  # fmt: skip
 
     def original(self, model: nn.Module) -> tuple[dict[str, str | tuple[str, ...]], Sequence[str]]:
-        found = dict(_OUTSIDE)
+        found: dict[str, str | tuple[str, ...]] = dict(_OUTSIDE)
         for number in range(len(model.transformer_blocks)):  # type: ignore[arg-type]
             for stream, names in _DOUBLE.items():
                 for name, paths in names.items():
@@ -102,7 +102,7 @@ _DOUBLE = {
 _SINGLE = {
     "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), "linear2": ("proj_out",), "modulation.lin": ("norm.linear",),
 }  # fmt: skip
-_OUTSIDE: dict[str, str | tuple[str, ...]] = {
+_OUTSIDE: Mapping[str, str | tuple[str, ...]] = {
     "img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out",
     "final_layer.adaLN_modulation.1": "norm_out.linear",
 } | {

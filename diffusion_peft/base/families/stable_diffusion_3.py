@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,7 +60,8 @@ class StableDiffusion3(Family):
         }  # fmt: skip
 
     def original(self, model: nn.Module) -> tuple[dict[str, str | tuple[str, ...]], Sequence[str]]:
-        found, depth = dict(_OUTSIDE), len(model.transformer_blocks)  # type: ignore[arg-type]
+        depth = len(model.transformer_blocks)  # type: ignore[arg-type]
+        found: dict[str, str | tuple[str, ...]] = dict(_OUTSIDE)
         for number in range(depth):
             for name, paths in _BLOCK.items():
                 found[f"joint_blocks.{number}.{name}"] = tuple(f"transformer_blocks.{number}.{path}" for path in paths)
@@ -76,7 +77,7 @@ _BLOCK = {
     "context_block.attn.proj": ("attn.to_add_out",), "context_block.mlp.fc1": ("ff_context.net.0.proj",),
     "context_block.mlp.fc2": ("ff_context.net.2",), "context_block.adaLN_modulation.1": ("norm1_context.linear",),
 }  # fmt: skip
-_OUTSIDE: dict[str, str | tuple[str, ...]] = {
+_OUTSIDE: Mapping[str, str | tuple[str, ...]] = {
     "context_embedder": "context_embedder", "x_embedder.proj": "pos_embed.proj", "final_layer.linear": "proj_out",
     "final_layer.adaLN_modulation.1": "norm_out.linear",
 } | {
