@@ -52,7 +52,7 @@ def export(
     folder = out_folder(out, run)
     loaded = load_run(run, ("clip_peft",))
     loaded = loaded.with_classes(asked_for(classes)) if classes else loaded
-    if loaded.among is not None:
+    if loaded.places is not None:
         raise PeftError(f"{loaded.model.method.name} exports the classes it was trained on: leave --classes out.")
     if not loaded.class_names and not what and format == "all":
         what = ["model"]  # there is nothing else to a run that names no classes

@@ -25,7 +25,7 @@ def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> byte
         axis.plot([0, 1], [0, 1], color="#9aa3ad", lw=1, ls="--")
         axis.plot(x, y, color=ACCENT, lw=1.2)
         axis.scatter(x, y, s=[4 + 50 * row["count"] / most for row in full], color=ACCENT)
-        axis.set(xlim=(0, 1.02), ylim=(0, 1.02))
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axis.set_title(name, fontsize=9)
     figure.supxlabel("confidence", fontsize=10)
     figure.supylabel("accuracy", fontsize=10)

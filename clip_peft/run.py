@@ -33,11 +33,11 @@ class ClipRun(Run):
 
     Args:
         encoder: the model's image side.
-        among: where the classes stand among those that the model names, if these are more.
+        places: where the classes stand among those that the model names, if these are more.
     """
 
     encoder: Encoder = None  # type: ignore[assignment]
-    among: tuple[int, ...] | None = None
+    places: tuple[int, ...] | None = None
 
     @property
     def whole(self) -> OpenVocabulary:
@@ -52,16 +52,16 @@ class ClipRun(Run):
         """
         names = checked_names(class_names)
         whole = self.whole
-        among = places_among(names, whole.class_names)
-        if whole.learner.method.of_classes and among is not None:
-            among = None if among == tuple(range(len(whole.class_names))) else among
-            return dataclasses.replace(self, class_names=names, among=among)
+        places = places_among(names, whole.class_names)
+        if whole.learner.method.of_classes and places is not None:
+            places = None if places == tuple(range(len(whole.class_names))) else places
+            return dataclasses.replace(self, class_names=names, places=places)
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always", NamesReadAlike)
             whole.set_classes(names)
         for warning in heard:
             tell(f"note: {warning.message}")
-        return dataclasses.replace(self, class_names=names, among=None)
+        return dataclasses.replace(self, class_names=names, places=None)
 
     def ready(self, image: Any) -> Tensor:
         """A picture at the model's size; in its own frame, uint8 3 h w, where the method cuts views from it."""
@@ -78,7 +78,7 @@ class ClipRun(Run):
         augment = test_augment(self.encoder.whole.method)
         pictures = torch.stack(batch) if augment == "none" else framed(batch, self.fit, augment)
         for logits in batches_of_logits(self.encoder, pictures):
-            logits = logits if self.among is None else logits[:, list(self.among)]
+            logits = logits if self.places is None else logits[:, list(self.places)]
             yield from predictions(logits, self.class_names)
 
 

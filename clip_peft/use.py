@@ -59,7 +59,7 @@ def report(run: str, data: Data | None, split: str, classes: str, cache: bool, q
     decoded = chosen.decode(pictures, fit.size, test_augment(at.encoder.whole.method), **how)
     if cache:
         at.encoder.folder = Path(chosen.options.get("cache_dir") or default_cache())
-    found = figures(score(at.encoder, decoded, len(opened.class_names), at.among), decoded, opened.class_names)
+    found = figures(score(at.encoder, decoded, len(opened.class_names), at.places), decoded, opened.class_names)
     if not quiet:
         of = "" if which == "all" else f"{which} classes, "
         accuracy, ece = f"accuracy {found['accuracy']:.4f}", f"ECE {found['ece']:.4f}"

@@ -89,7 +89,7 @@ def nothing() -> None:
 
 
 pytestmark = pytest.mark.slow
-CASES: dict[str, list[tuple[Callable[[], None], str, str]]] = {
+CASES: dict[str, list[tuple[Callable[[], object], str, str]]] = {
     "configs": [
         (nothing, f"{FIT} --config none.yaml", "none.yaml"),
         (text("a.yaml", "- data\n- lr\n"), f"{FIT} --config a.yaml", "a.yaml"),

@@ -84,11 +84,13 @@ class Classifier(Learning):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         if self.without_gradients:  # which calls this twice a step, and wants the same draws
             self.on_train_batch_start(batch, index)
-        images = None if self.prefix else self.augment(batch.images, self.chance)
+        if not self.prefix:
+            images, labels = self.task.augmented(self.augment, batch, self.chance)
+            batch = batch._replace(images=images, labels=labels)
 
         def loss() -> Tensor:
             found = []
-            for part in self.task.shares(self.model, batch if images is None else batch._replace(images=images)):
+            for part in self.task.shares(self.model, batch):
                 logits = self.prefix(part.indices) if self.prefix else self(part.images)
                 if (right := self.task.right(logits, part.labels)) is not None:
                     self.named[0] = self.named[0].to(logits.device) + right

@@ -16,6 +16,7 @@ from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.folder import RunFolder, rate_of, run_name, run_once
 from peft_core.jobs.runs.saying import sure_words
 from peft_core.values import Positive, Rate, Whole
+from vision_peft.dense.flags import DenseFlags
 from vision_peft.tasks import TaskName
 from vision_peft.video.flags import VideoFlags
 
@@ -29,7 +30,7 @@ def recipe_of(settings: dict[str, Any]) -> str:
     RUN: "data task backbone method recipe epochs",
     TRAINING: "lr batch_size optimizer weight_decay warmup final_lr label_smoothing drop_path augment resize normalise",
     "scoring": "protocol eval_on eval_every",
-    MACHINE: "out seed overwrite save_every compile quantize cache_prefix video trainer",
+    MACHINE: "out seed overwrite save_every compile quantize cache_prefix video dense trainer",
 })  # fmt: skip
 @takes(training, batch_size=64, weight_decay=1e-4, final_lr=0.01)
 def fit(
@@ -54,6 +55,7 @@ def fit(
     resize: Literal["squash", "crop"] = "squash",
     normalise: Literal["checkpoint", "imagenet", "half", "clip", "none"] = "checkpoint",
     video: VideoFlags = None,  # type: ignore[assignment]
+    dense: DenseFlags = None,  # type: ignore[assignment]
     compile: bool = False,
     cache_prefix: Literal["auto", "on", "off"] = "auto",
     **common: Any,
@@ -62,7 +64,8 @@ def fit(
 
     Args:
         data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION.
-        task: `classify` (one class a picture), `multi_label` (any number of labels) or `regression` (a number).
+        task: `classify` (one class a picture), `multi_label` (any number of labels), `regression` (a number) or
+            `segment` (a class a pixel).
         backbone: `reference`, a timm name, a model folder, or ARCHITECTURE@FILE.safetensors.
         quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
@@ -85,6 +88,7 @@ def fit(
             (mirrors), randaug_crop or timm_randaug_crop; parts are cut from the file's own frame.
         resize: `squash` to the model's size, or `crop` the centre.
         normalise: The checkpoint's own mean and std, ImageNet's, 0.5, CLIP's, or none.
+        dense: Of tasks with an output for every pixel, e.g. --dense.head pyramid --dense.size 224.
         video: How the model runs on clips, e.g. --video.attention joint.
         compile: Compile the model with torch.compile.
         cache_prefix: Compute once what comes before the first trained block, where nothing in it is random.

@@ -79,13 +79,14 @@ def run(
     card |= about.card() | about_clips(data.train, settings)
     fit = {"mode": settings["resize"], "crop_pct": about.crop_pct}
     pictures = settings["data"].decode(train, about.input_size, settings["augment"], **fit)
-    held_out = settings["data"].decode(scored, about.input_size, **fit) if len(scored) else None
+    held_out = task.ready(settings["data"].decode(scored, about.input_size, **fit), data) if len(scored) else None
+    pictures = task.ready(pictures, data)
     batches = batches_of(pictures, each, seed=settings["seed"], **share)
     batches.draw = task.draw(pictures.labels, settings["seed"])
     scoring = InOrder(batches_of(held_out, 2 * each, shuffle=False, **share)) if held_out is not None else None
     choosing = None
     if task.calibrates and scored_name == "test" and len(data.val):
-        on_val = settings["data"].decode(data.val, about.input_size, **fit)
+        on_val = task.ready(settings["data"].decode(data.val, about.input_size, **fit), data)
         choosing = InOrder(batches_of(on_val, 2 * each, shuffle=False, **share))
 
     chosen = {key: settings[key] for key in OF_CLASSIFIER} | {"augment": pictures.remaining(settings["augment"])}

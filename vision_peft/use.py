@@ -56,6 +56,7 @@ def test(
     if not len(pictures):
         raise PeftError(f"{opened.name} has no {split} split: choose another with --split.")
     decoded = chosen.decode(pictures, loaded.fit.size, mode=loaded.fit.mode, crop_pct=loaded.fit.crop_pct)
+    decoded = task.ready(decoded, opened)
     device, meter = next(loaded.model.parameters()).device, task.meter()
     with torch.inference_mode():
         for batch in batches_of(decoded, batch_size, shuffle=False):
@@ -88,6 +89,8 @@ def predict(
     """
     if (run is None) == (not runs):
         raise PeftError("predict needs --run, a run folder, or --runs, several on one backbone.")
+    if run is not None and (task := getattr(loaded := load_run(run, CLASSIFIERS), "task", None)) and task.writes:
+        return task.write_predictions(loaded, pictures, out, batch_size, "vision_peft")
     target = None
     for each in [run] if run is not None else runs or []:
         target = None if out is None else str(out_file(out, ".json" if json else ".csv", each))
@@ -159,12 +162,16 @@ def merge_(*, run: str, out: str) -> Path:
     if "clips" in loaded.card:
         print(made, end="")
         return target
+    task = task_of_card(loaded.card)
+    if lines := task.how_to_load(name, arguments, shown, target, loaded.model):
+        print(lines)
+        return target
     shows = "model(transform(PIL.Image.open('picture.png').convert('RGB'))[None])"
     print(
         f"{made}"
         f"  transform = timm.data.create_transform({shown})\n"
         f"  names = json.loads(safetensors.safe_open({str(target)!r}, 'np').metadata()['class_names'])\n"
-        f"  {task_of_card(loaded.card).line(shows)}"
+        f"  {task.line(shows)}"
     )
     return target
 
@@ -213,4 +220,5 @@ def export(
     dequantise(loaded.model)  # exporters know plain linears
     with contextlib.suppress(NotMergeable):  # then the graph holds the adapter beside the backbone
         merged(loaded.model)
-    return write_onnx(Deployed(loaded.model, loaded.mean, loaded.std, task), loaded, target, opset, task.output)
+    deployed = Deployed(loaded.model, loaded.mean, loaded.std, task)
+    return write_onnx(deployed, loaded, target, opset, task.output, task.pixels)

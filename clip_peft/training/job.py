@@ -25,7 +25,7 @@ from clip_peft.training.contrast import Contrast
 from clip_peft.training.evaluate import figures, score, test_augment, test_views, zero_shot
 from clip_peft.training.features import Encoder, Views, default_cache, frozen_image_tower
 from clip_peft.training.results import write_outcome
-from clip_peft.training.telling import Watch, backbone_words, next_commands, results_method, shown_beside
+from clip_peft.training.telling import Watch, backbone_words, next_commands, results_method, seldom, shown_beside
 from clip_peft.training.twice import same_in_two_classes
 from peft_core import count_parameters
 from peft_core.errors import PeftError
@@ -73,7 +73,11 @@ def run(
     Returns: the results; {} on processes other than the first.
     """
     card: dict[str, Any] = {"command": folder.program}
-    saver = SaveState(folder.path, settings["save_every"], lambda: saved.save(whole, folder.path / "adapter", **card))
+
+    def keep() -> None:
+        saved.save(whole, folder.path / "adapter", **card)
+
+    saver = SaveState(folder.path, settings["save_every"], seldom(keep))
     count = settings["batch_size"] if settings["batch_size"] <= len(data.train) else len(data.train)
     training.seed_everything(settings["seed"], verbose=False)
     model, tokenizer, about = load(settings["backbone"])
@@ -206,7 +210,7 @@ def run(
         )
     folder.next = next_commands(folder, outcome.first_picture(getattr(data, settings["eval_on"])), settings["classes"])
     card |= {key: results[key] for key in ("accuracy", "ece", "evaluated_on", "classes", "shots")}
-    saver.after_epoch()
+    keep()
     return write_outcome(Finished(folder, data, results, contrast.history if contrast else [], scores, scored))
 
 

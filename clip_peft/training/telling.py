@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +31,19 @@ class Watch(Callback):
             module.history.append(row)
             for part, mode in modes:
                 part.training = mode
+
+
+def seldom(write: Callable[[], object], seconds: float = 1.0) -> Callable[[], None]:
+    """Writes when it is called, but not again within so many seconds: epochs on cached features take milliseconds."""
+    last = -math.inf
+
+    def now() -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            write()
+            last = time.monotonic()
+
+    return now
 
 
 def results_method(whole: OpenVocabulary, options: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ TASKS = {
     "classify": "",
     "multi_label": "multi_label",
     "regression": "regression",
+    "segment": "segment",
 }
 """What a model can be trained for → the folder of this package with the formats of its data."""
 

@@ -151,10 +151,10 @@ class Base:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def text_pipeline(self) -> Any:
-        """The stock pipeline with text encoders and tokenizers alone."""
+    def text_pipeline(self, **parts: Any) -> Any:
+        """The stock pipeline with text encoders and tokenizers alone, and these parts."""
         rest = [name for name in self.index if not name.startswith(("text_encoder", "tokenizer", "scheduler"))]
-        return self.pipeline(**dict.fromkeys(rest))
+        return self.pipeline(**dict.fromkeys(rest) | parts)
 
 
 def load_base(spec: str, dtype: str = "float32") -> Base:

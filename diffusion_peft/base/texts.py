@@ -32,8 +32,9 @@ def check_length(base: Base, text: str, what: str) -> None:
 
 def longest(base: Base) -> list[tuple[Any, int]]:
     """The tokenizers that count, with how many tokens a prompt may have of each."""
-    found = [(base.part(name), most) for name, most in base.family.reads if name in base.index]
-    return [(tokenizer, most or tokenizer.model_max_length) for tokenizer, most in found if tokenizer is not None]
+    found = [(base.part(name), most) for name, most in base.family.reads if base.has(name)]
+    found = found or [(tokenizer, None) for tokenizer in base.tokenizers]
+    return [(tokenizer, most or tokenizer.model_max_length) for tokenizer, most in found]
 
 
 def expand(tokenizer: Any, text: str) -> str:

@@ -98,7 +98,8 @@ def fit(
         data: A folder of pictures (captions as .txt beside them or metadata.jsonl), a drawn subject world/subjects/0, or a
             list of concepts in a .json file. For a control a folder of images/, conditions/ and captions/, one with
             metadata.jsonl, hf/<repo>, or world/control/canny.
-        base: `reference`, a diffusers folder, a hub id, FILE.safetensors or CONFIG_FOLDER@FILE.safetensors.
+        base: `reference`, a diffusers folder or hub id (Stable Diffusion 1 to 3, Flux, Z-Image, Qwen-Image, Sana, PixArt,
+            Lumina 2), and of Stable Diffusion 1.x to XL FILE.safetensors or CONFIG_FOLDER@FILE.safetensors.
         quantize: Bits of the denoiser's frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset for the UNet or transformer (`list methods`); textual_inversion trains new tokens alone.
         text_method: A method for the text encoders, which stay frozen without one.

@@ -152,10 +152,22 @@ def _draw_chunk(
         "generator": [torch.Generator().manual_seed(seed) for _, seed in chunk],
     }  # fmt: skip
     if base.denoiser != "unet":
-        return pipeline(**call, output_type="pil").images
+        with _decoding_in_its_own_precision(pipeline.vae):
+            return pipeline(**call, output_type="pil").images
     latents = pipeline(**call, output_type="latent").images
     decoded = [decode(pipeline.vae, latent[None]) for latent in latents]
     return pipeline.image_processor.postprocess(torch.cat(decoded), output_type="pil")
+
+
+@contextmanager
+def _decoding_in_its_own_precision(vae: Any) -> Iterator[None]:
+    """The VAE stays in float32, and some pipelines hand it latents as their transformer has them."""
+    decode = vae.decode
+    vae.decode = lambda latents, *rest, **more: decode(latents.to(vae.dtype), *rest, **more)
+    try:
+        yield
+    finally:
+        del vae.decode
 
 
 def on_device(prompt: Prompt, device: torch.device, dtype: torch.dtype) -> Prompt:

@@ -124,18 +124,44 @@ def layer_of(graft: nn.Module) -> Layer | None:
     """What a file says of this graft; None where files have no word for it."""
     inner = graft.change if isinstance(graft, Normed) else graft
     kind = KINDS.get(type(inner))  # type: ignore[arg-type]
-    if (
-        kind is None and isinstance(inner, LowRank) and inner.rows is None
-    ):  # of a kin: as the low-rank change that it is
+    if inner.rows is not None:
+        return _within_rows(graft, inner)
+    if kind is None and isinstance(inner, LowRank):  # of a kin: as the low-rank change that it is
         down, up = (factor.detach().cpu().clone() for factor in inner.factors_at_use())
         return Layer("lora", {"A": down, "B": up}, inner.scale)
-    if kind is None or inner.rows is not None:
+    if kind is None:
         return None
     tensors = {key: value.detach().cpu().clone() for key, value in inner.named_parameters()}
     if isinstance(graft, Normed):
         tensors[MAGNITUDE] = graft.magnitude.detach().cpu().clone()
     normed = graft.along if isinstance(graft, Normed) else None
     return Layer(kind, tensors, float(getattr(inner, "scale", 1.0)), normed, getattr(inner, "along", None))
+
+
+def _within_rows(graft: nn.Module, inner: Delta) -> Layer | None:
+    """A low-rank change of some rows of a fused weight, as one of all of them."""
+    if inner is not graft or KINDS.get(type(inner), "lora") != "lora" or not isinstance(inner, LowRank):
+        return None
+    down, up = (factor.detach().cpu().float() for factor in inner.factors_at_use())
+    start, stop = inner.rows  # type: ignore[misc]
+    return Layer("lora", {"A": down.clone(), "B": torch.cat([up.new_zeros(start, up.shape[1]), up])}, inner.scale)
+
+
+def _joined(one: Layer, other: Layer) -> Layer:
+    """Two low-rank changes of one weight as one."""
+    rows = max(len(one.tensors["B"]), len(other.tensors["B"]))
+    ups = [torch.cat([b, b.new_zeros(rows - len(b), b.shape[1])]) * layer.scale
+           for layer in (one, other) for b in (layer.tensors["B"],)]  # fmt: skip
+    return Layer("lora", {"A": torch.cat([one.tensors["A"], other.tensors["A"]]), "B": torch.cat(ups, 1)})
+
+
+def _whole(layer: Layer, weight: Tensor) -> Layer:
+    """With rows of zeros where a low-rank change ends above the weight's last row."""
+    up = layer.tensors.get("B")
+    if layer.kind != "lora" or up is None or len(up) == len(weight):
+        return layer
+    tensors = layer.tensors | {"B": torch.cat([up, up.new_zeros(len(weight) - len(up), up.shape[1])])}
+    return Layer("lora", tensors, layer.scale)
 
 
 def layers_of(model: nn.Module | None, name: str | None) -> dict[str, Layer]:
@@ -151,10 +177,12 @@ def layers_of(model: nn.Module | None, name: str | None) -> dict[str, Layer]:
     found: dict[str, Layer] = {}
     for module, _, graft in grafts_named(model, adaptation.name):
         path, layer = paths[id(module)], layer_of(graft)
-        if layer is None or adaptation.trained or path in found:
+        before = found.get(path)
+        if layer is None or adaptation.trained or before is not None and {before.kind, layer.kind} != {"lora"}:
             found = {}
             break
-        found[path] = layer
+        joined = layer if before is None else _joined(before, layer)
+        found[path] = _whole(joined, module._parameters["weight"])  # type: ignore[arg-type]
     if not found:
         raise PeftError(
             f"{adaptation.method.name} has no place in a LoRA file (lora, dora, loha and lokr have): write what it does to "

@@ -19,6 +19,7 @@ from peft_core.errors import PeftError
 from peft_core.files import parse_json, read_json
 from peft_core.jobs.hub.reach import PICKLES
 
+DENOISERS = ("unet", "transformer")
 _USUAL = ("pytorch_lora_weights", "adapter_model", "lora")
 _WHOLE = ("alpha", "on_input", "position_ids")
 """Ends of keys whose tensors may hold whole numbers."""
@@ -60,6 +61,11 @@ class Source:
     names: dict[str, str]
     """Stability's name -> diffusers' path, of the UNet's modules."""
 
+    @property
+    def denoiser(self) -> str:
+        """What a part that no name is given for is."""
+        return next((part for part in self.models if part in DENOISERS), "unet")
+
     def weight(self, part: str, path: str) -> Tensor:
         return self.models[part].get_submodule(path)._parameters["weight"]  # type: ignore[return-value]
 
@@ -69,7 +75,7 @@ class Source:
         model = self.models.get(part)
         if model is None:
             return None
-        named = self.names.get(path, path) if part == "unet" else path
+        named = self.names.get(path, path) if part == self.denoiser else path
         for candidate in (path, named, path.removeprefix("text_model."), f"text_model.{path}"):
             try:
                 module = model.get_submodule(candidate)

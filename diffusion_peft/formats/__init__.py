@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from diffusion_peft.base.families import family_of, likely, part_of
 from diffusion_peft.files.embeddings import bundled
 from diffusion_peft.files.layers import Layer, chosen, fill, layers_of, misfit
 from diffusion_peft.files.source import Content, Parts, Source, open_content, open_source
@@ -78,7 +79,7 @@ def export_adapter(
     by everybody, `diff` (kohya alone) by A1111, ComfyUI and LyCORIS.
 
     Args:
-        unet: the adapted UNet; None to write text encoders alone.
+        unet: the adapted UNet or transformer; None to write text encoders alone.
         text_encoder: the adapted text encoder, both of SDXL as (first, second), or None. Stock models are left out.
         path: a `.safetensors` file, or a folder that gets a file of the format's usual name.
         name: which adaptation, where the models have several.
@@ -210,7 +211,8 @@ def _format(name: str) -> ModuleType:
 def _models(unet: nn.Module | None, text_encoder: TextEncoders) -> dict[str, nn.Module]:
     several = isinstance(text_encoder, Sequence)
     texts = list(text_encoder) if several else [text_encoder]  # type: ignore[arg-type]
-    named = zip(("unet", "text_encoder", "text_encoder_2"), (unet, *texts), strict=False)
+    part = "unet" if unet is None else part_of(unet)
+    named = zip((part, "text_encoder", "text_encoder_2"), (unet, *texts), strict=False)
     return {part: model for part, model in named if model is not None}
 
 
@@ -225,6 +227,14 @@ def _check(source: Source, layers: dict[str, dict[str, Layer]], unmatched: list[
     total = sum(len(found) for found in layers.values())
     if not total or (unmatched and strict):
         shown = ", ".join(sorted(unmatched)[:5]) + (f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else "")
+        meant = likely(source.tensors)
+        here = family_of(source.models[source.denoiser]) if source.denoiser in source.models else None
+        if meant and (here is None or here.title not in meant) and (not total or here is not None):
+            raise PeftError(
+                f"{source.file} is a LoRA of {' or '.join(meant)} by its keys, and it fits none of these models "
+                f"({', '.join(f'{part}: {type(model).__name__}' for part, model in source.models.items())}): give the base "
+                "that it belongs to."
+            )
         raise PeftError(
             f"{source.file} does not fit these models ({', '.join(source.models)}): {total} layers match, but nothing takes "
             f"{shown}; give the model that they belong to, or go without them with --partial (in Python, strict=False)."
@@ -234,7 +244,7 @@ def _check(source: Source, layers: dict[str, dict[str, Layer]], unmatched: list[
 
 
 def _difference(part: str, path: str, layer: Layer, weight: torch.Tensor, wrong: str) -> str:
-    if layer.kind in ("lora", "dora") and path.endswith(("attn2.to_k", "attn2.to_v")):
+    if part == "unet" and layer.kind in ("lora", "dora") and path.endswith(("attn2.to_k", "attn2.to_v")):
         there, here = layer.tensors["A"].shape[1], weight[0].numel()
         if there != here:
             names = [f" ({_WIDTHS[width]})" if width in _WIDTHS else "" for width in (there, here)]

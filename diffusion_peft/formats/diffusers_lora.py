@@ -1,9 +1,10 @@
 """diffusers' and PEFT's LoRA files: `pytorch_lora_weights.safetensors` for `load_lora_weights`.
 
-What is written: PEFT's key names for the UNet throughout (`unet.….lora_A.weight`), since with mixed names the loader drops
-all that differ from the first; `lora_linear_layer` for text encoders, the one form that loads whichever of their layers
-are adapted; their paths with `text_model.`, as older versions have it. The scale is folded into B, so that alpha = rank
-and a loader that does not read the header gives the same pictures; the header states ranks and alphas all the same.
+What is written: PEFT's key names for UNet or transformer throughout (`unet.….lora_A.weight`), since with mixed names the
+loader drops all that differ from the first; `lora_linear_layer` for text encoders, the one form that loads whichever of
+their layers are adapted; their paths with `text_model.`, as older versions have it. The scale is folded into B, so that
+alpha = rank and a loader that does not read the header gives the same pictures; the header states ranks and alphas all the
+same.
 """
 
 import json
@@ -14,17 +15,17 @@ from typing import Any
 from torch import Tensor
 
 from diffusion_peft.files.layers import Layer
-from diffusion_peft.files.source import Parts, Source, adapter_metadata
+from diffusion_peft.files.source import DENOISERS, Parts, Source, adapter_metadata
 from peft_core.errors import PeftError
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
-_PARTS = ("text_encoder_2", "text_encoder", "unet")
+_PARTS = ("text_encoder_2", "text_encoder", *DENOISERS)
 _KEY = re.compile(
     r"(?P<path>.+?)\.(?P<what>lora_[AB](?:\.[^.]+)?\.weight|lora(?:_linear_layer)?\.(?:down|up)\.weight|"
     r"lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?|alpha)"
 )
 _PREFIXES = {
-    "diffusion_model": "unet", "text_encoders.clip_l.transformer": "text_encoder", "clip_l.transformer": "text_encoder",
+    "text_encoders.clip_l.transformer": "text_encoder", "clip_l.transformer": "text_encoder",
     "text_encoders.clip_g.transformer": "text_encoder_2", "clip_g.transformer": "text_encoder_2",
 }  # fmt: skip
 """How ComfyUI calls the parts."""
@@ -58,8 +59,8 @@ def _tensors(part: str, path: str, layer: Layer, weight: Tensor) -> dict[str, Te
     down, up = layer.tensors["A"], layer.tensors["B"] * layer.scale
     if weight.dim() == 4:
         down, up = down.view(-1, *weight.shape[1:]), up.view(*up.shape, 1, 1)
-    if part == "unet":
-        base, names = f"unet.{path}", ("lora_A.weight", "lora_B.weight")
+    if part in DENOISERS:
+        base, names = f"{part}.{path}", ("lora_A.weight", "lora_B.weight")
     else:
         base = f"{part}.text_model.{path.removeprefix('text_model.')}"
         names = ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight")
@@ -69,7 +70,7 @@ def _tensors(part: str, path: str, layer: Layer, weight: Tensor) -> dict[str, Te
     if layer.kind == "dora":
         magnitude = layer.tensors["magnitude"]
         # transformers 5 finds a text encoder's magnitudes under this name only, PEFT finds them under both
-        name = "lora_magnitude_vector" if part == "unet" else "lora_magnitude_vector.weight"
+        name = "lora_magnitude_vector" if part in DENOISERS else "lora_magnitude_vector.weight"
         found[f"{base}.{name}"] = magnitude.view(1, -1, 1, 1) if weight.dim() == 4 else magnitude
     return found
 
@@ -105,7 +106,7 @@ def read(source: Source) -> tuple[dict[str, dict[str, Layer]], list[str]]:
     keys: dict[tuple[str, str], list[str]] = {}
     unmatched = []
     for key, value in source.tensors.items():
-        part, path, what = _parse(key)
+        part, path, what = _parse(key, source.denoiser)
         module = None if what is None else source.module(part, path)
         if module is None or what is None:
             unmatched.append(key)
@@ -127,10 +128,10 @@ def read(source: Source) -> tuple[dict[str, dict[str, Layer]], list[str]]:
     return layers, unmatched
 
 
-def _parse(key: str) -> tuple[str, str, str | None]:
+def _parse(key: str, denoiser: str) -> tuple[str, str, str | None]:
     """Part, module path and A, B, magnitude or alpha (None: none of them)."""
     key = key.removeprefix("base_model.model.")
-    for prefix, part in _PREFIXES.items():
+    for prefix, part in (*_PREFIXES.items(), ("diffusion_model", denoiser)):
         if key.startswith(f"{prefix}."):
             key = f"{part}{key.removeprefix(prefix)}"
     part = next((part for part in _PARTS if key.startswith(part + ".")), None)
@@ -139,12 +140,12 @@ def _parse(key: str) -> tuple[str, str, str | None]:
         rest = f"{old[1]}.to_{old[2]}{'.0' if old[2] == 'out' else ''}.lora.{old[3]}.weight"
     found = _KEY.fullmatch(rest)
     if found is None:
-        return part or "unet", rest, None
+        return part or denoiser, rest, None
     what = found["what"]
     if "magnitude" in what:
-        return part or "unet", found["path"], "magnitude"
+        return part or denoiser, found["path"], "magnitude"
     letter = {"A": "A", "d": "A", "B": "B", "u": "B"}.get(re.sub(r"lora_(?=[AB])|lora(_linear_layer)?\.", "", what)[0])
-    return part or "unet", found["path"], letter or "alpha"
+    return part or denoiser, found["path"], letter or "alpha"
 
 
 def _scale(path: str, rank: int, found: dict[str, Tensor], config: dict[str, Any]) -> float:

@@ -1,9 +1,10 @@
 """kohya's LoRA files, which A1111 and ComfyUI read, with LyCORIS' keys for what is no plain LoRA (`files.lycoris`).
 
 A module's name is its path with `_` for `.`, after `lora_unet_`, `lora_te_` (`lora_te1_`, `lora_te2_` for SDXL, whose UNet
-names are Stability's). What is written: one alpha for all layers of a model, and what a layer's scale differs by in its
-last factor, since diffusers takes a single alpha from such files; Tucker cores multiplied out, which readers disagree on;
-a text encoder with q, k, v alone gets an out_proj that adds 0, without which diffusers refuses the file.
+names are Stability's; those of Flux and Stable Diffusion 3 are their authors', with q, k and v in one). What is written:
+one alpha for all layers of a model, and what a layer's scale differs by in its last factor, since diffusers takes a single
+alpha from such files; Tucker cores multiplied out, which readers disagree on; a text encoder with q, k, v alone gets an
+out_proj that adds 0, without which diffusers refuses the file.
 """
 
 import json
@@ -14,14 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_peft.files.layers import RANKLESS, Layer
+from diffusion_peft.base.families import family_of
+from diffusion_peft.files.fused import Spot, fused, split, spots_of
+from diffusion_peft.files.layers import RANKLESS, Layer, misfit
 from diffusion_peft.files.lycoris import SUFFIXES, read_layer, write_layer
 from diffusion_peft.files.sgm import sgm_path
-from diffusion_peft.files.source import Parts, Source, is_sdxl
+from diffusion_peft.files.source import DENOISERS, Parts, Source, is_sdxl
 from peft_core.errors import PeftError
 
 FILE_NAME = "lora.safetensors"
 _SD_SCRIPTS = r"\.(attentions|resnets|downsamplers|upsamplers)\."
+_VERSIONS = {"FluxTransformer2DModel": "flux1", "SD3Transformer2DModel": "sd3"}
 _LAYERS = (nn.Linear, nn.Conv2d)
 _CHANGED = (*_LAYERS, nn.LayerNorm, nn.GroupNorm)
 
@@ -31,6 +35,13 @@ def write(parts: Parts) -> tuple[dict[str, Tensor], dict[str, str]]:
     sdxl = is_sdxl(parts.models)
     alphas: dict[str, float] = {}
     for part, layers in parts.layers.items():
+        if part == "transformer":
+            found = _original(parts.models[part], layers)
+            alphas[part] = _alpha({name: layer for name, (layer, _) in found.items()})
+            for name, (layer, weight) in found.items():
+                for key, value in write_layer(layer, weight, alphas[part]).items():
+                    tensors[f"{name}.{key}"] = value
+            continue
         alphas[part] = _alpha(layers)
         names = {path: name for name, path in _names(part, parts.models[part], sdxl, _CHANGED).items()}
         for path, layer in layers.items():
@@ -42,6 +53,37 @@ def write(parts: Parts) -> tuple[dict[str, Tensor], dict[str, str]]:
         if part != "unet" and not any("out_proj" in path or "mlp" in path for path in layers):
             tensors |= _no_change(layers, names, alphas[part])
     return tensors, _header(parts, sdxl, alphas)
+
+
+def _original(model: nn.Module, layers: dict[str, Layer]) -> dict[str, tuple[Layer, Tensor]]:
+    """A transformer's layers under its authors' names in kohya's form, each with a weight of its shape.
+
+    Raises:
+        PeftError: a family, or a module, that kohya's files have no name for.
+    """
+    spots = _spots(model)
+    grouped: dict[str, list[tuple[Spot, Layer]]] = {}
+    for path, layer in layers.items():
+        if path not in spots:
+            raise PeftError(
+                f"kohya's files have no name for transformer.{path}: leave it out of targets, or write diffusers_lora."
+                if spots
+                else f"kohya's files have no names for a {type(model).__name__}: write diffusers_lora."
+            )
+        grouped.setdefault(spots[path].name, []).append((spots[path], layer))
+    found = {}
+    for name, own in grouped.items():
+        paths = [path for path, spot in spots.items() if spot.name == name]
+        rows = max(spots[path].stop for path in paths)
+        weight = model.get_submodule(paths[0])._parameters["weight"]
+        like = torch.empty(rows, *weight.shape[1:], device="meta")  # type: ignore[union-attr]
+        found[f"lora_unet_{name.replace('.', '_')}"] = (fused(own, rows), like)
+    return found
+
+
+def _spots(model: nn.Module) -> dict[str, Spot]:
+    family = family_of(model)
+    return {} if family is None else spots_of(model, *family.original(model))
 
 
 def notes(parts: Parts) -> list[str]:
@@ -58,6 +100,8 @@ def notes(parts: Parts) -> list[str]:
             "sd-scripts' own networks.lora loads nothing of this file and says nothing (its --network_module lycoris.kohya "
             "does), and stock diffusers refuses it: --as lora is for these"
         )
+    if "transformer" in parts.layers:
+        return found
     outside = [path for path in parts.layers.get("unet", {}) if not re.search(_SD_SCRIPTS, path)]
     if outside and kinds <= {"lora"}:
         found.append(f"sd-scripts leaves out layers outside of resnets and transformers ({outside[0]} …)")
@@ -88,14 +132,23 @@ def _header(parts: Parts, sdxl: bool, alphas: dict[str, float]) -> dict[str, str
         arguments = {"algo": "+".join(sorted({"dora": "lora", "oft": "diag-oft"}.get(kind, kind) for kind in kinds))}
         arguments |= {"dora_wd": "True"} if "dora" in kinds else {}
     config = getattr(parts.models.get("unet"), "config", None)
+    if "transformer" in parts.models:
+        return _numbers(rank, alphas, arguments) | {
+            "ss_base_model_version": _VERSIONS[type(parts.models["transformer"]).__name__]
+        }
     second = not sdxl and getattr(config, "cross_attention_dim", 768) == 1024
+    return _numbers(rank, alphas, arguments) | {
+        "ss_v2": str(second),
+        "ss_base_model_version": "sdxl_base_v1-0" if sdxl else "sd_v2" if second else "sd_v1",
+    }
+
+
+def _numbers(rank: int, alphas: dict[str, float], arguments: dict[str, Any]) -> dict[str, str]:
     return {
         "ss_network_module": "lycoris.kohya" if arguments else "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(next(iter(alphas.values()))),
         "ss_network_args": json.dumps(arguments),
-        "ss_v2": str(second),
-        "ss_base_model_version": "sdxl_base_v1-0" if sdxl else "sd_v2" if second else "sd_v1",
     }
 
 
@@ -105,8 +158,8 @@ def _names(part: str, model: nn.Module, sdxl: bool, kinds: tuple[type, ...] = _L
     for path, module in model.named_modules():
         if not isinstance(module, kinds) or module._parameters["weight"] is None:
             continue
-        if part == "unet":
-            name = f"lora_unet_{sgm_path(path, model) if sdxl else path}"
+        if part in DENOISERS:
+            name = f"lora_unet_{sgm_path(path, model) if sdxl and part == 'unet' else path}"
         else:
             prefix = ("lora_te1_" if sdxl else "lora_te_") if part == "text_encoder" else "lora_te2_"
             inner = "" if path.startswith(("text_model.", "text_projection")) else "text_model."
@@ -120,7 +173,8 @@ def _names(part: str, model: nn.Module, sdxl: bool, kinds: tuple[type, ...] = _L
 
 def claims(keys: dict[str, Tensor]) -> bool:
     return any(
-        key.startswith(("lora_unet_", "lora_te", "lycoris_")) and key.partition(".")[2] in SUFFIXES for key in keys
+        key.startswith(("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")) and key.partition(".")[2] in SUFFIXES
+        for key in keys
     )
 
 
@@ -130,8 +184,15 @@ def read(source: Source) -> tuple[dict[str, dict[str, Layer]], list[str]]:
         for sdxl in (False, True):
             names = _names(part, model, sdxl, _CHANGED) if part != "unet" or not sdxl or source.names else {}
             table |= {name: (part, path) for name, path in names.items()}
-            if part == "unet":
+            if part in DENOISERS:
                 table |= {name.replace("lora_unet", "lycoris", 1): (part, path) for name, path in names.items()}
+                table |= {
+                    name.replace("lora_unet", "lora_transformer", 1): (part, path) for name, path in names.items()
+                }
+    fusing: dict[str, list[tuple[str, Spot]]] = {}
+    if "transformer" in source.models:
+        for path, spot in _spots(source.models["transformer"]).items():
+            fusing.setdefault(f"lora_unet_{spot.name.replace('.', '_')}", []).append((path, spot))
     grouped: dict[str, dict[str, Tensor]] = {}
     for key, value in source.tensors.items():
         name, _, suffix = key.partition(".")
@@ -139,6 +200,17 @@ def read(source: Source) -> tuple[dict[str, dict[str, Layer]], list[str]]:
     layers: dict[str, dict[str, Layer]] = {}
     unmatched = []
     for name, found in grouped.items():
+        if name in fusing:
+            weights = [source.weight("transformer", path) for path, _ in fusing[name]]
+            like = torch.empty(sum(map(len, weights)), *weights[0].shape[1:], device="meta")
+            layer = read_layer(found, like)
+            if layer is None or misfit(layer, like) is not None:
+                unmatched += [f"{name}.{suffix}" for suffix in found]
+                continue
+            for (path, _), own in zip(fusing[name], split(layer, [s for _, s in fusing[name]], weights), strict=True):
+                if own is not None:
+                    layers.setdefault("transformer", {})[path] = own
+            continue
         part, path = table.get(name, ("", ""))
         layer = read_layer(found, source.weight(part, path)) if part else None
         if layer is None:

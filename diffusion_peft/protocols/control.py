@@ -171,7 +171,7 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
     columns = [(key, title.format(image=image.name, captions=CONDITIONS)) for key, title in COLUMNS]
     facts = {
         "image_features": image.name, "clip": clip.name, "conditions": CONDITIONS, "pictures a condition": how.count,
-        "seed": how.seed, "steps of a picture": how.drawing.steps, "guidance": how.drawing.guidance or "the base's",
+        "seed": how.seed, "steps of a picture": how.drawing.steps, "guidance": how.drawing.said()["guidance"],
         "caption margin": MARGIN,
     }  # fmt: skip
     used = [

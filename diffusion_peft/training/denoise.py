@@ -69,8 +69,13 @@ class Denoiser(Learning):
         self.mean: dict[str, Tensor] = {}
 
     def adapted(self) -> dict[str, nn.Module]:
-        models = {self.family.denoiser: self.unet} | {f"texts.{name}": model for name, model in self.texts.items()}
+        models = {"unet": self.unet} | {f"texts.{name}": model for name, model in self.texts.items()}
         return {path: model for path, model in models.items() if "_peft_record" in model.__dict__}
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The adapted models by the pipeline's names of them."""
+        names = {"unet": self.family.denoiser}
+        return {names.get(path, path.removeprefix("texts.")): model for path, model in self.adapted().items()}
 
     def rates(self) -> list[tuple[nn.Module, float]]:
         text = self.lr if self.text_lr is None else self.text_lr
@@ -94,7 +99,7 @@ class Denoiser(Learning):
         else:
             predictions = tuple(self.predict(**_inputs(one)) for one in noised)
         losses = [
-            weight * denoising_loss(prediction, one["target"], self.process.weight(one["time"]), one.get("region"))
+            weight * denoising_loss(prediction, one["target"], self.process.weight(one["time"]))
             for prediction, one, (_, weight) in zip(predictions, noised, groups, strict=True)
         ]
         return torch.stack(losses).sum()
@@ -164,7 +169,7 @@ class Denoiser(Learning):
 
 
 def _inputs(noised: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in noised.items() if key not in ("target", "region")}
+    return {key: value for key, value in noised.items() if key != "target"}
 
 
 def _alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

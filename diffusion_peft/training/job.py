@@ -175,7 +175,7 @@ def results_of(
 ) -> dict[str, Any]:
     """What a run came to so far: its settings in short, its loss, sizes and times."""
     settings = task.settings
-    counts = {path.removeprefix("texts."): count_parameters(model) for path, model in denoiser.adapted().items()}
+    counts = {part: count_parameters(model) for part, model in denoiser.parts().items()}
     losses = [row["loss"] for row in denoiser.history][-max(1, len(denoiser.history) // 10) :]
     return {
         "loss": sum(losses) / max(1, len(losses)),
@@ -205,5 +205,5 @@ def trainer_flags(settings: dict[str, Any], steps: int) -> dict[str, Any]:
 def save(denoiser: Denoiser, folder: Path, card: dict[str, Any]) -> None:
     """Writes the adapters, one folder a part of the pipeline."""
     with denoiser.averaged():
-        for path, model in denoiser.adapted().items():
-            save_adapter(model, folder / path.removeprefix("texts."), part=path.removeprefix("texts."), **card)
+        for part, model in denoiser.parts().items():
+            save_adapter(model, folder / part, part=part, **card)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -62,20 +62,13 @@ def alphas_of(config: dict[str, Any]) -> Tensor:
     return DDPMScheduler.from_config(config).alphas_cumprod
 
 
-def add_noise(
-    x: Annotated[Tensor, "B C h w"], noise: Annotated[Tensor, "B C h w"], alpha: Annotated[Tensor, "B"]
-) -> Annotated[Tensor, "B C h w"]:
+def add_noise(x: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
     """x_t = √ᾱ x + √(1 − ᾱ) ε; x and noise B C h w, alpha B."""
     a = alpha.view(-1, 1, 1, 1)
     return a.sqrt() * x + (1 - a).sqrt() * noise
 
 
-def target_of(
-    x: Annotated[Tensor, "B C h w"],
-    noise: Annotated[Tensor, "B C h w"],
-    alpha: Annotated[Tensor, "B"],
-    prediction_type: str,
-) -> Annotated[Tensor, "B C h w"]:
+def target_of(x: Tensor, noise: Tensor, alpha: Tensor, prediction_type: str) -> Tensor:
     """What the model should say: ε, or v = √ᾱ ε − √(1 − ᾱ) x."""
     if prediction_type == "epsilon":
         return noise
@@ -83,7 +76,7 @@ def target_of(
     return a.sqrt() * noise - (1 - a).sqrt() * x
 
 
-def snr_weight(alpha: Annotated[Tensor, "B"], gamma: float, prediction_type: str) -> Annotated[Tensor, "B"]:
+def snr_weight(alpha: Tensor, gamma: float, prediction_type: str) -> Tensor:
     """min-SNR-γ: min(SNR, γ) / SNR for ε, min(SNR, γ) / (SNR + 1) for v, with SNR = ᾱ / (1 − ᾱ).
 
     Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", ICCV 2023. At SNR = 0, which schedules of
@@ -95,22 +88,14 @@ def snr_weight(alpha: Annotated[Tensor, "B"], gamma: float, prediction_type: str
     return snr.clamp(max=gamma) / (snr + 1)
 
 
-def offset_noise(
-    noise: Annotated[Tensor, "B C h w"], offset: float, chance: torch.Generator
-) -> Annotated[Tensor, "B C h w"]:
+def offset_noise(noise: Tensor, offset: float, chance: torch.Generator) -> Tensor:
     """ε + offset · a constant a channel, so that a picture's overall brightness is learned too."""
     if not offset:
         return noise
     return noise + offset * torch.randn(*noise.shape[:2], 1, 1, generator=chance)
 
 
-def denoising_loss(
-    prediction: Annotated[Tensor, "B C h w"],
-    target: Annotated[Tensor, "B C h w"],
-    weight: Annotated[Tensor | None, "B"] = None,
-    mask: Annotated[Tensor | None, "B 1 h w"] = None,
-) -> Tensor:
-    """Mean over pictures of weight · mean squared error; weight B, mask B 1 h w the share that each place counts."""
-    error = (prediction.float() - target.float()).square()
-    each = (error if mask is None else error * mask).mean((1, 2, 3))
+def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean over pictures of weight · mean squared error; weight B."""
+    each = (prediction.float() - target.float()).square().mean((1, 2, 3))
     return (each if weight is None else each * weight).mean()

@@ -101,7 +101,7 @@ class _Formed(torch.autograd.Function):
 class _Mapped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, recipe: Recipe | None, kept: tuple[Tensor, ...], make: Callable[..., Tensor],
-                back: Callable[..., tuple[Tensor, ...]] | None, dtype: torch.dtype | None,
+                back: Callable[..., tuple[Tensor | None, ...]] | None, dtype: torch.dtype | None,
                 *tensors: Tensor) -> Tensor:  # fmt: skip
         ctx.make, ctx.back, ctx.recipe, ctx.kept, ctx.dtype = make, back, recipe, len(kept), dtype
         ctx.save_for_backward(*kept, *tensors)
@@ -129,7 +129,7 @@ def mapped(
     x: Tensor,
     make: Callable[..., Tensor],
     *tensors: Tensor,
-    back: Callable[..., tuple[Tensor, ...]] | None = None,
+    back: Callable[..., tuple[Tensor | None, ...]] | None = None,
 ) -> Tensor:
     """make(x, *tensors), which reads no other tensor that trains and draws nothing; x's source is kept, and the tensors. Where
     running it again costs more than its gradients `back(grad, x, *tensors)` gives these."""

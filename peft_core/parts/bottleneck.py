@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from peft_core.errors import PeftError, nearest
 from peft_core.grafts.graft import match
+from peft_core.kernels.formed import mapped
+from peft_core.kernels.twice import transforms_are_active
 
 ACTIVATIONS = {
     "relu": F.relu,
@@ -70,13 +72,38 @@ class Bottleneck(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, x: Annotated[Tensor, "... D"]) -> Annotated[Tensor, "... O"]:
-        x = ACTIVATIONS[self.activation](self.down(match(x, self.down.weight)))
+        x = ACTIVATIONS[self.activation](wide_linear(x, self.down))
         x = self.up(F.dropout(x, self.dropout, self.training) if self.dropout else x)
         if self.gamma is not None:
             x = x * self.gamma
         if not isinstance(self.scale, float) or self.scale != 1.0:
             x = x * self.scale
         return drop_samples(x, self.drop_path, self.training)
+
+
+def wide_linear(x: Annotated[Tensor, "... D"], layer: nn.Linear) -> Annotated[Tensor, "... O"]:
+    """What a linear of a higher precision makes of x, of which no wider copy is kept."""
+    weight, bias = layer.weight, layer.bias
+    alike = x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type)
+    if (
+        alike
+        or type(layer) is not nn.Linear
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or transforms_are_active()
+    ):
+        return layer(match(x, weight))
+    return mapped(x, _linear, weight, *(() if bias is None else (bias,)), back=_linear_back)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x.to(weight.dtype), weight, bias)
+
+
+def _linear_back(grad: Tensor, x: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor | None, ...]:
+    g = grad.reshape(-1, len(weight))
+    of_weight = g.t() @ x.reshape(-1, weight.shape[1]).to(g.dtype) if weight.requires_grad else None
+    return (grad @ weight).to(x.dtype), of_weight, *(g.sum(0) for _ in bias)
 
 
 def drop_samples(x: Tensor, rate: float, training: bool) -> Tensor:

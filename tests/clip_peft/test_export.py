@@ -62,6 +62,16 @@ def test_a_merged_model_is_plain_open_clip(trained, tmp_path: Path, capsys: pyte
     assert json.loads((tmp_path / "merged/classes.json").read_text())["image_features"] == "the merged model (merge)"
 
 
+def test_a_projection_merges_into_plain_open_clip(trained, tmp_path: Path) -> None:
+    path = trained("prolip")
+    merge_(run=path, out=str(tmp_path / "merged"))
+    run, plain = load_run(path), open_clip.create_model(f"local-dir:{tmp_path}/merged")
+    learner, x = run.model.learner, run.encoder.images(images(run))
+    with torch.no_grad():
+        expected = learner.clip.projection(learner.encode(x), learner.weight)
+        torch.testing.assert_close(plain.encode_image(x), expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("method", "settings"),
     [

@@ -12,6 +12,7 @@ RUNS = {
     "coop": {"method": {"name": "coop", "context": 2}},
     "promptsrc": {"method": {"name": "promptsrc", "depth": 2, "template": "{}.", "mean": 2.0}},
     "tip_adapter": {"method": {"name": "tip_adapter", "fine_tune": True}, "lr": 0.01},
+    "lp_plus_plus": {"method": {"name": "lp_plus_plus", "pause": 2}, "lr": 1.0, "warmup_epochs": 0, "optimizer": "sgd"},
     "two_stage": {
         "method": {"name": "two_stage", "share": 0.5},
         "cache_views": 0,

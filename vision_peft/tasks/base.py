@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -74,6 +75,10 @@ class Task(ABC):
     """Of what `predict` prints of a picture, after its path."""
     output: ClassVar[str] = "probability"
     """What an exported model gives."""
+    writes: ClassVar[bool] = False
+    """Whether `predict` writes a file a picture, by `write_predictions`."""
+    pixels: ClassVar[str] = ""
+    """The sides that its outputs have besides B and K: ` H W`."""
     classes: ClassVar[bool] = False
     """Whether each picture has one class."""
     part: ClassVar[str] = ""
@@ -103,6 +108,15 @@ class Task(ABC):
         """What the adapter's card keeps of it, beside the class names."""
         return {"task": self.name}
 
+    def how_to_load(self, name: str, arguments: Mapping[str, Any], transform: str, file: Path, model: Any) -> str:
+        """Python that runs merged weights, where they are not a plain timm model's.
+
+        Args:
+            name, arguments: of the backbone, as timm.create_model takes them.
+            transform: arguments of timm.data.create_transform.
+        """
+        return ""
+
     def line(self, outputs: str) -> str:
         """Python that says what the outputs of one picture, written as `outputs`, mean; `names` are the classes'."""
         return f"names[{outputs}.argmax()]"
@@ -128,6 +142,14 @@ class Task(ABC):
     def width(self) -> int:
         """Outputs of the head."""
         return len(self.class_names)
+
+    def ready(self, pictures: Any, data: ClassificationData) -> Any:
+        """Decoded pictures with their labels as tensors, where a split holds them in another form."""
+        return pictures
+
+    def augmented(self, augment: Callable, batch: Batch, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A training batch's pictures after an augmentation, and their labels."""
+        return augment(batch.images, chance), batch.labels
 
     def model(
         self, load: Callable[..., tuple[nn.Module, Backbone]], settings: Mapping[str, Any]

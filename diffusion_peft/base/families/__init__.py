@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -56,6 +57,9 @@ class Family:
     """(tokenizer, tokens): what must not be longer in a prompt; None as the tokenizer says."""
     usual_guidance: ClassVar[float]
     """Its pipeline's default."""
+
+    marks: ClassVar[str]
+    """A regular expression of what only LoRA files for it, or for few others, have in their keys."""
 
     # ---- what it is --------------------------------------------------------------------------------------------------
 
@@ -141,6 +145,11 @@ class Family:
         """The stock pipeline's arguments for prompts in a batch and as many negative ones."""
         raise NotImplementedError
 
+    def original(self, model: nn.Module) -> tuple[dict[str, str | tuple[str, ...]], Sequence[str]]:
+        """The authors' names of a denoiser's modules, each with diffusers' path or with paths that are its rows, and the paths
+        whose halves the authors have the other way round; nothing where LoRA files do not use such names."""
+        return {}, ()
+
 
 def told(guidance: float | None, x: Tensor) -> Tensor | None:
     """The scale that a guidance-distilled denoiser is told, one a picture."""
@@ -172,3 +181,21 @@ def titles() -> dict[str, str]:
 
 def of_kind(kind: str) -> Family:
     return next(family for family in families() if family.kind == kind)
+
+
+def family_of(denoiser: nn.Module) -> Family | None:
+    """The family that has such a denoiser, told by its class alone."""
+    names = {cls.__name__ for cls in type(denoiser).__mro__}
+    return next((each for each in families() if names & {*each.classes[each.denoiser]}), None)
+
+
+def part_of(denoiser: nn.Module) -> str:
+    """What a denoiser is called in a pipeline."""
+    family = family_of(denoiser)
+    return "unet" if family is None else family.denoiser
+
+
+def likely(keys: Iterable[str]) -> list[str]:
+    """Which families a LoRA file with these keys may be for, by name."""
+    text = "\n".join(keys)
+    return [family.title for family in families() if re.search(family.marks, text)]

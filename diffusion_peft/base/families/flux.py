@@ -3,6 +3,7 @@ and are told the scale of their guidance."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +39,7 @@ class Flux(Family):
     shapes = {"transformer": None, "vae": (*AUTOENCODER, "shift_factor")}
     reads = (("tokenizer_2", 512),)
     usual_guidance = 3.5
+    marks = r"single_transformer_blocks\.\d+\.(attn\.to_q|norm|proj)|double_blocks|single_blocks"
 
     def latent_channels(self, base: Base) -> int:
         return 4 * base.config("vae")["latent_channels"]
@@ -72,6 +74,42 @@ class Flux(Family):
             "true_cfg_scale": guidance, "negative_prompt_embeds": against.hidden,
             "negative_pooled_prompt_embeds": against.pooled,
         }  # fmt: skip
+
+    def original(self, model: nn.Module) -> tuple[dict[str, str | tuple[str, ...]], Sequence[str]]:
+        found: dict[str, str | tuple[str, ...]] = dict(_OUTSIDE)
+        for number in range(len(model.transformer_blocks)):  # type: ignore[arg-type]
+            for stream, names in _DOUBLE.items():
+                for name, paths in names.items():
+                    key = f"double_blocks.{number}.{stream}_{name}"
+                    found[key] = tuple(f"transformer_blocks.{number}.{path}" for path in paths)
+        for number in range(len(model.single_transformer_blocks)):  # type: ignore[arg-type]
+            for name, paths in _SINGLE.items():
+                key = f"single_blocks.{number}.{name}"
+                found[key] = tuple(f"single_transformer_blocks.{number}.{path}" for path in paths)
+        return found, ("norm_out.linear",)
+
+
+_DOUBLE = {
+    "img": {
+        "attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"), "attn.proj": ("attn.to_out.0",), "mlp.0": ("ff.net.0.proj",),
+        "mlp.2": ("ff.net.2",), "mod.lin": ("norm1.linear",),
+    },
+    "txt": {
+        "attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "attn.proj": ("attn.to_add_out",),
+        "mlp.0": ("ff_context.net.0.proj",), "mlp.2": ("ff_context.net.2",), "mod.lin": ("norm1_context.linear",),
+    },
+}  # fmt: skip
+_SINGLE = {
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), "linear2": ("proj_out",), "modulation.lin": ("norm.linear",),
+}  # fmt: skip
+_OUTSIDE: Mapping[str, str | tuple[str, ...]] = {
+    "img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+} | {
+    f"{name}.{layer}_layer": f"time_text_embed.{path}.linear_{number}"
+    for name, path in (("time_in", "timestep_embedder"), ("vector_in", "text_embedder"), ("guidance_in", "guidance_embedder"))
+    for number, layer in enumerate(("in", "out"), 1)
+}  # fmt: skip
 
 
 def grid_of(x: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class Flux2Klein(Family):
     }
     reads = (("tokenizer", 512),)
     usual_guidance = 4.0
+    marks = r"to_qkv_mlp_proj|stream_modulation|single_transformer_blocks\.\d+\.attn\.to_out"
 
     def latent_channels(self, base: Base) -> int:
         return 4 * base.config("vae")["latent_channels"]

@@ -26,6 +26,7 @@ class Lumina2(Family):
     shapes = {"transformer": None, "vae": (*AUTOENCODER, "shift_factor")}
     reads = (("tokenizer", 256),)
     usual_guidance = 4.0
+    marks = r"feed_forward\.linear_[123]"
 
     def least_side(self, base: Base) -> int:
         return max(16, super().least_side(base))  # which its pipeline asks for

@@ -26,6 +26,7 @@ class PixArt(Family):
     flows = False
     reads = (("tokenizer", 300),)
     usual_guidance = 4.5
+    marks = r"adaln_single|(?<!attentions\.\d\.)transformer_blocks\.\d+\.attn1\."
 
     def check(self, base: Base) -> None:
         super().check(base)

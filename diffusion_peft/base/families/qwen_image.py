@@ -26,6 +26,7 @@ class QwenImage(Family):
     fixed = {"transformer": ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"), "vae": ("input_channels",)}
     reads = (("tokenizer", 512),)
     usual_guidance = 4.0
+    marks = r"img_mlp|txt_mlp|img_mod|txt_mod"
 
     def latent_channels(self, base: Base) -> int:
         return 4 * base.config("vae")["z_dim"]

@@ -27,6 +27,7 @@ class Sana(Family):
     fixed = {"transformer": ("guidance_embeds", "guidance_embeds_scale")}
     reads = (("tokenizer", 300),)
     usual_guidance = 4.5
+    marks = r"conv_inverted|conv_point|conv_depth"
 
     def shrinks(self, base: Base) -> int:
         return 2 ** (len(base.config("vae")["encoder_block_out_channels"]) - 1)

@@ -36,6 +36,7 @@ class StableDiffusion(Family):
     trains_texts = True
     reads = (("tokenizer", None),)
     usual_guidance = 7.5
+    marks = r"down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block"
 
     def claims(self, base: Base) -> bool:
         return not StableDiffusion2.is_second(base)

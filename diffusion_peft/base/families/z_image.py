@@ -26,6 +26,7 @@ class ZImage(Family):
     fixed = {"transformer": ("all_patch_size", "all_f_patch_size", "siglip_feat_dim")}
     reads = (("tokenizer", 512),)
     usual_guidance = 5.0
+    marks = r"noise_refiner|layers[._]\d+[._]attention[._]to_"
 
     def patch(self, base: Base) -> int:
         return 2

@@ -43,8 +43,8 @@ def about(folder: Path) -> str:
     results = read_results(folder)
     words = [method_words(results["method"]).partition(" (")[0] if "method" in results else ""]
     if results.get("accuracy") is not None:
-        low, high = results.get("interval") or (None, None)
-        sure = "" if low is None else f" ({100 * low:.0f} to {100 * high:.0f} % with 95 % confidence)"
+        interval = results.get("interval")
+        sure = f" ({100 * interval[0]:.0f} to {100 * interval[1]:.0f} % with 95 % confidence)" if interval else ""
         words.append(f"accuracy {100 * results['accuracy']:.1f} %{sure} on {results['evaluated_on']}")
     if results.get("loss") is not None:
         words.append(f"loss {results['loss']:.4f} after {results['steps']:,} steps")

@@ -148,7 +148,7 @@ def _fonts() -> Iterator[str]:
 
     from matplotlib import font_manager
 
-    def place(path: str) -> tuple[int, str]:
+    def place(path: str) -> tuple[float, str]:
         stem = Path(path).stem
         first = next((n for n, start in enumerate(PREFERRED) if stem.startswith(start)), len(PREFERRED))
         return first + (0.5 if "Mono" in stem or "Serif" in stem else 0), stem

@@ -38,6 +38,7 @@ def curves(history: Sequence[Mapping[str, float]], score: str = "accuracy") -> b
     bottom.set_ylabel("learning rate")
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("optimiser step")
+    bottom.xaxis.get_major_locator().set_params(integer=True)
     return png(figure)
 
 
@@ -47,6 +48,7 @@ def so_far(what: str, points: Sequence[tuple[float, float]]) -> bytes:
     axis.plot([x for x, _ in points], [y for _, y in points], color=ACCENT, marker="." if len(points) < 20 else "")
     axis.set_ylim(bottom=0)
     axis.set_xlabel(what)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylabel("training loss")
     return png(figure)
 

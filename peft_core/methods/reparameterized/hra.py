@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from peft_core.errors import PeftError
 from peft_core.grafts.formed import formed_linear
 from peft_core.grafts.graft import Delta
+from peft_core.kernels.formed import mapped
 from peft_core.kernels.lowrank_linear import lowrank_linear
+from peft_core.kernels.twice import transforms_are_active
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter
 from peft_core.values import Widths
@@ -62,6 +64,16 @@ class _Low(NamedTuple):
         return self.pair
 
 
+def _seen(x: Tensor, weight: Tensor) -> Tensor:
+    """W Xᵀ of a weight in 16 bits, of which no wider copy is kept."""
+    return weight.to(x.dtype) @ x.t()
+
+
+def _seen_back(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    of_weight = (grad @ x).to(weight.dtype) if weight.requires_grad else None
+    return grad.t() @ weight.to(grad.dtype), of_weight
+
+
 class Reflections(Delta):
     """W' = W + (W Xᵀ S) Y over a convolution's in·kh·kw inputs, too."""
 
@@ -86,7 +98,8 @@ class Reflections(Delta):
             y = torch.stack((4 * along * one + (2 + 4 * along) * apart, -2 * (one + apart)), 1).flatten(0, 1)
             pair = torch.arange(len(x), device=x.device) // 2
             inverse = torch.eye(len(x), device=x.device, dtype=x.dtype) - (y @ x.t()) * (pair[:, None] < pair)
-            seen = weight.to(x.dtype) @ x.t()
+            plain = weight.dtype == x.dtype or transforms_are_active()
+            seen = weight.to(x.dtype) @ x.t() if plain else mapped(x, _seen, weight, back=_seen_back)
             return y, torch.linalg.solve_triangular(inverse, seen, upper=True, left=False, unitriangular=True)
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -1,0 +1,190 @@
+"""A timm backbone's feature maps with a head for every pixel."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from peft_core.anatomies import Anatomy, describe
+from peft_core.errors import PeftError
+from peft_core.jobs.hub.backbone import Backbone
+
+LEVELS = 4
+
+
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return (
+        x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    )
+
+
+class LinearHead(nn.Module):
+    """W LayerNorm(f) + b at each pixel of the maps; those of a hierarchical backbone side by side at the finest's size.
+
+    Args:
+        widths: channels of the maps that it reads.
+    """
+
+    def __init__(self, widths: Sequence[int], outputs: int, width: int = 0) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(LayerNorm2d(each) for each in widths)
+        self.out = nn.Conv2d(sum(widths), outputs, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        size = maps[0].shape[-2:]
+        return self.out(torch.cat([resized(norm(each), size) for norm, each in zip(self.norms, maps, strict=True)], 1))
+
+
+def conv(inside: int, out: int, kernel: int = 1) -> nn.Sequential:
+    """Convolution, normalisation over channels, GELU: as UPerNet's blocks, without their batch statistics."""
+    return nn.Sequential(nn.Conv2d(inside, out, kernel, padding=kernel // 2, bias=False), LayerNorm2d(out), nn.GELU())
+
+
+class PyramidHead(nn.Module):
+    """UPerNet (Xiao et al., ECCV 2018) with few channels: the coarsest map with its means over 1, 2, 3 and 6 parts a side, then
+    top down l_i ← conv(l_i + up(l_{i+1})), all levels fused at the finest. The maps of a plain ViT, all of one size, come to
+    4, 2, 1 and ½ times it first, as ViTDet's simple pyramid (Li et al., ECCV 2022).
+
+    Args:
+        widths: channels of the four maps, finest first.
+        plain: whether they are of one size.
+        width: channels inside.
+    """
+
+    def __init__(self, widths: Sequence[int], outputs: int, width: int = 64, plain: bool = False) -> None:
+        super().__init__()
+        self.scales = (4.0, 2.0, 1.0, 0.5) if plain else (1.0,) * len(widths)
+        self.norms = nn.ModuleList(LayerNorm2d(each) for each in widths)
+        self.lateral = nn.ModuleList(conv(each, width) for each in widths)
+        self.pooled = nn.ModuleList(conv(width, width) for _ in range(4))
+        self.context = conv(5 * width, width, 3)
+        self.smooth = nn.ModuleList(conv(width, width, 3) for _ in widths[:-1])
+        self.fuse = conv(len(widths) * width, width, 3)
+        self.out = nn.Conv2d(width, outputs, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        levels = []
+        for norm, lateral, scale, each in zip(self.norms, self.lateral, self.scales, maps, strict=True):
+            height, width = (max(1, round(side * scale)) for side in each.shape[-2:])
+            levels.append(lateral(resized(norm(each), (height, width))))
+        top, size = levels[-1], levels[-1].shape[-2:]
+        parts = [
+            resized(part(F.adaptive_avg_pool2d(top, bins)), size)
+            for part, bins in zip(self.pooled, (1, 2, 3, 6), strict=True)
+        ]
+        levels[-1] = self.context(torch.cat([top, *parts], 1))
+        for level in range(len(levels) - 2, -1, -1):
+            levels[level] = self.smooth[level](levels[level] + resized(levels[level + 1], levels[level].shape[-2:]))
+        finest = levels[0].shape[-2:]
+        return self.out(self.fuse(torch.cat([resized(each, finest) for each in levels], 1)))
+
+
+class Dense(nn.Module):
+    """Pictures B 3 H W → outputs B K H W, bilinear from the head's own size.
+
+    Args:
+        image: a timm model without head, whose `forward_intermediates` gives maps.
+        head: maps → B K h w.
+        indices: which of its maps.
+    """
+
+    def __init__(self, image: nn.Module, head: nn.Module, indices: Sequence[int]) -> None:
+        super().__init__()
+        self.image, self.head, self.indices = image, head, list(indices)
+
+    def peft_anatomy(self) -> Anatomy | None:
+        """The image model's, with this head; features are read between its blocks, so it is not run from a block on."""
+        inner = describe(self.image)
+        if inner is None:
+            return None
+        return dataclasses.replace(inner.under("image"), heads=["head"], embed=None, finish=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return resized(self.head(self.maps(x)), (x.shape[-2], x.shape[-1]))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Feature maps B C h w, finest first."""
+        image: Any = self.image
+        return image.forward_intermediates(x, indices=self.indices, intermediates_only=True, norm=self.plain)
+
+    @property
+    def plain(self) -> bool:
+        """Whether all maps are of one size, as a ViT's: then the last norm is part of them."""
+        return is_plain(self.image)
+
+
+def is_plain(image: Any) -> bool:
+    return len({each["reduction"] for each in image.feature_info}) == 1
+
+
+def dense_model(
+    load: Callable[..., tuple[nn.Module, Backbone]],
+    name: str,
+    outputs: int,
+    drop_path: float,
+    head: str,
+    size: int,
+    width: int,
+) -> tuple[nn.Module, Backbone]:
+    """A backbone at a size with a head for every pixel.
+
+    Raises:
+        PeftError: a backbone without feature maps, or one that cannot be brought to that size.
+    """
+    image, about = load(name, 0, drop_path)
+    model: Any = image
+    if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
+        raise PeftError(
+            f"{name} gives no feature maps: choose a ViT, Swin, ConvNeXt or CNN of timm (`list backbones`)."
+        )
+    if size and (size, size) != about.input_size:
+        about = dataclasses.replace(about, input_size=(size, size))
+        try:
+            if hasattr(model, "set_input_size"):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # timm's, of how it resizes tables of positions
+                    model.set_input_size(img_size=(size, size))
+        except (AssertionError, ValueError, RuntimeError) as error:
+            raise PeftError(
+                f"{name} takes no pictures of {size} pixels ({error}): choose another --dense.size."
+            ) from error
+    plain, count = is_plain(model), len(model.feature_info)
+    levels = (
+        sorted({max(0, round(count * (level + 1) / LEVELS) - 1) for level in range(LEVELS)})
+        if plain
+        else list(range(count))[-LEVELS:]
+    )
+    if head == "linear" and plain:
+        levels = levels[-1:]
+    elif len(levels) < LEVELS and head == "pyramid":
+        raise PeftError(
+            f"{name} has {len(levels)} feature maps and the pyramid takes {LEVELS}: use --dense.head linear."
+        )
+    widths = [model.feature_info[each]["num_chs"] for each in levels]
+    made = LinearHead(widths, outputs) if head == "linear" else PyramidHead(widths, outputs, width, plain)
+    _check(model, levels, about, name, size)
+    return Dense(model, made, levels), about
+
+
+def _check(model: Any, levels: Sequence[int], about: Backbone, name: str, size: int) -> None:
+    """Raises PeftError: the model gives no maps at this size."""
+    was = model.training
+    try:
+        with torch.no_grad():
+            model.eval().forward_intermediates(
+                torch.zeros(1, 3, *about.input_size), indices=list(levels), intermediates_only=True
+            )
+    except (AssertionError, RuntimeError, ValueError) as error:
+        words = " ".join(str(error).split())[:160]
+        raise PeftError(
+            f"{name} takes no pictures of {about.input_size[0]} pixels ({words}): choose another --dense.size."
+        ) from error
+    finally:
+        model.train(was)
