@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.measuring import CPU, autocast, wanted
 from peft_core import adapt, lifecycle
 from peft_core.errors import PeftError
-from peft_core.passes.prefix import Prefix
+from peft_core.passes.prefix import FrozenPrefix
 from peft_core.registry import find_method, method_files
 
 EVERY_LINEAR = ("qkv", "proj", "fc1", "fc2")
@@ -131,7 +131,7 @@ class Trainer:
         self.labels = torch.arange(self.batch, device=self.device) % 100
         self.forward = self.model
         if self.variant.prefix:
-            prefix = Prefix(self.model)
+            prefix = FrozenPrefix(self.model)
             self.x, self.forward = prefix.features(self.x), prefix.rest
         if self.compile:
             self.forward = torch.compile(self.forward, backend=self.compile)

@@ -42,7 +42,7 @@ def candidates(
     ready: dict[str, dict[str, Any]] = {}
 
     def count(name: str) -> int:
-        ready[name] = fit.resolve([("", common | own.get(name, {}) | {"method": {"name": name}})])
+        ready[name] = fit.resolve([("", common | {**own.get(name, {}), "method": {"name": name}})])
         return inserts(stock, data, ready[name])
 
     inserted, refused = affordable(plan["methods"], budget, count)
@@ -51,7 +51,7 @@ def candidates(
         each = ready[name]
         lr = times(factor, each["lr"])
         epochs = plan["epochs"] or planned_epochs(each, len(data.train), len(data.class_names))
-        settings = common | own.get(name, {}) | {"method": {"name": name}, "recipe": each["recipe"], "lr": lr}
+        settings = common | {**own.get(name, {}), "method": {"name": name}, "recipe": each["recipe"], "lr": lr}
         found.append(Candidate(name, each["recipe"], lr, epochs, inserted[name], settings))
     return found, refused
 
@@ -63,9 +63,10 @@ def inserts(stock: tuple[Any, Any, Any], data: ClassificationData, settings: dic
         method, options = resolved(settings["method"].build(), settings["template"], data.name)
         model = in_few_bits(copy.deepcopy(stock[0]), settings, method)
         whole = OpenVocabulary(model, method, data.class_names, stock[1], memory=settings["text_memory"], **options)
-    if hasattr(whole.learner, "remember"):
-        width = whole.learner.clip.tower.features
-        whole.learner.remember(torch.zeros(1, len(data.train), width), data.train.labels)
+    learner: Any = whole.learner
+    if hasattr(learner, "remember"):
+        width = learner.clip.tower.features
+        learner.remember(torch.zeros(1, len(data.train), width), data.train.labels)
     return parameters(whole)["inserted"]
 
 

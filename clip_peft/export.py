@@ -20,6 +20,7 @@ from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs import onnx_file
 from peft_core.jobs.runs.load import load_run
 from peft_core.jobs.runs.use import as_metadata, out_folder
+from peft_core.method import Method
 from peft_core.values import Range
 
 if TYPE_CHECKING:  # its import takes five seconds, and --help wants none of it
@@ -83,21 +84,21 @@ def merge_(*, run: str, out: str) -> Path:
 
 def why_not(run: ClipRun, kind: str) -> str | None:
     """Why a run cannot be exported as that; None where it can."""
-    method = run.model.method  # type: ignore[union-attr]
-    name, beside = method.name, isinstance(method, OpenVocabularyMethod)
+    method: Method = run.whole.method
+    name, beside = method.name, method if isinstance(method, OpenVocabularyMethod) else None
     if kind != "model" and not run.class_names:
         return "this run learnt pairs and has no classes: name some with --classes, or export the model."
     inside = grafted(method)
     if kind == "model":
-        if not inside and not (beside and method.merges):
+        if not inside and not (beside and beside.merges):
             return f"{name} learns beside the model, whose weights stay the stock ones: export weights or onnx."
         for each in inside:
             if each.not_mergeable:
                 return f"{name} cannot be merged into the model, because {each.not_mergeable}: export onnx."
         return None
-    if beside and method.no_class_weights and (kind == "weights" or method.of_pictures):
-        instead = "use `predict`" if method.of_pictures else "export onnx"
-        return f"{name} has no class weights, because {method.no_class_weights}: {instead}."
+    if beside and beside.no_class_weights and (kind == "weights" or beside.of_pictures):
+        instead = "use `predict`" if beside.of_pictures else "export onnx"
+        return f"{name} has no class weights, because {beside.no_class_weights}: {instead}."
     return None
 
 
@@ -167,10 +168,13 @@ class Deployed(nn.Module):
     """Probabilities `B C` of pictures `B 3 H W` with values from 0 to 1: normalisation, class weights and softmax are
     inside."""
 
+    mean: Tensor
+    std: Tensor
+    weights: Tensor
+
     def __init__(self, run: ClipRun) -> None:
         super().__init__()
-        whole: Any = run.model
-        self.whole = whole
+        self.whole = whole = run.whole
         self.register_buffer("mean", torch.tensor(run.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(run.std).view(1, 3, 1, 1))
         self.register_buffer("weights", whole.class_weights().clone())

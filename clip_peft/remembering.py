@@ -1,6 +1,6 @@
 """What starts from the training pictures' features: caches, class means, probes whose start the pictures decide."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,9 @@ class Remembering(Learner):
         super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[misc]
 
 
-def sums_of_classes(rows: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def sums_of_classes(
+    rows: Annotated[Tensor, "N E"], labels: Annotated[Tensor, "N"], classes: int
+) -> tuple[Tensor, Tensor]:
     """C E: the sums of each class's rows, and C: how many it has."""
     ones = rows.new_ones(len(rows))
     return rows.new_zeros(classes, rows.shape[1]).index_add_(0, labels, rows), rows.new_zeros(classes).index_add_(

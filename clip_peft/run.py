@@ -39,6 +39,11 @@ class ClipRun(Run):
     encoder: Encoder = None  # type: ignore[assignment]
     places: tuple[int, ...] | None = None
 
+    @property
+    def whole(self) -> OpenVocabulary:
+        """`model`, by its class."""
+        return self.encoder.whole
+
     def with_classes(self, class_names: Sequence[str]) -> ClipRun:
         """The same run for these classes.
 
@@ -46,7 +51,7 @@ class ClipRun(Run):
             PeftError: what was learnt belongs to the classes it was learnt on, and these are others.
         """
         names = checked_names(class_names)
-        whole: OpenVocabulary = self.model  # type: ignore[assignment]
+        whole = self.whole
         places = places_among(names, whole.class_names)
         if whole.learner.method.of_classes and places is not None:
             places = None if places == tuple(range(len(whole.class_names))) else places

@@ -38,7 +38,7 @@ def save(whole: OpenVocabulary, folder: str | os.PathLike, **card: Any) -> Path:
     } | card
     if not isinstance(whole.method, OpenVocabularyMethod):
         return save_adapter(whole.model, folder, **card)
-    methods = {whole.method.name: whole.method}
+    methods: dict[str, Method] = {whole.method.name: whole.method}
     if whole.method.inner():
         save_adapter(whole.model, Path(folder) / INNER, **card)
     return write_adapter(folder, methods, whole.learner.state_dict(), whole.model, **card)

@@ -42,18 +42,18 @@ def entropy(log_p: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
-def surest(logits: Tensor, share: float) -> Tensor:
+def surest(logits: Annotated[Tensor, "B V C"], share: float) -> Annotated[Tensor, "B K"]:
     """B K: the views of least entropy, that share of them, one at least; logits B V C."""
     count = max(1, int(logits.shape[1] * share))
     return entropy(logits.float().log_softmax(-1)).topk(count, largest=False).indices
 
 
-def of_kept(values: Tensor, kept: Tensor) -> Tensor:
+def of_kept(values: Annotated[Tensor, "B V C"], kept: Annotated[Tensor, "B K"]) -> Annotated[Tensor, "B K C"]:
     """B K C of B V C."""
     return values.gather(1, kept[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def confident_entropy(logits: Tensor, kept: Tensor) -> Tensor:
+def confident_entropy(logits: Annotated[Tensor, "B V C"], kept: Annotated[Tensor, "B K"]) -> Annotated[Tensor, "B"]:
     """B: the entropy of the mean softmax over the kept views; logits B V C, kept B K view indices."""
     log_p = of_kept(logits, kept).float().log_softmax(-1).logsumexp(1)
     return entropy(log_p - torch.tensor(float(kept.shape[1])).log().to(logits.device))

@@ -199,7 +199,7 @@ def must_encode(texts: Collection[str], what: str) -> None:
             raise PeftError(f'{what} "{shown}" is no UTF-8 text, so it cannot be written down: rename it.') from error
 
 
-def read_weights(file: Path, command: str) -> dict[str, Tensor]:
+def read_shipped(file: Path, command: str) -> dict[str, Tensor]:
     """Weights that ship with the package, in float32.
 
     Args:

@@ -37,6 +37,7 @@ DECLARING = (
     "peft_core.parts.quantised.packed",
     "peft_core.parts.scale_shift",
     "peft_core.parts.selection.contrast",
+    "peft_core.parts.selection.structure",
     "peft_core.grafts.branch",
     "peft_core.grafts.tokens",
     "peft_core.grafts.weight_changes",

@@ -54,6 +54,11 @@ ONLY = {"lora_file": ("unet",)}
 """Of what is made for the modules of one model."""
 ALIKE = (
     "deit",
+    "dinov2_registers",
+    "grouped_keys",
+    "eva_fused",
+    "videomae",
+    "clip_text_model",
     "average_pooled",
     "attention_pooled",
     "rms_norm",

@@ -22,7 +22,8 @@ from vision_peft.sweep import worker
 
 def candidates(data: Data, plan: dict[str, Any], budget: int | None) -> tuple[list[Candidate], list[dict[str, Any]]]:
     """Those that fit the model and the budget, `fit`'s own settings first, and rows of the methods that do not."""
-    recipes, common = plan["recipes"], {key: plan[key] for key in ("data", "backbone", "seed", "trainer")}
+    recipes: list[str] = plan["recipes"]
+    common = {key: plan[key] for key in ("data", "backbone", "seed", "trainer")}
     ready = {recipe: fit.resolve([("", common | {"recipe": recipe})]) for recipe in recipes}
     epochs = (
         plan["epochs"] or ready[recipes[0]]["epochs"] or ready[recipes[0]]["trainer"].options.get("max_epochs") or 0

@@ -13,7 +13,7 @@ from peft_data.frames import FramedPictures
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.passes.prefix import Prefix
+from peft_core.passes.prefix import FrozenPrefix
 
 LIMIT = 2 << 30
 """Bytes of features that `auto` keeps at most."""
@@ -30,7 +30,12 @@ class PrefixCache:
     """
 
     def __init__(
-        self, prefix: Prefix, pictures: DecodedPictures, mean: tuple[float, ...], std: tuple[float, ...], compiled: bool
+        self,
+        prefix: FrozenPrefix,
+        pictures: DecodedPictures,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        compiled: bool,
     ) -> None:
         self.prefix, self.pictures, self.mean, self.std = prefix, pictures, mean, std
         self.rest: Callable[[Tensor], Tensor] = torch.compile(prefix.rest) if compiled else prefix.rest
@@ -74,7 +79,7 @@ def prefix_cache(
             raise PeftError(f"the pictures change from epoch to epoch (augment {augment})")
         if not isinstance(pictures, DecodedPictures):
             raise PeftError("the frames of a clip are drawn anew at every epoch")
-        prefix = Prefix(model)
+        prefix = FrozenPrefix(model)
     except PeftError as error:
         why = str(error).rstrip(".")
     else:
@@ -92,6 +97,6 @@ def prefix_cache(
     return None if why else cache
 
 
-def _bytes(prefix: Prefix, pictures: DecodedPictures) -> int:
+def _bytes(prefix: FrozenPrefix, pictures: DecodedPictures) -> int:
     features = prefix.features(pictures.images[:1].float())
     return len(pictures) * features.numel() * features.element_size()

@@ -180,6 +180,9 @@ class Deployed(nn.Module):
     """What a task makes of pictures `B 3 H W` with values from 0 to 1, such as probabilities `B C`: normalisation and softmax
     are inside."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], task: Task) -> None:
         super().__init__()
         self.model, self.task = model, task

@@ -107,7 +107,7 @@ class _APE(Remembering, TemplateLearner):
         f = F.normalize(features, dim=-1).to(self.keys.dtype)
         weights = (self.weights() if weights is None else weights).to(f.dtype)
         if not self.method.fine_tune:
-            return self.clip.scale * product(f, weights), product(*(self._part(x) for x in (f, self.keys)))
+            return self.clip.scale * product(f, weights), product(self._part(f), self._part(self.keys))
         texts = weights.index_add(1, self.places, self.residual)
         return self.clip.scale * product(f, texts), product(
             f, self.keys.index_add(1, self.places, self.residual[self.values])

@@ -78,6 +78,9 @@ class MMRL(OpenVocabularyMethod):
 
 
 class _MMRL(TemplateLearner):
+    to_text: nn.ModuleList
+    to_image: nn.ModuleList
+
     def __init__(self, clip: Clip, method: MMRL, names: Sequence[str]):
         visual = clip.model.visual
         if (

@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ class _Zero(OfViews, TemplateLearner):
         return (counted / counted.sum(-1, keepdim=True)).clamp(min=torch.finfo(counted.dtype).tiny).log()
 
 
-def votes(logits: Tensor, share: float) -> Tensor:
+def votes(logits: Annotated[Tensor, "B V C"], share: float) -> Annotated[Tensor, "B C"]:
     """B C: of the surest views among logits B V C; a tie that is broken gives its winner one more."""
     logits = logits.float() if logits.dtype != torch.float64 else logits
     order = entropy(logits.log_softmax(-1)).argsort(dim=-1, stable=True)

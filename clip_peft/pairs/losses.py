@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor
 Loss = Literal["softmax", "sigmoid"]
 
 
-def alike(pictures: Tensor, captions: Tensor) -> Tensor:
+def alike(pictures: Annotated[Tensor, "B"], captions: Annotated[Tensor, "B"]) -> Annotated[Tensor, "B B"]:
     """B B bool, caption j is true of picture i: it is its own, it is worded as its own, or it is of the same picture.
 
     Args:
@@ -20,7 +20,9 @@ def alike(pictures: Tensor, captions: Tensor) -> Tensor:
     return (captions[:, None] == captions[None]) | (pictures[:, None] == pictures[None])
 
 
-def softmax_loss(images: Tensor, texts: Tensor, truth: Tensor, scale: Tensor) -> Tensor:
+def softmax_loss(
+    images: Annotated[Tensor, "B E"], texts: Annotated[Tensor, "B E"], truth: Annotated[Tensor, "B B"], scale: Tensor
+) -> Tensor:
     """½ mean_i −1/|T_i| Σ_{j ∈ T_i} log softmax_j(s f̂_i·t̂_j), and as much over the pictures of each caption.
 
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, where every picture
@@ -38,7 +40,13 @@ def softmax_loss(images: Tensor, texts: Tensor, truth: Tensor, scale: Tensor) ->
     return (of_pictures.mean() + of_captions.mean()) / 2
 
 
-def sigmoid_loss(images: Tensor, texts: Tensor, truth: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+def sigmoid_loss(
+    images: Annotated[Tensor, "B E"],
+    texts: Annotated[Tensor, "B E"],
+    truth: Annotated[Tensor, "B B"],
+    scale: Tensor,
+    bias: Tensor,
+) -> Tensor:
     """−1/B Σ_ij log σ(y_ij (s f̂_i·t̂_j + b)), y_ij = 1 where caption j is true of picture i, else −1.
 
     Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023. Shapes as for `softmax_loss`; b is the logit bias.

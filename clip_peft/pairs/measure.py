@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,9 @@ class Measure:
         return (predicted == pictures.labels).float().mean().item()
 
 
-def recall(images: Tensor, texts: Tensor, own: Sequence[Sequence[int]]) -> dict[str, float]:
+def recall(
+    images: Annotated[Tensor, "N E"], texts: Annotated[Tensor, "M E"], own: Sequence[Sequence[int]]
+) -> dict[str, float]:
     """R@K both ways: the share of pictures that have one of their captions among the K nearest of all different captions
     (`image_to_text`), and of captions that have a picture of theirs among the K nearest pictures (`text_to_image`). What is as
     near as the right one counts as nearer.

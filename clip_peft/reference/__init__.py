@@ -14,7 +14,7 @@ from typing import Any
 import open_clip
 from open_clip.transform import PreprocessCfg
 
-from peft_core.files import read_weights
+from peft_core.files import read_shipped
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "open_clip_model.safetensors"
@@ -34,10 +34,11 @@ def load(pretrained: bool = True) -> open_clip.CLIP:
     """
     config = json.loads(CONFIG.read_text(encoding="utf-8"))
     model = open_clip.CLIP(**config["model_cfg"])
-    preprocess = PreprocessCfg(size=model.visual.image_size, **config["preprocess_cfg"])
+    visual: Any = model.visual
+    preprocess = PreprocessCfg(size=visual.image_size, **config["preprocess_cfg"])
     open_clip.set_model_preprocess_cfg(model, asdict(preprocess))
     if pretrained:
-        model.load_state_dict(read_weights(WEIGHTS, "python -m clip_peft.reference.train"))
+        model.load_state_dict(read_shipped(WEIGHTS, "python -m clip_peft.reference.train"))
     return model
 
 

@@ -3,6 +3,8 @@ captions are true of which pictures."""
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import torch
 from open_clip import CLIP, SimpleTokenizer
 from peft_data.world.captions_pool import captions
@@ -51,12 +53,13 @@ def normalised(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
-def text_features(model: CLIP, ids: Tensor) -> Tensor:
+def text_features(model: CLIP, ids: Annotated[Tensor, "C L"]) -> Annotated[Tensor, "C E"]:
     """Features C E of token ids C L without padding to 77: the tower is causal, so nothing changes."""
+    tower: Any = model
     length = ids.shape[1]
-    x = model.token_embedding(ids) + model.positional_embedding[:length]
-    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-    return x[torch.arange(len(ids)), ids.argmax(1)] @ model.text_projection
+    x = tower.token_embedding(ids) + tower.positional_embedding[:length]
+    x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
+    return x[torch.arange(len(ids)), ids.argmax(1)] @ tower.text_projection
 
 
 def batch(
@@ -78,7 +81,9 @@ def batch(
     return images, ids[:, : int((ids > 0).sum(1).max())], true_of(known[:texts], said, known)
 
 
-def contrast(images: Tensor, texts: Tensor, truth: Tensor, scale: Tensor) -> Tensor:
+def contrast(
+    images: Annotated[Tensor, "B E"], texts: Annotated[Tensor, "C E"], truth: Annotated[Tensor, "B C"], scale: Tensor
+) -> Tensor:
     """Cross entropy in both directions between the softmax of s · cos and a uniform choice of all that is true:
 
         ½ mean_i −1/|T_i| Σ_{c ∈ T_i} log softmax_c(s f_i·t) + ½ mean_c −1/|P_c| Σ_{i ∈ P_c} log softmax_i(s f·t_c)

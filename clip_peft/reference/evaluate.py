@@ -35,7 +35,7 @@ def accuracy(clip: OpenVocabulary, features: Tensor, labels: Tensor) -> float:
 @torch.inference_mode()
 def features_of(clip: OpenVocabulary, pictures: Pictures) -> Tensor:
     """Image features N E, not normalised."""
-    return torch.cat([clip.encode(normalised(part)) for part in pictures.items.split(256)])
+    return torch.cat([clip.encode(normalised(part)) for part in torch.as_tensor(pictures.items).split(256)])
 
 
 def held_out(model: CLIP, seed: int = 0, blocks: int = 4) -> dict[str, float]:

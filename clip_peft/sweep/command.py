@@ -100,7 +100,8 @@ def sweep(
         return trial, jobs[trial], overwrite
 
     with SweepFolder(how["out"], plan, overwrite, "clip_peft sweep", WRITTEN):
-        with Pool(*default_workers(how["workers"], how["threads"]), folder, carry_out, parcel) as pool:
+        workers, threads = default_workers(how["workers"], how["threads"])
+        with Pool(workers, threads, folder, carry_out, parcel) as pool:
             pool.run(jobs, done)
     print(f"{folder / 'table.md'}\n\n{read_text(folder / 'table.md')}")
     return 1 if failed else 0
@@ -110,7 +111,9 @@ def own_settings(plan: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """Method -> the options that --set gives it."""
     named = {method: method for method in plan["methods"]}
     chosen = {"data": plan["data"][0]}
-    return assignments("--set", plan["set"], named, lambda *option: check_option(*option, fit, DECIDED, chosen))
+    return assignments(
+        "--set", plan["set"], named, lambda flag, option: check_option(flag, option, fit, DECIDED, chosen)
+    )
 
 
 def settings_of(trial: Trial, folder: Path, own: Iterable[tuple[str, str]], backbone: str) -> dict[str, Any]:

@@ -54,7 +54,10 @@ def figures(protocol: str, rows: Sequence[Row]) -> list[tuple[str, str, bytes]]:
     if protocol == "base_to_new":
         harmonic = averages(protocol, rows)["H of means"]
         dots = {
-            method: (*(over_data(rows, method, column) for column in ("base", "new")), h and (100 * h, 0.0))
+            method: (
+                *(over_data(rows, method, column) for column in ("base", "new")),
+                None if h is None else (100 * h, 0.0),
+            )
             for method, h in harmonic.items()
         }
         made.append(("Base and new", "base_new", base_new_dots(dots)))

@@ -248,8 +248,8 @@ def _attend(attention: Any, x: Tensor, packing: Packing, mask: Tensor) -> Tensor
     out = F.scaled_dot_product_attention(q_own, k_own, v_own, attn_mask=mask)
     out = out.transpose(1, 2).reshape(images, -1, x.shape[-1])
     if shared:
-        front = [t[:, :shared].transpose(1, 2).contiguous() for t in (q, k, v)]
-        first = F.scaled_dot_product_attention(*front, is_causal=True)
+        q, k, v = (t[:, :shared].transpose(1, 2).contiguous() for t in (q, k, v))
+        first = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         out = torch.cat((first.transpose(1, 2).flatten(2), out), dim=1)
     return attention.out_proj(out)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
@@ -17,7 +18,7 @@ def state_of(modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> tuple |
 
     Values are compared by what they are, not by who wrote them: writes to `.data`, which no version counter sees, count.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return None
     facts: list[Any] = []
     found: list[Tensor] = list(tensors)
@@ -34,7 +35,7 @@ def _values(tensors: list[Tensor]) -> tuple | None:
     sums: dict[torch.device, list[Tensor]] = {}
     facts = []
     for t in tensors:
-        if torch._C._functorch.is_functorch_wrapped_tensor(t) or is_traceable_wrapper_subclass(t):
+        if is_functorch_wrapped_tensor(t) or is_traceable_wrapper_subclass(t):
             return None
         facts.append((tuple(t.shape), t.dtype, t.device, None if t.is_inference() else t._version))
         if t.is_meta:

@@ -114,11 +114,12 @@ def run(
     began = time.monotonic()
     with waiting(f"computing image features of {len(train):,} pictures"):
         views = training_views(encoder, train, settings)
-    if hasattr(whole.learner, "remember"):  # a cache of the training pictures
+    learner: Any = whole.learner
+    if hasattr(learner, "remember"):  # a cache of the training pictures
         kept, labels = torch.stack(views or encoder.views(train, [None])).to(encoder.device), train.labels
-        whole.learner.remember(kept, labels)
+        learner.remember(kept, labels)
         if by_leaving := settings["choose_on"] == "train" or not val:
-            parts = each_left_out(whole.learner, kept, labels.to(encoder.device))
+            parts = each_left_out(learner, kept, labels.to(encoder.device))
             found = choose(whole, parts, "the training pictures, each left out in turn")
     caching = time.monotonic() - began
     contrast, epochs, steps, rates = None, 0, 0, None
@@ -128,7 +129,9 @@ def run(
         empty = torch.empty(len(train), 0, dtype=torch.uint8)  # features are picked by the rows of a batch
         source = train if views is None else DecodedPictures(empty, train.labels, train.names)
         batches = batches_of(source, each, seed=settings["seed"], drop_last=True, **share)
-        chosen = {key: settings[key] for key in OF_CONTRAST} | {"augment": source.remaining(settings["augment"])}
+        chosen: dict[str, Any] = {key: settings[key] for key in OF_CONTRAST} | {
+            "augment": source.remaining(settings["augment"])
+        }
         steps = planned_steps(trainer, len(batches))
         an_epoch = math.ceil(len(batches) / trainer.accumulate_grad_batches)
         finding = chosen["lr"] == "find"

@@ -106,8 +106,8 @@ def _changed(image: torch.Tensor, changes: Sequence[Change]) -> torch.Tensor:
 def _parts_of(images: torch.Tensor, parts: Parts, mirror: bool, generator: torch.Generator) -> torch.Tensor:
     """Parts of pictures of one size, at the size of the whole."""
     height, width = images.shape[-2:]
-    sides = [torch.full((len(images),), side, dtype=torch.int64) for side in (height, width)]
-    boxes = parts(*sides, generator).tolist()
+    heights, widths = (torch.full((len(images),), side, dtype=torch.int64) for side in (height, width))
+    boxes = parts(heights, widths, generator).tolist()
     pieces = [image[..., t : t + h, left : left + w] for image, (t, left, h, w) in zip(images, boxes, strict=True)]
     whole = torch.stack([scaled(piece, (height, width)) for piece in pieces])
     return flip(whole, generator) if mirror else whole

@@ -18,7 +18,7 @@ DIM_HEAD = 64
 """Of the resampler's attention; loaders tell its number of heads by it."""
 
 
-class Tokens(Control):
+class PictureTokens(Control):
     """Image features to tokens, for the attention of all layers. `features` are B N D, or B D where they are pooled."""
 
     wants = ("features", "null")
@@ -104,7 +104,7 @@ class IPAdapter(ControlMethod):
             raise PeftError(f"ip_adapter got width {self.width} and tokens {self.tokens}: they must be 1 or more.")
         options, text = plan.options_at("conv_in"), plan.model.config.cross_attention_dim  # type: ignore[union-attr]
         with torch.device(options["device"]):
-            root = Tokens(self.projection(int(text)).to(options["dtype"]))
+            root = PictureTokens(self.projection(int(text)).to(options["dtype"]))
         plan.join("", "branch", root)
         for sublayer in plan.anatomy.sublayers:
             if sublayer.kind != "cross_attn":

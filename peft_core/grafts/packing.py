@@ -14,7 +14,7 @@ from peft_core.errors import PeftError
 from peft_core.stock import whole_of
 
 
-class Packed:
+class PackedOnDisk:
     """Mixed into a module inside a graft. Tensors go by their names in that module."""
 
     packs_stock: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ def unpack(
         left |= {keys[own]: tensor for own, tensor in part.unpack(data[start:stop]).items()}
     for name, stop in read.items():
         if stop < len(data := left.pop(_key(name))):
-            if beside and any(isinstance(m, Packed) and m.packs_stock for m in model.modules()):
+            if beside and any(isinstance(m, PackedOnDisk) and m.packs_stock for m in model.modules()):
                 raise PeftError(f"{name} packs the head, which is the model's own: load it first.")
             raise PeftError(
                 f"the packed weights of {name} do not fit this model: {len(data)} bytes, and it takes {stop}."
@@ -77,10 +77,10 @@ def _key(name: str) -> str:
     return f"peft.{name}.packed"
 
 
-def _parts(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Packed, dict[str, str]]]:
+def _parts(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, PackedOnDisk, dict[str, str]]]:
     """Adaptation, part and its tensors' names -> keys, of all parts that pack what is there."""
     for path, module in model.named_modules():
-        if not isinstance(module, Packed) or not is_inserted(path):
+        if not isinstance(module, PackedOnDisk) or not is_inserted(path):
             continue
         owner = path.partition(".peft.")[0]
         keys = {key.removeprefix(f"{path}."): key for key in tensors if key.startswith(f"{path}.")}

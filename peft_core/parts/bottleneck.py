@@ -27,7 +27,7 @@ def _blank(rows: int, columns: int, options: dict[str, Any], bias: bool = True) 
     return cast(nn.Linear, nn.utils.skip_init(nn.Linear, rows, columns, bias, **options))
 
 
-def linear(rows: int, columns: int, options: dict[str, Any], bias: bool = True) -> nn.Linear:
+def kaiming_linear(rows: int, columns: int, options: dict[str, Any], bias: bool = True) -> nn.Linear:
     """A linear layer with a Kaiming-uniform weight (a = √5) and a zero bias."""
     made = _blank(rows, columns, options, bias)
     nn.init.kaiming_uniform_(made.weight, a=math.sqrt(5))
@@ -56,7 +56,7 @@ class Bottleneck(nn.Module):
             raise PeftError(
                 f'unknown activation "{activation}"{nearest(activation, ACTIVATIONS)} (known: {", ".join(ACTIVATIONS)}).'
             )
-        self.down = linear(dim, width, options, bias)
+        self.down = kaiming_linear(dim, width, options, bias)
         self.up = _blank(width, dim if out is None else out, options, bias)
         for zero in (self.up.weight, self.up.bias) if bias else (self.up.weight,):
             nn.init.zeros_(zero)

@@ -10,7 +10,7 @@ from peft_core.attach import is_inserted
 from peft_core.errors import PeftError
 
 
-class Prefix:
+class FrozenPrefix:
     """Splits an adapted model before its earliest block that trains: model(x) == rest(features(x)).
 
     Attributes:

@@ -214,6 +214,7 @@ def test_evaluate_on_the_drawn_world(sd15: str, tmp_path: Path) -> None:
     assert not any(protocol.WORDLESS in row["method"] for row in results["methods"])
 
 
+@pytest.mark.slow  # the same evaluation, of the one condition that needs no words
 @pytest.mark.usefixtures("small_world")
 def test_pictures_as_prompts_are_judged_without_words_too(sd15: str, tmp_path: Path) -> None:
     from diffusion_peft.protocols import control as protocol

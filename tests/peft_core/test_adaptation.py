@@ -11,7 +11,7 @@ from torch import nn
 from peft_core import NotMergeable, PeftError, adapt, count_parameters, disabled, list_methods, merge, remove, set_scale
 from peft_core.grafts.attention import AdaptedAttention
 from peft_core.methods.reparameterized.lora import LoRA
-from peft_core.passes.prefix import Prefix
+from peft_core.passes.prefix import FrozenPrefix
 from tests.tiny import MODELS, clip, pictures, vit
 
 VIT = MODELS["vit"]
@@ -153,15 +153,15 @@ def test_adapted_attention_equals_the_stock_class(need_weights, batch_first):
 def test_rest_of_features_is_the_model():
     for hyper, start in ((dict(blocks=[2]), 2), (dict(rank=[0, 2, 0], targets="q"), 1), ({}, 0)):
         model = move(adapt(VIT.model().eval(), "lora", **hyper))
-        prefix = Prefix(model)
+        prefix = FrozenPrefix(model)
         assert prefix.start == start and prefix.deterministic
         assert torch.equal(prefix.rest(prefix.features(X)), model(X))
-    assert Prefix(adapt(VIT.model(), "linear")).start == 3
-    assert Prefix(adapt(VIT.model(), "bitfit")).start == 0
+    assert FrozenPrefix(adapt(VIT.model(), "linear")).start == 3
+    assert FrozenPrefix(adapt(VIT.model(), "bitfit")).start == 0
     dropping = adapt(vit(drop_path_rate=0.1)(), "lora", blocks=[2])
-    assert not Prefix(dropping).deterministic
+    assert not FrozenPrefix(dropping).deterministic
     with pytest.raises(PeftError, match="cannot run this model from a block on"):
-        Prefix(adapt(MODELS["eva"].model(), "lora"))
+        FrozenPrefix(adapt(MODELS["eva"].model(), "lora"))
 
 
 def test_vpt_silences_drop_path_and_remove_puts_it_back():

@@ -166,7 +166,7 @@ def test_compiled(small_data: str, tiny_backbone: str, tmp_path: Path, monkeypat
         plain(self, backend="eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", eager)
-    settings = {"data": small_data, "backbone": tiny_backbone} | SMALL
+    settings = {"data": small_data, "backbone": tiny_backbone} | SMALL | {"batch_size": 12}  # all of one size
     fit(out=str(tmp_path / "plain"), **settings)
     fit(out=str(tmp_path / "run"), compile=True, **settings)
     assert used and farthest(tmp_path / "plain", tmp_path / "run") < 1e-4

@@ -264,6 +264,7 @@ def test_legacy_is_labelled(tasks: list[str], tiny_backbone: str, tmp_path: Path
     assert "epoch and settings were chosen on the test set" in (tmp_path / "s/table.md").read_text()
 
 
+@pytest.mark.slow  # an extra; a pool of processes runs the same work each time
 def test_ray_gives_the_same(tasks: list[str], tiny_backbone: str, tmp_path: Path) -> None:
     options = {"methods": ["linear", "lora"], "seeds": [0], "grid": [], "workers": 1}
     assert run(tasks[:1], tiny_backbone, tmp_path / "ray", **options, ray="local") == 0

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from peft_core import PeftError, load_run
+from peft_core.attach import is_inserted
 from tests.vision_peft.conftest import SMALL
 from vision_peft.commands import main
 from vision_peft.fit import fit
@@ -146,8 +148,10 @@ def test_predictions_as_json(short_run: Path, pictures: Path, tmp_path: Path, ca
     assert main([*line, "--out", str(tmp_path / "p.csv")]) == 2
 
 
-def test_what_cannot_be_merged_says_why(small_data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    fit(data=small_data, out=str(tmp_path / "run"), method="vpt", **SMALL)
+def test_what_cannot_be_merged_says_why_and_is_exported(
+    small_data: str, tiny_backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    fit(data=small_data, backbone=tiny_backbone, out=str(tmp_path / "run"), method="vpt", **SMALL)
     assert main(["merge", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "m.safetensors")]) == 2
     assert "cannot be merged: prompt tokens" in capsys.readouterr().err
     assert not (tmp_path / "m.safetensors").exists()
@@ -155,9 +159,23 @@ def test_what_cannot_be_merged_says_why(small_data: str, tmp_path: Path, capsys:
     assert same_probabilities(tmp_path / "run", tmp_path / "m.onnx")
 
 
-def test_export(short_run: Path, tmp_path: Path) -> None:
+def test_what_is_exported_is_merged(short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["export", "--run", str(short_run), "--format", "stock", "--out", f"{tmp_path}/m.safetensors"]) == 0
     assert (tmp_path / "m.safetensors").is_file()
+    written: list[Any] = []
+    monkeypatch.setattr("vision_peft.use.write_onnx", lambda *given: written.append(given) or given[2])
+    assert main(["export", "--run", str(short_run), "--out", str(tmp_path / "model.onnx")]) == 0
+    (model, of, target, _), run = written[0], load_run(short_run)
+    assert target == tmp_path / "model.onnx" and of.class_names == run.class_names
+    assert not any(is_inserted(key) for key in model.state_dict())
+    images = torch.randint(0, 256, (2, 3, *run.fit.size), dtype=torch.uint8)
+    seen = torch.stack([run.pixels(image) for image in images]) / 255
+    wanted = torch.stack([prediction.probabilities for prediction in run.predict(images)])
+    torch.testing.assert_close(model.eval()(seen), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_onnx_of_a_merged_run(short_run: Path, tmp_path: Path) -> None:
     assert main(["export", "--run", str(short_run), "--out", str(tmp_path / "model.onnx")]) == 0
     assert same_probabilities(short_run, tmp_path / "model.onnx")
 

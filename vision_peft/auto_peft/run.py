@@ -185,7 +185,8 @@ def read(path: Path, space: Space) -> list[Configuration]:
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     found = [
-        Configuration(*(int(row[name]) for name in MODULES), tuple(bit == "1" for bit in row["layers"])) for row in rows
+        Configuration(**{name: int(row[name]) for name in MODULES}, layers=tuple(bit == "1" for bit in row["layers"]))
+        for row in rows
     ]
     return (
         found if all(len(each.layers) == space.depth and set(each[:3]) <= set(space.widths) for each in found) else []

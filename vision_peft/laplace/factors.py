@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ class Factor:
     """
 
     def __init__(self, width: int, like: Tensor):
-        options = dict(device=like.device, dtype=torch.float64)
+        options: dict[str, Any] = dict(device=like.device, dtype=torch.float64)
         self.probe = None
         if width > WHOLE:
             generator = torch.Generator().manual_seed(0)

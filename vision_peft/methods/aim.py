@@ -96,6 +96,9 @@ class AIM(Method):
 class AttendOverTime(Graft):
     """x ← x + T(attn(a)) for x (B·T) N D, a = norm x (+ T₀(norm x)), where attn runs along T."""
 
+    norm: nn.Module
+    attention: nn.Module
+
     def __init__(
         self, norm: nn.Module, attention: nn.Module, frames: int, before: nn.Module | None, adapter: nn.Module
     ) -> None:

@@ -62,7 +62,7 @@ class DAMVP(PixelPrompt):
             features = torch.cat(frame.gathered)[: self.pictures].float()
         finally:
             frame.gathered = None
-        rule = AgglomerativeClustering(n_clusters=None, linkage="average", distance_threshold=self.threshold)
+        rule = AgglomerativeClustering(None, linkage="average", distance_threshold=self.threshold)  # type: ignore[arg-type]
         labels = torch.from_numpy(rule.fit(features.cpu().numpy()).labels_).to(features.device)
         frame.hold(torch.stack([features[labels == k].mean(0) for k in range(int(labels.max()) + 1)]))
 

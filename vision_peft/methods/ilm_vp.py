@@ -57,7 +57,7 @@ class ILMVP(PixelPrompt):
                 "ilm_vp trains no head, and this model has none: load it with the one it was pretrained with."
             )
         place, made_of = self.at(plan)
-        plan.join(place.module, "frame", Around(**made_of))
+        plan.join(place.module, "frame", SigmoidFrame(**made_of))
         plan.join("", "mapping", Mapped(self.classes, made_of["options"]["device"]))
 
     def prepare(self, model: nn.Module, losses: Iterable[Tensor]) -> None:
@@ -105,7 +105,7 @@ def matched(counts: Tensor) -> Tensor:
     return found
 
 
-class Around(Frame):
+class SigmoidFrame(Frame):
     """The picture shrunk within the frame σ(P), P (3 n)."""
 
     def __init__(self, **made_of: Any) -> None:

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, ClassVar, get_type_hints
 
 import torch
+from torch import Tensor
 
 from peft_core.errors import PeftError
 from peft_core.grafts.tokens import Tokens
@@ -83,7 +84,9 @@ class NOAH(Method):
     @torch.no_grad()
     def _start_prompts(plan: Plan) -> None:
         prompts = [
-            graft.tokens for _, _, graft in plan.grafts if isinstance(graft, Tokens) and graft.tokens is not None
+            graft.tokens
+            for _, _, graft in plan.grafts
+            if isinstance(graft, Tokens) and isinstance(graft.tokens, Tensor)
         ]
         most = max((len(tokens) for tokens in prompts), default=0)
         for tokens in prompts:

@@ -9,7 +9,7 @@ from peft_core.errors import PeftError
 from peft_core.grafts.branch import Branch
 from peft_core.grafts.graft import Graft, match
 from peft_core.method import Method, Plan
-from peft_core.parts.bottleneck import linear
+from peft_core.parts.bottleneck import kaiming_linear
 from peft_core.values import Count, Widths
 from vision_peft.video.classified import Classified
 from vision_peft.video.over_time import DepthwiseOverTime, add_weighed, check_tower, clips_of, share_of_stream
@@ -75,9 +75,9 @@ class OverPatches(nn.Module):
     def __init__(self, dim: int, width: int, frames: int, skipped: int, options: dict[str, Any]) -> None:
         super().__init__()
         self.frames, self.skipped = frames, skipped
-        self.down = linear(dim, width, options)
+        self.down = kaiming_linear(dim, width, options)
         self.conv = DepthwiseOverTime(width, options)
-        self.up = linear(width, dim, options)
+        self.up = kaiming_linear(width, dim, options)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.down(match(x[:, self.skipped :], self.down.weight))

@@ -9,6 +9,7 @@ from typing import Any
 from peft_core.adapter_file import write_adapter
 from peft_core.errors import PeftError
 from peft_core.files import write_files
+from peft_core.method import Method
 from peft_core.registry import make_method
 from vision_peft.methods.noah import NOAH
 from vision_peft.noah.forms import NAME
@@ -53,5 +54,5 @@ def write_weights(folder: str | os.PathLike, supernet: Supernet, subnet: Subnet,
     Args:
         card: further entries, e.g. class_names.
     """
-    methods = {NAME: supernet.forms.space.method(subnet)}
+    methods: dict[str, Method] = {NAME: supernet.forms.space.method(subnet)}
     return write_adapter(folder, methods, supernet.state(subnet), supernet.model, **{"train_head": True} | card)

@@ -137,7 +137,7 @@ def on_ray(run: Path, space: Space, count: int, address: str) -> Iterator[Scorer
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     actor = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(Actor)
-    made = [actor.remote(run, space) for _ in range(count or gpus or int(resources["CPU"]))]
+    made: list[Any] = [actor.remote(run, space) for _ in range(count or gpus or int(resources["CPU"]))]
     pool = ActorPool(made)
 
     def score(subnets: list[Subnet]) -> Iterator[tuple[Subnet, Score]]:

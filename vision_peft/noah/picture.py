@@ -34,7 +34,7 @@ def search_picture(candidates: Sequence[Candidate], chosen: Candidate, pictures:
     return png(figure)
 
 
-def subnet_picture(widths: Mapping[str, Sequence[int]]) -> bytes:
+def subnet_picture(widths: Mapping[str, int | Sequence[int]]) -> bytes:
     """PNG: the width of each method in each block; empty where it is absent."""
     rows = {name: [row] if isinstance(row, int) else list(row) for name, row in widths.items()}
     blocks = max(len(row) for row in rows.values())

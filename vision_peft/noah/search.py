@@ -113,10 +113,15 @@ def next_generation(
 
     space, parents = forms.space, [each.subnet for each in best(list(seen.values()))[: evolution.parents]]
     rates = (evolution.mutation_rate, evolution.depth_rate)
+
+    def crossed() -> Subnet:
+        one, other = chance.sample(parents, 2)
+        return space.cross(one, other, chance)
+
     if parents:
         add("mutation", lambda: space.mutate(chance.choice(parents), chance, *rates), evolution.mutations)
     if len(parents) > 1:
-        add("crossover", lambda: space.cross(*chance.sample(parents, 2), chance), evolution.crossovers)
+        add("crossover", crossed, evolution.crossovers)
     add("random", lambda: draw_within(forms, budget, chance), evolution.population - len(new))
     return new
 

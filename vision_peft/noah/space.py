@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from peft_core.errors import PeftError
-from peft_core.values import Count, Rate, Whole
+from peft_core.values import Count, Rate, Whole, Widths
 from vision_peft.methods.noah import NOAH
 
 Row = tuple[int, ...]
@@ -62,7 +62,8 @@ class Space:
     def method(self, subnet: Subnet) -> NOAH:
         """The method that a subnet is."""
         settings = {name: self.settings[name] for name in self.methods if name in self.settings}
-        return NOAH(widths=self.widths(subnet), dropout=self.dropout, settings=settings)
+        widths: dict[str, Widths] = {**self.widths(subnet)}
+        return NOAH(widths=widths, dropout=self.dropout, settings=settings)
 
     def widths(self, subnet: Subnet) -> dict[str, list[int]]:
         return {name: list(row) for name, row in zip(self.methods, subnet, strict=True)}

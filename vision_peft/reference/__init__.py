@@ -13,7 +13,7 @@ from typing import Any, cast
 from timm import create_model
 from timm.models import VisionTransformer
 
-from peft_core.files import read_weights
+from peft_core.files import read_shipped
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "vit.safetensors"
@@ -33,7 +33,7 @@ def load(num_classes: int = 0, pretrained: bool = True, **timm_kwargs: Any) -> V
     """
     model = cast(VisionTransformer, create_model(**(CARD["timm"] | timm_kwargs), num_classes=num_classes))
     if pretrained:
-        state = read_weights(WEIGHTS, "python -m vision_peft.reference.train")
+        state = read_shipped(WEIGHTS, "python -m vision_peft.reference.train")
         wrong = [
             name
             for name, value in model.state_dict().items()

@@ -90,8 +90,10 @@ def make_plan(
     named = expand_methods(methods, "vision", suits_vision)
     tasks = expand_data(data)
     names = {"data": tasks[0]}
-    fixed = assignments("--set", common, named, lambda *option: check_option(*option, fit, DECIDED, names))
-    options = assignments("--grid", grid, named, lambda *o: check_option(*o, fit, (*DECIDED, *FOR_ALL), names))
+    fixed = assignments("--set", common, named, lambda flag, option: check_option(flag, option, fit, DECIDED, names))
+    options = assignments(
+        "--grid", grid, named, lambda flag, o: check_option(flag, o, fit, (*DECIDED, *FOR_ALL), names)
+    )
     points = {label: grid_points(options[label]) for label in named}
     plan = Plan(
         tasks, named, tuple(dict.fromkeys(seeds)), points, {k: tuple(v) for k, v in fixed.items()}, backbone, protocol

@@ -68,7 +68,7 @@ class Runner:
     def run(self, best: int, further: list[int]) -> int:
         """0, or 1 if a run failed."""
         plan = self.plan
-        choosing, baselines = list(plan.choosing()), baselines_of(plan.methods)
+        choosing, baselines = list(plan.choosing()), baselines_of(list(plan.methods))
         finals = len(plan.tasks) * (len(plan.methods) * len(plan.seeds) + (best + len(baselines)) * len(further))
         self.progress = Progress(len(choosing) + finals)
         try:

@@ -112,7 +112,8 @@ def as_video(
         if video.get("norm", "file") == "fresh":  # a run of before has no such word in its card
             model.renew_norm()
         model.head_drop = nn.Dropout(dropout)
-        model.head = with_batch_norm(model.head) if normed else model.head
+        if normed:
+            model.add_module("head", with_batch_norm(model.head))
         return model
     if isinstance(model, Classified):
         model.drop = nn.Dropout(dropout)
@@ -140,7 +141,8 @@ def _without_batch_norm(state: dict[str, Tensor], head: Any) -> dict[str, Tensor
     """Weights whose head is one linear layer, the batch normalisation's statistics in it."""
     if not isinstance(head, nn.Sequential):
         return state
-    norm, linear = head
+    parts: list[Any] = list(head)
+    norm, linear = parts
     weight = linear.weight / (norm.running_var + norm.eps).sqrt()
     kept = {key: value for key, value in state.items() if not key.startswith(("head.0.", "head.1."))}
     return kept | {"head.weight": weight.detach(), "head.bias": (linear.bias - weight @ norm.running_mean).detach()}

@@ -43,6 +43,8 @@ class TubeletEmbed(nn.Module):
 class JointViT(VisionTransformer):
     """timm's ViT on tubelets: clips B T 3 H W → logits B C; views B V T 3 H W as `over_views` says."""
 
+    fixed_positions = False
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return over_views(self, x) if x.ndim == 6 else super().forward(x, *args, **kwargs)
 
@@ -56,7 +58,7 @@ class JointViT(VisionTransformer):
         check_tubelet(frames, embed.tubelet)
         if frames == embed.frames:
             return
-        if not getattr(self, "fixed_positions", False):
+        if not self.fixed_positions:
             raise PeftError(f"this model's positions are of {embed.frames} frames: give --data.frames {embed.frames}.")
         embed.frames = frames
         self.pos_embed = nn.Parameter(sinusoid(embed.num_patches, self.embed_dim).to(self.pos_embed)[None])  # type: ignore[arg-type]

@@ -55,7 +55,8 @@ class VideoRun(Run):
     def predict(self, images: Any, batch_size: int = 8) -> list[Any]:
         """The class of each clip: paths or uint8 tensors `L 3 h w`, one or several."""
         one = isinstance(images, (str, Path)) or (isinstance(images, Tensor) and images.ndim == 4)
-        return list(self.stream([images] if one else images, batch_size))
+        given: Any = [images] if one else images
+        return list(self.stream(given, batch_size))
 
     def found(self, paths: Sequence[str]) -> list[Path]:
         """Video files among files and, searched through, folders; a folder that holds pictures itself is a clip.

@@ -42,7 +42,7 @@ class EVP(PixelPrompt):
 
     def install(self, plan: Plan) -> None:
         place, made_of = self.at(plan)
-        plan.join(place.module, "frame", Around(**made_of))
+        plan.join(place.module, "frame", PixelFrame(**made_of))
 
     def parameter_groups(self, model: nn.Module, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
         return ({"params": [frame_of(model, self).prompt], "lr": 0.0, "weight_decay": 0.0},)
@@ -60,7 +60,7 @@ class EVP(PixelPrompt):
             frame.prompt -= rate * gradient.flatten(1)[:, frame.index] / (norm + 1e-10)
 
 
-class Around(Frame):
+class PixelFrame(Frame):
     """The picture shrunk within the frame P (3 n); `whole` (3 H W) is 0, and gets in training the gradient on all of it."""
 
     def __init__(self, **made_of: Any) -> None:

@@ -25,7 +25,7 @@ AtLeastOne = Annotated[float, Range(1)]
 CLASS_TOKENS = ("cls_token", "class_embedding")
 
 
-class Structure:
+class LateModule:
     """A module whose parameters are empty until `begin`; they keep their identity. Its output is zero at the start.
 
     Args:
@@ -64,7 +64,7 @@ class SparseOrWhole(ChosenByValue):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.low: LowRank | None = None
-        self.structure: Structure | None = None
+        self.structure: LateModule | None = None
         self.drop_path = 0.0
 
     @property
@@ -128,7 +128,7 @@ class SparseOrWhole(ChosenByValue):
 class Behind(Branch):
     """y ← y + adapter(drop(y)) on rows of what a layer gives, from the moment its adapter begins."""
 
-    def __init__(self, structure: Structure, rows: tuple[int, int] | None, dropout: float) -> None:
+    def __init__(self, structure: LateModule, rows: tuple[int, int] | None, dropout: float) -> None:
         super().__init__(structure.module, read=False)
         self.structure, self.rows, self.dropout = structure, rows, dropout
 
@@ -209,7 +209,7 @@ class SPT(Scored):
                 if name in CLASS_TOKENS:
                     plan.train(module, name)
 
-    def _structured(self, plan: Plan, place: Place, change: SparseOrWhole, rank: int) -> Structure:
+    def _structured(self, plan: Plan, place: Place, change: SparseOrWhole, rank: int) -> LateModule:
         if not place.called and (self.form == "adapter" or self.drop_path):
             raise PeftError(
                 f"adapters and drop path cannot act at {place.module}, whose weight is read without calling it: set form to lora "
@@ -218,7 +218,7 @@ class SPT(Scored):
         if self.form == "lora":
             change.drop_path = self.drop_path
             change.low = LowRank(plan.stock(place), place.rows, rank, 1.0, self.dropout)
-            return Structure(change.low, "A")
+            return LateModule(change.low, "A")
         if not isinstance(plan.model.get_submodule(place.module), nn.Linear):
             raise PeftError(
                 f"spt's adapters follow linears, and {place.module} is none: set form to lora, or other targets."
@@ -226,7 +226,7 @@ class SPT(Scored):
         made = Bottleneck(
             change.shape[0], rank, activation="gelu", drop_path=self.drop_path, options=plan.options_at(place.module)
         )
-        structure = Structure(made, "down.weight")
+        structure = LateModule(made, "down.weight")
         plan.join(place.module, f"{place.role}_adapter", Behind(structure, place.rows, self.dropout))
         return structure
 

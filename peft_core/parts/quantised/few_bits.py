@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from peft_core.anatomies import Place
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Delta
-from peft_core.grafts.packing import Packed
+from peft_core.grafts.packing import PackedOnDisk
 from peft_core.lifecycle import memory
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def levels(bits: int) -> tuple[Tensor, Tensor]:
     return found, edges
 
 
-class Rounding(nn.Module, Packed):
+class Rounding(nn.Module, PackedOnDisk):
     """Rounds a weight, and packs it into `bits` bits a number, its mean and its standard deviation.
 
     `statistics` holds the mean and deviation that came with a file, until the weight moves; 0 where the weight's own count.

@@ -1,7 +1,7 @@
 """Changes of which a search keeps some under a budget: gates that weigh them, their probabilities, and the pick."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -61,7 +61,9 @@ def open_gates(changes: Sequence[Structure], z: Tensor | None = None) -> list[in
     return sizes
 
 
-def probabilities(alphas: Tensor, sizes: Tensor, budget: int, beta: float) -> Tensor:
+def probabilities(
+    alphas: Annotated[Tensor, "n"], sizes: Annotated[Tensor, "n"], budget: int, beta: float
+) -> Annotated[Tensor, "n"]:
     """p = σ((α − ζ)/β) with Σ p n = budget; the gradient sees ζ only as far as Σ p stays what it is."""
     p = torch.sigmoid((alphas - shift(alphas, sizes, budget, beta)) / beta).clamp(CLOSEST, 1 - CLOSEST)
     return p / p.sum() * p.sum().detach()
