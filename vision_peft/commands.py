@@ -5,26 +5,44 @@ from __future__ import annotations
 import sys
 from typing import Literal
 
+from peft_core.errors import PeftError
 from peft_core.jobs.cli import listing
 from peft_core.jobs.cli.command import Command, command
 from peft_core.jobs.cli.main import main as run_command_line
 
 
 @command("vision")
-def list_(what: Literal["methods", "data", "backbones", "recipes", "sweeps"]) -> None:
+def list_(what: Literal["methods", "data", "backbones", "recipes", "sweeps"], *, search: str | None = None) -> None:
     """List methods, data sets, backbones, recipes or sweeps.
 
     Args:
         what: Which list.
+        search: Of backbones: those of timm whose name holds this word, with size, mean and parameters; by default ViTs.
     """
+    if search is not None and what != "backbones":
+        raise PeftError("--search looks for backbones: use it with `list backbones`.")
     no = ("cross", "words", "condition")
-    listing.show(what, "vision", {"backbones": backbones}, families=("timm", "open_clip", "transformers"), never=no)
+    listing.show(
+        what,
+        "vision",
+        {"backbones": lambda: backbones(search)},
+        families=("timm", "open_clip", "transformers"),
+        never=no,
+    )
 
 
-def backbones() -> dict[str, str]:
+def backbones(search: str | None = None) -> dict[str, str]:
     from vision_peft.backbones import list_backbones  # needs timm
 
-    return list_backbones()
+    if search is None:
+        return list_backbones()
+    found = list_backbones(f"*{search.lower()}*", sizes=True)
+    kept = {name: about for name, about in found.items() if search.lower() in name.lower()}
+    if not kept:
+        raise PeftError(
+            f'timm has no pretrained model with "{search}" in its name: try a shorter word, such as dinov3.'
+        )
+    return kept
 
 
 def commands() -> list[Command]:

@@ -89,13 +89,14 @@ def predict(
     """
     if (run is None) == (not runs):
         raise PeftError("predict needs --run, a run folder, or --runs, several on one backbone.")
-    if run is not None and (task := getattr(loaded := load_run(run, CLASSIFIERS), "task", None)) and task.writes:
-        return task.write_predictions(loaded, pictures, out, batch_size, "vision_peft")
+    loaded = None if run is None else load_run(run, CLASSIFIERS)
+    own = getattr(loaded, "task", None)
+    if own is not None and own.writes and task is None:
+        return own.write_predictions(loaded, pictures, out, batch_size, "vision_peft")
     target = None
     for each in [run] if run is not None else runs or []:
         target = None if out is None else str(out_file(out, ".json" if json else ".csv", each))
-    if run is not None:
-        loaded = load_run(run, CLASSIFIERS)
+    if loaded is not None:
         if task is not None:
             chosen = task_of_card(loaded.card).choose(task, loaded.model)
             loaded = dataclasses.replace(loaded, task=chosen)

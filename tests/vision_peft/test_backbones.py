@@ -15,6 +15,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from peft_core.errors import PeftError
 from peft_core.jobs.hub import reach
 from vision_peft.backbones import list_backbones, load_backbone
+from vision_peft.commands import main
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,16 @@ def test_two_families_have_their_own_normalisation() -> None:
     assert timm.get_pretrained_cfg("vit_base_patch16_224.orig_in21k").mean != (0.485, 0.456, 0.406)
     found = list_backbones()
     assert found["vit_base_patch16_224.orig_in21k"] == "224×224, mean 0.5,0.5,0.5"
+
+
+def test_a_search_shows_size_and_parameters(capsys: pytest.CaptureFixture) -> None:
+    assert main(["list", "backbones", "--search", "Test_ViT2"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split() == ["test_vit2.r160_in1k", "160×160,", "mean", "0.5,0.5,0.5,", "0.5", "M", "parameters"]
+    assert main(["list", "backbones", "--search", "zzz"]) == 2
+    assert "try a shorter word" in capsys.readouterr().err
+    assert main(["list", "data", "--search", "vit"]) == 2
+    assert "use it with `list backbones`" in capsys.readouterr().err
 
 
 def test_architecture_and_file(stock: torch.nn.Module, tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def run(halves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_from_masks_to_masks(run: Path, halves: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     assert results["mIoU"] > 0.7 and set(results["per_class"]) == {"red", "blue"}
-    assert "test/14.png" in (run / "report.html").read_text(encoding="utf-8")
+    report = (run / "report.html").read_text(encoding="utf-8")
+    assert "test/14.png" in report and f"predict --run {run} --out predicted" in report
     assert main(["predict", "--run", str(run), str(halves / "images" / "test"), "--out", str(tmp_path / "said")]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "path,file"
     found = Image.open(tmp_path / "said" / "17.png")

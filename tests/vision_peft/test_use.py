@@ -165,7 +165,7 @@ def test_what_is_exported_is_merged(short_run: Path, tmp_path: Path, monkeypatch
     written: list[Any] = []
     monkeypatch.setattr("vision_peft.use.write_onnx", lambda *given: written.append(given) or given[2])
     assert main(["export", "--run", str(short_run), "--out", str(tmp_path / "model.onnx")]) == 0
-    (model, of, target, _), run = written[0], load_run(short_run)
+    (model, of, target, *_), run = written[0], load_run(short_run)
     assert target == tmp_path / "model.onnx" and of.class_names == run.class_names
     assert not any(is_inserted(key) for key in model.state_dict())
     images = torch.randint(0, 256, (2, 3, *run.fit.size), dtype=torch.uint8)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
+from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 from peft_core.anatomies import Anatomy, describe
@@ -19,9 +19,11 @@ from peft_core.jobs.hub.backbone import Backbone
 LEVELS = 4
 
 
-def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(x: Tensor, size: Sequence[int]) -> Tensor:
     return (
-        x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        x
+        if tuple(x.shape[-2:]) == tuple(size)
+        else F.interpolate(x, size=(size[0], size[1]), mode="bilinear", align_corners=False)
     )
 
 

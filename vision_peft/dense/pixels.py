@@ -52,6 +52,10 @@ class Pixels(Task):
     def card(self) -> dict[str, Any]:
         return super().card() | {"dense": dict(self.dense)}
 
+    @property
+    def flags(self) -> str:
+        return " --out predicted"
+
     def model(
         self, load: Callable[..., tuple[nn.Module, Backbone]], settings: Mapping[str, Any]
     ) -> tuple[nn.Module, Backbone]:

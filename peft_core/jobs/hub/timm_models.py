@@ -20,15 +20,28 @@ from peft_core.jobs.hub.reach import PICKLES, in_cache, must_reach
 from peft_core.jobs.hub.references import REFERENCE, check_architecture, reference_of
 
 
-def list_backbones(pattern: str = "vit_*") -> dict[str, str]:
-    """Name -> one line: the reference model and timm's pretrained models that match `pattern`."""
+def list_backbones(pattern: str = "vit_*", sizes: bool = False) -> dict[str, str]:
+    """Name -> one line: the reference model and timm's pretrained models that match `pattern`.
+
+    Args:
+        sizes: say the parameters too, of models made without memory for their weights.
+    """
     found = {REFERENCE: "the small ViT that is shipped with this package; no download"}
+    counted: dict[str, str] = {}
     for name in timm.list_pretrained(pattern):
+        base = name.partition(".")[0]
+        if sizes and base not in counted:
+            counted[base] = f", {_parameters(base) / 1e6:.1f} M parameters"
         config = timm.get_pretrained_cfg(name, allow_unregistered=True)
         size = "×".join(map(str, config.input_size[-2:])) if config else ""
         mean = ",".join(f"{value:.3g}" for value in config.mean) if config else ""
-        found[name] = f"{size}, mean {mean}"
+        found[name] = f"{size}, mean {mean}{counted.get(base, '')}"
     return found
+
+
+def _parameters(architecture: str) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in timm.create_model(architecture, pretrained=False).parameters())
 
 
 def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) -> tuple[nn.Module, Backbone]:

@@ -21,7 +21,7 @@ class Prediction(NamedTuple):
         """The likeliest classes as rows of a table: name, probability."""
         best = self.probabilities.topk(min(top, len(class_names)))
         found = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        return [(class_names[index], f"{probability:.4f}") for probability, index in found]
+        return [(class_names[int(index)], f"{probability:.4f}") for probability, index in found]
 
 
 def predictions(logits: Tensor, class_names: Sequence[str]) -> Iterator[Prediction]:
