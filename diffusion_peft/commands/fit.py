@@ -43,9 +43,9 @@ def recipe_of(settings: dict[str, Any]) -> str:
     RUN: "data base method recipe prompt steps epochs",
     "a subject or a new word": "class_prompt prior_count placeholder initializer text_method",
     "sliders, controls, flows": "slider control flow",
-    TRAINING: "lr text_lr batch_size optimizer warmup resolution flip",
-    "samples": "sample_prompts sample_count sample_every sample_steps guidance",
-    MACHINE: "out seed overwrite save_every dtype quantize cache trainer",
+    TRAINING: "lr text_lr batch_size optimizer resolution flip",
+    "samples": "sample_prompts sample_count sample_every guidance",
+    MACHINE: "out seed overwrite dtype quantize cache trainer",
 })  # fmt: skip
 @takes(training, lr=1e-4, weight_decay=1e-2, final_lr=1.0)
 def fit(
