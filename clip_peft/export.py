@@ -91,10 +91,12 @@ def why_not(run: ClipRun, kind: str) -> str | None:
     inside = grafted(method)
     if kind == "model":
         if not inside and not (beside and beside.merges):
-            return f"{name} learns beside the model, whose weights stay the stock ones: export weights or onnx."
+            others = " or ".join(each for each in ("weights", "onnx") if not why_not(run, each))
+            instead = f"export {others}" if others else "use `predict`"
+            return f"{name} learns beside the model, whose weights stay the stock ones: {instead}."
         for each in inside:
             if each.not_mergeable:
-                return f"{name} cannot be merged into the model, because {each.not_mergeable}: export onnx."
+                return f"{name} cannot be merged into the model, because {each.not_mergeable.rstrip('.')}: export onnx."
         return None
     if beside and beside.no_class_weights and (kind == "weights" or beside.of_pictures):
         instead = "use `predict`" if beside.of_pictures else "export onnx"

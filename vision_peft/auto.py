@@ -37,7 +37,7 @@ def auto(*, data: Data, recipes: list[str] | None = None, **common: Any) -> dict
     methods = how["methods"] or list(METHODS)
     check(opened, methods, "vision")
     how["out"] = how["out"] or run_name(opened.name, how["backbone"].rpartition("/")[2], "auto", f"seed{how['seed']}")
-    own = recipe_of({"data": data})
+    own = recipe_of({"data": data, "task": "classify"})
     usual = [own] if isinstance(opened.train, Clips) else [own, OTHER.get(own, "default")]
     recipes = how["recipes"] or usual
     plan = {"data": data.plain(), "backbone": how["backbone"], "methods": methods, "recipes": recipes,

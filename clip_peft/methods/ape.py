@@ -1,5 +1,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -99,13 +100,14 @@ class _APE(Remembering, TemplateLearner):
     def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
         self.check_started()
         alpha, beta, gamma = self.method.strengths
+        weights = self.weights() if weights is None else weights
         texts, near = self._compared(features, weights)
-        return texts + alpha * self._cache(near, beta, gamma)
+        return texts + alpha * self._cache(near, beta, gamma, weights)
 
-    def _compared(self, features: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _compared(self, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the texts B C, and each key's cosine B N."""
         f = F.normalize(features, dim=-1).to(self.keys.dtype)
-        weights = (self.weights() if weights is None else weights).to(f.dtype)
+        weights = weights.to(f.dtype)
         if not self.method.fine_tune:
             return self.clip.scale * product(f, weights), product(self._part(f), self._part(self.keys))
         texts = weights.index_add(1, self.places, self.residual)
@@ -116,17 +118,17 @@ class _APE(Remembering, TemplateLearner):
     def _part(self, rows: Tensor) -> Tensor:
         return F.normalize(rows[:, self.places], dim=-1)
 
-    def _cache(self, near: Tensor, beta: float, gamma: float) -> Tensor:
-        strength = self.strength if self.method.fine_tune else (gamma * self._doubt()).exp()
+    def _cache(self, near: Tensor, beta: float, gamma: float, weights: Tensor) -> Tensor:
+        strength = self.strength if self.method.fine_tune else (gamma * self._doubt(weights)).exp()
         weight = torch.exp(-beta * (1 - near)) * strength
-        return weight.new_zeros(len(weight), len(self.names)).index_add(1, self.values, weight)
+        return weight.new_zeros(weight.shape[0], len(self.names)).index_add(1, self.values, weight)
 
-    def _doubt(self) -> Tensor:
+    def _doubt(self, weights: Tensor) -> Tensor:
         """D: N."""
-        return self.remembered("doubt", self._divergence, [self.keys])
+        return self.remembered("doubt", partial(self._divergence, weights), [self.keys, weights])
 
-    def _divergence(self) -> Tensor:
-        p = product(self._part(self.keys), self._part(self.weights().to(self.keys.dtype))).softmax(-1) + 1e-6
+    def _divergence(self, weights: Tensor) -> Tensor:
+        p = product(self._part(self.keys), self._part(weights.to(self.keys.dtype))).softmax(-1) + 1e-6
         right = F.one_hot(self.values, len(self.names)).to(p.dtype)
         return (right * ((right + 1e-6) / p).log2()).sum(-1)
 
@@ -137,10 +139,11 @@ class _APE(Remembering, TemplateLearner):
             return
         grids = zip((method.alpha, method.beta, method.gamma), at, (ALPHAS[::2], BETAS[::2], GAMMAS), strict=True)
         alphas, betas, gammas = ([now, *others] if given is None else [now] for given, now, others in grids)
-        texts, near = self._compared(features)
+        weights = self.weights()
+        texts, near = self._compared(features, weights)
         for beta in betas:
             for gamma in gammas if searched else at[2:]:
-                cache = self._cache(near, beta, gamma)
+                cache = self._cache(near, beta, gamma, weights)
                 for alpha in alphas:
                     chosen = {"alpha": alpha, "beta": beta} | ({"gamma": gamma} if searched else {})
                     yield chosen, texts + alpha * cache

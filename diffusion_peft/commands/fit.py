@@ -45,7 +45,7 @@ def recipe_of(settings: dict[str, Any]) -> str:
     "sliders, controls, flows": "slider control flow",
     TRAINING: "lr text_lr batch_size optimizer resolution flip",
     "samples": "sample_prompts sample_count sample_every guidance",
-    MACHINE: "out seed overwrite save_every dtype quantize cache trainer",
+    MACHINE: "out seed overwrite dtype quantize cache trainer",
 })  # fmt: skip
 @takes(training, lr=1e-4, weight_decay=1e-2, final_lr=1.0)
 def fit(

@@ -15,6 +15,7 @@ from diffusion_peft.base.texts import check_length
 from diffusion_peft.data.examples import BucketBatches
 from diffusion_peft.data.prepare import resolution
 from diffusion_peft.drawing.draw import check_clip_skip, check_drawing, check_precision
+from diffusion_peft.evaluation.subjects import naming
 from diffusion_peft.training.denoise import Denoiser
 from diffusion_peft.training.models import models
 from diffusion_peft.training.results import write_outcome
@@ -122,7 +123,7 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     if folder.found is not None:
         losses = [row["loss"] for row in denoiser.history if "loss" in row]
         results["remarks"] = [each for each in (of_loss(losses),) if each]
-    folder.next = next_commands(folder, samples.texts)
+    folder.next = next_commands(folder, samples.texts, task)
     with denoiser.averaged():
         return write_outcome(folder, results, denoiser, samples, about["shown"], task)
 
@@ -155,12 +156,14 @@ def words(task: Task, base: Base, examples: Any, denoiser: Denoiser, samples: Sa
     ]
 
 
-def next_commands(folder: RunFolder, texts: Sequence[str]) -> list[str]:
+def next_commands(folder: RunFolder, texts: Sequence[str], task: Task) -> list[str]:
     run = shlex.quote(str(folder.path))
     prompt = shlex.quote(texts[0]) if texts else "PROMPT"
+    named = [naming(concept) for concept in task.concepts]
+    words = " --class_name CLASS" if any(own and of_class is None for own, of_class in named) else ""
     return [
         f"diffusion_peft sample --run {run} --prompt {prompt} --count 4 --seed 0",
-        f"diffusion_peft evaluate --run {run} --count 2",
+        f"diffusion_peft evaluate --run {run}{words} --count 2",
         f"diffusion_peft export --run {run} --format diffusers",
     ]
 

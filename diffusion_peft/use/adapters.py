@@ -49,12 +49,17 @@ def split_scale(text: str) -> tuple[str, float | str]:
     path, colon, rest = text.rpartition(":")
     if Path(text).expanduser().exists() or not colon:
         path, rest = text, ""
-    if not Path(path).expanduser().exists():
-        raise PeftError(f"there is no adapter {path}: give a run folder or a file, with :SCALE after it if you like.")
+    check_there(Path(path).expanduser())
     try:
         return path, float(rest) if rest else 1.0
     except ValueError:
         return path, rest
+
+
+def check_there(path: Path) -> None:
+    """Raises PeftError: nothing is there."""
+    if not path.exists():
+        raise PeftError(f"there is no adapter {path}: give a run folder or a file, with :SCALE after it if you like.")
 
 
 def keep_off(out: Path, adapters: Iterable[str]) -> None:

@@ -24,7 +24,7 @@ from diffusion_peft.drawing.draw import (
     embed_negative,
 )
 from diffusion_peft.drawing.scaling import set_scales
-from diffusion_peft.use.adapters import add_file, add_run, config_of, short_names
+from diffusion_peft.use.adapters import add_file, add_run, check_there, config_of, short_names
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.process import tell
 
@@ -175,6 +175,8 @@ def combine(
         PeftError: no base, an adapter of another base or program, adapters that both overwrite stock weights.
     """
     folders = [Path(path).expanduser() for path, _ in adapters]
+    for folder in folders:
+        check_there(folder)
     configs = [config_of(folder) if folder.is_dir() else None for folder in folders]
     named = base or next((config["base"] for config in configs if config), None)
     if named is None:

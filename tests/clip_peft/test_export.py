@@ -76,6 +76,7 @@ def test_a_projection_merges_into_plain_open_clip(trained, tmp_path: Path) -> No
     ("method", "settings"),
     [
         ("maple", {"depth": 2}),
+        pytest.param("ape", {}, marks=pytest.mark.slow),
         pytest.param("tip_adapter", {}, marks=pytest.mark.slow),
         pytest.param("vpt", {"tokens": 2, "tower": "image"}, marks=pytest.mark.slow),
     ],
@@ -89,6 +90,8 @@ def test_onnx_gives_the_run_s_probabilities(trained, method: str, settings: dict
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (found,) = session.run(None, {"image": (images(run).float() / 255).numpy()})
     torch.testing.assert_close(torch.from_numpy(found), probabilities(run), atol=2e-5, rtol=1e-3)
+    (first,) = session.run(None, {"image": (images(run)[:1].float() / 255).numpy()})
+    torch.testing.assert_close(torch.from_numpy(first), torch.from_numpy(found[:1]), atol=2e-5, rtol=1e-3)
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(run.class_names)
 
 
@@ -96,6 +99,8 @@ def test_what_a_method_does_not_have(coop_run: Path, trained, tmp_path: Path, ca
     with pytest.raises(PeftError, match="coop learns beside the model, whose weights stay the stock ones"):
         merge_(run=str(coop_run), out=str(tmp_path))
     cocoop, adapter = trained("cocoop"), trained("taskres")
+    with pytest.raises(PeftError, match="cocoop learns beside the model, .*: use `predict`"):
+        merge_(run=cocoop, out=str(tmp_path))
     of_pictures = "cocoop has no class weights, because it compares each picture with texts of its own: use `predict`"
     with pytest.raises(PeftError, match=of_pictures):
         export(run=cocoop, out=str(tmp_path), what=["onnx"])

@@ -117,6 +117,7 @@ def test_use(lora_run: Path, sd15: str, tmp_path: Path, capsys: pytest.CaptureFi
         return capsys.readouterr().err
 
     assert "there is no adapter nowhere" in said("sample --prompt a --adapter nowhere:0.5")
+    assert "there is no adapter nowhere" in said("export --run nowhere --format kohya --out a.safetensors")
     assert "sample needs --run, --adapter or --base" in said("sample --prompt a")
     assert main(f"sample --run {lora_run} --prompt a --count 1 --steps 1 --out {tmp_path}/drawn".split()) == 0
     assert "note: no prompt has <toy> in it" in capsys.readouterr().err

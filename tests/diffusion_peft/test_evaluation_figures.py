@@ -9,7 +9,10 @@ from diffusion_peft.data.concepts import Concept
 from diffusion_peft.evaluation import figures
 from diffusion_peft.evaluation.scorers import clip_scorer, image_scorer, open_scorers
 from diffusion_peft.evaluation.subjects import DRAWN_PROMPTS, Subject, naming, open_prompts, others, real_pictures
+from diffusion_peft.training.job import next_commands
+from diffusion_peft.training.tasks import Task
 from peft_core.errors import PeftError
+from peft_core.jobs.runs.folder import RunFolder
 
 X, Y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
 D = torch.tensor([math.sqrt(0.5), math.sqrt(0.5)])
@@ -59,6 +62,8 @@ def test_summaries() -> None:
 )
 def test_names_in_prompts(concept: dict, own: str | None, of_class: str | None) -> None:
     assert naming(Concept("x", **concept)) == (own, of_class)
+    lines = next_commands(RunFolder("x", "diffusion_peft fit"), [], Task({}, [Concept("x", **concept)]))
+    assert ("--class_name CLASS" in lines[1]) == (own is not None and of_class is None)
 
 
 def test_prompts(tmp_path) -> None:

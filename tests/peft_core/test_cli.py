@@ -117,6 +117,9 @@ def test_lists(run) -> None:
     assert run("show --frame gold a.png b/")["pictures"] == ["a.png", "b/"]
     assert run("show a.png --frame gold b/")["pictures"] == ["a.png", "b/"]
     assert run("show a.png --methods lora vpt")["methods"] == ["lora", "vpt"]
+    got = run("show --methods lora vpt -- a.png --odd.png")
+    assert (got["methods"], got["pictures"]) == (["lora", "vpt"], ["a.png", "--odd.png"])
+    assert run("draw --paper x -- y") == '"y" belongs to no option: see `draw --help`.'
     assert run("draw --paper x --colours a:0.8 --colours b")["colours"] == ["a:0.8", "b"]
     assert run("draw --paper x --colours [a,b]")["colours"] == ["a", "b"]
 

@@ -63,6 +63,7 @@ def test_a_picture_sees_the_classes_of_its_own_data_set() -> None:
     assert task.figures(scores)["per_data"] == {"a": 1.0, "b": 1.0} and scores.accuracy == 1
     wanted = torch.nn.functional.cross_entropy(outputs[:2, :2], labels[:2], label_smoothing=0.1)
     assert torch.equal(task.loss(outputs[:2], labels[:2]), wanted)
+    assert eval(task.line("y"), {"names": NAMES, "y": outputs[:1]}) == {"a": "a: y", "b": "b: u"}
     (chosen,) = task.choose("b", model).predictions(outputs[:1])
     assert chosen.class_name == "u" and int(model.peft.hyperformer.shared_hypernetwork.value.chosen) == 1
     with pytest.raises(PeftError, match='no data set "c".*it has: a, b'):

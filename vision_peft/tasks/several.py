@@ -123,6 +123,10 @@ class Several(Classes):
         start, stop = self._chosen()
         return outputs[:, start:stop].softmax(-1)
 
+    def line(self, outputs: str) -> str:
+        likeliest = "names[start:stop][y[0, start:stop].argmax()]"
+        return f"{{name: {likeliest} for y in [{outputs}] for name, (start, stop) in {self.spans}.items()}}"
+
     def _chosen(self) -> tuple[int, int]:
         if self.chosen is None:
             raise PeftError(

@@ -15,18 +15,19 @@ from peft_core.values import describe
 
 
 def split_line(argv: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
-    """(option, the words after it) in order, and the words before the first option."""
+    """(option, the words after it) in order, and the words before the first option and behind `--`."""
+    stop = argv.index("--") if "--" in argv else len(argv)
     flags: list[tuple[str, list[str]]] = []
     loose: list[str] = []
-    for word in argv:
-        if word.startswith("--") and len(word) > 2:
+    for word in argv[:stop]:
+        if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
             flags.append((key, [value] if equals else []))
         elif flags:
             flags[-1][1].append(word)
         else:
             loose.append(word)
-    return flags, loose
+    return flags, [*loose, *argv[stop + 1 :]]
 
 
 def take(key: str, words: list[str], hint: Any) -> tuple[Any, list[str]]:
