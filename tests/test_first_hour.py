@@ -65,7 +65,7 @@ def test_the_commands_of_all_pages_are_read(line: str) -> None:
     if name.startswith("-") or "--help" in words or "--config" in words or ".yaml" in line:
         return  # what another run writes is not there
     (command,) = (each for each in importlib.import_module(module_of(program)).commands() if each.name == name)
-    command.read_line(words)
+    command.of_line(words).read_line(words)
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -76,7 +76,7 @@ def test_the_first_hour_runs(whole: bool, tmp_path: Path, monkeypatch, capsys) -
         monkeypatch.setenv("PEFT_DATA_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(world_open, "SPLITS", {"train": 16, "val": 2, "test": 2})
         for module in (vision_peft.use, onnx_file):
-            monkeypatch.setattr(module, "write_onnx", lambda model, run, target, opset: target.touch())
+            monkeypatch.setattr(module, "write_onnx", lambda model, run, target, *more: target.touch())
     before: list[str] = []
     for line in HOUR:
         kind = " ".join(line.split()[:2])

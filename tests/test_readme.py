@@ -82,7 +82,7 @@ def test_the_commands_run(program: str, whole: bool, desk, tmp_path, monkeypatch
         monkeypatch.setattr(world_motion, "SPLITS", {"train": 12, "val": 4, "test": 8})
         monkeypatch.setattr(world_open, "SPLITS", {"train": 16, "val": 2, "test": 2})
         for module in (vision_peft.use, onnx_file):  # the wings' own tests write such files
-            monkeypatch.setattr(module, "write_onnx", lambda model, run, target, opset: target.touch())
+            monkeypatch.setattr(module, "write_onnx", lambda model, run, target, *more: target.touch())
     for line in (line for line in COMMANDS if line.startswith(program) and line not in NEEDS_DATA):
         more = {"vision_peft": " --trainer.max_steps 2", "clip_peft": " --epochs 1 --cache_views 1"}[program]
         assert main(line + more if " fit " in line and not whole else line) == 0, f"{line}: {capsys.readouterr().err}"

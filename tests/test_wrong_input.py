@@ -22,8 +22,8 @@ PROGRAMS = {
     "clip_peft": (clip, clip_main),
     "diffusion_peft": (diffusion, diffusion_main),
 }
-ANY = {"guidance", "scale", "scales", "slider.guidance", "slider.strength", "evaluation.guidance", "evaluation.scales",
-       "trainer.devices"}  # fmt: skip
+ANY = {"guidance", "scale", "scales", "flow.mean", "slider.guidance", "slider.strength", "evaluation.guidance",
+       "evaluation.scales", "trainer.devices"}  # fmt: skip
 """Options for which every number means something."""
 
 

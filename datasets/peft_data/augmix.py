@@ -32,13 +32,13 @@ def mixed(image: Image.Image, chance: Chance) -> np.ndarray:
 
 
 def augmix(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each picture mixed by itself, uint8 `B 3 H W`."""
+    """Each picture mixed by itself, uint8 `B 3 H W`; a clip's frames, one behind the other among the channels, alike."""
     found = []
     for image in images:
-        chance = Chance(int(torch.randint(2**32, (), generator=generator)))
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-        pixels = np.rint(mixed(picture, chance)).clip(0, 255).astype(np.uint8)
-        found.append(torch.from_numpy(pixels).permute(2, 0, 1))
+        seed = int(torch.randint(2**32, (), generator=generator))
+        frames = [each.permute(1, 2, 0).contiguous().cpu().numpy() for each in image.split(3)]
+        pixels = [np.rint(mixed(Image.fromarray(each), Chance(seed))).clip(0, 255).astype(np.uint8) for each in frames]
+        found.append(torch.cat([torch.from_numpy(each).permute(2, 0, 1) for each in pixels]))
     return torch.stack(found).to(images.device)
 
 

@@ -66,7 +66,8 @@ def _cut(body: Any, kind: str) -> tuple[str, ...] | None:
         plain = type(body).__name__ == "Attention" and hasattr(body, "attn_dim") and body.gate is None
         return ("num_heads", "attn_dim") if plain else None
     plain = type(body).__name__ == "Mlp" and isinstance(body.fc1, nn.Linear)
-    return () if plain and body.act(torch.zeros(1)).item() == 0 else None
+    keeps_zeros = not list(body.act.parameters()) and body.act(torch.zeros(1, device="cpu")).item() == 0
+    return () if plain and keeps_zeros else None
 
 
 def _stream(model: Any) -> Stream:

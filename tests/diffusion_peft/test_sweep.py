@@ -101,7 +101,7 @@ def test_the_sweeps_that_ship() -> None:
     for path in list_configs("sweep", "diffusion").values():
         plan = module.PLANNED | {"evaluation": {}} | read_yaml(path)
         jobs = trainings(plan)
-        assert {job.method for job in jobs} == {"textual_inversion", "custom_diffusion", "lora", "dora", "lokr", "full"}
+        assert {job.method for job in jobs} == set(plan["methods"]) >= {"lora", "dora", "lokr", "full"}
         assert len(jobs) >= len(plan["data"]) * len(plan["methods"]) * len(plan["seeds"])
         assert len({job.folder for job in jobs}) == len(jobs)
 

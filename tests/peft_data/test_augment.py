@@ -22,6 +22,13 @@ def test_it_is_a_function_of_the_generator(name) -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_the_frames_of_a_clip_are_changed_alike(name) -> None:
+    clips = images(3)[:, None].repeat(1, 2, 1, 1, 1)
+    got = augmentation(name)(clips, generator_of(1, 2))
+    assert got.shape == clips.shape and torch.equal(got[:, 0], got[:, 1])
+
+
 def test_flip() -> None:
     batch = images(400, 2)
     got = flip(batch, generator_of(0))

@@ -140,7 +140,7 @@ def test_wrong_data_is_refused() -> None:
     with pytest.raises(DataError, match="label 2 in test: labels must be 0 to 1"):
         ClassificationData("x", ("a", "b"), one.subset([0, 1]), none, one)
     with pytest.raises(DataError, match="no training pictures"):
-        ClassificationData("x", ("a", "b"), none, none, one)
+        ClassificationData("x", ("a", "b", "c"), none, none, one)
     with pytest.raises(DataError, match="one label a picture"):
         Pictures(one.items, torch.zeros(2, dtype=torch.int64))
     with pytest.raises(DataError, match="uint8 N 3 H W"):

@@ -191,7 +191,7 @@ def test_joint_attention_from_the_command_line(folder: str, tmp_path: Path, caps
         ("--video.attention joint --data.frames 3", "a tubelet of 2 frames does not divide clips of 3"),
         (
             "--data.directional true --augment flip",
-            "use --augment crop or jitter or multi_scale or none or randaug_crop or randaug_four or timm_randaug_crop",
+            "use --augment augmix or crop or jitter or multi_scale or none or randaug_crop or randaug_four or timm_randaug_crop",
         ),
         ("--cache_prefix on", "the frames of a clip are drawn anew at every epoch"),
         ("--video.attention both", '--video.attention takes one of frames, joint, not "both"'),
