@@ -21,6 +21,9 @@ def compare(runs: list[str], *, out: str | None = None) -> str:
     return COMPARISON.carry_out(runs, out)
 
 
+OF_PAIRS = "a run of pairs, scored by retrieval: its report has R@1, R@5 and R@10 before and after"
+
+
 def title(one: Results) -> str:
     which = "" if one["classes"] == "all" else f"{one['classes']} classes, "
     return f"{one['data']}, {which}backbone {one['backbone']}, scored on {one['evaluated_on']}"
@@ -46,4 +49,5 @@ COMPARISON = Comparison(
     },
     size=lambda one: one["parameters"]["trainable"],
     of_size="trained parameters",
+    other=lambda one: OF_PAIRS if "before" in one and "after" in one else None,
 )

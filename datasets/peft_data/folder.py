@@ -20,6 +20,8 @@ from peft_data.video.decoding import is_video
 from peft_data.walk import LeftOut, files_in, folders_in, walk
 
 NAMES: dict[str, str] = {}
+MASKED = {"images", "masks", "annotations", "labels", "jpegimages", "segmentationclass"}
+"""Names of folders that hold pictures and masks rather than classes."""
 _LOOKED_AT = 2000
 """Files by which a folder is judged to hold videos or pictures."""
 
@@ -101,6 +103,10 @@ def read_folder(
             drawn = ("val",)
             given["train"], given["val"] = tenth_as_val(given["train"], seed)
         parts = given["train"], given["val"], given["test"]
+    if {each.lower() for each in classes} <= MASKED:
+        notes.append(
+            f"the folders of {name} are called as pictures and their masks are: --task segment tells each pixel"
+        )
     data = ClassificationData(name, classes, *parts)
     return with_findings(data, [*notes, *left_out.notes(folder, what)], left_out.count, drawn)
 

@@ -51,7 +51,7 @@ def merge_(*, out: str | None = None, into: str | None = None, run: str | None =
         keep_off(Path(into), [path for path, _ in adapters])
         loaded = combine([(path, 1.0) for path, _ in adapters], base, allow_pickle=allow_pickle, partial=partial)
         file = join_into(loaded, [weight for _, weight in adapters], into, format, dtype, how, rank, density, seed)
-        print(f"{file}: {len(adapters)} adapters in one LoRA file")
+        print(f"{file}: {len(adapters)} adapter{'s' * (len(adapters) > 1)} in one LoRA file")
         return file
     target = new_folder(str(out))
     keep_off(target, [path for path, _ in adapters])

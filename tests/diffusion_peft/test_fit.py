@@ -77,6 +77,8 @@ def test_recipes() -> None:
     assert settings("--prompt toy")["recipe"] == "dreambooth" and settings("--prompt toy")["lr"] == 5e-4
     assert settings("")["recipe"] == "text_to_image" and settings("")["snr_gamma"] == 5
     assert settings("--method textual_inversion")["recipe"] == "textual_inversion"
+    for name in ("textual_inversion", "custom_diffusion"):
+        assert settings(f"--recipe {name}")["method"].name == name
     assert settings("--method custom_diffusion --lr 1e-6")["lr"] == 1e-6
 
 

@@ -56,6 +56,12 @@ def test_shots_keep_runs_apart_and_base_and_new_classes_are_not_compared(tmp_pat
     assert "cannot be compared: their classes differs (base, new)" in capsys.readouterr().err
 
 
+def test_a_run_of_pairs_has_no_place_beside_classifiers(tmp_path: Path, capsys) -> None:
+    write(tmp_path / "pairs", "clip_peft", before={}, after={})
+    assert clip(["compare", str(tmp_path)]) == 2
+    assert "pairs is a run of pairs, scored by retrieval" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_what_cannot_be_compared_is_told(program: str, tmp_path: Path, capsys) -> None:
     main, other = PROGRAMS[program], next(each for each in PROGRAMS if each != program)

@@ -37,6 +37,11 @@ def test_split_folders(tmp_path) -> None:
     assert (len(data.train), len(data.val), len(data.test), data.notes) == (40, 3, 3, ())
 
 
+def test_pictures_beside_their_masks_are_told(tmp_path) -> None:
+    class_folders(tmp_path / "scans", {"images": 5, "masks": 5})
+    assert "--task segment" in open_data(str(tmp_path / "scans")).notes[0]
+
+
 def test_val_is_the_test_set_where_there_is_none(tmp_path) -> None:
     class_folders(tmp_path / "p/train", {"cat": 20, "dog": 20})
     class_folders(tmp_path / "p/val", {"cat": 2, "dog": 1})

@@ -32,6 +32,7 @@ class Comparison(NamedTuple):
         of_size: what these are.
         before: what results say that are of a time before they said it.
         figure: results -> which of them is compared, the higher the better.
+        other: results -> what a run is that this table has no place for, and what to look at; None where it has.
     """
 
     program: str
@@ -43,6 +44,7 @@ class Comparison(NamedTuple):
     of_size: str
     before: Results = {}
     figure: Callable[[Results], str] = lambda one: "accuracy"
+    other: Callable[[Results], str | None] = lambda one: None
 
     def carry_out(self, runs: Sequence[str], out: str | None) -> str:
         """Prints the table, which it gives back; with `out` also writes compare.md and compare.png there.
@@ -72,10 +74,12 @@ class Comparison(NamedTuple):
         """A run's results.
 
         Raises:
-            PeftError: they are damaged, of another program, or without a score.
+            PeftError: they are damaged, of another program or kind, or without a score.
         """
         program_of(run, (self.program,))
         results = {**self.before, **read_results(run)}
+        if (kind := self.other(results)) is not None:
+            raise PeftError(f"{run} is {kind}.")
         results["figure"] = self.figure(results)
         missing = [key for key in (*self.alike, *self.apart, *NEEDED, results["figure"]) if key not in results]
         if missing:
