@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from clip_peft.frozen import Clip
 from clip_peft.pairs.learn import PairLearning
 from clip_peft.pairs.measure import Measure, Split, held_out_loss, split_of
 from clip_peft.pairs.report import next_commands, write_report
+from clip_peft.training.telling import Watch, evaluating
 from peft_core import adapt, count_parameters, save_adapter
 from peft_core.adaptation import set_scale
 from peft_core.errors import PeftError
@@ -26,7 +26,7 @@ from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.saying import waiting
-from peft_core.jobs.runs.training import Callback, Progress, SaveState, among_devices, make_trainer, planned_steps
+from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
 from peft_core.registry import make_method
 
 OF_LEARNING = ("loss", "chunk", "augment", "optimizer", "lr", "weight_decay", "warmup", "final_lr", "seed")
@@ -91,6 +91,7 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
     chosen = {key: settings[key] for key in OF_LEARNING} | {"augment": train.pictures.remaining(settings["augment"])}
     learning = PairLearning(clip, train, (about.mean, about.std), steps, rates=rates, **chosen)  # type: ignore[arg-type]
     if val is not None:
+        watch.every = max(1, round((trainer.max_epochs or 1) / 10))
         watch.look = lambda: look(learning, measure, val, count)
     numbers = parameters(model)
     named_method = {"name": method.name} | settings["method"].options
@@ -174,32 +175,8 @@ def look(learning: PairLearning, measure: Measure, val: Split, batch: int) -> di
         same = captions[:, None] == captions[None]
         return learning.loss_of(images, texts, same.to(images.device)).detach()
 
-    with torch.no_grad(), evaluating(learning.model):
+    with torch.no_grad():
         return {"val_loss": held_out_loss(measure, val, batch, loss)} | measure.retrieval(val)
-
-
-class Watch(Callback):
-    """Scores val after each tenth of the epochs, into the module's history, before the callback that saves checkpoints."""
-
-    look: Any = None
-
-    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        epoch = trainer.current_epoch + 1
-        every = max(1, round((trainer.max_epochs or 1) / 10))
-        if self.look is not None and trainer.is_global_zero and (epoch % every == 0 or epoch == trainer.max_epochs):
-            module.history.append({"step": trainer.global_step, "epoch": epoch - 1} | self.look())
-
-
-@contextlib.contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Within the block the model is in eval mode, and as it was behind it."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def bf16(precision: str) -> bool:

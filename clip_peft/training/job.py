@@ -143,10 +143,8 @@ def run(
             settings["lr"] = config["lr"] = contrast.lr = rates.rate
         epochs = math.ceil(steps / an_epoch)
         if val and folder.found is not None and not test_views(method):
-            watch.every, watch.accuracy = (
-                math.ceil(epochs / 10),
-                lambda: score(encoder, val, len(data.class_names)).accuracy,
-            )
+            watch.every = math.ceil(epochs / 10)
+            watch.look = lambda: {"accuracy": score(encoder, val, len(data.class_names)).accuracy}
     count = parameters(whole)
     counts = outcome.share_words(count["trainable"], count["total"])
     named = outcome.plan(
