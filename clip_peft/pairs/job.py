@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft_data.pairs import PairData, Pairs
+from peft_data.pictures import Fit
+from peft_data.video.batches import batches_of
 
 from clip_peft.frozen import Clip
 from clip_peft.pairs.learn import PairLearning
@@ -43,12 +45,11 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
     model = in_few_bits(model, settings, method).requires_grad_(False).eval()
     clip = Clip(model, tokenizer)
     fit = picture_fit(model, about)
-    how = {"mode": fit.mode, "crop_pct": fit.crop_pct, "interpolation": fit.interpolation}
 
     def decoded(part: Pairs, augment: str = "none") -> Split | None:
         if not len(part):
             return None
-        pictures = settings["data"].decode(part.pictures, fit.size, augment, **how)
+        pictures = settings["data"].decode(part.pictures, fit.size, augment, **fit.how)
         return split_of(clip, pictures, part.captions)
 
     train, val = decoded(data.train, settings["augment"]), decoded(data.val)
@@ -57,7 +58,7 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
     notes = train.captions.notes()
     for note in notes:
         tell(f"note: {note}")
-    sets = {name: zero_shot_set(name, fit, how) for name in settings["zero_shot"] or ()}
+    sets = {name: zero_shot_set(name, fit) for name in settings["zero_shot"] or ()}
 
     saver = SaveState(folder.path, settings["save_every"], lambda: save_adapter(model, folder.path / "adapter", **card))
     card: dict[str, Any] = about.card() | {
@@ -85,7 +86,7 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
     adapt(model, method)
     if settings["train_scale"]:
         adapt(model, make_method("logit_scale"))
-    batches = training_batches(train, each, settings["seed"], share)
+    batches = batches_of(train.pictures, each, seed=settings["seed"], drop_last=True, **share)
     steps = planned_steps(trainer, len(batches))
     rates = tuple(settings[f"{tower}_lr"] or settings["lr"] for tower in ("image", "text"))
     chosen = {key: settings[key] for key in OF_LEARNING} | {"augment": train.pictures.remaining(settings["augment"])}
@@ -93,7 +94,8 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
     if val is not None:
         watch.every = max(1, round((trainer.max_epochs or 1) / 10))
         watch.look = lambda: look(learning, measure, val, count)
-    numbers = parameters(model)
+    count_of = count_parameters(model)
+    numbers = {key: getattr(count_of, key) for key in ("inserted", "trainable", "total")}
     named_method = {"name": method.name} | settings["method"].options
     named = outcome.plan(
         named_method, f"{about.name}, {fit.size[0]} × {fit.size[1]} pixels{only_drawn(about.name, data.name)}",
@@ -138,19 +140,13 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
     return write_report(folder, results, learning.history)
 
 
-def training_batches(train: Split, each: int, seed: int, share: Mapping[str, int]) -> Any:
-    from peft_data.video.batches import batches_of  # chooses by what the pictures are
-
-    return batches_of(train.pictures, each, seed=seed, drop_last=True, **share)
-
-
-def zero_shot_set(name: str, fit: Any, how: dict[str, Any]) -> tuple[Any, Sequence[str]]:
+def zero_shot_set(name: str, fit: Fit) -> tuple[Any, Sequence[str]]:
     """Decoded test pictures and class names of a data set of classes."""
     chosen = Data(name).absolute()
     opened = chosen.open()
     if not len(opened.test):
         raise PeftError(f"{name} has no test pictures to look at zero-shot: name another in --zero_shot.")
-    return chosen.decode(opened.test, fit.size, **how), opened.class_names
+    return chosen.decode(opened.test, fit.size, **fit.how), opened.class_names
 
 
 def between(model: Any, steps: int, before: Any, after: Any, figures: Any) -> list[dict[str, Any]]:
@@ -183,12 +179,3 @@ def bf16(precision: str) -> bool:
     if precision != "auto":
         return precision == "bf16"
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def parameters(model: Any) -> dict[str, int]:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {
-        "inserted": count_parameters(model).inserted,
-        "trainable": trained,
-        "total": sum(p.numel() for p in model.parameters()),
-    }
