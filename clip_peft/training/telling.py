@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from peft_data import ClassificationData
+from torch import nn
 
 from clip_peft.open_vocabulary import OpenVocabulary
 from peft_core.jobs.hub.references import only_drawn
@@ -18,19 +20,28 @@ from peft_core.jobs.runs.training import Callback
 
 
 class Watch(Callback):
-    """Scores val every so many epochs, into the module's history. It stands before the callback that saves checkpoints."""
+    """Looks at val every so many epochs, into the module's history. It stands before the callback that saves checkpoints."""
 
     every = 0
-    accuracy: Callable[[], float]
+    look: Callable[[], dict[str, float]]
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         epoch = trainer.current_epoch + 1
         if self.every and trainer.is_global_zero and (epoch % self.every == 0 or epoch == trainer.max_epochs):
-            modes = [(part, part.training) for part in module.modules()]
-            row = {"step": trainer.global_step, "epoch": epoch - 1, "accuracy": self.accuracy()}
-            module.history.append(row)
-            for part, mode in modes:
-                part.training = mode
+            with evaluating(module):
+                module.history.append({"step": trainer.global_step, "epoch": epoch - 1} | self.look())
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block the model is in eval mode, and as it was behind it."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def seldom(write: Callable[[], object], seconds: float = 1.0) -> Callable[[], None]:
