@@ -86,7 +86,8 @@ class Data(Choice):
         """The same, read for another task; options of formats that are no task's own are left out where nobody gave them."""
         kept = dict(self.options)
         own = {key for module in formats(task=task) for key in inspect.signature(module.load).parameters}
-        for other in TASKS:
+        others = TASKS if kept.keys() - own - set(DECODING) else ()  # asking them what they claim reads files
+        for other in others:
             for module in formats(task=other) if other != task else ():
                 if _is_of(self.name, module):
                     defaults = defaults_of(module.load)

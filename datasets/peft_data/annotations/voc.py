@@ -48,11 +48,9 @@ def read(folder: Path) -> dict[str, Annotated]:
     found = lists(folder, "Main") or {"train": files}
     if not found["train"]:
         raise DataError(f"{folder} lists no picture: put an XML file for each into Annotations")
+    known = set(files)
     missing = [
-        str(folder / "Annotations" / f"{name}.xml")
-        for names in found.values()
-        for name in names
-        if name not in set(files)
+        str(folder / "Annotations" / f"{name}.xml") for names in found.values() for name in names if name not in known
     ]
     if missing:
         raise DataError(

@@ -53,8 +53,9 @@ def load(name: str, root: str | None, seed: int, *, val: float = 0.2, test: floa
     """
     folder = Path(root or name).resolve()
     parts: dict[str, list[Pair]] = {}
+    places = _places(folder)
     for split in ("train", "val", "test"):
-        if place := _places(folder).get(split):
+        if place := places.get(split):
             if not place[1].is_dir():
                 raise DataError(f"{place[0]} has no folder of masks beside it: put them into {place[1]}")
             parts[split] = pairs_in(*place)
