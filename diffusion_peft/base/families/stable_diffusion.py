@@ -56,7 +56,7 @@ class StableDiffusion(Family):
     ) -> Prompt:
         models = [each.to(device) for each in base.text_encoders] if encoders is None else list(encoders)
         ids = [each.to(next(models[0].parameters()).device) for each in ids_of(base, [text])]
-        return Prompt(*encode(models, ids, len(self.texts) > 1, clip_skip))
+        return Prompt(*encode(models, ids, clip_skip))
 
     def predict(
         self, model: nn.Module, x: Tensor, time: Tensor, guidance: float | None, hidden: Tensor, **words: Tensor
