@@ -63,9 +63,6 @@ class Flux2Klein(Family):
         )[0]  # fmt: skip
         return said.transpose(1, 2).unflatten(2, (h, w))
 
-    def called(self, base: Base, wanted: Prompt, against: Prompt, guidance: float) -> dict[str, Any]:
-        return {"prompt_embeds": wanted.hidden, "negative_prompt_embeds": against.hidden, "guidance_scale": guidance}
-
 
 def ids(x: Tensor, rows: int, columns: int, words: int) -> Tensor:
     """Places B N 4 of tokens: time 0, row, column, word."""

@@ -69,14 +69,6 @@ class StableDiffusion(Family):
         )
         return model(x.to(dtype), time, hidden.to(dtype), added_cond_kwargs=added).sample
 
-    def called(self, base: Base, wanted: Prompt, against: Prompt, guidance: float) -> dict[str, Any]:
-        given: dict[str, Any] = {
-            "prompt_embeds": wanted.hidden, "negative_prompt_embeds": against.hidden, "guidance_scale": guidance,
-        }  # fmt: skip
-        if against.pooled is not None:
-            given |= {"pooled_prompt_embeds": wanted.pooled, "negative_pooled_prompt_embeds": against.pooled}
-        return given
-
 
 class StableDiffusion2(StableDiffusion):
     kind, title = "sd2", "Stable Diffusion 2.x"
