@@ -10,6 +10,8 @@ from peft_data.base import Pictures
 from peft_data.findings import same_files
 from torch import Tensor
 
+from peft_core.jobs.runs.saying import few
+
 SHOWN = 4
 
 
@@ -23,8 +25,7 @@ def same_in_two_classes(pictures: Pictures) -> str | None:
             pairs.append(f"{pictures.name(rows[0])} = {pictures.name(other)}")
     if not pairs:
         return None
-    more = f" and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
-    return f"the same picture stands in two classes, so one of its labels is wrong: {', '.join(pairs[:SHOWN])}{more}"
+    return f"the same picture stands in two classes, so one of its labels is wrong: {few(pairs, SHOWN)}"
 
 
 def _same(pictures: Pictures) -> Iterable[list[int]]:
