@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.saying import waiting
 from peft_core.jobs.runs.training import Callback, Progress, SaveState, among_devices, make_trainer, planned_steps
+from peft_core.passes.evaluating import evaluating
 from peft_core.registry import make_method
 
 OF_LEARNING = ("loss", "chunk", "augment", "optimizer", "lr", "weight_decay", "warmup", "final_lr", "seed")
@@ -188,18 +188,6 @@ class Watch(Callback):
         every = max(1, round((trainer.max_epochs or 1) / 10))
         if self.look is not None and trainer.is_global_zero and (epoch % every == 0 or epoch == trainer.max_epochs):
             module.history.append({"step": trainer.global_step, "epoch": epoch - 1} | self.look())
-
-
-@contextlib.contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Within the block the model is in eval mode, and as it was behind it."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def bf16(precision: str) -> bool:
