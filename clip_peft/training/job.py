@@ -101,11 +101,10 @@ def run(
     whole.to(trainer.strategy.root_device)
     fit = picture_fit(model, about)
     card |= about.card() | {"resize": fit.mode, "interpolation": fit.interpolation}
-    how = {"mode": fit.mode, "crop_pct": fit.crop_pct, "interpolation": fit.interpolation}
-    train = settings["data"].decode(data.train, fit.size, settings["augment"], **how)
+    train = settings["data"].decode(data.train, fit.size, settings["augment"], **fit.how)
     tested = test_augment(method)
     val, scored = (
-        settings["data"].decode(part, fit.size, augment, **how) if len(part) else None
+        settings["data"].decode(part, fit.size, augment, **fit.how) if len(part) else None
         for part, augment in ((data.val, "none"), (data.val if settings["eval_on"] == "val" else data.test, tested))
     )
     cache = Path(settings["data"].options.get("cache_dir") or default_cache()) if settings["cache_views"] else None
@@ -143,10 +142,8 @@ def run(
             settings["lr"] = config["lr"] = contrast.lr = rates.rate
         epochs = math.ceil(steps / an_epoch)
         if val and folder.found is not None and not test_views(method):
-            watch.every, watch.accuracy = (
-                math.ceil(epochs / 10),
-                lambda: score(encoder, val, len(data.class_names)).accuracy,
-            )
+            watch.every = math.ceil(epochs / 10)
+            watch.look = lambda: {"accuracy": score(encoder, val, len(data.class_names)).accuracy}
     count = parameters(whole)
     counts = outcome.share_words(count["trainable"], count["total"])
     named = outcome.plan(
@@ -283,7 +280,7 @@ def wants_bf16(precision: str, whole: OpenVocabulary) -> bool:
 
 
 def parameters(whole: OpenVocabulary) -> dict[str, int]:
+    beside, inside = sum(p.numel() for p in whole.learner.parameters()), count_parameters(whole.model)
+    inserted = beside + (inside.inserted if grafted(whole.method) else 0)
     trained = sum(p.numel() for p in whole.trainable())
-    inserted = sum(p.numel() for p in whole.learner.parameters())
-    inserted += count_parameters(whole.model).inserted if grafted(whole.method) else 0
-    return {"inserted": inserted, "trainable": trained, "total": sum(p.numel() for p in whole.parameters())}
+    return {"inserted": inserted, "trainable": trained, "total": beside + inside.total}
