@@ -16,7 +16,7 @@ from clip_peft.frozen import Clip
 from clip_peft.pairs.learn import PairLearning
 from clip_peft.pairs.measure import Measure, Split, held_out_loss, recall, split_of
 from clip_peft.pairs.report import next_commands, write_report
-from clip_peft.training.telling import Watch, evaluating
+from clip_peft.training.telling import Watch
 from peft_core import adapt, count_parameters, save_adapter
 from peft_core.adaptation import set_scale
 from peft_core.errors import PeftError
@@ -29,6 +29,7 @@ from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.saying import waiting
 from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
+from peft_core.passes.evaluating import evaluating
 from peft_core.registry import make_method
 
 OF_LEARNING = ("loss", "chunk", "augment", "optimizer", "lr", "weight_decay", "warmup", "final_lr", "seed")
