@@ -5,22 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peft_data.options import arguments, takes
-
 from clip_peft.text.prompts import asked_for
+from peft_core.jobs.app.command import page
 from peft_core.jobs.app.parts import Field, Part, Shown, predictions
-from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.shared import serving
-
-
-@command("clip")
-@takes(serving)
-def app(**common: Any) -> None:
-    """Show a page in the browser, on this machine alone: pictures on a finished run, classes by name, training."""
-    how = arguments(locals())
-    from peft_core.jobs.app.frame import serve  # with Gradio
-
-    serve(PART, how["runs"], how["port"], how["open"])
 
 
 def use(run: Any, pictures: Sequence[str], given: Mapping[str, Any]) -> Shown:
@@ -50,3 +37,9 @@ PART = Part(
         Field("lr", "Learning rate", None, number=True, info="empty: the recipe's"),
     ),
 )  # fmt: skip
+
+app = page(
+    "clip",
+    PART,
+    "pictures on a finished run, classes by name, training",
+)

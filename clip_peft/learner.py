@@ -230,3 +230,15 @@ class TemplateLearner(Learner):
 
     def class_features(self) -> Tensor:
         return mean_features(self.text_passes)
+
+
+class HeldNear(Learner):
+    """Class features are held near those of hand-written texts, h: loss = CE + w · mean_c(1 − cos(t_c, h_c)), w the method's
+    `weight`."""
+
+    hand: Tensor
+
+    def loss(self, features: Tensor, labels: Tensor, images: Tensor | None = None) -> Tensor:
+        texts = self.weights()
+        logits = self.clip.compare(features, texts)
+        return F.cross_entropy(logits, labels) + self.method.weight * (1 - (texts * self.hand).sum(-1)).mean()

@@ -55,8 +55,7 @@ def report(run: str, data: Data | None, split: str, classes: str, cache: bool, q
         raise PeftError(f"{opened.name} has no {split} split: choose another with --split.")
     at = loaded.with_classes(opened.class_names)
     fit = at.fit
-    how = {"mode": fit.mode, "crop_pct": fit.crop_pct, "interpolation": fit.interpolation}
-    decoded = chosen.decode(pictures, fit.size, test_augment(at.encoder.whole.method), **how)
+    decoded = chosen.decode(pictures, fit.size, test_augment(at.encoder.whole.method), **fit.how)
     if cache:
         at.encoder.folder = Path(chosen.options.get("cache_dir") or default_cache())
     found = figures(score(at.encoder, decoded, len(opened.class_names), at.places), decoded, opened.class_names)

@@ -5,21 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peft_data.options import arguments, takes
-
+from peft_core.jobs.app.command import page
 from peft_core.jobs.app.parts import Field, Part, Shown, predictions
-from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.shared import serving
-
-
-@command("vision")
-@takes(serving)
-def app(**common: Any) -> None:
-    """Show a page in the browser, on this machine alone: drop pictures on a finished run, train one from a folder."""
-    how = arguments(locals())
-    from peft_core.jobs.app.frame import serve  # with Gradio
-
-    serve(PART, how["runs"], how["port"], how["open"])
 
 
 def use(run: Any, pictures: Sequence[str], given: Mapping[str, Any]) -> Shown:
@@ -44,3 +31,9 @@ PART = Part(
         Field("augment", "Augmentation", None, ("none", "flip", "crop_flip"), info="empty: the recipe's"),
     ),
 )  # fmt: skip
+
+app = page(
+    "vision",
+    PART,
+    "drop pictures on a finished run, train one from a folder",
+)

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft_data.augment import normalise
 from peft_data.video.batches import batches_of
 from torch import Tensor, nn
 
 from peft_core.errors import PeftError
-from peft_core.files import is_used, write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.data import Data
 from peft_core.jobs.hub.precision import methods_of
-from peft_core.jobs.runs.folder import CONFIG, RESULTS
 from peft_core.values import Count, Positive, Seed, Whole
-
-OF_SAVING = ("format", "adaptations", "backbone", "versions", "train_head", "also_trained")
-"""What of a card `save_adapter` writes by itself."""
 
 
 @command("vision")
@@ -43,15 +36,14 @@ def bit_delta(
         lr: Of the scales, falling along a cosine.
         seed: Of the order of the pictures.
     """
-    from peft_core import adapt, save_adapter
+    from peft_core import adapt
     from peft_core.methods.quantised.bit_delta import BitDelta, distil, take
     from vision_peft.backbones import load_backbone
+    from vision_peft.derived import free_folder, save_as, write_about
     from vision_peft.job import splits
     from vision_peft.run import classifier
 
-    loaded, folder = classifier(run, "bit_delta"), Path(out).expanduser()
-    if is_used(folder):
-        raise PeftError(f"{folder} holds something already: give --out another place.")
+    loaded, folder = classifier(run, "bit_delta"), free_folder(out)
     before = methods_of(loaded.card)
     if "clips" in loaded.card or any(method.keeps_originals for method in before):
         what = (
@@ -84,13 +76,10 @@ def bit_delta(
     if steps:
         found["loss"] = distil(model, method, loaded.model, (x for each in passes for x, _ in each), steps, lr)
     found["accuracy"]["after"] = accuracy(model)
-    card = {key: value for key, value in loaded.card.items() if key not in OF_SAVING}
-    save_adapter(model, folder / "adapter", **card)
+    save_as(folder, loaded, model)
     sizes = [sum(file.stat().st_size for file in (Path(at) / "adapter").iterdir()) for at in (run, folder)]
     found |= {"evaluated_on": name, "bytes": dict(zip(("before", "after"), sizes, strict=True)), "steps": steps}
-    config = loaded.config | {"method": {"name": method.name}, "out": str(folder)}
-    text = f"# What {run} learnt, in signs and scales\n" + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    write_files(folder, {CONFIG: text.encode(), RESULTS: (json.dumps(found, indent=2) + "\n").encode()})
+    write_about(folder, loaded, {"name": method.name}, found, f"What {run} learnt, in signs and scales")
     print(f"{folder}: {sizes[0] / 1e6:,.1f} MB became {sizes[1] / 1e6:,.1f}")
     for when, value in found["accuracy"].items():
         print(f"{when:>6}  accuracy " + ("-" if value is None else f"{value:.4f}") + (f" on {name}" if name else ""))

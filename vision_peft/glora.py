@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-import yaml
 from peft_data.augment import normalise
 from peft_data.video.batches import batches_of
 
 from peft_core.errors import PeftError
-from peft_core.files import is_used, write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.data import Data
-from peft_core.jobs.runs.folder import CONFIG, RESULTS
 from peft_core.jobs.runs.process import tell
 from peft_core.methods.reparameterized.glora import ALLOWED, Drawn, Generalized, GLoRA
 from peft_core.values import Count, Seed, Share, Whole
 
 Words = tuple[str, ...]
 """One word of five letters a layer."""
-OF_SAVING = ("format", "adaptations", "backbone", "versions", "train_head", "also_trained")
-"""What of a card `save_adapter` writes by itself."""
 
 
 class Layers:
@@ -86,15 +78,15 @@ def glora(
         mutation_rate: Of each letter.
         seed: Of the search.
     """
-    from peft_core import adapt, remove, save_adapter
+    from peft_core import adapt, remove
     from peft_core.attach import pick
     from peft_core.lifecycle import own_grafts
+    from vision_peft.derived import free_folder, save_as, write_about
+    from vision_peft.noah.fitness import on_batches
     from vision_peft.noah.search import Evolution, Score, best, evolve
     from vision_peft.run import classifier
 
-    folder = Path(out).expanduser()
-    if is_used(folder):
-        raise PeftError(f"{folder} holds something already: give --out another place.")
+    folder = free_folder(out)
     loaded = classifier(run, "glora")
     (adaptation, *others) = pick(loaded.model, None)
     method = adaptation.method
@@ -119,12 +111,7 @@ def glora(
     def score(words: Words) -> Score:
         for change, word in zip(layers.changes, words, strict=True):
             change.use(word)
-        right, loss = 0, 0.0
-        for x, truth in batches:
-            logits = loaded.model(x)
-            right += int((logits.argmax(-1) == truth).sum())
-            loss += float(F.cross_entropy(logits, truth, reduction="sum"))
-        return Score(right, round(loss / len(val), 4))
+        return on_batches(loaded.model, batches)
 
     loaded.model.eval()
     evolution, found = Evolution(population, generations, parents, mutations, crossovers, mutation_rate), []
@@ -137,19 +124,16 @@ def glora(
     top, changes = best(found)[0], list(layers.changes)
     words: Any = top.subnet
     result = replace(method, search=False, layers=words)
-    card = {key: value for key, value in loaded.card.items() if key not in OF_SAVING}
     remove(loaded.model)
     adapt(loaded.model, result, train_head=bool(loaded.card["train_head"]))
     for change, narrow in zip(changes, own_grafts(loaded.model, result, Generalized), strict=True):
         change.give(narrow)
-    save_adapter(loaded.model, folder / "adapter", **card)
+    save_as(folder, loaded, loaded.model)
     results = {
         "candidates": len(found), "layers": list(words), "parameters": top.parameters, "pictures": len(val),
         "accuracy": top.score.correct / len(val), "evolution": asdict(evolution),
     }  # fmt: skip
     settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(result).items()}
-    config = loaded.config | {"method": {"name": result.name, **settings}, "out": str(folder)}
-    text = f"# What evolution chose of {run}\n" + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    write_files(folder, {CONFIG: text.encode(), RESULTS: (json.dumps(results, indent=2) + "\n").encode()})
+    write_about(folder, loaded, {"name": result.name, **settings}, results, f"What evolution chose of {run}")
     print(f"{folder}: {top.parameters:,} parameters, {100 * results['accuracy']:.1f} % of {len(val)} pictures of val")
     return results

@@ -3,11 +3,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from clip_peft.frozen import Clip, mean_features
-from clip_peft.learner import Learner, OpenVocabularyMethod, TemplateLearner, stock
+from clip_peft.learner import HeldNear, Learner, OpenVocabularyMethod, TemplateLearner, stock
 from clip_peft.text.templates import DEFAULT
 from peft_core.method import Method
 from peft_core.registry import make_method
@@ -39,15 +37,8 @@ class CLIPFit(OpenVocabularyMethod):
         return _CLIPFit(clip, self, names)
 
 
-class _CLIPFit(TemplateLearner):
-    hand: Tensor
-
+class _CLIPFit(HeldNear, TemplateLearner):
     def for_names(self) -> None:
         super().for_names()
         with torch.no_grad(), stock(self.clip.model):
             self.register_buffer("hand", mean_features(self.text_passes), persistent=False)
-
-    def loss(self, features: Tensor, labels: Tensor, images: Tensor | None = None) -> Tensor:
-        texts = self.weights()
-        logits = self.clip.compare(features, texts)
-        return F.cross_entropy(logits, labels) + self.method.weight * (1 - (texts * self.hand).sum(-1)).mean()

@@ -2,12 +2,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor
-
 from clip_peft.context import ContextLearner, ContextMethod, start_context
 from clip_peft.frozen import Clip
-from clip_peft.learner import Learner
+from clip_peft.learner import HeldNear, Learner
 from clip_peft.text.templates import DEFAULT
 from peft_core.values import Count, NotNegative
 
@@ -42,8 +39,5 @@ class KgCoOp(ContextMethod):
         return _KgCoOp(clip, self, names, start, reference=self.template)
 
 
-class _KgCoOp(ContextLearner):
-    def loss(self, features: Tensor, labels: Tensor, images: Tensor | None = None) -> Tensor:
-        texts = self.weights()
-        logits = self.clip.compare(features, texts)
-        return F.cross_entropy(logits, labels) + self.method.weight * (1 - (texts * self.hand).sum(-1)).mean()
+class _KgCoOp(HeldNear, ContextLearner):
+    """CoOp's context, held near."""

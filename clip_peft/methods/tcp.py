@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from clip_peft.context import ContextLearner, ContextMethod, start_context
 from clip_peft.frozen import Clip
-from clip_peft.learner import Learner
+from clip_peft.learner import HeldNear, Learner
 from clip_peft.text.templates import DEFAULT
 from peft_core.errors import PeftError
 from peft_core.method import Method
@@ -71,7 +71,7 @@ class TCP(ContextMethod):
         return _TCP(clip, self, names, start, self.behind, reference=self.template)
 
 
-class _TCP(ContextLearner):
+class _TCP(HeldNear, ContextLearner):
     def __init__(self, clip: Clip, method: TCP, names: Sequence[str], context: Tensor, behind: str, reference):
         super().__init__(clip, method, names, context, behind, reference=reference)
         features, device = clip.tower.features, context.device
@@ -84,11 +84,6 @@ class _TCP(ContextLearner):
         tokens = self.meta_net(self.hand.to(self.context.dtype)).view(-1, *self.context.shape)
         deep = [None] * (self.method.layer - 1) + [tokens]
         return F.normalize(self.text_pass(self.context, deep), dim=-1)
-
-    def loss(self, features: Tensor, labels: Tensor, images: Tensor | None = None) -> Tensor:
-        texts = self.weights()
-        logits = self.clip.compare(features, texts)
-        return F.cross_entropy(logits, labels) + self.method.weight * (1 - (texts * self.hand).sum(-1)).mean()
 
 
 class _QuickGELU(nn.Module):

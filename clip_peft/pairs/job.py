@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft_data.pairs import PairData, Pairs
+from peft_data.pictures import Fit
+from peft_data.video.batches import batches_of
 
 from clip_peft.frozen import Clip
 from clip_peft.pairs.learn import PairLearning
-from clip_peft.pairs.measure import Measure, Split, held_out_loss, split_of
+from clip_peft.pairs.measure import Measure, Split, held_out_loss, recall, split_of
 from clip_peft.pairs.report import next_commands, write_report
+from clip_peft.training.telling import Watch
 from peft_core import adapt, count_parameters, save_adapter
 from peft_core.adaptation import set_scale
 from peft_core.errors import PeftError
@@ -26,7 +28,8 @@ from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.saying import waiting
-from peft_core.jobs.runs.training import Callback, Progress, SaveState, among_devices, make_trainer, planned_steps
+from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
+from peft_core.passes.evaluating import evaluating
 from peft_core.registry import make_method
 
 OF_LEARNING = ("loss", "chunk", "augment", "optimizer", "lr", "weight_decay", "warmup", "final_lr", "seed")
@@ -43,12 +46,11 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
     model = in_few_bits(model, settings, method).requires_grad_(False).eval()
     clip = Clip(model, tokenizer)
     fit = picture_fit(model, about)
-    how = {"mode": fit.mode, "crop_pct": fit.crop_pct, "interpolation": fit.interpolation}
 
     def decoded(part: Pairs, augment: str = "none") -> Split | None:
         if not len(part):
             return None
-        pictures = settings["data"].decode(part.pictures, fit.size, augment, **how)
+        pictures = settings["data"].decode(part.pictures, fit.size, augment, **fit.how)
         return split_of(clip, pictures, part.captions)
 
     train, val = decoded(data.train, settings["augment"]), decoded(data.val)
@@ -57,7 +59,7 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
     notes = train.captions.notes()
     for note in notes:
         tell(f"note: {note}")
-    sets = {name: zero_shot_set(name, fit, how) for name in settings["zero_shot"] or ()}
+    sets = {name: zero_shot_set(name, fit) for name in settings["zero_shot"] or ()}
 
     saver = SaveState(folder.path, settings["save_every"], lambda: save_adapter(model, folder.path / "adapter", **card))
     card: dict[str, Any] = about.card() | {
@@ -78,21 +80,23 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
                 name: measure.zero_shot(pictures, names, settings["template"])
                 for name, (pictures, names) in sets.items()
             }
-            return {"retrieval": measure.retrieval(scored) if scored else None, "zero_shot": found}
+            return {"retrieval": recall(*measure.features(scored), scored.own) if scored else None, "zero_shot": found}
 
     with waiting("scoring the stock model"):
         before = figures() if trainer.is_global_zero else {}
     adapt(model, method)
     if settings["train_scale"]:
         adapt(model, make_method("logit_scale"))
-    batches = training_batches(train, each, settings["seed"], share)
+    batches = batches_of(train.pictures, each, seed=settings["seed"], drop_last=True, **share)
     steps = planned_steps(trainer, len(batches))
     rates = tuple(settings[f"{tower}_lr"] or settings["lr"] for tower in ("image", "text"))
     chosen = {key: settings[key] for key in OF_LEARNING} | {"augment": train.pictures.remaining(settings["augment"])}
     learning = PairLearning(clip, train, (about.mean, about.std), steps, rates=rates, **chosen)  # type: ignore[arg-type]
     if val is not None:
+        watch.every = max(1, round((trainer.max_epochs or 1) / 10))
         watch.look = lambda: look(learning, measure, val, count)
-    numbers = parameters(model)
+    count_of = count_parameters(model)
+    numbers = {key: getattr(count_of, key) for key in ("inserted", "trainable", "total")}
     named_method = {"name": method.name} | settings["method"].options
     named = outcome.plan(
         named_method, f"{about.name}, {fit.size[0]} × {fit.size[1]} pixels{only_drawn(about.name, data.name)}",
@@ -104,9 +108,8 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
         if 0 < settings["chunk"] < count
         else f"each against {count}"
     )
-    tested = (
-        f"{len(scored):,} pairs of {'test' if len(data.test) else 'val'}, before and after" if scored else "nothing"
-    )
+    scored_on = ("test" if len(data.test) else "val") if scored else None
+    tested = f"{len(scored):,} pairs of {scored_on}, before and after" if scored else "nothing"
     folder.begin(
         config, settings["overwrite"], [*named, ("loss", f"{settings['loss']}, {at_once}"), ("scored on", tested)]
     )
@@ -123,7 +126,7 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
             between(model, settings["curve"], before, after, figures) if method.keeps_originals else []
         )  # else no way leads back
     results = {
-        "before": before, "after": after, "curve": way, "evaluated_on": ("test" if len(data.test) else "val") if scored else None,
+        "before": before, "after": after, "curve": way, "evaluated_on": scored_on,
         "epoch": trainer.current_epoch, "seed": settings["seed"], "data": data.name, "notes": (*data.notes, *notes),
         "pictures": {"train": len(train), "scored": len(scored) if scored else 0},
         "left_out": {"unreadable": dict(train.pictures.left_out), "captions_cut": train.captions.cut},
@@ -137,19 +140,13 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
     return write_report(folder, results, learning.history)
 
 
-def training_batches(train: Split, each: int, seed: int, share: Mapping[str, int]) -> Any:
-    from peft_data.video.batches import batches_of  # chooses by what the pictures are
-
-    return batches_of(train.pictures, each, seed=seed, drop_last=True, **share)
-
-
-def zero_shot_set(name: str, fit: Any, how: dict[str, Any]) -> tuple[Any, Sequence[str]]:
+def zero_shot_set(name: str, fit: Fit) -> tuple[Any, Sequence[str]]:
     """Decoded test pictures and class names of a data set of classes."""
     chosen = Data(name).absolute()
     opened = chosen.open()
     if not len(opened.test):
         raise PeftError(f"{name} has no test pictures to look at zero-shot: name another in --zero_shot.")
-    return chosen.decode(opened.test, fit.size, **how), opened.class_names
+    return chosen.decode(opened.test, fit.size, **fit.how), opened.class_names
 
 
 def between(model: Any, steps: int, before: Any, after: Any, figures: Any) -> list[dict[str, Any]]:
@@ -174,44 +171,12 @@ def look(learning: PairLearning, measure: Measure, val: Split, batch: int) -> di
         same = captions[:, None] == captions[None]
         return learning.loss_of(images, texts, same.to(images.device)).detach()
 
-    with torch.no_grad(), evaluating(learning.model):
-        return {"val_loss": held_out_loss(measure, val, batch, loss)} | measure.retrieval(val)
-
-
-class Watch(Callback):
-    """Scores val after each tenth of the epochs, into the module's history, before the callback that saves checkpoints."""
-
-    look: Any = None
-
-    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        epoch = trainer.current_epoch + 1
-        every = max(1, round((trainer.max_epochs or 1) / 10))
-        if self.look is not None and trainer.is_global_zero and (epoch % every == 0 or epoch == trainer.max_epochs):
-            module.history.append({"step": trainer.global_step, "epoch": epoch - 1} | self.look())
-
-
-@contextlib.contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Within the block the model is in eval mode, and as it was behind it."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    with torch.no_grad():
+        images, texts = measure.features(val)
+        return {"val_loss": held_out_loss(images, texts, val.own, batch, loss)} | recall(images, texts, val.own)
 
 
 def bf16(precision: str) -> bool:
     if precision != "auto":
         return precision == "bf16"
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def parameters(model: Any) -> dict[str, int]:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {
-        "inserted": count_parameters(model).inserted,
-        "trainable": trained,
-        "total": sum(p.numel() for p in model.parameters()),
-    }

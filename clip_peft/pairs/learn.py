@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft_data.augment import augmentation, normalise
@@ -42,8 +42,6 @@ class PairLearning(Learning):
         learning: `Learning`'s settings.
     """
 
-    kept: ClassVar[tuple[str, ...]] = ()
-
     def __init__(
         self, clip: Clip, split: Split, look: tuple[Sequence[float], Sequence[float]], steps: int, *, loss: Loss, chunk: int,
         augment: str, rates: tuple[float, float], **learning: Any,
@@ -62,18 +60,13 @@ class PairLearning(Learning):
     def configure_optimizers(self) -> dict[str, Any]:
         """`Learning`'s, each group divided into the image tower's parameters and the others."""
         towers = {id(p) for p in self.model.visual.parameters()}
-        whole, rates = self.model, self.tower_rates
-
-        def groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-            found = []
-            for group in lifecycle.parameter_groups(model, lr, weight_decay):
-                for inside, rate in ((True, rates[0]), (False, rates[1])):
-                    own = [p for p in group["params"] if (id(p) in towers) is inside]
-                    if own:
-                        found.append(group | {"params": own, "lr": group["lr"] * rate / lr})
-            return found
-
-        return self.optimised(groups(whole, self.lr, self.weight_decay))
+        found = []
+        for group in lifecycle.parameter_groups(self.model, self.lr, self.weight_decay):
+            for inside, rate in zip((True, False), self.tower_rates, strict=True):
+                own = [p for p in group["params"] if (id(p) in towers) is inside]
+                if own:
+                    found.append(group | {"params": own, "lr": group["lr"] * rate / self.lr})
+        return self.optimised(found)
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         step = self.trainer.current_epoch * int(self.trainer.num_training_batches) + index
@@ -134,11 +127,6 @@ class PairLearning(Learning):
                 self.model.logit_scale.clamp_(0, LARGEST_SCALE)
         super().note(index)
 
-    def describe(self) -> str:
-        held_out = next((row for row in reversed(self.history) if "val_loss" in row), None)
-        seen = (
-            "" if held_out is None else f"  val loss {held_out['val_loss']:.4f}, R@1 {held_out['text_to_image_r1']:.3f}"
-        )
-        if self.epoch_count:
-            return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}{seen}"
-        return f"loss {self.epoch_loss:.4f}{seen}" if self.epoch_loss is not None else ""
+    def scored(self) -> str:
+        row = next((row for row in reversed(self.history) if "val_loss" in row), None)
+        return "" if row is None else f"  val loss {row['val_loss']:.4f}, R@1 {row['text_to_image_r1']:.3f}"

@@ -39,7 +39,7 @@ from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.rates import find_rate
-from peft_core.jobs.runs.saying import waiting
+from peft_core.jobs.runs.saying import few, waiting
 from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
 from peft_core.method import Method
 from peft_core.registry import make_method
@@ -101,11 +101,10 @@ def run(
     whole.to(trainer.strategy.root_device)
     fit = picture_fit(model, about)
     card |= about.card() | {"resize": fit.mode, "interpolation": fit.interpolation}
-    how = {"mode": fit.mode, "crop_pct": fit.crop_pct, "interpolation": fit.interpolation}
-    train = settings["data"].decode(data.train, fit.size, settings["augment"], **how)
+    train = settings["data"].decode(data.train, fit.size, settings["augment"], **fit.how)
     tested = test_augment(method)
     val, scored = (
-        settings["data"].decode(part, fit.size, augment, **how) if len(part) else None
+        settings["data"].decode(part, fit.size, augment, **fit.how) if len(part) else None
         for part, augment in ((data.val, "none"), (data.val if settings["eval_on"] == "val" else data.test, tested))
     )
     cache = Path(settings["data"].options.get("cache_dir") or default_cache()) if settings["cache_views"] else None
@@ -143,10 +142,8 @@ def run(
             settings["lr"] = config["lr"] = contrast.lr = rates.rate
         epochs = math.ceil(steps / an_epoch)
         if val and folder.found is not None and not test_views(method):
-            watch.every, watch.accuracy = (
-                math.ceil(epochs / 10),
-                lambda: score(encoder, val, len(data.class_names)).accuracy,
-            )
+            watch.every = math.ceil(epochs / 10)
+            watch.look = lambda: {"accuracy": score(encoder, val, len(data.class_names)).accuracy}
     count = parameters(whole)
     counts = outcome.share_words(count["trainable"], count["total"])
     named = outcome.plan(
@@ -255,8 +252,7 @@ def notes_on_names(whole: OpenVocabulary, backbone: str) -> list[str]:
         words = sorted({word for name in names for word in spoken(name).split()})
         strange = [word for word in words if len(text_ids(tokenizer, word)) != 1]
         if strange:
-            shown = ", ".join(strange[:8]) + (f" and {len(strange) - 8} more" if len(strange) > 8 else "")
-            notes.append(f"the reference CLIP knows the words of the drawn world alone, and not {shown}")
+            notes.append(f"the reference CLIP knows the words of the drawn world alone, and not {few(strange, 8)}")
     return notes
 
 
@@ -283,7 +279,7 @@ def wants_bf16(precision: str, whole: OpenVocabulary) -> bool:
 
 
 def parameters(whole: OpenVocabulary) -> dict[str, int]:
+    beside, inside = sum(p.numel() for p in whole.learner.parameters()), count_parameters(whole.model)
+    inserted = beside + (inside.inserted if grafted(whole.method) else 0)
     trained = sum(p.numel() for p in whole.trainable())
-    inserted = sum(p.numel() for p in whole.learner.parameters())
-    inserted += count_parameters(whole.model).inserted if grafted(whole.method) else 0
-    return {"inserted": inserted, "trainable": trained, "total": sum(p.numel() for p in whole.parameters())}
+    return {"inserted": inserted, "trainable": trained, "total": beside + inside.total}

@@ -15,22 +15,20 @@ from clip_peft.open_vocabulary import OpenVocabulary
 from peft_core.jobs.hub.references import only_drawn
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.training import Callback
+from peft_core.passes.evaluating import evaluating
 
 
 class Watch(Callback):
-    """Scores val every so many epochs, into the module's history. It stands before the callback that saves checkpoints."""
+    """Looks at val every so many epochs, into the module's history. It stands before the callback that saves checkpoints."""
 
     every = 0
-    accuracy: Callable[[], float]
+    look: Callable[[], dict[str, float]]
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         epoch = trainer.current_epoch + 1
         if self.every and trainer.is_global_zero and (epoch % self.every == 0 or epoch == trainer.max_epochs):
-            modes = [(part, part.training) for part in module.modules()]
-            row = {"step": trainer.global_step, "epoch": epoch - 1, "accuracy": self.accuracy()}
-            module.history.append(row)
-            for part, mode in modes:
-                part.training = mode
+            with evaluating(module):
+                module.history.append({"step": trainer.global_step, "epoch": epoch - 1} | self.look())
 
 
 def seldom(write: Callable[[], object], seconds: float = 1.0) -> Callable[[], None]:

@@ -57,7 +57,7 @@ def open_data(
         raise DataError(f"there is no task {task!r}{nearest(task, TASKS)}: one of {', '.join(TASKS)}")
     for module in formats(data.split("/")[0], task):
         if name := named(data, module):
-            return _load(module, name, where, seed, options)
+            return load_with(module, name, where, seed, options)
     if where is not None and Path(data).expanduser().is_absolute():
         raise DataError(f"{data} is a whole path, to which the root {root} adds nothing: leave the root out")
     path = Path(where or ".", Path(data).expanduser())
@@ -68,7 +68,7 @@ def open_data(
     if path.exists():
         for module in formats(task=task):
             if hasattr(module, "claims") and module.claims(path):
-                return _load(module, path.resolve().name, str(path), seed, options)
+                return load_with(module, path.resolve().name, str(path), seed, options)
         raise DataError(f"{path} is no data set of a known format: give {_wanted(task)}")
     if is_path(data):
         raise DataError(f"there is no file or folder {path}: check the path")
@@ -99,7 +99,12 @@ def list_data() -> dict[str, str]:
     return {name: about for module in formats() for name, about in module.NAMES.items()}
 
 
-def _load(module: ModuleType, name: str, root: str | None, seed: int, options: dict) -> ClassificationData:
+def load_with(module: ModuleType, name: str, root: str | None, seed: int, options: dict) -> typing.Any:
+    """What a format's `load` gives for options that it has.
+
+    Raises:
+        DataError: an option that is none of its own, or a value that it cannot have.
+    """
     parameters = inspect.signature(module.load).parameters
     known = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
     hints = typing.get_type_hints(module.load)

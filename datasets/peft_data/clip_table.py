@@ -12,7 +12,7 @@ from typing import Any
 from peft_data.base import ClassificationData
 from peft_data.errors import DataError
 from peft_data.options import takes
-from peft_data.tables import from_table, numbered, read_table
+from peft_data.tables import from_table, is_table, numbered, read_table
 from peft_data.video.decoding import is_video
 from peft_data.video.options import classes_of_clips, find_clip, listed_clips, with_sampling
 
@@ -21,7 +21,7 @@ NAMES: dict[str, str] = {}
 
 def claims(path: Path) -> bool:
     """Whether it is a .csv file whose first row is a video or a folder."""
-    if not path.is_file() or path.suffix.lower() != ".csv":
+    if not is_table(path):
         return False
     try:
         first = read_table(path, "path", "label", "clip")[0]["path"]

@@ -11,14 +11,14 @@ from pathlib import Path
 from peft_data import clip_table
 from peft_data.base import ClassificationData
 from peft_data.lists import listed
-from peft_data.tables import from_table, numbered, read_table
+from peft_data.tables import from_table, is_table, numbered, read_table
 
 NAMES: dict[str, str] = {}
 
 
 def claims(path: Path) -> bool:
     """Whether it is a .csv file, and not of clips."""
-    return path.is_file() and path.suffix.lower() == ".csv" and not clip_table.claims(path)
+    return is_table(path) and not clip_table.claims(path)
 
 
 def load(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from peft_data.base import Pictures
-from peft_data.errors import DataError, listing
+from peft_data.errors import DataError, listing, nearest
 from peft_data.texts import read_lines
 
 
@@ -85,6 +85,14 @@ def listed(
         count = "one picture is" if len(missing) == 1 else f"{len(missing)} pictures are"
         raise DataError(f"{count} listed in {source} but not there: put them in place{listing(missing)}")
     return Pictures([path for path in paths if path], torch.tensor(labels, dtype=kind), root=root)
+
+
+def check_trained(source: Path, found: Iterable[Iterable[str]], classes: Sequence[str], what: str = "class") -> None:
+    """Raises DataError: among the classes found in each picture is one that train has not."""
+    if odd := next((name for names in found for name in names if name not in classes), None):
+        raise DataError(
+            f"{source} has the {what} {odd!r}, which train has not{nearest(odd, classes)}: name it as in train"
+        )
 
 
 def is_there(path: Path, folders_too: bool = False) -> bool:

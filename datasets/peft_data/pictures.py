@@ -6,7 +6,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -152,6 +152,11 @@ class Fit:
             raise DataError(f"there is no interpolation {self.interpolation!r}{near}: one of {', '.join(PIL_MODES)}")
         if min(self.size) < 1 or not 0 < self.crop_pct <= 1:
             raise DataError(f"the size {self.size} must be at least 1 and crop_pct {self.crop_pct} in (0, 1]")
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """All but the size, by the names that decoding gives it."""
+        return {"mode": self.mode, "crop_pct": self.crop_pct, "interpolation": self.interpolation}
 
     def boxes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """What to resize a picture to, and the top left corner of what is then cut out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -102,21 +102,49 @@ def check_shares(val: float, test: float) -> None:
         raise DataError(f"val={val} and test={test} must be parts of one, and leave something to train on")
 
 
-def three_parts(pictures: Pictures, val: float, test: float, seed: int) -> tuple[Pictures, Pictures, Pictures]:
+def three_parts(
+    pictures: Pictures, val: float, test: float, seed: int, by_class: bool = True
+) -> tuple[Pictures, Pictures, Pictures]:
     """Train, val and test drawn from one set, class by class; `val` and `test` are parts of it.
+
+    Args:
+        by_class: False where labels are no classes: then all pictures are drawn alike.
 
     Raises:
         DataError: the parts leave nothing to train on.
     """
     check_shares(val, test)
-    parts = drawn(strata(pictures.labels), (val, test), seed, at_least=0.5)
+    parts = drawn(_even_in(pictures, by_class), (val, test), seed, at_least=0.5)
     train, val_part, test_part = (pictures.subset(part) for part in parts)
     return train, val_part, test_part
 
 
-def tenth_as_val(train: Pictures, seed: int) -> tuple[Pictures, Pictures]:
-    """Train and val where a set has no val: a tenth of train, drawn by the seed class by class."""
+def tenth_as_val(train: Pictures, seed: int, by_class: bool = True) -> tuple[Pictures, Pictures]:
+    """Train and val where a set has no val: a tenth of train, drawn by the seed class by class (`three_parts`)."""
     if len(train) < 10:
         return train, no_pictures("val")
-    rest, part = drawn(strata(train.labels), (0.1,), seed)
+    rest, part = drawn(_even_in(train, by_class), (0.1,), seed)
     return train.subset(rest), train.subset(part)
+
+
+def _even_in(pictures: Pictures, by_class: bool) -> torch.Tensor:
+    return strata(pictures.labels) if by_class else torch.zeros(len(pictures), dtype=torch.int64)
+
+
+def completed(
+    given: Mapping[str, Pictures], val: float, test: float, seed: int, by_class: bool = True
+) -> tuple[tuple[Pictures, Pictures, Pictures], tuple[str, ...], list[str]]:
+    """Train, val and test of what files give, train at least; the splits that the seed drew; and what to tell.
+
+    Train alone is split by the seed; of train and val alone val is the test set and val a tenth of train; of train and test val
+    is that tenth, too.
+    """
+    if len(given) == 1:
+        return three_parts(given["train"], val, test, seed, by_class), ("val", "test"), []
+    train, own, tested, notes = given["train"], given.get("val"), given.get("test"), []
+    if tested is None:
+        own, tested = None, given["val"]
+        notes.append("there is no test split: val is the test set, and val a tenth of train")
+    if own is not None:
+        return (train, own, tested), (), notes
+    return (*tenth_as_val(train, seed, by_class), tested), ("val",), notes

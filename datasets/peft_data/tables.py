@@ -15,6 +15,11 @@ from peft_data.texts import read_text
 Row = dict[str, str]
 
 
+def is_table(path: Path) -> bool:
+    """Whether it is a .csv file."""
+    return path.is_file() and path.suffix.lower() == ".csv"
+
+
 def read_rows(file: Path) -> tuple[list[str], list[Row]]:
     """A table's header and rows, divided by commas, semicolons or tabs as its header is.
 
@@ -78,32 +83,29 @@ def from_table(
     Raises:
         DataError: a split that is none, no training row, or a class that is tested and not trained.
     """
-    given, split = parts_of_table(file, rows, whole, split_column, val, test, seed)
-    train, val_part, test_part = given
-    if split:
-        trained = set(train.labels.tolist())
-        parts = (val_part, test_part)
-        odd = [label for part in parts for label in part.labels.unique().tolist() if label not in trained]
-        if len(train) and odd:
-            near = nearest(classes[odd[0]], [classes[label] for label in sorted(trained)])
-            raise DataError(
-                f"{file} has the class {classes[odd[0]]!r} in val or test, which train has not{near}: name it as in train"
-            )
-    train, val_part, drawn = with_val(train, val_part, split, seed)
-    return with_findings(ClassificationData(Path(name).stem, classes, train, val_part, test_part), drawn=drawn)
+    parts, drawn = parts_of_table(file, rows, whole, split_column, val, test, seed)
+    trained = set(parts[0].labels.tolist())
+    odd = [label for part in parts[1:] for label in part.labels.unique().tolist() if label not in trained]
+    if trained and odd:
+        near = nearest(classes[odd[0]], [classes[label] for label in sorted(trained)])
+        raise DataError(
+            f"{file} has the class {classes[odd[0]]!r} in val or test, which train has not{near}: name it as in train"
+        )
+    return with_findings(ClassificationData(Path(name).stem, classes, *parts), drawn=drawn)
 
 
 def parts_of_table(
     file: Path, rows: list[Row], whole: Pictures, split_column: str, val: float, test: float, seed: int
-) -> tuple[tuple[Pictures, Pictures, Pictures], bool]:
-    """Train, val and test as the table says, and whether it does; else as the seed draws them.
+) -> tuple[tuple[Pictures, Pictures, Pictures], tuple[str, ...]]:
+    """Train, val and test as the table says, val a tenth of train where it says none; without splits all as the seed draws
+    them. And the splits that the seed drew, which have no class that train has not.
 
     Raises:
         DataError: a split that is none.
     """
     check_shares(val, test)
     if split_column not in rows[0]:
-        return three_parts(whole, val, test, seed), False
+        return three_parts(whole, val, test, seed), ("val", "test")
     given: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for index, row in enumerate(rows):
         split = split_of(word := (row[split_column] or "").strip())
@@ -112,11 +114,10 @@ def parts_of_table(
             raise DataError(f"line {index + 2} of {file} has the split {word!r}{near}: train, val or test")
         given[split].append(index)
     train, val_part, test_part = (whole.subset(indices) for indices in given.values())
-    return (train, val_part, test_part), True
+    train, val_part, drawn = with_val(train, val_part, seed)
+    return (train, val_part, test_part), drawn
 
 
-def with_val(train: Pictures, val: Pictures, given: bool, seed: int) -> tuple[Pictures, Pictures, tuple[str, ...]]:
-    """Train and val, a tenth of train where the data give splits but no val; and the splits that the seed drew."""
-    if not given:
-        return train, val, ("val", "test")
+def with_val(train: Pictures, val: Pictures, seed: int) -> tuple[Pictures, Pictures, tuple[str, ...]]:
+    """Train and val, a tenth of train where the data have no val; and the splits that the seed drew."""
     return (train, val, ()) if len(val) else (*tenth_as_val(train, seed), ("val",))

@@ -5,22 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peft_data.options import arguments, takes
-
 from peft_core.errors import PeftError
+from peft_core.jobs.app.command import page
 from peft_core.jobs.app.parts import CHOSEN, Field, Part, Shown
-from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.shared import serving
-
-
-@command("diffusion")
-@takes(serving)
-def app(**common: Any) -> None:
-    """Show a page in the browser, on this machine alone: draw with a finished run, teach a subject from a folder."""
-    how = arguments(locals())
-    from peft_core.jobs.app.frame import serve  # with Gradio
-
-    serve(PART, how["runs"], how["port"], how["open"])
 
 
 def use(run: Any, pictures: Sequence[str], given: Mapping[str, Any]) -> Shown:
@@ -64,3 +51,9 @@ PART = Part(
         Field("lr", "Learning rate", None, number=True, info="empty: the recipe's"),
     ),
 )  # fmt: skip
+
+app = page(
+    "diffusion",
+    PART,
+    "draw with a finished run, teach a subject from a folder",
+)

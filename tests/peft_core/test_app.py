@@ -17,7 +17,7 @@ from diffusion_peft.commands.app import use as draw
 from peft_core import PeftError
 from peft_core.jobs.app import frame
 from peft_core.jobs.app.frame import Page, needs_gradio, serve
-from peft_core.jobs.app.parts import Field, Part, Shown
+from peft_core.jobs.app.parts import Field, Part, Shown, predictions
 from peft_core.jobs.app.runs import Training, about, curve, finished
 from vision_peft.app import PART as VISION
 from vision_peft.commands import main
@@ -64,6 +64,31 @@ def over(training: Training) -> str:
     while training.state() == "training" and time.monotonic() < until:
         time.sleep(0.02)
     return training.state()
+
+
+class Told:
+    """A run of two columns: what it says of a picture is the picture's name."""
+
+    columns = ("label", "probability")
+
+    def ready(self, path: str) -> str:
+        if "no" in path:
+            raise PeftError(f"{path} is no picture.")
+        return path
+
+    def stream(self, ready: Sequence[str]) -> Sequence[str]:
+        return ready
+
+    def cells(self, said: str, top: int) -> list[tuple[str, ...]]:
+        return [(said, "0.256"), ("", "")][:top]
+
+
+def test_predictions_are_told_in_the_runs_own_columns() -> None:
+    shown = predictions(Told(), ["a/b.png", "no.png"], 2)
+    assert shown.pictures == [("a/b.png", "a/b.png 26 %")] and shown.columns == ["picture", "label", "probability"]
+    assert shown.rows == [["b.png", "a/b.png", "25.6 %"], ["b.png", "", ""], ["", "no.png is no picture.", ""]]
+    with pytest.raises(PeftError, match="no picture"):
+        predictions(Told(), ["no.png"], 1)
 
 
 def test_finished_runs_of_the_program_are_found_and_told(tmp_path: Path) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from peft_core.errors import PeftError
 from peft_core.jobs.hub.backbone import Backbone
+from peft_core.jobs.runs.use import Ready
 from peft_core.values import typed
 from vision_peft.dense.model import dense_model
 from vision_peft.tasks.base import Task, refuse_smoothing
@@ -96,41 +96,28 @@ class Pixels(Task):
         """Writes a file for each picture, at the picture's own size, into the folder `out`, and prints `path,file`."""
         if out is None:
             raise PeftError(f"predict of a run of the task {self.name} writes a file a picture: give --out a folder.")
-        found, bad, folder = run.found(paths), [], Path(out).expanduser()
+        ready, folder = Ready(run, paths), Path(out).expanduser()
         if folder.suffix and not folder.is_dir() or folder.is_file():
             raise PeftError(f"--out {out} must be a folder: predict writes a file a picture into it.")
         folder.mkdir(parents=True, exist_ok=True)
-        good: list[Path] = []
-
-        def readable() -> Iterable[Tensor]:
-            for path in found:
-                try:
-                    pixels = run.ready(path)
-                except PeftError as error:
-                    bad.append(str(error))
-                else:
-                    good.append(path)
-                    yield pixels
-
         table = csv.writer(text := io.StringIO(), lineterminator="\n")
         taken: set[str] = set()
-        for row, prediction in enumerate(run.stream(readable(), batch_size)):
-            name, number = good[row].stem, 1
+        for row, prediction in enumerate(run.stream(ready, batch_size)):
+            path, number = ready.read[row], 1
+            name = path.stem
             while name in taken:
                 number += 1
-                name = f"{good[row].stem}_{number}"
+                name = f"{path.stem}_{number}"
             taken.add(name)
             target = folder / f"{name}{self.suffix}"
             try:
-                size = own_size(good[row])
+                size = own_size(path)
             except UNREADABLE:
                 size = tuple(prediction.shape[-2:])
             self.save(prediction, size, target)
-            table.writerow((good[row], target))
+            table.writerow((path, target))
         print("path,file\n" + text.getvalue(), end="")
-        for sentence in bad:
-            print(f"{program}: {sentence}", file=sys.stderr)
-        return 2 if bad else 0
+        return ready.told(program)
 
     def save(self, prediction: Tensor, size: tuple[int, int], target: Path) -> None:
         """Writes what is said of a picture, K H W, at a size."""

@@ -13,18 +13,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft_data.batches import Batch
+from peft_data.segment.masks import IGNORED
 from PIL import Image
 from torch import Tensor
 
 from peft_core.files import write_files
 from peft_core.jobs.reports import page, plots
 from peft_core.jobs.reports.classified import Finished
+from peft_core.jobs.reports.scores import numbers
 from vision_peft.dense.model import resized
 from vision_peft.dense.pixels import Pixels
-from vision_peft.tasks.base import Meter, numbers
-from vision_peft.tasks.outcome import write
+from vision_peft.tasks.base import Meter, by_name
+from vision_peft.tasks.outcome import each_class, write
 
-IGNORED = 255
 SHOWN = 24
 
 
@@ -98,11 +99,7 @@ class Segment(Pixels):
             return {}
         true = scores.confusion.sum(1)
         accuracy = scores.confusion.diagonal().double() / true
-        found = {}
-        for row, name in enumerate(self.class_names):
-            values = {"iou": scores.unions[row].item(), "accuracy": accuracy[row].item(), "pixels": int(true[row])}
-            found[name] = {key: None if value != value else value for key, value in values.items()}
-        return found
+        return by_name(self.class_names, {"iou": scores.unions, "accuracy": accuracy, "pixels": true})
 
     @classmethod
     def words(cls, results: Mapping[str, Any]) -> str:
@@ -122,15 +119,14 @@ class Segment(Pixels):
     def write(self, run: Finished) -> dict[str, Any]:
         run.results["per_class"] = parts = self.parts(run.scores)
         if run.scores is None:
-            return write(run, "not scored", self.score, {}, [])
-        rows = [[name, *("–" if value is None else value for value in each.values())] for name, each in parts.items()]
+            return write(run, self)
         confusion = plots.confusion(run.scores.confusion, self.class_names)
         sections = [
             ("Pictures: as they are, the mask, what was predicted", self._overlays(run)),
-            ("Each class", page.table(rows, ["class", "IoU", "accuracy", "pixels"])),
+            ("Each class", each_class(parts, ["class", "IoU", "accuracy", "pixels"])),
             ("Confusion of pixels", page.figure(confusion, "confusion matrix")),
         ]
-        return write(run, self.words(run.results), self.score, {"confusion.png": confusion}, sections)
+        return write(run, self, {"confusion.png": confusion}, sections)
 
     def _overlays(self, run: Finished) -> str:
         pictures, table, cells = run.pictures, np.array(palette(len(self.class_names)), np.uint8).reshape(-1, 3), []

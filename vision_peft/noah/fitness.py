@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ class Fitness:
     """
 
     def __init__(self, supernet: Supernet, images: Tensor, labels: Tensor) -> None:
-        self.supernet, self.pictures = supernet, len(labels)
+        self.supernet = supernet
         self.batches = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
         supernet.model.eval()
 
@@ -60,12 +60,18 @@ class Fitness:
     @torch.inference_mode()
     def __call__(self, subnet: Subnet) -> Score:
         self.supernet.choose(subnet)
-        correct, loss = 0, 0.0
-        for images, labels in self.batches:
-            logits = self.supernet(images).float()
-            correct += int((logits.argmax(-1) == labels).sum())
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        return Score(correct, round(loss / self.pictures, 4))
+        return on_batches(self.supernet, self.batches)
+
+
+def on_batches(model: Callable[[Tensor], Tensor], batches: Sequence[tuple[Tensor, Tensor]]) -> Score:
+    """What a model makes of normalised pictures with their labels."""
+    correct, loss, pictures = 0, 0.0, 0
+    for images, labels in batches:
+        logits = model(images).float()
+        correct += int((logits.argmax(-1) == labels).sum())
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        pictures += len(labels)
+    return Score(correct, round(loss / pictures, 4))
 
 
 @contextmanager

@@ -15,22 +15,8 @@ from torch import Tensor, nn
 from peft_core.errors import PeftError
 from peft_core.jobs.hub.backbone import Backbone
 from peft_core.jobs.reports.classified import Finished
-from peft_core.jobs.runs.folder import NoNumbers
-
-
-def numbers(outputs: Tensor) -> Tensor:
-    """The outputs as float32.
-
-    Raises:
-        NoNumbers: one of them is none.
-    """
-    outputs = outputs.float()
-    if not torch.isfinite(outputs).all():
-        raise NoNumbers(
-            "the model's outputs are no numbers, so there is nothing to score: its training diverged (try a lower --lr), or its "
-            "adapter is damaged."
-        )
-    return outputs
+from peft_core.jobs.reports.scores import numbers
+from peft_core.jobs.runs.predictions import as_classes
 
 
 class Meter(nn.Module):
@@ -59,10 +45,15 @@ class Rows(Meter):
         self.seen.update(torch.cat([batch.indices.to(outputs)[:, None], outputs, labels.to(outputs)], 1))
 
     def scores(self) -> Any:
-        seen = self.seen.compute()
-        seen = seen[seen[:, 0].argsort()].cpu()
-        self.seen.reset()
+        seen = collected(self.seen)
         return self.make(seen[:, 1 : 1 + self.width], seen[:, 1 + self.width :])
+
+
+def collected(seen: Any) -> Tensor:
+    """The rows that a `CatMetric` kept, ordered by their first number, the picture's; it is empty then."""
+    rows = seen.compute()
+    seen.reset()
+    return rows[rows[:, 0].argsort()].cpu()
 
 
 class Task(ABC):
@@ -204,11 +195,20 @@ class Task(ABC):
 
     def listed(self, cells: Sequence[Sequence[str]]) -> dict[str, Any]:
         """The same for JSON."""
-        return {"labels": [dict(zip(self.columns, each, strict=True)) for each in cells]}
+        return as_classes(self.columns, cells)
 
     @abstractmethod
     def finished(self, outputs: Tensor) -> Tensor:
         """Outputs as probabilities, or in the data's own unit."""
+
+
+def by_name(names: Sequence[str], columns: Mapping[str, Tensor]) -> dict[str, dict[str, float | None]]:
+    """What `Task.parts` says of each class, from a figure of each, `C`, a column; None where a figure is no number."""
+    rows = zip(*(each.tolist() for each in columns.values()), strict=True)
+    return {
+        name: {key: None if value != value else value for key, value in zip(columns, row, strict=True)}
+        for name, row in zip(names, rows, strict=True)
+    }
 
 
 def refuse_smoothing(task: str, settings: Mapping[str, Any]) -> None:

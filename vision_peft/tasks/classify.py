@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from peft_core.jobs.reports.remarks import remarks
 from peft_core.jobs.reports.scores import Scores, by_class, sure
 from peft_core.jobs.runs.predictions import Prediction, predictions
 from vision_peft.results import write_outcome
-from vision_peft.tasks.base import Meter, Task
+from vision_peft.tasks.base import Meter, Task, collected
 
 
 class Counted(Meter):
@@ -39,11 +39,9 @@ class Counted(Meter):
         return sure(outputs)
 
     def scores(self) -> Scores:
-        seen = self.seen.compute()
-        seen = seen[seen[:, 0].argsort()].cpu()
+        seen = collected(self.seen)
         scores = Scores(self.confusion.compute().cpu(), seen[:, 1].long(), seen[:, 2])
         self.confusion.reset()
-        self.seen.reset()
         return scores
 
 
@@ -51,7 +49,6 @@ class Classes(Task):
     """Args: smoothing: the share of the target that is spread over all classes."""
 
     name, score, classes = "classify", "accuracy", True
-    columns: ClassVar[tuple[str, ...]] = ("class", "probability")
 
     def __init__(self, class_names: Sequence[str], smoothing: float = 0.0) -> None:
         super().__init__(class_names)

@@ -14,9 +14,10 @@ from torch import Tensor
 from peft_core.errors import PeftError
 from peft_core.jobs.reports import page
 from peft_core.jobs.reports.classified import Finished
+from peft_core.jobs.reports.scores import numbers
 from peft_core.values import typed
-from vision_peft.tasks.base import Rows, Task, numbers
-from vision_peft.tasks.outcome import write
+from vision_peft.tasks.base import Rows, Task, by_name
+from vision_peft.tasks.outcome import each_class, write
 
 UNKNOWN = -1
 
@@ -143,11 +144,7 @@ class Labels(Task):
             "average_precision": scores.precisions, "f1": scores.f1(self.thresholds), "threshold": self.thresholds,
             "pictures": (scores.labels == 1).sum(0),
         }  # fmt: skip
-        rows = zip(*(each.tolist() for each in columns.values()), strict=True)
-        return {
-            name: {key: None if value != value else value for key, value in zip(columns, row, strict=True)}
-            for name, row in zip(self.class_names, rows, strict=True)
-        }
+        return by_name(self.class_names, columns)
 
     @classmethod
     def words(cls, results: Mapping[str, Any]) -> str:
@@ -164,8 +161,7 @@ class Labels(Task):
     def write(self, run: Finished) -> dict[str, Any]:
         run.results["per_label"] = parts = self.parts(run.scores)
         if run.scores is None:
-            return write(run, "not scored", self.score, {}, [])
-        rows = [[name, *("–" if value is None else value for value in each.values())] for name, each in parts.items()]
+            return write(run, self)
         header = ["label", "average precision", "F1", "threshold", "pictures"]
         predicted = [
             {"path": name} | dict(zip(self.class_names, map(lambda x: round(x, 6), row), strict=True))
@@ -173,10 +169,8 @@ class Labels(Task):
                 run.pictures.names if run.pictures else (), run.scores.probabilities.tolist(), strict=True
             )
         ]
-        return write(
-            run, self.words(run.results), self.score, {"predictions.csv": page.csv_bytes(predicted)},
-            [("Each label", page.table(rows, header)), ("Pictures", self._pictures(run))],
-        )  # fmt: skip
+        sections = [("Each label", each_class(parts, header)), ("Pictures", self._pictures(run))]
+        return write(run, self, {"predictions.csv": page.csv_bytes(predicted)}, sections)
 
     def _pictures(self, run: Finished, shown: int = 24) -> str:
         """Those whose likeliest mistake is the greatest first."""

@@ -6,26 +6,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft_core.jobs.reports import classified, page
-from peft_core.jobs.runs import outcome
 from vision_peft.results import describe_protocol, summary_rows
+from vision_peft.tasks.base import Task
 
 
 def write(
-    run: classified.Finished, lead: str, score: str, files: Mapping[str, bytes], sections: Sequence[classified.Section]
+    run: classified.Finished,
+    task: Task,
+    files: Mapping[str, bytes] | None = None,
+    sections: Sequence[classified.Section] = (),
 ) -> dict[str, Any]:
     """Writes results.json, metrics.csv, report.html and `files`; gives the results, completed.
 
     Args:
-        lead: the figure in words.
-        score: what it is called in the run's history.
-        sections: of what was scored.
+        files, sections: of what was scored.
     """
-    results = outcome.measured(run.results)
-    trained, about_training = classified.training(run.history, score)
-    parts = [
-        *outcome.remark_section(results), ("Result", page.table(summary_rows(results))), *about_training, *sections,
-        *outcome.next_section(run.folder),
-    ]  # fmt: skip
+    results = run.results
     title = f"{run.data.name}, {results['method']['name']} on {results['backbone']}"
-    lead = f"{lead}; {describe_protocol(results)}"
-    return outcome.write_outcome(run.folder, results, trained | dict(files), title, lead, parts)
+    figure = "not scored" if run.scores is None else task.words(results)
+    lead = f"{figure}; {describe_protocol(results)}"
+    return classified.write_with(run, summary_rows, title, lead, files or {}, sections, task.score)
+
+
+def each_class(parts: Mapping[str, Mapping[str, float | None]], header: Sequence[str]) -> str:
+    """What `Task.parts` says as a table, a dash where a class has no such figure."""
+    rows = [[name, *("–" if value is None else value for value in each.values())] for name, each in parts.items()]
+    return page.table(rows, header)

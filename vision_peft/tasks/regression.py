@@ -12,8 +12,9 @@ from torch import Tensor
 
 from peft_core.jobs.reports import page, plots
 from peft_core.jobs.reports.classified import Finished
+from peft_core.jobs.reports.scores import numbers
 from peft_core.values import Positive, typed
-from vision_peft.tasks.base import Rows, Task, numbers, refuse_smoothing
+from vision_peft.tasks.base import Rows, Task, refuse_smoothing
 from vision_peft.tasks.outcome import write
 
 
@@ -97,7 +98,7 @@ class Numbers(Task):
     def write(self, run: Finished) -> dict[str, Any]:
         scores, pictures = run.scores, run.pictures
         if scores is None or pictures is None:
-            return write(run, "not scored", self.score, {}, [])
+            return write(run, self)
         what = self.class_names[0]
         pairs = list(zip(pictures.names, scores.predicted.tolist(), scores.true.tolist(), strict=True))
         rows = [{"path": path, what: said, f"true_{what}": true} for path, said, true in pairs]
@@ -108,7 +109,7 @@ class Numbers(Task):
             ("Predicted against true", page.figure(against, "predicted against true")),
             ("Pictures, the farthest off first", page.picture_grid(cells)),
         ]
-        return write(run, self.words(run.results), self.score, {"predictions.csv": page.csv_bytes(rows)}, sections)
+        return write(run, self, {"predictions.csv": page.csv_bytes(rows)}, sections)
 
     def predictions(self, outputs: Tensor) -> Iterator[float]:
         yield from self.finished(numbers(outputs))[:, 0].tolist()

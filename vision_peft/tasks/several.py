@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from peft_core import lifecycle
 from peft_core.errors import PeftError, nearest
 from peft_core.jobs.reports.scores import Scores, sure
-from peft_core.jobs.runs.predictions import Prediction, as_classes, predictions
+from peft_core.jobs.runs.predictions import Prediction, predictions
 from vision_peft.tasks.classify import Classes, Counted
 
 
@@ -115,9 +115,6 @@ class Several(Classes):
 
     def cells(self, prediction: Prediction, top: int) -> list[tuple[str, ...]]:
         return prediction.cells(self._names(), top)
-
-    def listed(self, cells: Sequence[Sequence[str]]) -> dict[str, Any]:
-        return as_classes(self.columns, cells)
 
     def finished(self, outputs: Tensor) -> Tensor:
         start, stop = self._chosen()

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from peft_data.base import Pictures, no_pictures
-from peft_data.errors import DataError, nearest
-from peft_data.lists import listed
-from peft_data.splits import tenth_as_val, three_parts
+from peft_data.base import Pictures
+from peft_data.lists import check_trained, listed
+from peft_data.splits import completed
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +45,7 @@ def classes_of(parts: Mapping[str, Annotated]) -> tuple[str, ...]:
     """
     classes = parts["train"].classes
     for part in parts.values():
-        if odd := next((name for names in part.things for name in names if name not in classes), None):
-            raise DataError(
-                f"{part.source} has the class {odd!r}, which train has not{nearest(odd, classes)}: name it as in train"
-            )
+        check_trained(part.source, part.things, classes)
     return classes
 
 
@@ -57,24 +53,8 @@ def split_up(
     parts: Mapping[str, Annotated], labels: Mapping[str, Sequence], kind: torch.dtype, root: Path, val: float,
     test: float, seed: int,
 ) -> tuple[tuple[Pictures, Pictures, Pictures], tuple[str, ...], list[str]]:  # fmt: skip
-    """Train, val and test, the splits that the seed drew, and what to tell.
-
-    One list is split by the seed; of train and val alone val is the test set and val a tenth of train; of train and test val is
-    that tenth, too.
-
-    Args:
-        labels: of each split, one a picture.
-    """
+    """The pictures with these labels, one a picture of each split, as `completed` gives them."""
     given = {
         split: listed(part.names, labels[split], part.folders, root, part.source, kind) for split, part in parts.items()
     }
-    if len(given) == 1:
-        return three_parts(given["train"], val, test, seed), ("val", "test"), []
-    notes = []
-    if "test" not in given:
-        given["test"] = given.pop("val")
-        notes.append("there is no test split: val is the test set, and val a tenth of train")
-    if "val" not in given:
-        given["train"], given["val"] = tenth_as_val(given["train"], seed)
-        return (given["train"], given["val"], given["test"]), ("val",), notes
-    return (given["train"], given.get("val", no_pictures("val")), given["test"]), (), notes
+    return completed(given, val, test, seed)

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from peft_data.base import ClassificationData, no_pictures
-from peft_data.errors import DataError, nearest
+from peft_data.errors import DataError
 from peft_data.findings import with_findings
-from peft_data.lists import listed
+from peft_data.lists import check_trained, listed
 from peft_data.multi_label.table import one_hot, split_words
 from peft_data.splits import check_shares, three_parts
 from peft_data.tables import numbered, with_val
@@ -40,27 +40,23 @@ def load(name: str, root: str | None, seed: int, *, val: float = 0.2, test: floa
     """
     check_shares(val, test)
     place = Path(root or name).resolve()
-    folder, split = (place, True) if place.is_dir() else (place.parent, False)
-    files = {part: folder / f"{part}.txt" for part in ("train", "val", "test")} if split else {"train": place}
+    folder = place if place.is_dir() else place.parent
+    files = {"train": place} if folder != place else {part: place / f"{part}.txt" for part in ("train", "val", "test")}
     read = {part: _read(file) for part, file in files.items() if part == "train" or file.is_file()}
     classes = numbered([word for _, words in read["train"] for word in words])
     for part, rows in read.items():
-        odd = next((word for _, words in rows for word in words if word not in classes), None)
-        if odd:
-            raise DataError(
-                f"{files[part]} has the label {odd!r}, which train has not{nearest(odd, classes)}: name it as in train"
-            )
+        check_trained(files[part], (words for _, words in rows), classes, "label")
     parts = {
         part: listed([each for each, _ in rows], one_hot([words for _, words in rows], classes), [folder], folder, files[part],
                      torch.int8)
         for part, rows in read.items()
     }  # fmt: skip
-    if not split or len(parts) == 1:
+    if len(parts) == 1:
         train, val_part, test_part = three_parts(parts["train"], val, test, seed)
         drawn: tuple[str, ...] = ("val", "test")
     else:
         test_part = parts.get("test", no_pictures("test"))
-        train, val_part, drawn = with_val(parts["train"], parts.get("val", no_pictures("val")), True, seed)
+        train, val_part, drawn = with_val(parts["train"], parts.get("val", no_pictures("val")), seed)
     return with_findings(MultiLabelData(Path(name).stem, classes, train, val_part, test_part), drawn=drawn)
 
 

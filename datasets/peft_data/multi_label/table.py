@@ -15,19 +15,15 @@ from peft_data.base import ClassificationData
 from peft_data.errors import DataError, nearest
 from peft_data.findings import same_name, with_findings
 from peft_data.lists import listed
-from peft_data.tables import Row, numbered, parts_of_table, read_rows, with_val
+from peft_data.tables import Row, is_table, numbered, parts_of_table, read_rows
 from peft_data.targets import MultiLabelData
 
 NAMES: dict[str, str] = {}
+claims = is_table
 WORDS = {word: value for value, words in {
     1: ("1", "1.0", "true", "yes", "x"), 0: ("0", "0.0", "false", "no"), -1: ("-1", "-1.0", "", "?", "nan", "na"),
 }.items() for word in words}  # fmt: skip
 """What a cell of a label's column may say: it has it, it has it not, nobody knows."""
-
-
-def claims(path: Path) -> bool:
-    """Whether it is a .csv file."""
-    return path.is_file() and path.suffix.lower() == ".csv"
 
 
 def load(
@@ -55,16 +51,13 @@ def load(
     columns = [name for name in header if name and name not in (path_column, split_column)]
     if not columns:
         raise DataError(f"{file} has no label: give it one column a label")
-    classes, labels = _listed(rows, labels_column) if labels_column in header else _columns(
-        file, rows, [name for name in header if name and name not in (path_column, split_column)]
-    )  # fmt: skip
+    classes, labels = _listed(rows, labels_column) if labels_column in header else _columns(file, rows, columns)
     names = [(row[path_column] or "").strip() for row in rows]
     if "" in names:
         raise DataError(f"line {names.index('') + 2} of {file} has no {path_column}: each line must have one")
     whole = listed(names, labels, [file.parent], file.parent, file, torch.int8)
-    parts, given = parts_of_table(file, rows, whole, split_column, val, test, seed)
-    train, val_part, drawn = with_val(parts[0], parts[1], given, seed)
-    return with_findings(MultiLabelData(Path(name).stem, classes, train, val_part, parts[2]), drawn=drawn)
+    parts, drawn = parts_of_table(file, rows, whole, split_column, val, test, seed)
+    return with_findings(MultiLabelData(Path(name).stem, classes, *parts), drawn=drawn)
 
 
 def _columns(file: Path, rows: list[Row], columns: list[str]) -> tuple[tuple[str, ...], list[list[int]]]:

@@ -7,12 +7,12 @@ has, `claims(path)` says whether a path is of it, as in `peft_data`.
 from __future__ import annotations
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from peft_data import load_with
 from peft_data.errors import DataError, nearest
 from peft_data.names import is_path, named
 from peft_data.pairs.base import PairData, Pairs
@@ -51,11 +51,11 @@ def open_pairs(data: str, *, root: str | None = None, seed: int = 0, **options: 
     where = None if root is None else str(Path(root).expanduser())
     for module in pair_formats():
         if name := named(data, module):
-            return _load(module, name, where, seed, options)
+            return load_with(module, name, where, seed, options)
     path = Path(where or ".", Path(data).expanduser())
     for module in pair_formats():
         if hasattr(module, "claims") and module.claims(path):
-            return _load(module, path.name, str(path), seed, options)
+            return load_with(module, path.name, str(path), seed, options)
     if path.exists():
         raise DataError(
             f"{path} holds no pairs of a known format: give a .csv with the columns path and caption, a folder of pictures with "
@@ -64,12 +64,3 @@ def open_pairs(data: str, *, root: str | None = None, seed: int = 0, **options: 
     if is_path(data) or "/" in data or "." in data:
         raise DataError(f"there is no file or folder {path}: check the path")
     raise DataError(f"there are no pairs {data!r}{nearest(data, list_pairs())}: known are {', '.join(list_pairs())}")
-
-
-def _load(module: ModuleType, name: str, root: str | None, seed: int, options: dict) -> PairData:
-    known = [p.name for p in inspect.signature(module.load).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    odd = next((option for option in options if option not in known), None)
-    if odd is not None:
-        has = f"its options are {', '.join(known)}" if known else "it has none"
-        raise DataError(f"{name} has no option {odd!r}{nearest(odd, known)}: {has}")
-    return module.load(name, root, seed, **options)

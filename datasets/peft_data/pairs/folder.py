@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from peft_data import huggingface
 from peft_data.base import Pictures
 from peft_data.errors import DataError, listing
 from peft_data.pairs.base import Captions, PairData, no_pairs, pairs_of, three_parts
@@ -26,9 +27,7 @@ METADATA = "metadata.jsonl"
 
 def claims(path: Path) -> bool:
     """Whether it is a folder that is none of shards."""
-    return path.is_dir() and not any(path.glob("*.tar")) and not (path / "dataset_info.json").is_file() and not (
-        path / "dataset_dict.json"
-    ).is_file()  # fmt: skip
+    return path.is_dir() and not any(path.glob("*.tar")) and not huggingface.claims(path)
 
 
 def load(name: str, root: str | None, seed: int, *, val: float = 0.1, test: float = 0.1) -> PairData:

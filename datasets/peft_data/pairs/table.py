@@ -6,8 +6,6 @@ img/1.jpg,a cat on a red chair,train
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 from peft_data.base import Pictures
@@ -15,7 +13,7 @@ from peft_data.errors import DataError, nearest
 from peft_data.lists import listed
 from peft_data.pairs.base import PairData, Pairs, no_pairs, pairs_of, said_once, three_parts
 from peft_data.splits import split_of
-from peft_data.texts import read_text
+from peft_data.tables import read_rows
 
 NAMES: dict[str, str] = {}
 IMAGES = ("path", "filepath", "image_path", "image", "file_name", "filename", "file", "img")
@@ -49,15 +47,7 @@ def load(
         DataError: a column or a caption that is missing, or all pictures that are not there.
     """
     file = Path(root or name).resolve()
-    text = read_text(file, "a table")
-    mark = max(",;\t", key=text.partition("\n")[0].count)
-    try:
-        table = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, delimiter=mark)
-        header = [(column or "").strip() for column in table.fieldnames or []]
-        table.fieldnames = header
-        rows = list(table)
-    except csv.Error as error:
-        raise DataError(f"{file} cannot be read as a table ({error}): give a .csv file") from error
+    header, rows = read_rows(file)
     image, caption = column_of(file, header, image_column, IMAGES), column_of(file, header, caption_column, CAPTIONS)
     parts: dict[str, list[tuple[str, str]]] = {"train": [], "val": [], "test": []}
     silent: list[int] = []

@@ -15,15 +15,11 @@ from peft_data.base import ClassificationData
 from peft_data.errors import DataError
 from peft_data.findings import with_findings
 from peft_data.lists import listed
-from peft_data.tables import parts_of_table, read_table, with_val
+from peft_data.tables import is_table, parts_of_table, read_table
 from peft_data.targets import RegressionData
 
 NAMES: dict[str, str] = {}
-
-
-def claims(path: Path) -> bool:
-    """Whether it is a .csv file."""
-    return path.is_file() and path.suffix.lower() == ".csv"
+claims = is_table
 
 
 def load(
@@ -52,6 +48,5 @@ def load(
                 f"line {line} of {file} has the {target_column} {row[target_column]!r}: give a finite number"
             )
     whole = listed([row[path_column] for row in rows], numbers, [file.parent], file.parent, file, torch.float32)
-    parts, given = parts_of_table(file, rows, whole, split_column, val, test, seed)
-    train, val_part, drawn = with_val(parts[0], parts[1], given, seed)
-    return with_findings(RegressionData(Path(name).stem, (target_column,), train, val_part, parts[2]), drawn=drawn)
+    parts, drawn = parts_of_table(file, rows, whole, split_column, val, test, seed)
+    return with_findings(RegressionData(Path(name).stem, (target_column,), *parts), drawn=drawn)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from peft_data.base import ClassificationData, Pictures, no_pictures
+from peft_data.base import ClassificationData, Pictures
 from peft_data.errors import DataError, listing
 from peft_data.findings import with_findings
 from peft_data.pictures import is_picture
-from peft_data.segment.masks import Colour, Masks, SegmentationData, same_sizes
-from peft_data.splits import check_shares, tenth_as_val, three_parts
+from peft_data.segment.masks import IGNORED, Colour, Masks, SegmentationData, read_classes, same_sizes
+from peft_data.splits import check_shares, completed
 from peft_data.texts import read_lines
 from peft_data.walk import files_in
 
@@ -46,8 +46,6 @@ def pairs_in(pictures: Path, masks: Path, also: tuple[str, ...] = ("", "_mask", 
 
 def classes_in(folder: Path) -> tuple[tuple[str, ...], dict[Colour, int] | None]:
     """What a file of the folder says of the classes; nothing where there is none."""
-    from peft_data.segment.masks import read_classes
-
     file = next((folder / name for name in CLASSES if (folder / name).is_file()), None)
     return ((), None) if file is None else read_classes(file, read_lines(file, "names of classes"))
 
@@ -67,7 +65,7 @@ def segmentation(
     same_sizes(*zip(*whole, strict=True))
     masks, notes = Masks([mask for _, mask in whole], colours, shift), []
     if not classes:
-        most = max(int(mask[mask != 255].max(initial=0)) for mask in map(masks.read, range(len(parts["train"]))))
+        most = max(int(mask[mask != IGNORED].max(initial=0)) for mask in map(masks.read, range(len(parts["train"]))))
         classes = tuple(f"class {number + shift}" for number in range(max(2, most + 1)))
         notes.append(f"the classes have no names: list {len(classes)} in classes.txt, one a line")
     start, given = 0, {}
@@ -75,28 +73,6 @@ def segmentation(
         rows = torch.arange(start, start + len(pairs))
         given[split] = Pictures([picture for picture, _ in pairs], rows, root=root, split=split)
         start += len(pairs)
-    drawn: tuple[str, ...] = ()
-    if len(given) == 1:
-        every = Pictures(given["train"].items, torch.zeros(len(whole), dtype=torch.int64), root=root)
-        place = {path: row for row, path in enumerate(given["train"].items)}
-        three = [
-            Pictures(part.items, torch.tensor([place[each] for each in part.items], dtype=torch.int64), root=root)
-            for part in three_parts(every, val, test, seed)
-        ]
-        drawn = ("val", "test")
-    else:
-        if "test" not in given:
-            given["test"] = given.pop("val")
-            notes.append("there is no test split: val is the test set, and val a tenth of train")
-        if "val" not in given:
-            numbers = given["train"].labels
-            flat = Pictures(given["train"].items, torch.zeros_like(numbers), root=root)
-            at = {path: row for path, row in zip(flat.items, numbers.tolist(), strict=True)}
-            given["train"], given["val"] = (
-                Pictures(part.items, torch.tensor([at[each] for each in part.items], dtype=torch.int64), root=root)
-                for part in tenth_as_val(flat, seed)
-            )
-            drawn = ("val",)
-        three = [given["train"], given.get("val", no_pictures("val")), given["test"]]
+    three, drawn, more = completed(given, val, test, seed, by_class=False)  # labels are rows of masks
     data = SegmentationData(Path(name).stem, classes, *three, masks=masks)
-    return with_findings(data, notes, drawn=drawn)
+    return with_findings(data, [*notes, *more], drawn=drawn)

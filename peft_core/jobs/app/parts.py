@@ -66,15 +66,15 @@ CHOSEN = 24
 
 
 def predictions(run: Any, pictures: Sequence[str], top: int) -> Shown:
-    """The likeliest classes of pictures by a classifier's run; the first `CHOSEN` pictures are shown, the table has all.
+    """What a run says of pictures, as `predict` has it; the first `CHOSEN` pictures are shown, the table has all.
 
     Raises:
-        PeftError: none of them can be read.
+        PeftError: none of them can be read, or the run's predictions are no rows of a table.
     """
-    good, ready, bad = list[str](), [], list[str]()
+    good, ready, bad = list[str](), list[Any](), list[str]()
     for path in pictures:
         try:
-            ready.append(run.pixels(path))
+            ready.append(run.ready(path))
         except PeftError as error:
             bad.append(str(error))
         else:
@@ -82,13 +82,18 @@ def predictions(run: Any, pictures: Sequence[str], top: int) -> Shown:
     if not good:
         raise PeftError(bad[0] if bad else "drop a picture first.")
     shown, rows = list[tuple[Any, str]](), list[list[str]]()
-    for path, found in zip(good, run.predict(good), strict=True):
-        best = found.probabilities.topk(min(top, len(run.class_names)))
-        shown.append((path, f"{found.class_name} {100 * found.probability:.0f} %"))
-        for share, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            rows.append([name_of(path), run.class_names[place], f"{100 * share:.1f} %"])
-    rows += [["", sentence, ""] for sentence in bad]
-    return Shown(shown[:CHOSEN], ["picture", "class", "probability"], rows)
+    for path, found in zip(good, run.stream(ready), strict=True):
+        cells = run.cells(found, top)
+        shown.append((path, " ".join(_in_words(run.columns, cells[0], 0))))
+        rows += [[name_of(path), *_in_words(run.columns, each, 1)] for each in cells]
+    rows += [["", sentence, *[""] * (len(run.columns) - 1)] for sentence in bad]
+    return Shown(shown[:CHOSEN], ["picture", *run.columns], rows)
+
+
+def _in_words(columns: Sequence[str], cells: Sequence[str], digits: int) -> list[str]:
+    """A row with its probabilities, where it has some, in per cent."""
+    named = zip(columns, cells, strict=True)
+    return [f"{100 * float(cell):.{digits}f} %" if name == "probability" and cell else cell for name, cell in named]
 
 
 def name_of(path: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from peft_data import ClassificationData
@@ -39,14 +39,22 @@ def write(
         title, lead: of the report.
         own: sections of a program's own about what was scored.
     """
+    files, sections = scored(run.data, run.scores, run.pictures, own)
+    return write_with(run, rows, title, lead, files, sections)
+
+
+def write_with(
+    run: Finished, rows: Callable[[dict[str, Any]], list], title: str, lead: str, files: Mapping[str, bytes],
+    sections: Sequence[Section], score: str = "accuracy",
+) -> dict[str, Any]:  # fmt: skip
+    """The same with other files and sections about what was scored; `score` as for `training`."""
     results = outcome.measured(run.results)
-    trained, about_training = training(run.history)
-    files, about_scores = scored(run.data, run.scores, run.pictures, own)
-    sections = [
-        *outcome.remark_section(results), ("Result", page.table(rows(results))), *about_training, *about_scores,
+    trained, about_training = training(run.history, score)
+    parts = [
+        *outcome.remark_section(results), ("Result", page.table(rows(results))), *about_training, *sections,
         *outcome.next_section(run.folder),
     ]  # fmt: skip
-    return outcome.write_outcome(run.folder, results, trained | files, title, lead, sections)
+    return outcome.write_outcome(run.folder, results, trained | dict(files), title, lead, parts)
 
 
 def training(history: Sequence[dict[str, float]], score: str = "accuracy") -> tuple[dict[str, bytes], list[Section]]:

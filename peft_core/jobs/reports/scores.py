@@ -20,12 +20,22 @@ def sure(logits: Tensor) -> tuple[Tensor, Tensor]:
         NoNumbers: an output is not a number.
     """
     probability, predicted = logits.float().softmax(-1).max(-1)
-    if not torch.isfinite(probability).all():
+    return predicted, numbers(probability)
+
+
+def numbers(outputs: Tensor) -> Tensor:
+    """The outputs as float32.
+
+    Raises:
+        NoNumbers: one of them is none.
+    """
+    outputs = outputs.float()
+    if not torch.isfinite(outputs).all():
         raise NoNumbers(
             "the model's outputs are no numbers, so there is nothing to score: its training diverged (try a lower --lr), or its "
             "adapter is damaged."
         )
-    return predicted, probability
+    return outputs
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:

@@ -178,8 +178,7 @@ class Learning(LightningModule):
                     lifecycle.after_step(model, progress, losses, optimizer)  # type: ignore[arg-type]
         if last or (stepped and (step % max(1, self.steps // 200) == 0 or step == self.steps)):
             loss = self.check_loss()
-            row = {"step": step, "epoch": self.trainer.current_epoch, "lr": self.rate_of_step, "loss": loss}
-            self.history.append(row)
+            self.history.append({"step": step, "epoch": self.trainer.current_epoch, "lr": self.rate_of_step, "loss": loss})
             self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
         if last:
             self.epoch_loss = (self.epoch_sum / max(1, self.epoch_count)).item()
@@ -211,11 +210,13 @@ class Learning(LightningModule):
 
     def describe(self) -> str:
         """The last figures, for a progress bar: within an epoch its mean loss so far, at its end the whole epoch's."""
+        loss = (self.epoch_sum / self.epoch_count).item() if self.epoch_count else self.epoch_loss
+        return "" if loss is None else f"loss {loss:.4f}{self.scored()}"
+
+    def scored(self) -> str:
+        """The last figure of the scored split, after two blanks."""
         value = next((row[self.score] for row in reversed(self.history) if self.score in row), None)
-        scored = "" if value is None else f"  {self.scored_on} {self.score} {value:.4f}"
-        if self.epoch_count:
-            return f"loss {(self.epoch_sum / self.epoch_count).item():.4f}{scored}"
-        return f"loss {self.epoch_loss:.4f}{scored}" if self.epoch_loss is not None else ""
+        return "" if value is None else f"  {self.scored_on} {self.score} {value:.4f}"
 
     def configure_optimizers(self) -> dict[str, Any]:
         rates, decay = self.rates(), self.weight_decay

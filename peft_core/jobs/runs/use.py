@@ -198,6 +198,38 @@ def print_predictions(
     return print_table(run, pictures, program, run.columns, lines, out, as_json, run.listed)
 
 
+class Ready:
+    """The pictures of some paths, each as `run` made it ready; those that cannot be read are passed over, to be told at the end.
+
+    Args:
+        run: has `found` and `ready`, as `Run`.
+
+    Raises:
+        PeftError: a path that does not exist, or no picture at all.
+    """
+
+    def __init__(self, run: Any, paths: Sequence[str]) -> None:
+        self.run, self.paths = run, run.found(paths)
+        self.read: list[Path] = []
+        self.bad: list[str] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for path in self.paths:
+            try:
+                pixels = self.run.ready(path)
+            except PeftError as error:
+                self.bad.append(str(error))
+            else:
+                self.read.append(path)
+                yield pixels
+
+    def told(self, program: str) -> int:
+        """The exit code, once what cannot be read is told."""
+        for sentence in self.bad:
+            print(f"{program}: {sentence}", file=sys.stderr)
+        return 2 if self.bad else 0
+
+
 def print_table(
     run: Any, pictures: Sequence[str], program: str, columns: Sequence[str],
     lines: Callable[[Iterable], Iterator[Sequence[Sequence[str]]]], out: str | None = None,
@@ -205,40 +237,25 @@ def print_table(
 ) -> int:  # fmt: skip
     """A CSV (or a list in JSON) of pictures, with what `lines` gives for each of those that `run` made ready, one or several rows of these columns;
     as `print_predictions`. In JSON a picture has its path and what `listed` makes of its rows."""
-    found = run.found(pictures)
-    good: list[Path] = []
-    bad: list[str] = []
-
-    def readable() -> Iterator[Tensor]:
-        for path in found:
-            try:
-                pixels = run.ready(path)
-            except PeftError as error:
-                bad.append(str(error))
-            else:
-                good.append(path)
-                yield pixels
-
+    ready = Ready(run, pictures)
     text = io.StringIO() if out is not None else sys.stdout
     writer = csv.writer(text, lineterminator="\n")
     found_of: list[dict[str, Any]] = []
     if not as_json:
         writer.writerow(("path", *columns))
-    for row, cells in enumerate(lines(readable())):
+    for row, cells in enumerate(lines(ready)):
         if as_json:
             said = listed(cells) if listed else as_classes(columns, cells)
-            found_of.append({"path": str(good[row])} | said)
+            found_of.append({"path": str(ready.read[row])} | said)
         else:
-            writer.writerows((good[row], *each) for each in cells)
+            writer.writerows((ready.read[row], *each) for each in cells)
     if as_json:
         text.write(json.dumps(found_of, indent=1, ensure_ascii=False) + "\n")
     if isinstance(text, io.StringIO):
         target = Path(str(out)).expanduser()
         write_files(target.parent, {target.name: text.getvalue().encode(errors="backslashreplace")})
-        print(f"{len(good):,} pictures in {target}")
-    for sentence in bad:
-        print(f"{program}: {sentence}", file=sys.stderr)
-    return 2 if bad else 0
+        print(f"{len(ready.read):,} pictures in {target}")
+    return ready.told(program)
 
 
 def out_file(out: str, suffix: str, run: str) -> Path:
