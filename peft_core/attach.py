@@ -157,21 +157,22 @@ def _check_plain(model: nn.Module, name: str, trained: list[str]) -> None:
         )
 
 
-def _standing(model: nn.Module, name: str) -> list[str]:
-    paths = {id(module): path for path, module in model.named_modules()}
-    return [paths[id(module)] for module, _, graft in grafts_named(model, name) if isinstance(graft, StandIn)]
-
-
 def _check_stands(model: nn.Module, known: Record, name: str, plan: Plan, trained: list[str]) -> None:
     """Weights in whose place others stand do not train: neither those of before nor the plan's own."""
-    there = [(path, a.name) for a in known.adaptations.values() for path in _standing(model, a.name)]
-    own = [(path, name) for path, _, graft in plan.grafts if isinstance(graft, StandIn)]
+    own = {path: name for path, _, graft in plan.grafts if isinstance(graft, StandIn)}
+    there = {
+        path: owner
+        for path, module in model.named_modules()
+        for owner, slots in slots_of(module).items()
+        if any(isinstance(graft, StandIn) for graft in slots.values())
+    }
     others = [key for a in known.adaptations.values() for key in a.trained]
     for places, keys in ((there, trained), (own, [*others, *trained])):
-        for path, owner in places:
-            if train := [key for key in keys if key.rpartition(".")[0] == path and not key.endswith("bias")]:
+        for key in keys:
+            owner = places.get(key.rpartition(".")[0])
+            if owner is not None and not key.endswith("bias"):
                 raise PeftError(
-                    f"{train[0]} is to train, and {owner} puts other numbers in its place: choose other blocks or targets "
+                    f"{key} is to train, and {owner} puts other numbers in its place: choose other blocks or targets "
                     "for one of them."
                 )
 

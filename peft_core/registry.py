@@ -7,11 +7,9 @@ that cannot be imported breaks nothing but itself.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import importlib
-import importlib.util
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError, nearest
+from peft_core.texts import classes_in, constants_of, file_of
 
 if TYPE_CHECKING:  # names are listed without waiting for torch
     from peft_core.method import Method
@@ -52,28 +51,15 @@ def _sources() -> dict[str, Source]:
     found = {}
     for entry in metadata.entry_points(group=GROUP):
         module, _, qualname = entry.value.partition(":")
-        found[entry.name] = Source(module, _file_of(module), qualname)
+        found[entry.name] = Source(module, file_of(module), qualname)
     for package in PACKAGES:
-        home = _file_of(package)
+        home = file_of(package)
         folder = home.parent / "methods" if home else Path()
         for file in sorted(folder.rglob("*.py")) if home else ():
             if not file.stem.startswith("_"):
                 inner = file.relative_to(folder).with_suffix("").parts
                 found[file.stem] = Source(".".join((package, "methods", *inner)), file)
     return found
-
-
-def _file_of(module: str) -> Path | None:
-    """A module's file, found without importing it or the packages above it."""
-    top, *inner = module.split(".")
-    spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
-        return None
-    file = Path(spec.origin)
-    for part in inner:
-        here = file.parent / part
-        file = here / "__init__.py" if here.is_dir() else here.with_suffix(".py")
-    return file if file.is_file() else None
 
 
 def register(method: _M) -> _M:
@@ -202,52 +188,18 @@ def facts_of(name: str) -> dict[str, Any]:
     if source.file is None:
         return {"about": f"(of {source.module}, which is not there)"}
     try:
-        classes = _classes(source.file)
+        classes = classes_in(source.file)
     except SyntaxError as error:
         return {"about": f"(cannot be read: {error.msg} in line {error.lineno})"}
-    wanted = [node for node in classes.values() if node.name == source.qualname or _is_called(node.name, name)]
+    wanted = [each for each in classes.values() if each.name == source.qualname or _is_called(each.name, name)]
     if not wanted:
         return {"about": f"(no class called {name} in {source.file.name})"}
-    facts = _constants(wanted[0], source.file)
-    return facts | _said(ast.get_docstring(wanted[0]) or "")
+    facts = constants_of(wanted[0], source.file)
+    return facts | _said(wanted[0].doc)
 
 
 def _said(docstring: str) -> dict[str, str]:
     return {"doc": docstring, "about": docstring.strip().partition("\n")[0]}
-
-
-@functools.cache
-def _tree(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
-
-
-def _classes(file: Path) -> dict[str, ast.ClassDef]:
-    return {node.name: node for node in _tree(file).body if isinstance(node, ast.ClassDef)}
-
-
-def _constants(node: ast.ClassDef, file: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    for base in reversed(node.bases):
-        if isinstance(base, ast.Name) and (found := _class_called(base.id, file)) is not None:
-            facts |= _constants(*found)
-    for statement in node.body:
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
-            try:
-                facts[statement.target.id] = ast.literal_eval(statement.value)
-            except ValueError:
-                facts.pop(statement.target.id, None)
-    return facts
-
-
-def _class_called(name: str, file: Path) -> tuple[ast.ClassDef, Path] | None:
-    """The class that a file means by a name: its own, or one that it imports."""
-    if name in _classes(file):
-        return _classes(file)[name], file
-    for node in ast.walk(_tree(file)):
-        if isinstance(node, ast.ImportFrom) and node.module and any(alias.name == name for alias in node.names):
-            other = _file_of(node.module)
-            return None if other is None else _class_called(name, other)
-    return None
 
 
 # ---- presets and settings ------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from peft_data.video.batches import batches_of
 
 from clip_peft.frozen import Clip
 from clip_peft.pairs.learn import PairLearning
-from clip_peft.pairs.measure import Measure, Split, held_out_loss, split_of
+from clip_peft.pairs.measure import Measure, Split, held_out_loss, recall, split_of
 from clip_peft.pairs.report import next_commands, write_report
-from clip_peft.training.telling import Watch, evaluating
+from clip_peft.training.telling import Watch
 from peft_core import adapt, count_parameters, save_adapter
 from peft_core.adaptation import set_scale
 from peft_core.errors import PeftError
@@ -29,6 +29,7 @@ from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.saying import waiting
 from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
+from peft_core.passes.evaluating import evaluating
 from peft_core.registry import make_method
 
 OF_LEARNING = ("loss", "chunk", "augment", "optimizer", "lr", "weight_decay", "warmup", "final_lr", "seed")
@@ -79,7 +80,7 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
                 name: measure.zero_shot(pictures, names, settings["template"])
                 for name, (pictures, names) in sets.items()
             }
-            return {"retrieval": measure.retrieval(scored) if scored else None, "zero_shot": found}
+            return {"retrieval": recall(*measure.features(scored), scored.own) if scored else None, "zero_shot": found}
 
     with waiting("scoring the stock model"):
         before = figures() if trainer.is_global_zero else {}
@@ -107,9 +108,8 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
         if 0 < settings["chunk"] < count
         else f"each against {count}"
     )
-    tested = (
-        f"{len(scored):,} pairs of {'test' if len(data.test) else 'val'}, before and after" if scored else "nothing"
-    )
+    scored_on = ("test" if len(data.test) else "val") if scored else None
+    tested = f"{len(scored):,} pairs of {scored_on}, before and after" if scored else "nothing"
     folder.begin(
         config, settings["overwrite"], [*named, ("loss", f"{settings['loss']}, {at_once}"), ("scored on", tested)]
     )
@@ -126,7 +126,7 @@ def run(folder: RunFolder, data: PairData, settings: dict[str, Any], config: dic
             between(model, settings["curve"], before, after, figures) if method.keeps_originals else []
         )  # else no way leads back
     results = {
-        "before": before, "after": after, "curve": way, "evaluated_on": ("test" if len(data.test) else "val") if scored else None,
+        "before": before, "after": after, "curve": way, "evaluated_on": scored_on,
         "epoch": trainer.current_epoch, "seed": settings["seed"], "data": data.name, "notes": (*data.notes, *notes),
         "pictures": {"train": len(train), "scored": len(scored) if scored else 0},
         "left_out": {"unreadable": dict(train.pictures.left_out), "captions_cut": train.captions.cut},
@@ -172,7 +172,8 @@ def look(learning: PairLearning, measure: Measure, val: Split, batch: int) -> di
         return learning.loss_of(images, texts, same.to(images.device)).detach()
 
     with torch.no_grad():
-        return {"val_loss": held_out_loss(measure, val, batch, loss)} | measure.retrieval(val)
+        images, texts = measure.features(val)
+        return {"val_loss": held_out_loss(images, texts, val.own, batch, loss)} | recall(images, texts, val.own)
 
 
 def bf16(precision: str) -> bool:

@@ -68,9 +68,9 @@ class Measure:
         rows = torch.arange(len(captions)).split(4 * AT_ONCE)
         return torch.cat([F.normalize(captions.features(part).float(), dim=-1) for part in rows])
 
-    def retrieval(self, split: Split) -> dict[str, float]:
-        """`recall` of a split."""
-        return recall(self.images(split.pictures), self.texts(split.captions), split.own)
+    def features(self, split: Split) -> tuple[Tensor, Tensor]:
+        """N E of a split's pictures, and M E of its different captions."""
+        return self.images(split.pictures), self.texts(split.captions)
 
     @torch.no_grad()
     def zero_shot(self, pictures: Any, class_names: Sequence[str], template: str) -> float:
@@ -115,10 +115,12 @@ def _ranks(of: Tensor, among: Tensor, places: Tensor, chunk: int = 256) -> Tenso
     return torch.cat(ranks)
 
 
-def held_out_loss(measure: Measure, split: Split, size: int, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
-    """The mean loss of batches of `size` pictures of a split, in order, each with its first caption."""
-    images, texts = measure.images(split.pictures), measure.texts(split.captions)
-    first = torch.tensor([captions[0] for captions in split.own])
-    batches = [part for part in torch.arange(len(split)).split(size) if len(part) > 1]
+def held_out_loss(
+    images: Annotated[Tensor, "N E"], texts: Annotated[Tensor, "M E"], own: Sequence[Sequence[int]], size: int,
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> float:  # fmt: skip
+    """The mean loss of batches of `size` pictures, in order, each with its first caption; arguments as of `recall`."""
+    first = torch.tensor([captions[0] for captions in own])
+    batches = [part for part in torch.arange(len(own)).split(size) if len(part) > 1]
     each = [loss(images[part], texts[first[part]], first[part]).item() for part in batches]
     return sum(each) / max(1, len(each))

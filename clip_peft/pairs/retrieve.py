@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs.load import load_run
-from peft_core.jobs.runs.use import out_file
+from peft_core.jobs.runs.use import Ready, out_file
 from peft_core.values import Count
 
 
@@ -43,32 +41,25 @@ def retrieve(texts: list[str], *, run: str, pictures: list[str], top: Count = 5,
             f"{method.name} learnt to name classes, not to read sentences: use predict, or a run of `--recipe pairs`."
         )
     clip = loaded.model.learner.clip
-    found, features, bad = [], [], []
+    ready, features = Ready(loaded, pictures), []
     with torch.no_grad():
         wanted = F.normalize(Captions(clip, texts).features(torch.arange(len(texts))).float(), dim=-1)
-        for path in loaded.found(pictures):
-            try:
-                pixels: Tensor = loaded.pixels(path)
-            except PeftError as error:
-                bad.append(str(error))
-                continue
-            found.append(path)
+        for pixels in ready:
             images = loaded.encoder.images(pixels[None])
             features.append(F.normalize(clip.image_features(images).float(), dim=-1))
-    for sentence in bad:
-        print(f"clip_peft: {sentence}", file=sys.stderr)
-    if not found:
+    code = ready.told("clip_peft")
+    if not features:
         raise PeftError("none of the pictures can be read.")
     near = wanted @ torch.cat(features).T
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("text", "path", "similarity"))
-    best = near.topk(min(top, len(found)))
+    best = near.topk(min(top, len(features)))
     for sentence, values, rows in zip(texts, best.values.tolist(), best.indices.tolist(), strict=True):
-        writer.writerows((sentence, found[row], f"{value:.4f}") for value, row in zip(values, rows, strict=True))
+        writer.writerows((sentence, ready.read[row], f"{value:.4f}") for value, row in zip(values, rows, strict=True))
     if target is None:
         print(text.getvalue(), end="")
     else:
         write_files(Path(target).parent, {target.name: text.getvalue().encode(errors="backslashreplace")})
         print(f"{len(texts):,} sentences in {target}")
-    return 2 if bad else 0
+    return code

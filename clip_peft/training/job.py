@@ -39,7 +39,7 @@ from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.rates import find_rate
-from peft_core.jobs.runs.saying import waiting
+from peft_core.jobs.runs.saying import few, waiting
 from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
 from peft_core.method import Method
 from peft_core.registry import make_method
@@ -252,8 +252,7 @@ def notes_on_names(whole: OpenVocabulary, backbone: str) -> list[str]:
         words = sorted({word for name in names for word in spoken(name).split()})
         strange = [word for word in words if len(text_ids(tokenizer, word)) != 1]
         if strange:
-            shown = ", ".join(strange[:8]) + (f" and {len(strange) - 8} more" if len(strange) > 8 else "")
-            notes.append(f"the reference CLIP knows the words of the drawn world alone, and not {shown}")
+            notes.append(f"the reference CLIP knows the words of the drawn world alone, and not {few(strange, 8)}")
     return notes
 
 

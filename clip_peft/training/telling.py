@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from peft_data import ClassificationData
-from torch import nn
 
 from clip_peft.open_vocabulary import OpenVocabulary
 from peft_core.jobs.hub.references import only_drawn
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.training import Callback
+from peft_core.passes.evaluating import evaluating
 
 
 class Watch(Callback):
@@ -30,18 +29,6 @@ class Watch(Callback):
         if self.every and trainer.is_global_zero and (epoch % self.every == 0 or epoch == trainer.max_epochs):
             with evaluating(module):
                 module.history.append({"step": trainer.global_step, "epoch": epoch - 1} | self.look())
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block the model is in eval mode, and as it was behind it."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def seldom(write: Callable[[], object], seconds: float = 1.0) -> Callable[[], None]:

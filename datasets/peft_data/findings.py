@@ -75,7 +75,7 @@ def _twice(data: ClassificationData) -> list[str]:
     rows = [(part.items[i], split, label, part, i) for split, part in parts.items()
             for i, label in enumerate(part.labels.tolist())]  # fmt: skip
     crossing, two = [], []
-    for same in _same_files([row[0] for row in rows]):
+    for same in same_files([row[0] for row in rows]):
         group = [rows[place] for place in same]
         tested = next((row for row in group if row[1] == "test"), None)
         trained = next((row for row in group if row[1] != "test"), None)
@@ -100,8 +100,8 @@ def _name(row: tuple) -> str:
     return row[3].name(row[4])
 
 
-def _same_files(paths: Sequence[Path]) -> list[list[int]]:
-    """Groups of places whose files hold the same bytes."""
+def same_files(paths: Sequence[Path]) -> list[list[int]]:
+    """Groups of places whose files hold the same bytes, within `MOST_BYTES` of reading."""
     sizes: dict[int, list[int]] = {}
     for place, path in enumerate(paths):
         try:

@@ -21,7 +21,10 @@ from peft_core.errors import PeftError
 from peft_core.files import read_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+_LEFT_OUT = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder")) | dict.fromkeys(
+    ("add_watermarker", "requires_safety_checker"), False
+)
+"""What pipelines do besides drawing, and how each is told not to."""
 
 
 @dataclass
@@ -133,19 +136,13 @@ class Base:
         """The stock pipeline of these parts; `parts` stand in for its own."""
         import diffusers
 
-        listed = [name for name, value in self.index.items() if isinstance(value, list)]
-        given = {name: None for name in listed if name not in _OPTIONAL and not self.has(name)}
-        for name in listed:
-            if self.has(name) and name not in _OPTIONAL:
-                given[name] = parts[name] if name in parts else self.part(name)
-        given |= {name: None for name in _OPTIONAL if name in self.index}
         cls = getattr(diffusers, self.index["_class_name"])
         settings = inspect.signature(cls.__init__).parameters
-        given |= {name: value for name, value in self.index.items() if name in settings and not isinstance(value, list)}
-        for name, value in (("add_watermarker", False), ("requires_safety_checker", False), ("safety_checker", None)):
-            if name in settings:
-                given[name] = value
-        given |= {name: None for name in _OPTIONAL if name in settings}
+        given = {name: value for name, value in self.index.items() if isinstance(value, list) or name in settings}
+        for name, value in given.items():
+            if isinstance(value, list) and name not in _LEFT_OUT:
+                given[name] = (parts[name] if name in parts else self.part(name)) if self.has(name) else None
+        given |= {name: value for name, value in _LEFT_OUT.items() if name in settings}
         with quiet_loading():
             pipeline = cls(**given)
         pipeline.set_progress_bar_config(disable=True)

@@ -27,10 +27,9 @@ FIXED = ("timestep_type", "use_flow_sigmas", "use_dynamic_shifting", "interpolat
 """Settings of discrete schedulers that must have their defaults: others mean another noise schedule."""
 
 
-def completed(family: Family | None, part: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def completed(family: Family, part: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """A model's configuration with the defaults of its class where it says nothing."""
-    own = family is not None and part in family.shapes
-    return (defaults_of(family.classes[part][0]) if own else {}) | dict(config)  # type: ignore[union-attr]
+    return (defaults_of(family.classes[part][0]) if part in family.shapes else {}) | dict(config)
 
 
 def check_parts(family: Family, name: str, index: Mapping[str, Any]) -> None:

@@ -71,15 +71,14 @@ def ids_of(base: Base, texts: Sequence[str]) -> list[Tensor]:
     return found
 
 
-def encode(
-    encoders: Sequence[Any], ids: Sequence[Tensor], sdxl: bool, clip_skip: int = 0
-) -> tuple[Tensor, Tensor | None]:
+def encode(encoders: Sequence[Any], ids: Sequence[Tensor], clip_skip: int = 0) -> tuple[Tensor, Tensor | None]:
     """Embeddings B 77 D, and SDXL's pooled ones B P: what the stock pipelines give the UNet.
 
     Args:
+        encoders: all of a base's; two are SDXL's.
         clip_skip: layers left out at the end (of those that the stock pipeline uses).
     """
-    hidden, pooled = [], None
+    hidden, pooled, sdxl = [], None, len(encoders) > 1
     for encoder, own in zip(encoders, ids, strict=True):
         if not sdxl and not clip_skip:
             return encoder(own).last_hidden_state, None

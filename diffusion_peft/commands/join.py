@@ -84,7 +84,7 @@ def together(runs: list[Run]) -> Run:
 def features(run: Run, texts: list[str], after: Any = ()) -> Tensor:
     """Text features N D of all tokens up to each text's end, or from the first new token on."""
     ids = ids_of(run.base, texts)
-    hidden, _ = encode(run.base.text_encoders, ids, len(run.base.text_parts) > 1, run.clip_skip)
+    hidden, _ = encode(run.base.text_encoders, ids, run.clip_skip)
     tokenizer = run.base.tokenizers[0]
     new = {tokenizer.convert_tokens_to_ids(token) for token in after}
     rows = []

@@ -44,14 +44,19 @@ def spots_of(
     return found
 
 
-def fused(parts: Sequence[tuple[Spot, Layer]], rows: int) -> Layer:
+def fused(spots: Mapping[str, Spot], layers: Mapping[str, Layer]) -> Layer:
     """Layers of one module's rows as one layer of it: LoRA block by block, differences one below the other.
+
+    Args:
+        spots: of all modules that are rows of it, by path.
+        layers: of one of them or more, by path.
 
     Raises:
         PeftError: kinds that rows cannot be put together of.
     """
-    (first, layer), *rest = parts
-    if not rest and first.stop - first.start == rows and not first.swapped:
+    parts = [(spots[path], layer) for path, layer in layers.items()]
+    first, layer = parts[0]
+    if len(spots) == 1 and not first.swapped:
         return layer
     kinds = {layer.kind for _, layer in parts}
     if kinds not in ({"lora"}, {"full"}) or any(layer.normed for _, layer in parts):
@@ -59,6 +64,7 @@ def fused(parts: Sequence[tuple[Spot, Layer]], rows: int) -> Layer:
             f"{first.name} is one module of several here, of which kohya's files hold no {' and '.join(sorted(kinds))}: write "
             "it as plain LoRA (--as lora)."
         )
+    rows = rows_in(spots)
     if kinds == {"full"}:
         wide = layer.tensors["C"].shape[1:]
         tensors = {"C": torch.zeros(rows, *wide)}
@@ -69,18 +75,18 @@ def fused(parts: Sequence[tuple[Spot, Layer]], rows: int) -> Layer:
                 tensors[key][spot.start : spot.stop] = _turned(value, spot)
         return Layer("full", tensors)
     rank = max(each.rank for _, each in parts)
-    count = rows // min(spot.stop - spot.start for spot, _ in parts) if rest else 1
-    down, up = torch.zeros(rank * count, layer.tensors["A"].shape[1]), torch.zeros(rows, rank * count)
-    for spot, each in parts:
-        place = _place(spot, rows, count) * rank
+    blocks = list(spots if len(layers) > 1 else layers)  # a part without a change has a block too: readers count on it
+    down, up = torch.zeros(rank * len(blocks), layer.tensors["A"].shape[1]), torch.zeros(rows, rank * len(blocks))
+    for path, (spot, each) in zip(layers, parts, strict=True):
+        place = blocks.index(path) * rank
         down[place : place + each.rank] = each.tensors["A"]
         up[spot.start : spot.stop, place : place + each.rank] = _turned(each.tensors["B"], spot) * each.scale
     return Layer("lora", {"A": down, "B": up}, 1.0)
 
 
-def _place(spot: Spot, rows: int, count: int) -> int:
-    """Which block of ranks is a part's."""
-    return min(spot.start * count // rows, count - 1)
+def rows_in(spots: Mapping[str, Spot]) -> int:
+    """Of the module that they are rows of."""
+    return max(spot.stop for spot in spots.values())
 
 
 def _turned(value: Tensor, spot: Spot) -> Tensor:

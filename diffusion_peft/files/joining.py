@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffusion_peft.files.layers import Layer
+from diffusion_peft.files.layers import Layer, side_by_side
 from peft_core.errors import PeftError
+from peft_core.parts.starts import principal
 
 How = Literal["cat", "svd", "ties", "dare", "dare_ties", "magnitude"]
 
@@ -36,12 +37,12 @@ def joined(
     for path in dict.fromkeys(path for layers in sets for path in layers):
         own = [(layers[path], weight) for layers, weight in zip(sets, weights, strict=True) if path in layers]
         if how == "cat":
-            down = torch.cat([layer.tensors["A"] * (weight * layer.scale) for layer, weight in own])
-            found[path] = Layer("lora", {"A": down, "B": torch.cat([layer.tensors["B"] for layer, _ in own], 1)})
+            found[path] = side_by_side(own)
             continue
         changes = torch.stack([(layer.tensors["B"] @ layer.tensors["A"]) * layer.scale for layer, _ in own])
         whole = combined(changes, torch.tensor([weight for _, weight in own]), how, density, chance)
-        found[path] = of_rank(whole, rank or max(layer.rank for layer, _ in own))
+        down, up = principal(whole, rank or max(layer.rank for layer, _ in own), 1.0)
+        found[path] = Layer("lora", {"A": down, "B": up})
     return found
 
 
@@ -66,9 +67,3 @@ def trimmed(change: Tensor, density: float) -> Tensor:
     flat = change.flatten()
     kept = flat.abs().topk(int(density * flat.numel())).indices
     return torch.zeros_like(flat).scatter(0, kept, flat[kept]).view_as(change)
-
-
-def of_rank(change: Tensor, rank: int) -> Layer:
-    left, values, right = torch.linalg.svd(change, full_matrices=False)
-    root = values[:rank].sqrt()
-    return Layer("lora", {"A": root[:, None] * right[:rank], "B": left[:, :rank] * root})

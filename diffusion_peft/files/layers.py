@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,12 +148,10 @@ def _within_rows(graft: nn.Module, inner: Delta) -> Layer | None:
     return Layer("lora", {"A": down.clone(), "B": torch.cat([up.new_zeros(start, up.shape[1]), up])}, inner.scale)
 
 
-def _joined(one: Layer, other: Layer) -> Layer:
-    """Two low-rank changes of one weight as one."""
-    rows = max(len(one.tensors["B"]), len(other.tensors["B"]))
-    ups = [torch.cat([b, b.new_zeros(rows - len(b), b.shape[1])]) * layer.scale
-           for layer in (one, other) for b in (layer.tensors["B"],)]  # fmt: skip
-    return Layer("lora", {"A": torch.cat([one.tensors["A"], other.tensors["A"]]), "B": torch.cat(ups, 1)})
+def side_by_side(layers: Sequence[tuple[Layer, float]]) -> Layer:
+    """Low-rank changes of one matrix, each times a number, as one change of all their ranks."""
+    ups = [layer.tensors["B"] * (weight * layer.scale) for layer, weight in layers]
+    return Layer("lora", {"A": torch.cat([layer.tensors["A"] for layer, _ in layers]), "B": torch.cat(ups, 1)})
 
 
 def _whole(layer: Layer, weight: Tensor) -> Layer:
@@ -181,8 +180,8 @@ def layers_of(model: nn.Module | None, name: str | None) -> dict[str, Layer]:
         if layer is None or adaptation.trained or before is not None and {before.kind, layer.kind} != {"lora"}:
             found = {}
             break
-        joined = layer if before is None else _joined(before, layer)
-        found[path] = _whole(joined, module._parameters["weight"])  # type: ignore[arg-type]
+        whole = _whole(layer, module._parameters["weight"])  # type: ignore[arg-type]
+        found[path] = whole if before is None else side_by_side([(before, 1.0), (whole, 1.0)])
     if not found:
         raise PeftError(
             f"{adaptation.method.name} has no place in a LoRA file (lora, dora, loha and lokr have): write what it does to "

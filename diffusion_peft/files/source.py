@@ -67,7 +67,7 @@ class Source:
         return next((part for part in self.models if part in DENOISERS), "unet")
 
     def weight(self, part: str, path: str) -> Tensor:
-        return self.models[part].get_submodule(path)._parameters["weight"]  # type: ignore[return-value]
+        return weight_at(self.models[part], path)
 
     def module(self, part: str, path: str) -> str | None:
         """The path of the weight in this part's model, by diffusers' or by Stability's name; text encoders have their layers
@@ -84,6 +84,10 @@ class Source:
             if isinstance(module, nn.Linear | nn.Conv2d):
                 return candidate
         return None
+
+
+def weight_at(model: nn.Module, path: str) -> Tensor:
+    return model.get_submodule(path)._parameters["weight"]  # type: ignore[return-value]
 
 
 def is_sdxl(models: dict[str, nn.Module]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from diffusion_peft.files.layers import Layer
-from diffusion_peft.files.source import DENOISERS, Parts, Source, adapter_metadata
+from diffusion_peft.files.source import DENOISERS, Parts, Source, adapter_metadata, weight_at
 from peft_core.errors import PeftError
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
@@ -45,8 +45,7 @@ def write(parts: Parts) -> tuple[dict[str, Tensor], dict[str, str]]:
         if len({layer.kind for layer in layers.values()}) > 1:
             raise PeftError(f"diffusers cannot mix lora and dora within {part}: export as kohya.")
         for path, layer in layers.items():
-            weight = parts.models[part].get_submodule(path)._parameters["weight"]
-            tensors |= _tensors(part, path, layer, weight)  # type: ignore[arg-type]
+            tensors |= _tensors(part, path, layer, weight_at(parts.models[part], path))
         metadata |= {f"{part}.{key}": value for key, value in _config(layers).items()}
     return tensors, {"lora_adapter_metadata": json.dumps(metadata)}
 

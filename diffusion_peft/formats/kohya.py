@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_peft.base.families import family_of
-from diffusion_peft.files.fused import Spot, fused, split, spots_of
+from diffusion_peft.files.fused import Spot, fused, rows_in, split, spots_of
 from diffusion_peft.files.layers import RANKLESS, Layer, misfit
 from diffusion_peft.files.lycoris import SUFFIXES, read_layer, write_layer
 from diffusion_peft.files.sgm import sgm_path
-from diffusion_peft.files.source import DENOISERS, Parts, Source, is_sdxl
+from diffusion_peft.files.source import DENOISERS, Parts, Source, is_sdxl, weight_at
 from peft_core.errors import PeftError
 
 FILE_NAME = "lora.safetensors"
@@ -35,22 +35,18 @@ def write(parts: Parts) -> tuple[dict[str, Tensor], dict[str, str]]:
     sdxl = is_sdxl(parts.models)
     alphas: dict[str, float] = {}
     for part, layers in parts.layers.items():
+        model, names = parts.models[part], {}
         if part == "transformer":
-            found = _original(parts.models[part], layers)
-            alphas[part] = _alpha({name: layer for name, (layer, _) in found.items()})
-            for name, (layer, weight) in found.items():
-                for key, value in write_layer(layer, weight, alphas[part]).items():
-                    tensors[f"{name}.{key}"] = value
-            continue
-        alphas[part] = _alpha(layers)
-        names = {path: name for name, path in _names(part, parts.models[part], sdxl, _CHANGED).items()}
-        for path, layer in layers.items():
-            if path not in names:
-                raise PeftError(f"kohya's files have no name for {part}.{path}: leave it out of targets.")
-            weight = parts.models[part].get_submodule(path)._parameters["weight"]
-            for key, value in write_layer(layer, weight, alphas[part]).items():  # type: ignore[arg-type]
-                tensors[f"{names[path]}.{key}"] = value
-        if part != "unet" and not any("out_proj" in path or "mlp" in path for path in layers):
+            found = _original(model, layers)
+        else:
+            names = {path: name for name, path in _names(part, model, sdxl, _CHANGED).items()}
+            if unnamed := [path for path in layers if path not in names]:
+                raise PeftError(f"kohya's files have no name for {part}.{unnamed[0]}: leave it out of targets.")
+            found = {names[path]: (layer, weight_at(model, path)) for path, layer in layers.items()}
+        alphas[part] = _alpha([layer for layer, _ in found.values()])
+        for name, (layer, weight) in found.items():
+            tensors |= {f"{name}.{key}": value for key, value in write_layer(layer, weight, alphas[part]).items()}
+        if part not in DENOISERS and not any("out_proj" in path or "mlp" in path for path in layers):
             tensors |= _no_change(layers, names, alphas[part])
     return tensors, _header(parts, sdxl, alphas)
 
@@ -61,29 +57,32 @@ def _original(model: nn.Module, layers: dict[str, Layer]) -> dict[str, tuple[Lay
     Raises:
         PeftError: a family, or a module, that kohya's files have no name for.
     """
-    spots = _spots(model)
-    grouped: dict[str, list[tuple[Spot, Layer]]] = {}
+    modules = _modules(model)
+    names = {path: name for name, spots in modules.items() for path in spots}
+    grouped: dict[str, dict[str, Layer]] = {}
     for path, layer in layers.items():
-        if path not in spots:
+        if path not in names:
             raise PeftError(
                 f"kohya's files have no name for transformer.{path}: leave it out of targets, or write diffusers_lora."
-                if spots
+                if names
                 else f"kohya's files have no names for a {type(model).__name__}: write diffusers_lora."
             )
-        grouped.setdefault(spots[path].name, []).append((spots[path], layer))
-    found = {}
-    for name, own in grouped.items():
-        paths = [path for path, spot in spots.items() if spot.name == name]
-        rows = max(spots[path].stop for path in paths)
-        weight = model.get_submodule(paths[0])._parameters["weight"]
-        like = torch.empty(rows, *weight.shape[1:], device="meta")  # type: ignore[union-attr]
-        found[f"lora_unet_{name.replace('.', '_')}"] = (fused(own, rows), like)
+        grouped.setdefault(names[path], {})[path] = layer
+    return {name: (fused(modules[name], own), _like(model, modules[name])) for name, own in grouped.items()}
+
+
+def _modules(model: nn.Module) -> dict[str, dict[str, Spot]]:
+    """kohya's name of each of the authors' modules -> the spots in it, by path."""
+    family = family_of(model)
+    found: dict[str, dict[str, Spot]] = {}
+    for path, spot in ({} if family is None else spots_of(model, *family.original(model))).items():
+        found.setdefault(f"lora_unet_{spot.name.replace('.', '_')}", {})[path] = spot
     return found
 
 
-def _spots(model: nn.Module) -> dict[str, Spot]:
-    family = family_of(model)
-    return {} if family is None else spots_of(model, *family.original(model))
+def _like(model: nn.Module, spots: dict[str, Spot]) -> Tensor:
+    """A weight of the authors' module's shape."""
+    return torch.empty(rows_in(spots), *weight_at(model, next(iter(spots))).shape[1:], device="meta")
 
 
 def notes(parts: Parts) -> list[str]:
@@ -108,9 +107,9 @@ def notes(parts: Parts) -> list[str]:
     return found
 
 
-def _alpha(layers: dict[str, Layer]) -> float:
+def _alpha(layers: list[Layer]) -> float:
     """The commonest alpha of the layers that have a rank."""
-    found = Counter(layer.scale * layer.rank for layer in layers.values() if layer.kind not in RANKLESS)
+    found = Counter(layer.scale * layer.rank for layer in layers if layer.kind not in RANKLESS)
     return found.most_common(1)[0][0] if found else 1.0
 
 
@@ -189,10 +188,8 @@ def read(source: Source) -> tuple[dict[str, dict[str, Layer]], list[str]]:
                 table |= {
                     name.replace("lora_unet", "lora_transformer", 1): (part, path) for name, path in names.items()
                 }
-    fusing: dict[str, list[tuple[str, Spot]]] = {}
-    if "transformer" in source.models:
-        for path, spot in _spots(source.models["transformer"]).items():
-            fusing.setdefault(f"lora_unet_{spot.name.replace('.', '_')}", []).append((path, spot))
+    transformer = source.models.get("transformer")
+    fusing = {} if transformer is None else _modules(transformer)
     grouped: dict[str, dict[str, Tensor]] = {}
     for key, value in source.tensors.items():
         name, _, suffix = key.partition(".")
@@ -200,14 +197,14 @@ def read(source: Source) -> tuple[dict[str, dict[str, Layer]], list[str]]:
     layers: dict[str, dict[str, Layer]] = {}
     unmatched = []
     for name, found in grouped.items():
-        if name in fusing:
-            weights = [source.weight("transformer", path) for path, _ in fusing[name]]
-            like = torch.empty(sum(map(len, weights)), *weights[0].shape[1:], device="meta")
+        if transformer is not None and name in fusing:
+            spots, like = fusing[name], _like(transformer, fusing[name])
             layer = read_layer(found, like)
             if layer is None or misfit(layer, like) is not None:
                 unmatched += [f"{name}.{suffix}" for suffix in found]
                 continue
-            for (path, _), own in zip(fusing[name], split(layer, [s for _, s in fusing[name]], weights), strict=True):
+            weights = [weight_at(transformer, path) for path in spots]
+            for path, own in zip(spots, split(layer, [*spots.values()], weights), strict=True):
                 if own is not None:
                     layers.setdefault("transformer", {})[path] = own
             continue

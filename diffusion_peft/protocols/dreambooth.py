@@ -73,6 +73,7 @@ class Asker:
         self.configs = {run: read_run_config(run) for run in runs}
         self.subjects = {run: subjects_of(self.configs[run], run, how.subject, how.class_name) for run in runs}
         everybody = [each for found in self.subjects.values() for each in found]
+        self.is_drawn = are_drawn(everybody)
         self.prompts = open_prompts(how.prompts, everybody)
         self.drift_prompts = open_drift_prompts(how.drift_prompts, everybody)
         self.bases: dict[str, Drawer] = {}
@@ -100,11 +101,6 @@ class Asker:
         return self.bases.setdefault(name, Drawer(self.root, name, None, BASE, self.how.drawing, self.how.dtype))
 
 
-def is_drawn(asker: Asker) -> bool:
-    """Whether all subjects are of the drawn world."""
-    return are_drawn([subject for found in asker.subjects.values() for subject in found])
-
-
 def check(runs: list[Path], how: How) -> None:
     """Raises PeftError: a run that is not finished, or that taught no subject; prompts without a place for it; models that
     judge and cannot be had."""
@@ -113,7 +109,7 @@ def check(runs: list[Path], how: How) -> None:
         raise PeftError(
             f"{unfinished[0]} is not finished: give its `fit` command again, which goes on where it stopped."
         )
-    open_scorers(how.image_features, how.clip, is_drawn(Asker(runs, Path(), how)))
+    open_scorers(how.image_features, how.clip, Asker(runs, Path(), how).is_drawn)
 
 
 def draw(runs: list[Path], out: Path, how: How) -> None:
@@ -201,7 +197,7 @@ class Judge:
 def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
     """Draws, judges, and shows."""
     asker = Asker(runs, out, how)
-    image, clip = open_scorers(how.image_features, how.clip, is_drawn(asker))
+    image, clip = open_scorers(how.image_features, how.clip, asker.is_drawn)
     judge = Judge(asker, image, clip)
     names = dict(zip(runs, how.labels or [asker.configs[run]["method"]["name"] for run in runs], strict=True))
     rows, shown, limits, of_base = [], [], {}, {}

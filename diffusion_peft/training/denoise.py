@@ -123,7 +123,7 @@ class Denoiser(Learning):
         """The denoiser on noised latents, under a prompt's embeddings or its token ids `ids_0` …"""
         if "hidden" not in text:
             ids = [text[f"ids_{number}"] for number in range(len(self.texts))]
-            hidden, pooled = encode(list(self.texts.values()), ids, len(self.family.texts) > 1, self.clip_skip)
+            hidden, pooled = encode(list(self.texts.values()), ids, self.clip_skip)
             text |= {"hidden": hidden} | ({} if pooled is None else {"pooled": pooled})
         return self.family.predict(self.unet, x, time, self.told, **text)
 

@@ -87,7 +87,7 @@ class Flow:
         return time**2
 
 
-def flow_of(config: Mapping[str, Any], patch: int, options: Mapping[str, Any], name: str = "the base") -> Flow:
+def flow_of(config: Mapping[str, Any], patch: int, options: Mapping[str, Any]) -> Flow:
     """The flow of a base's scheduler under `--flow`'s options.
 
     Args:

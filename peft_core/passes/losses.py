@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -35,6 +36,12 @@ class Losses:
         """The losses of single samples."""
         return (self.loss(sample) for batch in self.batches for sample in samples_of(batch))
 
+    def over(self, batches: Iterable[Any]) -> "Losses":
+        """The same of other batches."""
+        found = copy.copy(self)
+        found.batches = batches
+        return found
+
     def named(self, name: str) -> Iterator[Tensor]:
         return (self.others[name](batch) for batch in self.batches)
 
@@ -54,6 +61,11 @@ def labelled(losses: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]] | None
     if not isinstance(losses, Losses) or losses.labels is None:
         return None
     return ((losses.loss(batch), losses.labels(batch)) for batch in losses.batches)
+
+
+def of_first_batch(losses: Iterable[Tensor]) -> Iterable[Tensor]:
+    """The loss of the first batch, the same one however often it is asked for; those given where a loop tells no batches."""
+    return losses.over(list(islice(losses.batches, 1))) if isinstance(losses, Losses) else losses
 
 
 def samples_of(batch: Any) -> Iterator[Any]:
@@ -106,6 +118,4 @@ def given(losses: Iterable[Any], name: str) -> "Losses | Passes":
     """What the method `name` gets of what `prepare` was given."""
     if not isinstance(losses, Losses):
         return Passes(losses, name)
-    found = copy.copy(losses)
-    found.batches = Passes(losses.batches, name)
-    return found
+    return losses.over(Passes(losses.batches, name))

@@ -37,7 +37,7 @@ def test_cached_loss_equals_one_without_a_cache(name: str, toys: str, tmp_path: 
     posterior = [base.part("vae").encode(cut(p.read(), crop)[None]).latent_dist for p, crop, _ in wanted]
     chance = generator_of(3)
     texts = [captions.texts[1 + int(torch.randint(2, (), generator=chance))] for _ in range(2)]
-    hidden, pooled = encode(base.text_encoders, ids_of(base, texts), name == "sdxl")
+    hidden, pooled = encode(base.text_encoders, ids_of(base, texts))
     plain = {"mean": torch.cat([posterior[0].mean, posterior[2].mean]), "hidden": hidden,
              "logvar": torch.cat([posterior[0].logvar, posterior[2].logvar]), "sizes": batch["sizes"]}  # fmt: skip
     losses.append(module.loss(plain | ({} if pooled is None else {"pooled": pooled}), generator_of(5)))

@@ -177,6 +177,24 @@ def test_a_prompt_starts_from_the_one_that_wakes_the_same_neurons(tmp_path: Path
         )
 
 
+def test_neurons_are_compared_on_the_same_pictures(tmp_path: Path) -> None:
+    model = adapt(vit(), "transfer_prompt", tokens=3, layers=1)
+    own = model.blocks[0].peft.transfer_prompt.tokens.tokens.detach().clone()
+    sources = [source(tmp_path / str(number), "prompt_tuning", own) for number in range(2)]
+    passes = iter(range(9))
+
+    class Shuffled:
+        def __iter__(self):
+            yield X * (1 - next(passes))
+
+    tried = adapt(vit(), "transfer_prompt", tokens=3, layers=1, sources=sources, passes=1, first_lr=1e-12)
+    with torch.no_grad():
+        tried.blocks[0].peft.transfer_prompt.tokens.tokens.copy_(own)
+    lifecycle.prepare(tried, lifecycle.Losses(lambda batch: loss(tried(batch)), Shuffled()))
+    near = record_of(tried).adaptations["transfer_prompt"].memory["nearness"]
+    assert list(near.values()) == pytest.approx([1.0, 1.0]) and next(passes) == 2  # one pass trains, one looks
+
+
 def test_sources_that_do_not_fit_are_told(tmp_path: Path) -> None:
     fits = source(tmp_path / "two", "vpt", torch.ones(2, DIM))
     for hyper, words in (

@@ -143,7 +143,12 @@ class Family:
 
     def called(self, base: Base, wanted: Prompt, against: Prompt, guidance: float) -> dict[str, Any]:
         """The stock pipeline's arguments for prompts in a batch and as many negative ones."""
-        raise NotImplementedError
+        given: dict[str, Any] = {
+            "prompt_embeds": wanted.hidden, "negative_prompt_embeds": against.hidden, "guidance_scale": guidance,
+        }  # fmt: skip
+        if against.pooled is not None:
+            given |= {"pooled_prompt_embeds": wanted.pooled, "negative_pooled_prompt_embeds": against.pooled}
+        return given
 
     def original(self, model: nn.Module) -> tuple[dict[str, str | tuple[str, ...]], Sequence[str]]:
         """The authors' names of a denoiser's modules, each with diffusers' path or with paths that are its rows, and the paths
@@ -154,6 +159,13 @@ class Family:
 def told(guidance: float | None, x: Tensor) -> Tensor | None:
     """The scale that a guidance-distilled denoiser is told, one a picture."""
     return None if guidance is None else torch.full((len(x),), guidance, device=x.device, dtype=torch.float32)
+
+
+def with_masks(wanted: Prompt, against: Prompt) -> dict[str, Any]:
+    """What pipelines that take the masks of words want besides."""
+    return {
+        "prompt_attention_mask": wanted.mask, "negative_prompt_attention_mask": against.mask, "negative_prompt": None,
+    }  # fmt: skip
 
 
 def masked(prompt: Prompt) -> list[Tensor]:

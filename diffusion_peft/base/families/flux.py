@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_peft.base.families import AUTOENCODER, CLIP, T5, Family, told
@@ -18,14 +19,12 @@ if TYPE_CHECKING:
 
 def packed(x: Tensor) -> Tensor:
     """B C h w → B h/2·w/2 4C, a token's values by channel, row, column."""
-    b, c, h, w = x.shape
-    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, c * 4)
+    return F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
 
 
 def unpacked(tokens: Tensor, h: int, w: int) -> Tensor:
     """`packed` undone."""
-    b, _, wide = tokens.shape
-    return tokens.view(b, h // 2, w // 2, wide // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, wide // 4, h, w)
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (h // 2, w // 2)), 2)
 
 
 class Flux(Family):

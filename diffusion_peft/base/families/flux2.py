@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_peft.base.families import AUTOENCODER, Family, told
@@ -38,9 +39,7 @@ class Flux2Klein(Family):
 
     def encode(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The posterior's mode, each two by two of it as channels."""
-        mean = vae.encode(pixels).latent_dist.mode()
-        b, c, h, w = mean.shape
-        mean = mean.view(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, c * 4, h // 2, w // 2)
+        mean = F.pixel_unshuffle(vae.encode(pixels).latent_dist.mode(), 2)
         return mean, torch.full_like(mean, -torch.inf)
 
     def normal(self, base: Base) -> tuple[Tensor, Tensor]:
@@ -63,9 +62,6 @@ class Flux2Klein(Family):
             return_dict=False,
         )[0]  # fmt: skip
         return said.transpose(1, 2).unflatten(2, (h, w))
-
-    def called(self, base: Base, wanted: Prompt, against: Prompt, guidance: float) -> dict[str, Any]:
-        return {"prompt_embeds": wanted.hidden, "negative_prompt_embeds": against.hidden, "guidance_scale": guidance}
 
 
 def ids(x: Tensor, rows: int, columns: int, words: int) -> Tensor:

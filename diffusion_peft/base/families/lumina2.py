@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_peft.base.families import AUTOENCODER, Family
-from diffusion_peft.base.families.sana import with_masks
+from diffusion_peft.base.families import AUTOENCODER, Family, with_masks
 from diffusion_peft.base.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -53,4 +52,4 @@ class Lumina2(Family):
         )[0]  # fmt: skip
 
     def called(self, base: Base, wanted: Prompt, against: Prompt, guidance: float) -> dict[str, Any]:
-        return with_masks(wanted, against, guidance)
+        return super().called(base, wanted, against, guidance) | with_masks(wanted, against)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_peft.base.families import AUTOENCODER, T5, Family
-from diffusion_peft.base.families.sana import with_masks
+from diffusion_peft.base.families import AUTOENCODER, T5, Family, with_masks
 from diffusion_peft.base.prompts import Prompt
 from peft_core.errors import PeftError
 
@@ -53,4 +52,5 @@ class PixArt(Family):
         return said[:, : x.shape[1]]
 
     def called(self, base: Base, wanted: Prompt, against: Prompt, guidance: float) -> dict[str, Any]:
-        return with_masks(wanted, against, guidance) | {"use_resolution_binning": False}
+        given = super().called(base, wanted, against, guidance) | with_masks(wanted, against)
+        return given | {"use_resolution_binning": False}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_peft.base.families import Family
+from diffusion_peft.base.families import Family, with_masks
 from diffusion_peft.base.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -59,16 +59,8 @@ class Sana(Family):
         )[0]  # fmt: skip
 
     def called(self, base: Base, wanted: Prompt, against: Prompt, guidance: float) -> dict[str, Any]:
-        return with_masks(wanted, against, guidance) | {"use_resolution_binning": False}
-
-
-def with_masks(wanted: Prompt, against: Prompt, guidance: float) -> dict[str, Any]:
-    """A pipeline's arguments where it takes the masks of words too."""
-    return {
-        "prompt_embeds": wanted.hidden, "prompt_attention_mask": wanted.mask, "guidance_scale": guidance,
-        "negative_prompt_embeds": against.hidden, "negative_prompt_attention_mask": against.mask,
-        "negative_prompt": None,
-    }  # fmt: skip
+        given = super().called(base, wanted, against, guidance) | with_masks(wanted, against)
+        return given | {"use_resolution_binning": False}
 
 
 def _encoded(pipeline: Any, text: str, device: torch.device, instruction: list[str] | None) -> Prompt:

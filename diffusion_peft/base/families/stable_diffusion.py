@@ -56,7 +56,7 @@ class StableDiffusion(Family):
     ) -> Prompt:
         models = [each.to(device) for each in base.text_encoders] if encoders is None else list(encoders)
         ids = [each.to(next(models[0].parameters()).device) for each in ids_of(base, [text])]
-        return Prompt(*encode(models, ids, len(self.texts) > 1, clip_skip))
+        return Prompt(*encode(models, ids, clip_skip))
 
     def predict(
         self, model: nn.Module, x: Tensor, time: Tensor, guidance: float | None, hidden: Tensor, **words: Tensor
@@ -68,14 +68,6 @@ class StableDiffusion(Family):
             else None
         )
         return model(x.to(dtype), time, hidden.to(dtype), added_cond_kwargs=added).sample
-
-    def called(self, base: Base, wanted: Prompt, against: Prompt, guidance: float) -> dict[str, Any]:
-        given: dict[str, Any] = {
-            "prompt_embeds": wanted.hidden, "negative_prompt_embeds": against.hidden, "guidance_scale": guidance,
-        }  # fmt: skip
-        if against.pooled is not None:
-            given |= {"pooled_prompt_embeds": wanted.pooled, "negative_pooled_prompt_embeds": against.pooled}
-        return given
 
 
 class StableDiffusion2(StableDiffusion):

@@ -53,12 +53,6 @@ class StableDiffusion3(Family):
             pooled_projections=words["pooled"].to(dtype), return_dict=False,
         )[0]  # fmt: skip
 
-    def called(self, base: Base, wanted: Prompt, against: Prompt, guidance: float) -> dict[str, Any]:
-        return {
-            "prompt_embeds": wanted.hidden, "pooled_prompt_embeds": wanted.pooled, "guidance_scale": guidance,
-            "negative_prompt_embeds": against.hidden, "negative_pooled_prompt_embeds": against.pooled,
-        }  # fmt: skip
-
     def original(self, model: nn.Module) -> tuple[dict[str, str | tuple[str, ...]], Sequence[str]]:
         depth = len(model.transformer_blocks)  # type: ignore[arg-type]
         found: dict[str, str | tuple[str, ...]] = dict(_OUTSIDE)

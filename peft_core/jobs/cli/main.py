@@ -69,10 +69,10 @@ def run(program: str, commands: dict[str, Command], argv: list[str]) -> int:
     if argv[0] not in commands:
         raise PeftError(f'unknown command "{argv[0]}"{nearest(argv[0], commands)} (there are: {", ".join(commands)}).')
     words = without_wait(argv[1:])
-    chosen = commands[argv[0]].of_line([word for word in words if word not in ("-h", "--help", "all")], program)
+    rest = [word for word in words if word not in ("-h", "--help", "all")]
+    chosen = commands[argv[0]].of_line(rest, program)
     if "-h" in words or "--help" in words:
         after = [words[at + 1 : at + 2] for at, word in enumerate(words) if word in ("-h", "--help")]
-        rest = [word for word in words if word not in ("-h", "--help", "all")]
         print(help_of(chosen, program, rest, everything=["all"] in after))
         return 0
     lean.own_process = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from peft_core.jobs.runs.process import tell
@@ -95,7 +95,7 @@ def suit(figure: Any) -> None:
         found = families(frozenset(missing))
         for text in texts:
             if missing & set(text.get_text()):
-                text.set_fontfamily([*text.get_fontfamily(), *(name for name, _ in found)])
+                text.set_fontfamily(list(dict.fromkeys((*text.get_fontfamily(), *(name for name, _ in found)))))
         _tell_missing(missing - {sign for _, has in found for sign in has})
     if from_right("".join(signs)) and not hasattr(ft2font, "__libraqm_version__"):
         _tell_order()
@@ -142,7 +142,8 @@ def families(missing: frozenset[str]) -> list[tuple[str, frozenset[str]]]:
     return found
 
 
-def _fonts() -> Iterator[str]:
+@functools.cache
+def _fonts() -> list[str]:
     """Files of the regular fonts of this machine, the preferred first."""
     from pathlib import Path
 
@@ -155,7 +156,7 @@ def _fonts() -> Iterator[str]:
 
     styles = ("bold", "italic", "oblique", "light", "black", "thin", "medium", "condensed", "lastresort")
     paths = {path for path in font_manager.findSystemFonts() if not any(s in Path(path).stem.lower() for s in styles)}
-    yield from sorted(paths, key=place)
+    return sorted(paths, key=place)
 
 
 @functools.cache

@@ -176,11 +176,10 @@ def name_points(figure: Any, axis: Any, points: Sequence[tuple[str, float, float
     figure.draw_without_rendering()  # settles the layout, which the places are measured in
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in (axis.transData.transform(point[1:]) for point in points)]
     frame = axis.get_window_extent()
-    for name, *point in points:
-        text = axis.annotate(
-            label(name, 40), point, (0, 0), textcoords="offset points", fontsize=8, color=INK, va="center"
-        )
-        fonts.suit(text)
+    how: dict[str, Any] = dict(textcoords="offset points", fontsize=8, color=INK, va="center")
+    texts = [axis.annotate(label(name, 40), point, (0, 0), **how) for name, *point in points]
+    fonts.suit(figure)  # how wide a name is depends on its font
+    for text in texts:
 
         def put(place: tuple[int, int], text: Any = text) -> tuple[float, float, float, float]:
             text.xyann = place

@@ -1,5 +1,4 @@
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,6 +14,7 @@ from peft_core.method import Method, Plan
 from peft_core.parts.chance import chance
 from peft_core.parts.selection.budget import allot, largest
 from peft_core.parts.sparse import Sparse
+from peft_core.passes.evaluating import evaluating
 from peft_core.values import Positive, Range, Rate, Seed, Widths
 
 
@@ -171,15 +171,3 @@ def summed(weights: list[Tensor], losses: Iterable[Tensor]) -> list[Tensor]:
         found = slopes(weights, loss)
         sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
     return sums
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block the model is in eval mode."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from peft_core.method import Method
 from peft_core.methods.prompts.spot import SPoT
 from peft_core.parts.tokens.neurons import active, first_layers, overlap
+from peft_core.passes.losses import of_first_batch
 from peft_core.values import Count
 
 
@@ -41,6 +42,7 @@ class TransferPrompt(SPoT):
         if self.measure != "neurons":
             return super().near(model, own, found, losses)
         layers, near = first_layers(model, self, self.layers), dict[str, float]()
+        losses = of_first_batch(losses)  # every pass over the data may begin with other pictures
         here = active(model, layers, losses)
         for source, values in found.items():
             with torch.no_grad():

@@ -175,9 +175,10 @@ class HeadsAndChannels(Method):
             if score is None or int(first.gone.sum()) >= int(len(first.gone) * self.ratio):
                 continue
             score = score.to(first.gone.device) * ~first.gone
+            gone = score.argsort(stable=True)[: int(len(score) * share)]
             for mask in masks:
                 mask.gone.zero_()
-                mask.gone[score.argsort(stable=True)[: int(len(score) * share)]] = True
+                mask.gone[gone] = True
 
     def _masks(self, model: nn.Module) -> dict[str, list[Any]]:
         found = dict[str, list[Any]]()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from peft_core.anatomies import anatomy_of
 from peft_core.errors import PeftError
 from peft_core.method import Method
+from peft_core.passes.evaluating import evaluating
 from peft_core.places import Where
 
 
@@ -35,15 +36,12 @@ def active(model: nn.Module, layers: Iterable[nn.Module], losses: Iterable[Any])
     """
     found: list[Tensor] = []
     hooks = [layer.register_forward_hook(lambda _, __, y: found.append(y[:, 0])) for layer in layers]
-    training = [module for module in model.modules() if module.training]
     try:
-        model.eval()
-        next(iter(losses), None)
+        with evaluating(model):
+            next(iter(losses), None)
     finally:
         for hook in hooks:
             hook.remove()
-        for module in training:
-            module.training = True
     if not found:
         raise PeftError(
             "neurons are seen when a loss is asked for: give losses that run the model then, not a list of them."
