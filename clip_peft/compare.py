@@ -11,8 +11,8 @@ from peft_core.jobs.reports.comparison import Comparison, Results, training_time
 
 @command("clip")
 def compare(runs: list[str], *, out: str | None = None) -> str:
-    """Print a table of finished runs for each data set (classes, backbone …) among them, zero-shot beside them; runs that differ in
-    their seed alone share a row, with the spread.
+    """Print a table of finished runs for each data set (classes, backbone …) among them, zero-shot beside them; runs that differ
+    in their seed alone share a row, with the spread.
 
     Args:
         runs: Run folders, and folders of runs; what is no finished run is left out.

@@ -9,8 +9,8 @@ from vision_peft.tasks import kind_of
 
 @command("vision")
 def compare(runs: list[str], *, out: str | None = None) -> str:
-    """Print a table of finished runs for each data set (backbone, split …) among them; runs that differ in their seed alone share a
-    row, with the spread.
+    """Print a table of finished runs for each data set (backbone, split …) among them; runs that differ in their seed alone share
+    a row, with the spread.
 
     Args:
         runs: Run folders, and folders of runs; what is no finished run is left out.

@@ -64,7 +64,9 @@ def test_what_has_no_row_is_left_out_of_a_folder_and_refused_by_name(program: st
     write(tmp_path / "runs/b", program, accuracy=None)
     assert PROGRAMS[program](["compare", str(tmp_path / "runs")]) == 0
     said = capsys.readouterr().out
-    assert "| lora (rank 4) | 50.0 % | 1 |" in said and said.endswith("b was not scored, so there is nothing to compare.\n")
+    assert "| lora (rank 4) | 50.0 % | 1 |" in said and said.endswith(
+        "b was not scored, so there is nothing to compare.\n"
+    )
     assert PROGRAMS[program](["compare", str(tmp_path / "runs/a"), str(tmp_path / "runs/b")]) == 2
 
 

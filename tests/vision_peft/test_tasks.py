@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from peft_core import PeftError, load_run
+from peft_core import load_run
 from tests.vision_peft.conftest import SMALL
 from vision_peft.commands import main
 from vision_peft.fit import fit

@@ -70,7 +70,9 @@ class Comparison(NamedTuple):
                 left_out.append(f"left out: {reason}")
         if not found:
             why = f" ({left_out[0].removesuffix('.')})" if left_out else ""
-            raise PeftError(f"none of {', '.join(runs)} holds a finished run{why}: `{self.program} fit --out …` makes one.")
+            raise PeftError(
+                f"none of {', '.join(runs)} holds a finished run{why}: `{self.program} fit --out …` makes one."
+            )
         apart = defaultdict(list)
         for one in found:
             apart[tuple(str(one[key]) for key in self.alike)].append(one)
@@ -80,7 +82,9 @@ class Comparison(NamedTuple):
         print("".join(f"\n{line}" for line in left_out), end="\n" if left_out else "")
         if folder is not None:
             numbers = [""] if len(tables) == 1 else [f"-{number}" for number in range(1, len(tables) + 1)]
-            pictures = {f"compare{number}.png": self.picture(rows) for number, rows in zip(numbers, tables, strict=True)}
+            pictures = {
+                f"compare{number}.png": self.picture(rows) for number, rows in zip(numbers, tables, strict=True)
+            }
             write_files(folder, {"compare.md": f"{text}\n".encode()} | pictures)
             print(f"\nwritten: {', '.join(str(folder / name) for name in ('compare.md', *pictures))}")
         return text
