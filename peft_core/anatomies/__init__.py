@@ -264,11 +264,8 @@ def describe(model: nn.Module) -> Anatomy | None:
     if callable(own):
         return own()  # type: ignore
     files: list[Any] = [importlib.import_module(f"{__name__}.{family}") for family in families()]
-    for file in sorted(files, key=lambda file: getattr(file, "LAST", False)):
-        anatomy = file.describe(model)
-        if anatomy is not None:
-            return anatomy
-    return None
+    found = (file.describe(model) for file in sorted(files, key=lambda file: getattr(file, "LAST", False)))
+    return next((anatomy for anatomy in found if anatomy is not None), None)
 
 
 _WRAPPERS = {
