@@ -168,8 +168,11 @@ class Anatomy:
         return wanted
 
     def find(self, targets: Sequence[str] | None) -> Iterator[Place]:
+        """The places of these roles; where one is a whole matrix, no rows of it besides."""
         wanted = self.expand(self.default_targets if targets is None else targets)
-        return (place for place in self.places if place.role in wanted)
+        found = [place for place in self.places if place.role in wanted]
+        whole = {(place.module, place.weight) for place in found if place.rows is None}
+        return (place for place in found if place.rows is None or (place.module, place.weight) not in whole)
 
     def tower_of(self, path: str) -> str | None:
         """The tower that a module or parameter outside blocks belongs to; None where it serves the whole model."""
@@ -262,10 +265,8 @@ def describe(model: nn.Module) -> Anatomy | None:
     if callable(own):
         return own()  # type: ignore
     files: list[Any] = [importlib.import_module(f"{__name__}.{family}") for family in families()]
-    for file in sorted(files, key=lambda file: getattr(file, "LAST", False)):
-        if (anatomy := file.describe(model)) is not None:
-            return anatomy
-    return None
+    found = (file.describe(model) for file in sorted(files, key=lambda file: getattr(file, "LAST", False)))
+    return next((anatomy for anatomy in found if anatomy is not None), None)
 
 
 _WRAPPERS = {
