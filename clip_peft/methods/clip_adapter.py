@@ -4,9 +4,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from clip_peft.feature_adapter import bottleneck, mixed
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner, OpenVocabularyMethod, TemplateLearner
+from clip_peft.parts.feature_adapter import bottleneck, mixed
 from clip_peft.text.templates import DEFAULT
 from peft_core.values import Count, Share
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.deep_prompts import CoupledPrompts
-from clip_peft.feature_adapter import FeatureAdapter
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner, OpenVocabularyMethod
+from clip_peft.parts.deep_prompts import CoupledPrompts
+from clip_peft.parts.feature_adapter import FeatureAdapter
 from peft_core.errors import PeftError
 from peft_core.values import Count, NotNegative, Share
 

@@ -2,9 +2,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from clip_peft.deep_prompts import CoupledPrompts
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner, OpenVocabularyMethod
+from clip_peft.parts.deep_prompts import CoupledPrompts
 from peft_core.values import Count
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.context import ContextLearner, rest_of, start_context
 from clip_peft.frozen import Clip
-from clip_peft.image_prompts import ImageTower, check_depth, check_format
+from clip_peft.parts.context import ContextLearner, rest_of, start_context
+from clip_peft.parts.image_prompts import ImageTower, check_depth, check_format
 
 
 class DeepPrompts(ContextLearner):
