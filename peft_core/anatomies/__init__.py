@@ -291,8 +291,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         PeftError: the model is wrapped, or of no known family.
     """
     refuse_wrapped(model)
-    anatomy = describe(model)
-    if anatomy is None:
+    if (anatomy := describe(model)) is None:
         raise PeftError(
             f"no anatomy for {type(model).__module__}.{type(model).__name__}: known families are {', '.join(families())}; "
             "give yours a method peft_anatomy(), or add a file in peft_core/anatomies (CONTRIBUTING.md shows how)."
