@@ -10,10 +10,11 @@ from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.optimizers import GaLoreFlags, MeZOFlags
 from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.cli.shared import MACHINE, RUN, TRAINING, training
-from peft_core.jobs.data import Data, fingerprint, found
+from peft_core.jobs.data import Data
 from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.hub.reach import absolute
-from peft_core.jobs.runs.folder import RunFolder, rate_of, run_name, run_once
+from peft_core.jobs.runs.fitting import fitted
+from peft_core.jobs.runs.folder import RunFolder, run_name
 from peft_core.jobs.runs.saying import sure_words
 from peft_core.values import Positive, Rate, Whole
 from vision_peft.dense.flags import DenseFlags
@@ -99,14 +100,7 @@ def fit(
     parts = (opened.name, backbone.rpartition("/")[2], method.name, f"seed{settings['seed']}")
     settings["out"] = settings["out"] or run_name(*parts)
     folder = folder_of(settings)
-    settings["lr"] = rate_of(folder, settings)
-
-    def work(config: dict[str, Any]) -> dict[str, Any]:
-        from vision_peft.job import run
-
-        return run(folder, opened, settings, config)
-
-    return run_once(folder, settings, work, headline, opened.notes, found(opened), fingerprint(opened))
+    return fitted(folder, opened, settings, "vision_peft.job", headline)
 
 
 def folder_of(settings: dict[str, Any]) -> RunFolder:

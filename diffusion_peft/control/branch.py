@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from peft_core.errors import PeftError
 from peft_core.grafts.calls import root, state
-from peft_core.grafts.graft import Call, Graft, argument
+from peft_core.grafts.graft import Call, argument
 
 Condition = Mapping[str, Tensor]
 _ARGUMENTS = ("sample", "timestep", "encoder_hidden_states")
@@ -57,7 +57,8 @@ class Control(Call):
     wants: ClassVar[tuple[str, ...]] = ("picture",)
     size: tuple[int, int] | None = None
     """Channels of the picture, and its pixels a latent along each side."""
-    partners: list[Graft]
+    given: Given
+    partners: list[Any]
     """Grafts elsewhere in the UNet that this one feeds; references, not submodules."""
     key: str = ""
     """Its adaptation's name, under which it leaves values in the state of a forward."""
