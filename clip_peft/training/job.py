@@ -141,6 +141,9 @@ def run(
             rates = find_rate(contrast, again, flags | settings["trainer"].options)
             settings["lr"] = config["lr"] = contrast.lr = rates.rate
         epochs = math.ceil(steps / an_epoch)
+        if 0 < epochs <= settings["warmup_epochs"]:
+            told.append("this run would be nothing but warm-up (warmup_epochs), so it has none")
+            tell(f"note: {told[-1]}")
         if val and folder.found is not None and not test_views(method):
             watch.every = math.ceil(epochs / 10)
             watch.look = lambda: {"accuracy": score(encoder, val, len(data.class_names)).accuracy}
