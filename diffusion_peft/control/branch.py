@@ -95,9 +95,7 @@ class Control(Call):
             use.features = None
         known = use.features
         with self.precision(module, x):
-            features = (
-                known[1] if known is not None and known[0] == len(x) else self.prepared(self.rows(condition, len(x)))
-            )
+            features = known[1] if known is not None and known[0] == len(x) else self.prepared(self.rows(condition, x))
         if not torch.is_grad_enabled():
             use.features = (len(x), features)
         with self.precision(module, x):
@@ -133,15 +131,16 @@ class Control(Call):
         wanted = dtype != torch.float32 and not torch.is_autocast_enabled(x.device.type)
         return torch.autocast(x.device.type, dtype) if wanted else nullcontext()
 
-    def rows(self, condition: Condition, count: int) -> dict[str, Tensor]:
-        """The condition for a batch of `count` rows.
+    def rows(self, condition: Condition, x: Tensor) -> dict[str, Tensor]:
+        """The condition for a batch of latents, where these are.
 
         Raises:
             PeftError: the condition's rows do not fit it.
         """
-        have = len(next(iter(condition.values())))
+        condition = {key: value.to(x.device) for key, value in condition.items()}
+        have, count = len(next(iter(condition.values()))), len(x)
         if count == have:
-            return dict(condition)
+            return condition
         if count % (2 * have):
             raise PeftError(f"the condition has {have} pictures, which do not fit a batch of {count}.")
         return self.guided({key: value.repeat_interleave(count // (2 * have), 0) for key, value in condition.items()})
