@@ -64,8 +64,8 @@ def fit(
 
     Args:
         data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION.
-        task: `classify` (one class a picture), `multi_label` (any number of labels), `regression` (a number) or
-            `segment` (a class a pixel).
+        task: `classify` (one class a picture), `multi_label` (any number of labels), `regression` (a number),
+            `segment` (a class a pixel), `detect` (boxes).
         backbone: `reference`, a timm name, a model folder, or ARCHITECTURE@FILE.safetensors.
         quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
@@ -88,7 +88,7 @@ def fit(
             (mirrors), randaug_crop or timm_randaug_crop; parts are cut from the file's own frame.
         resize: `squash` to the model's size, or `crop` the centre.
         normalise: The checkpoint's own mean and std, ImageNet's, 0.5, CLIP's, or none.
-        dense: Of tasks with an output for every pixel, e.g. --dense.head pyramid --dense.size 224.
+        dense: Of tasks on feature maps (pixels, boxes), e.g. --dense.head pyramid --dense.size 224.
         video: How the model runs on clips, e.g. --video.attention joint.
         compile: Compile the model with torch.compile.
         cache_prefix: Compute once what comes before the first trained block, where nothing in it is random.
