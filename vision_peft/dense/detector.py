@@ -21,7 +21,7 @@ GROUP = 32
 
 class BoxHead(nn.Module):
     """torchvision's FCOS head on maps of one width. `linear`: LayerNorm and one layer a pixel bring them to it, and the head has
-    no convolutions of its own; `pyramid`: top down besides, l_i ← conv(l_i + up(l_{i+1})), and two convolutions (the paper's four).
+    no convolutions of its own; `pyramid`: top down besides, l_i ← conv(l_i + up(l_{i+1})), and two convolutions (four there).
 
     Args:
         widths: channels of the maps, finest first.
