@@ -44,7 +44,7 @@ def fit(
     eval_on: Literal["test", "val"] = "test",
     eval_every: Whole = 0,
     lr: Positive | Literal["find"] = 1e-3,
-    optimizer: Literal["adamw", "sgd", "paged_adamw", "galore", "mezo"] = "adamw",
+    optimizer: Literal["adamw", "sgd", "paged_adamw", "galore", "mezo", "prodigy", "schedule_free"] = "adamw",
     galore: GaLoreFlags = None,  # type: ignore[assignment]
     mezo: MeZOFlags = None,  # type: ignore[assignment]
     epochs: Whole = 0,
@@ -67,7 +67,7 @@ def fit(
         task: `classify` (one class a picture), `multi_label` (any number of labels), `regression` (a number),
             `segment` (a class a pixel), `detect` (boxes).
         backbone: `reference`, a timm name, a model folder, or ARCHITECTURE@FILE.safetensors.
-        quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
+        quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4, int2; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
         recipe: A name (`list recipes`) or a YAML's path; by default the data set's own.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-SEED.

@@ -241,15 +241,17 @@ def print_table(
     text = io.StringIO() if out is not None else sys.stdout
     writer = csv.writer(text, lineterminator="\n")
     found_of: list[dict[str, Any]] = []
-    if not as_json:
-        writer.writerow(("path", *columns))
+    heading = [("path", *columns)]  # written with the first picture, once nothing was refused
     for row, cells in enumerate(lines(ready)):
         if as_json:
             said = listed(cells) if listed else as_classes(columns, cells)
             found_of.append({"path": str(ready.read[row])} | said)
         else:
-            writer.writerows((ready.read[row], *each) for each in cells)
-    if as_json:
+            writer.writerows([*heading, *((ready.read[row], *each) for each in cells)])
+            heading = []
+    if not as_json:
+        writer.writerows(heading)
+    else:
         text.write(json.dumps(found_of, indent=1, ensure_ascii=False) + "\n")
     if isinstance(text, io.StringIO):
         target = Path(str(out)).expanduser()
