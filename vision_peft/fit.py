@@ -45,7 +45,7 @@ def fit(
     eval_on: Literal["test", "val"] = "test",
     eval_every: Whole = 0,
     lr: Positive | Literal["find"] = 1e-3,
-    optimizer: Literal["adamw", "sgd", "paged_adamw", "galore", "mezo"] = "adamw",
+    optimizer: Literal["adamw", "sgd", "paged_adamw", "galore", "mezo", "prodigy", "schedule_free"] = "adamw",
     galore: GaLoreFlags = None,  # type: ignore[assignment]
     mezo: MeZOFlags = None,  # type: ignore[assignment]
     epochs: Whole = 0,
@@ -65,10 +65,10 @@ def fit(
 
     Args:
         data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION.
-        task: `classify` (one class a picture), `multi_label` (any number of labels), `regression` (a number) or
-            `segment` (a class a pixel).
+        task: `classify` (one class a picture), `multi_label` (any number of labels), `regression` (a number),
+            `segment` (a class a pixel), `detect` (boxes).
         backbone: `reference`, a timm name, a model folder, or ARCHITECTURE@FILE.safetensors.
-        quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
+        quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4, int2; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
         recipe: A name (`list recipes`) or a YAML's path; by default the data set's own.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-SEED.
@@ -89,7 +89,7 @@ def fit(
             (mirrors), randaug_crop or timm_randaug_crop; parts are cut from the file's own frame.
         resize: `squash` to the model's size, or `crop` the centre.
         normalise: The checkpoint's own mean and std, ImageNet's, 0.5, CLIP's, or none.
-        dense: Of tasks with an output for every pixel, e.g. --dense.head pyramid --dense.size 224.
+        dense: Of tasks on feature maps (pixels, boxes), e.g. --dense.head pyramid --dense.size 224.
         video: How the model runs on clips, e.g. --video.attention joint.
         compile: Compile the model with torch.compile.
         cache_prefix: Compute once what comes before the first trained block, where nothing in it is random.
