@@ -9,11 +9,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from diffusion_peft.base.loading import first_line, quiet_loading
+from diffusion_peft.base.loading import download, first_line, quiet_loading
 from peft_core.errors import PeftError
-from peft_core.files import cache_root
+from peft_core.files import cache_root, read_json
 from peft_core.jobs.hub.reach import PICKLES
 from peft_core.jobs.runs.process import tell
+
+_INDEX = "model_index.json"
+_INSIDE = "model.diffusion_model."
+"""Before a transformer's keys in files that hold other parts besides."""
 
 
 def is_single_file(spec: str) -> bool:
@@ -22,10 +26,11 @@ def is_single_file(spec: str) -> bool:
 
 def as_folder(spec: str) -> Path:
     """The diffusers folder of FILE.safetensors, or of CONFIG@FILE.safetensors where CONFIG is a folder or hub id whose
-    configurations fit the file; without CONFIG diffusers tells them from the file and gets them from the hub.
+    configurations fit the file; without CONFIG diffusers tells them from the file and gets them from the hub. Of a diffusion
+    transformer the file gives the transformer, and CONFIG, which must be named, all other parts.
 
     Raises:
-        PeftError: no such file, a pickle, or a file that is no Stable Diffusion model.
+        PeftError: no such file, a pickle, or a file that is no model which is known.
     """
     config, _, name = spec.rpartition("@")
     file = Path(name).expanduser()
@@ -40,7 +45,11 @@ def as_folder(spec: str) -> Path:
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             tell(f"{file.name} is converted once, into {folder}")
-            _convert(file, config, folder)
+            rest = _pipeline_of(config)
+            if rest is None:
+                _convert(file, config, folder)
+            else:
+                _convert_transformer(file, rest, folder)
     return folder
 
 
@@ -54,6 +63,10 @@ def _convert(file: Path, config: str, folder: Path) -> None:
     try:
         with safe_open(file, framework="pt") as content:
             xl = any(key.startswith("conditioner.embedders.1") for key in content.keys())
+            if not any(".input_blocks." in key for key in content.keys()):
+                raise ValueError(
+                    "it holds no UNet; the file of a diffusion transformer needs the folder of its other parts"
+                )
         with quiet_loading():
             pipeline = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_single_file(
                 str(file), **options, **({} if xl else {"safety_checker": None})
@@ -66,3 +79,61 @@ def _convert(file: Path, config: str, folder: Path) -> None:
             f"diffusers folder of the same architecture before it, as in FOLDER@{file.name}."
         ) from error
     os.replace(part, folder)
+
+
+def _pipeline_of(config: str) -> Path | None:
+    """The folder of a transformer's pipeline, None where `config` is none or a UNet's."""
+    folder = Path(config).expanduser()
+    if config and not folder.is_dir() and config.count("/") == 1 and not config.startswith(("./", "../", "~", "/")):
+        folder = download(config)
+    index = read_json(folder / _INDEX) if config and (folder / _INDEX).is_file() else {}
+    return folder.absolute() if "transformer" in index else None
+
+
+def _convert_transformer(file: Path, rest: Path, folder: Path) -> None:
+    """The transformer of a file, by the converter that diffusers has for its class, among links to the other parts of `rest`."""
+    import diffusers
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    index = read_json(rest / _INDEX)
+    name = str(index["transformer"][1])
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        tensors = load_file(file)
+        if any(key.startswith(_INSIDE) for key in tensors):  # ComfyUI's, with VAE and text encoders besides
+            tensors = {key.removeprefix(_INSIDE): value for key, value in tensors.items() if key.startswith(_INSIDE)}
+        with quiet_loading():
+            made = getattr(diffusers, name).from_single_file(tensors, config=str(rest), subfolder="transformer")
+        made.save_pretrained(part / "transformer")
+        for place in rest.iterdir():
+            if place.name != "transformer":
+                _link(place, part / place.name)
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        lacks = isinstance(error, KeyError | IndexError) or "meta tensor" in str(error)
+        why = "it lacks weights" if lacks else first_line(error)
+        raise PeftError(
+            f"{file} cannot be read as the transformer ({name}) of {rest} ({why}): name the folder of a pipeline of the same "
+            f"architecture before it, as in FOLDER@{file.name}."
+        ) from error
+    os.replace(part, folder)
+
+
+def _link(place: Path, at: Path) -> None:
+    """A link, or a copy where the system makes none."""
+    try:
+        at.symlink_to(place, target_is_directory=place.is_dir())
+    except OSError:
+        shutil.copytree(place, at) if place.is_dir() else shutil.copy(place, at)

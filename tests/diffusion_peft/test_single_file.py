@@ -3,12 +3,16 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
 from diffusion_peft.base.bases import load_base
+from diffusion_peft.base.loading import quiet_loading
 from diffusion_peft.files.sgm import sgm_name
+from peft_core.errors import PeftError
 from tests.diffusion_peft.pipelines import stable_diffusion
+from tests.diffusion_peft.transformers import pipeline
 
 _VAE = [
     (r"(en|de)coder\.(down|up)_blocks\.(\d+)\.resnets\.(\d+)", r"\1coder.\2.\3.block.\4"),
@@ -51,3 +55,44 @@ def test_single_file(sd15: str, tmp_path: Path, capsys) -> None:
         assert all(torch.equal(found[key], value) for key, value in expected.items()), part
     load_base(spec)
     assert capsys.readouterr().err == ""
+
+
+def original(kind: str, key: str) -> str:
+    """A transformer's key as its authors' files have it."""
+    if kind != "z_image":
+        return key
+    for own, other in (
+        ("all_final_layer.2-1.", "final_layer."), ("all_x_embedder.2-1.", "x_embedder."), (".to_out.0.", ".out."),
+        (".norm_k.", ".k_norm."), (".norm_q.", ".q_norm."),
+    ):  # fmt: skip
+        key = key.replace(own, other)
+    return f"model.diffusion_model.{key}"
+
+
+@pytest.mark.parametrize("kind", ["z_image", "flux"])
+def test_a_transformer_in_one_file(kind: str, tmp_path: Path) -> None:
+    """Z-Image's in its authors' layout; diffusers' converter of Flux knows the real width alone, so here its keys are its own."""
+    with quiet_loading():
+        stock = pipeline(kind)
+        stock.save_pretrained(tmp_path / "rest")
+    wanted = {key: torch.randn_like(value) for key, value in stock.transformer.state_dict().items()}
+    tensors = {original(kind, key): value for key, value in wanted.items()}
+    if kind == "z_image":
+        for path in {key.rpartition(".to_q.")[0] for key in tensors if ".to_q." in key}:
+            parts = [tensors.pop(f"{path}.to_{letter}.weight") for letter in "qkv"]
+            tensors[f"{path}.qkv.weight"] = torch.cat(parts)
+        tensors["vae.decoder.conv_in.weight"] = torch.zeros(1)  # of another part, which is not read
+    save_file(tensors, tmp_path / "model.safetensors")
+    base = load_base(f"{tmp_path / 'rest'}@{tmp_path / 'model.safetensors'}")
+    found = base.part("transformer").state_dict()
+    assert base.kind == kind and found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
+    vae = base.part("vae").state_dict()
+    assert all(torch.equal(value, vae[key]) for key, value in stock.vae.state_dict().items())
+
+    with pytest.raises(PeftError, match="needs the folder of its other parts"):
+        load_base(str(tmp_path / "model.safetensors"))
+    del tensors[next(key for key in tensors if ".norm_k." in key or ".k_norm." in key)]
+    save_file(tensors, tmp_path / "less.safetensors")
+    with pytest.raises(PeftError, match=r"cannot be read as the transformer .*it lacks weights"):
+        load_base(f"{tmp_path / 'rest'}@{tmp_path / 'less.safetensors'}")
