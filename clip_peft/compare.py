@@ -1,4 +1,4 @@
-"""`clip_peft compare`: finished runs on one data set, side by side."""
+"""`clip_peft compare`: finished runs side by side, a table a data set."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from peft_core.jobs.reports.comparison import Comparison, Results, training_time
 
 @command("clip")
 def compare(runs: list[str], *, out: str | None = None) -> str:
-    """Print a table of finished runs on the same classes of one data set, zero-shot beside them; runs that differ in their seed
-    alone share a row, with the spread.
+    """Print a table of finished runs for each data set (classes, backbone …) among them, zero-shot beside them; runs that differ
+    in their seed alone share a row, with the spread.
 
     Args:
         runs: Run folders, and folders of runs; what is no finished run is left out.
-        out: Where to write compare.md and compare.png too.
+        out: Where to write compare.md and compare.png too (with several tables compare-1.png …).
     """
     return COMPARISON.carry_out(runs, out)
 

@@ -1,4 +1,4 @@
-"""`vision_peft compare`: finished runs on one data set, side by side."""
+"""`vision_peft compare`: finished runs side by side, a table a data set."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from vision_peft.tasks import kind_of
 
 @command("vision")
 def compare(runs: list[str], *, out: str | None = None) -> str:
-    """Print a table of finished runs on one data set; runs that differ in their seed alone share a row, with the spread.
+    """Print a table of finished runs for each data set (backbone, split …) among them; runs that differ in their seed alone share
+    a row, with the spread.
 
     Args:
         runs: Run folders, and folders of runs; what is no finished run is left out.
-        out: Where to write compare.md and compare.png too.
+        out: Where to write compare.md and compare.png too (with several tables compare-1.png …).
     """
     return COMPARISON.carry_out(runs, out)
 

@@ -136,6 +136,8 @@ class Anatomy:
     heads: list[str] = field(default_factory=list)
     tail: tuple[str, ...] = ()
     """What stands behind the last block, the heads apart."""
+    rises: dict[str, int] = field(default_factory=dict)
+    """Of a U shape: the blocks from the narrowest on, each with the channels of what it gives, B C H W."""
     members: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Tower -> the modules and parameters outside blocks that are its own."""
     unknown: dict[str, str] = field(default_factory=dict)
@@ -166,8 +168,11 @@ class Anatomy:
         return wanted
 
     def find(self, targets: Sequence[str] | None) -> Iterator[Place]:
+        """The places of these roles; where one is a whole matrix, no rows of it besides."""
         wanted = self.expand(self.default_targets if targets is None else targets)
-        return (place for place in self.places if place.role in wanted)
+        found = [place for place in self.places if place.role in wanted]
+        whole = {(place.module, place.weight) for place in found if place.rows is None}
+        return (place for place in found if place.rows is None or (place.module, place.weight) not in whole)
 
     def tower_of(self, path: str) -> str | None:
         """The tower that a module or parameter outside blocks belongs to; None where it serves the whole model."""
@@ -196,10 +201,11 @@ class Anatomy:
             for name, s in self.streams.items()
         }
         members = {tower: tuple(join(at, name) for name in names) for tower, names in self.members.items()}
+        rises = {join(at, path): channels for path, channels in self.rises.items()}
         return dataclasses.replace(
             self, blocks=moved, streams=streams, places=[_moved(place, at) for place in self.places],
             sublayers=[_moved(step, at) for step in self.sublayers], heads=[join(at, path) for path in self.heads],
-            tail=tuple(join(at, path) for path in self.tail), members=members, embed=None, finish=None,
+            tail=tuple(join(at, path) for path in self.tail), members=members, embed=None, finish=None, rises=rises,
         )  # fmt: skip
 
 
@@ -241,9 +247,7 @@ def classifiers(model: Any) -> list[str]:
     """Paths of the modules with parameters that the model's own `get_classifier()` gives, whatever their class."""
     given = model.get_classifier()
     heads = {id(head) for head in (given if isinstance(given, tuple | list) else (given,))}
-    return [
-        path for path, module in model.named_modules() if id(module) in heads and any(True for _ in module.parameters())
-    ]
+    return [path for path, m in model.named_modules() if id(m) in heads and any(True for _ in m.parameters())]
 
 
 def class_names(model: object) -> set[str]:
@@ -257,15 +261,11 @@ def families() -> list[str]:
 
 def describe(model: nn.Module) -> Anatomy | None:
     """The anatomy of `model`, by its own word or its family's; None where nobody knows it."""
-    own = getattr(model, "peft_anatomy", None)
-    if callable(own):
+    if callable(own := getattr(model, "peft_anatomy", None)):
         return own()  # type: ignore
     files: list[Any] = [importlib.import_module(f"{__name__}.{family}") for family in families()]
-    for file in sorted(files, key=lambda file: getattr(file, "LAST", False)):
-        anatomy = file.describe(model)
-        if anatomy is not None:
-            return anatomy
-    return None
+    found = (file.describe(model) for file in sorted(files, key=lambda file: getattr(file, "LAST", False)))
+    return next((anatomy for anatomy in found if anatomy is not None), None)
 
 
 _WRAPPERS = {
@@ -291,8 +291,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         PeftError: the model is wrapped, or of no known family.
     """
     refuse_wrapped(model)
-    anatomy = describe(model)
-    if anatomy is None:
+    if (anatomy := describe(model)) is None:
         raise PeftError(
             f"no anatomy for {type(model).__module__}.{type(model).__name__}: known families are {', '.join(families())}; "
             "give yours a method peft_anatomy(), or add a file in peft_core/anatomies (CONTRIBUTING.md shows how)."

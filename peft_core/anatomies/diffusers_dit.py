@@ -1,8 +1,9 @@
 """diffusers' diffusion transformers: Flux, Flux.2, Qwen-Image, Z-Image, Lumina 2, PixArt, Sana, Wan. (SD3 has a file of its own.)
 
 The roles q … fc2 are the picture's, `context_q` … the text's where it has a stream of its own, `cross_q` … those of cross
-attention. Flux's single blocks make attention and MLP's result by one matrix, `single_proj`. Gates stand between modules: a
-branch joins the MLP's step at the block's own output, and none joins attention's.
+attention. Flux's single blocks make attention and MLP's result by one matrix, `single_proj`; what goes into their MLP is
+`single_fc1`, and Flux.2's one matrix for that, q, k and v is `single_in`. Gates stand between modules: a branch joins the MLP's
+step at the block's own output, and none joins attention's.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ _OUT = ("net.2", "linear_out", "linear_2", "w2", "conv_point")
 _OTHERS = {
     "modulation": ("norm1.linear", "norm.linear", "img_mod.1", "adaLN_modulation.0"),
     "context_modulation": ("norm1_context.linear", "txt_mod.1"), "single_proj": ("proj_out", "attn.to_out"),
-    "conv": ("ff.conv_depth",), "fc1": ("proj_mlp",),
+    "conv": ("ff.conv_depth",), "single_fc1": ("proj_mlp",), "single_in": ("attn.to_qkv_mlp_proj",),
 }  # fmt: skip
 _OUTSIDE = {
     "patch_embed": ("x_embedder", "img_in", "pos_embed.proj", "patch_embed.proj", "patch_embedding"),
@@ -88,7 +89,7 @@ def _block(anatomy: Anatomy, block: Any, here: str, index: int, last: bool) -> N
         for role in "qkv":
             anatomy.places.append(Place(role, at, index, rows=(start, start + block.attn.inner_dim)))
             start += block.attn.inner_dim
-        anatomy.places.append(Place("fc1", at, index, rows=(start, block.attn.to_qkv_mlp_proj.out_features)))
+        anatomy.places.append(Place("single_fc1", at, index, rows=(start, block.attn.to_qkv_mlp_proj.out_features)))
     norm = next((name for name in _BEFORE_MLP if getattr(block, name, None) is not None), None)
     convolves = has_weight(block, "ff.conv_inverted")  # reads the picture with its channels first
     if bodies and norm is not None and not convolves and not here.startswith("context_refiner"):

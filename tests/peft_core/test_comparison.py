@@ -46,14 +46,28 @@ def test_runs_stand_side_by_side_and_seeds_share_a_row(program: str, tmp_path: P
     assert b"('linear'" in (tmp_path / "table/compare.png").read_bytes()
 
 
-def test_shots_keep_runs_apart_and_base_and_new_classes_are_not_compared(tmp_path: Path, capsys) -> None:
+def test_shots_keep_runs_apart_and_base_and_new_classes_have_tables_of_their_own(tmp_path: Path, capsys) -> None:
     write(tmp_path / "a", "clip_peft")
     write(tmp_path / "b", "clip_peft", shots=0, zero_shot_accuracy=None)
     assert clip(["compare", str(tmp_path)]) == 0
     assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("| lora")]) == 2
     write(tmp_path / "c", "clip_peft", classes="new")
-    assert clip(["compare", str(tmp_path)]) == 2
-    assert "cannot be compared: their classes differs (base, new)" in capsys.readouterr().err
+    assert clip(["compare", str(tmp_path), "--out", str(tmp_path / "table")]) == 0
+    titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("photos, ")]
+    assert [line.split(", ")[1] for line in titles] == ["base classes", "new classes"]
+    assert {path.name for path in (tmp_path / "table").iterdir()} == {"compare.md", "compare-1.png", "compare-2.png"}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_has_no_row_is_left_out_of_a_folder_and_refused_by_name(program: str, tmp_path: Path, capsys) -> None:
+    write(tmp_path / "runs/a", program)
+    write(tmp_path / "runs/b", program, accuracy=None)
+    assert PROGRAMS[program](["compare", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert "| lora (rank 4) | 50.0 % | 1 |" in said and said.endswith(
+        "b was not scored, so there is nothing to compare.\n"
+    )
+    assert PROGRAMS[program](["compare", str(tmp_path / "runs/a"), str(tmp_path / "runs/b")]) == 2
 
 
 def test_a_run_of_pairs_has_no_place_beside_classifiers(tmp_path: Path, capsys) -> None:

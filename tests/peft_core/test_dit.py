@@ -1,5 +1,6 @@
 """diffusers' diffusion transformers: weight changes at all of their roles, branches behind the MLP, counts of places."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +18,10 @@ from diffusers import (
 )
 from torch import Tensor
 
-from peft_core import PeftError, adapt
+from peft_core import PeftError, adapt, count_parameters
 from peft_core.registry import make_method
 from peft_core.testing import check
-from tests.tiny import Tiny
+from tests.tiny import MODELS, Tiny
 
 
 def drawn(*shape: int) -> Tensor:
@@ -159,4 +160,37 @@ def test_tokens_are_refused():
 
 def test_rows_of_flux_2s_fused_matrix():
     places = [p for p in FAMILIES["flux2"].anatomy.places if p.module.endswith("to_qkv_mlp_proj")]
-    assert [(p.role, p.rows) for p in places] == [("q", (0, 32)), ("k", (32, 64)), ("v", (64, 96)), ("fc1", (96, 288))]
+    rows = [("single_in", None), ("q", (0, 32)), ("k", (32, 64)), ("v", (64, 96)), ("single_fc1", (96, 288))]
+    assert [(p.role, p.rows) for p in places] == rows
+
+
+ATTN = ["to_k", "to_q", "to_v", "to_out.0"]
+JOINT = ["attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0"] + [
+    f"attn.{path}" for path in ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
+]
+FEED = [f"{mlp}.net.{path}" for mlp in ("ff", "ff_context") for path in ("0.proj", "2")]
+SCRIPTS = {
+    "flux": ("lora_flux", JOINT + FEED), "sana": ("lora_sana", ATTN[:3]), "sd3": ("lora", JOINT),
+    "flux2": ("lora_flux2", [*ATTN, "to_qkv_mlp_proj", "single_transformer_blocks.0.attn.to_out"]),
+    "lumina": ("lora", ATTN), "qwen": ("lora", ATTN), "zimage": ("lora", ATTN),
+}  # fmt: skip
+"""A preset, and the `target_modules` of diffusers' train_dreambooth_lora_… (commit 58eb52c)."""
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_targets_of_diffusers_scripts(name: str):
+    from peft import LoraConfig, inject_adapter_in_model
+
+    preset, targets = SCRIPTS[name]
+    model = MODELS["mmdit"].model() if name == "sd3" else FAMILIES[name].model()
+    ours = adapt(copy.deepcopy(model), make_method(preset, rank=4))
+    theirs = inject_adapter_in_model(LoraConfig(r=4, target_modules=targets), model)
+    sizes = {key.partition(".lora_")[0]: 0 for key, _ in theirs.named_parameters() if ".lora_" in key}
+    for key, parameter in theirs.named_parameters():
+        if ".lora_" in key:
+            sizes[key.partition(".lora_")[0]] += parameter.numel()
+    mine = {path for path, module in ours.named_modules() if hasattr(module, "peft")}
+    # in SD3's last block nobody reads what the text asks
+    unread = {"transformer_blocks.1.attn.add_q_proj"} if name == "sd3" else set()
+    assert mine == sizes.keys() - unread
+    assert count_parameters(ours).inserted == sum(sizes.values()) - sum(sizes[path] for path in unread)

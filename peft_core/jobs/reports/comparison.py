@@ -1,4 +1,4 @@
-"""Finished runs on one data set, side by side: what every classifier's `compare` prints and draws."""
+"""Finished runs side by side, a table a data set: what every classifier's `compare` prints and draws."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ Results = Mapping[str, Any]
 NEEDED = ("method", "seed", "parameters", "seconds")
 
 
+class NoPlace(PeftError):
+    """A run that a table of scores has no row for."""
+
+
 class Comparison(NamedTuple):
     """What a program compares.
 
     Args:
         program: whose runs.
-        alike: results that must be the same in all runs.
+        alike: results that are the same in all runs of a table.
         apart: results besides the method that keep runs in rows of their own.
         title: results that the runs share -> the table's first line.
         columns: heading -> a cell, from the results of the runs in a row, which differ in their seed alone.
@@ -47,27 +51,42 @@ class Comparison(NamedTuple):
     other: Callable[[Results], str | None] = lambda one: None
 
     def carry_out(self, runs: Sequence[str], out: str | None) -> str:
-        """Prints the table, which it gives back; with `out` also writes compare.md and compare.png there.
+        """Prints a table of each data set (and whatever else must be alike), which it gives back; with `out` also writes
+        compare.md and compare.png there, a picture a table.
 
         Raises:
-            PeftError: no finished run among them, or runs that cannot be compared.
+            PeftError: no finished run among them, or one named outright that has no place in a table.
         """
-        found = [self.read(run) for run in finished(runs, self.program)]
-        if not found:
-            raise PeftError(f"none of {', '.join(runs)} holds a finished run: `{self.program} fit --out …` makes one.")
-        for key in self.alike:
-            values = sorted({str(one[key]) for one in found})
-            if len(values) > 1:
-                raise PeftError(f"these runs cannot be compared: their {key} differs ({', '.join(values)}).")
-        rows = self.grouped(found)
-        text = self.table(rows)
         folder = None if out is None else Path(out).expanduser()
         if folder is not None and folder.exists() and not folder.is_dir():
             raise PeftError(f"{folder} is a file: give --out a folder.")
+        found, left_out = [], []
+        for run, named in finished(runs, self.program).items():
+            try:
+                found.append(self.read(run))
+            except NoPlace as reason:
+                if named:
+                    raise
+                left_out.append(f"left out: {reason}")
+        if not found:
+            why = f" ({left_out[0].removesuffix('.')})" if left_out else ""
+            raise PeftError(
+                f"none of {', '.join(runs)} holds a finished run{why}: `{self.program} fit --out …` makes one."
+            )
+        apart = defaultdict(list)
+        for one in found:
+            apart[tuple(str(one[key]) for key in self.alike)].append(one)
+        tables = [self.grouped(own) for own in apart.values()]
+        text = "\n\n".join(map(self.table, tables))
         print(text)
+        print("".join(f"\n{line}" for line in left_out), end="\n" if left_out else "")
         if folder is not None:
-            write_files(folder, {"compare.md": f"{text}\n".encode(), "compare.png": self.picture(rows)})
-            print(f"\nwritten: {folder / 'compare.md'}, {folder / 'compare.png'}")
+            numbers = [""] if len(tables) == 1 else [f"-{number}" for number in range(1, len(tables) + 1)]
+            pictures = {
+                f"compare{number}.png": self.picture(rows) for number, rows in zip(numbers, tables, strict=True)
+            }
+            write_files(folder, {"compare.md": f"{text}\n".encode()} | pictures)
+            print(f"\nwritten: {', '.join(str(folder / name) for name in ('compare.md', *pictures))}")
         return text
 
     def read(self, run: Path) -> Results:
@@ -79,13 +98,13 @@ class Comparison(NamedTuple):
         program_of(run, (self.program,))
         results = {**self.before, **read_results(run)}
         if (kind := self.other(results)) is not None:
-            raise PeftError(f"{run} is {kind}.")
+            raise NoPlace(f"{run} is {kind}.")
         results["figure"] = self.figure(results)
         missing = [key for key in (*self.alike, *self.apart, *NEEDED, results["figure"]) if key not in results]
         if missing:
             raise PeftError(f"{run / RESULTS} is damaged: it has no {missing[0]}.")
         if results[results["figure"]] is None:
-            raise PeftError(f"{run} was not scored, so there is nothing to compare.")
+            raise NoPlace(f"{run} was not scored, so there is nothing to compare.")
         return results
 
     def grouped(self, runs: Sequence[Results]) -> list[list[Results]]:
@@ -120,24 +139,24 @@ class Comparison(NamedTuple):
         return plots.scatter(points, self.of_size, f"{figure} on {plots.label(rows[0][0]['data'], 40)}{unit}")
 
 
-def finished(paths: Sequence[str], program: str) -> list[Path]:
-    """The finished runs among these folders, and a program's own right inside the others.
+def finished(paths: Sequence[str], program: str) -> dict[Path, bool]:
+    """The finished runs among these folders (true), and a program's own right inside the others (false).
 
     Raises:
         PeftError: a folder that does not exist.
     """
-    found: list[Path] = []
+    found: dict[Path, bool] = {}
     for path in (Path(each).expanduser() for each in paths):
         if not path.is_dir():
             raise PeftError(f"there is no folder {path}: give run folders, or a folder of them.")
         if (path / RESULTS).is_file():
-            found.append(path)
-        else:
-            inside = (
-                each for each in sorted(path.iterdir()) if (each / RESULTS).is_file() and (each / CONFIG).is_file()
-            )
-            found += [each for each in inside if str(read_run_config(each)["command"]).split()[:1] == [program]]
-    return list(dict.fromkeys(found))
+            found[path] = True
+            continue
+        for each in sorted(path.iterdir()):
+            of_a_run = (each / RESULTS).is_file() and (each / CONFIG).is_file()
+            if of_a_run and str(read_run_config(each)["command"]).split()[:1] == [program]:
+                found.setdefault(each, False)
+    return found
 
 
 def mean(own: Sequence[Results]) -> float:

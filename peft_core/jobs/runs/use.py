@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,13 @@ OF_CARD: dict[str, Any] = {
     "mean": tuple[float, float, float], "std": tuple[Positive, Positive, Positive],
 }  # fmt: skip
 """What of a card says how pictures come to the model."""
+
+
+def in_batches(ready: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Pictures, `size` at a time, the last few fewer."""
+    rest = iter(ready)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
 
 
 @dataclass(frozen=True)
@@ -112,13 +120,7 @@ class Run:
         return search(paths, "picture", lambda folder: files_in(folder, is_picture))
 
     def stream(self, images: Iterable, batch_size: int = 64) -> Iterator[Prediction]:
-        batch: list[Tensor] = []
-        for image in images:
-            batch.append(self.ready(image))
-            if len(batch) == batch_size:
-                yield from self._predict(batch)
-                batch = []
-        if batch:
+        for batch in in_batches((self.ready(image) for image in images), batch_size):
             yield from self._predict(batch)
 
     @torch.inference_mode()
@@ -241,15 +243,17 @@ def print_table(
     text = io.StringIO() if out is not None else sys.stdout
     writer = csv.writer(text, lineterminator="\n")
     found_of: list[dict[str, Any]] = []
-    if not as_json:
-        writer.writerow(("path", *columns))
+    heading = [("path", *columns)]  # written with the first picture, once nothing was refused
     for row, cells in enumerate(lines(ready)):
         if as_json:
             said = listed(cells) if listed else as_classes(columns, cells)
             found_of.append({"path": str(ready.read[row])} | said)
         else:
-            writer.writerows((ready.read[row], *each) for each in cells)
-    if as_json:
+            writer.writerows([*heading, *((ready.read[row], *each) for each in cells)])
+            heading = []
+    if not as_json:
+        writer.writerows(heading)
+    else:
         text.write(json.dumps(found_of, indent=1, ensure_ascii=False) + "\n")
     if isinstance(text, io.StringIO):
         target = Path(str(out)).expanduser()
