@@ -261,8 +261,7 @@ def families() -> list[str]:
 
 def describe(model: nn.Module) -> Anatomy | None:
     """The anatomy of `model`, by its own word or its family's; None where nobody knows it."""
-    own = getattr(model, "peft_anatomy", None)
-    if callable(own):
+    if callable(own := getattr(model, "peft_anatomy", None)):
         return own()  # type: ignore
     files: list[Any] = [importlib.import_module(f"{__name__}.{family}") for family in families()]
     found = (file.describe(model) for file in sorted(files, key=lambda file: getattr(file, "LAST", False)))
