@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from peft_data.options import arguments, takes
+from peft_data.video.clips import Clips
 
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.optimizers import GaLoreFlags, MeZOFlags
@@ -21,9 +22,15 @@ from vision_peft.tasks import TaskName
 from vision_peft.video.flags import VideoFlags
 
 
+FEW = 2_000
+"""Training pictures up to which a data set without a recipe of its own has `few`."""
+
+
 def recipe_of(settings: dict[str, Any]) -> str:
     """The recipe that suits the data set."""
-    return settings["data"].of_task(settings["task"]).open().recipe or "default"
+    opened = settings["data"].of_task(settings["task"]).open()
+    few = len(opened.train) <= FEW and not isinstance(opened.train, Clips)
+    return opened.recipe or ("few" if few else "default")
 
 
 @command("vision", recipe_of, {
@@ -69,7 +76,7 @@ def fit(
         backbone: `reference`, a timm name, a model folder, or ARCHITECTURE@FILE.safetensors.
         quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
-        recipe: A name (`list recipes`) or a YAML's path; by default the data set's own.
+        recipe: A name (`list recipes`) or a YAML's path; by default the data set's own, `few` up to 2,000 training pictures, or `default`.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-SEED.
         seed: Of the head, the adapter, the order of the pictures and all chance in training.
         protocol: `honest` reports the last epoch; `legacy` the epoch that scored best on the test set.
