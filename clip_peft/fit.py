@@ -90,7 +90,7 @@ def fit(
         epochs: Passes over the training pictures. 0: the recipe's steps_per_shot, else CoOp's number: 50 for 1 shot, 100 up to 4,
             200 from 5 on, 50 above 500 classes.
         steps_per_shot: Steps for each shot, rounded to whole epochs, where epochs is 0.
-        warmup_epochs: At the constant rate warmup_lr.
+        warmup_epochs: At the constant rate warmup_lr; none in a run of no more epochs than these.
         warmup_lr: See warmup_epochs.
         stepwise: The cosine goes down with every step rather than every epoch.
         precision: bf16 is autocast in training, with float32 parameters; auto takes it where the processor has it and it

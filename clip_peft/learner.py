@@ -35,6 +35,8 @@ class OpenVocabularyMethod(Method):
     """Whether it names the classes that it was trained on, together, in another way than any others."""
     of_stream: ClassVar[bool] = False
     """Whether what it says of a picture depends on those that came before (`Learner.begin`)."""
+    second_view: ClassVar[bool] = False
+    """Whether training gives its loss two augmentations of each picture, images B 2 3 H W."""
     merges: ClassVar[bool] = False
     """Whether what it learns takes the place of a stock weight (`Learner.write_into`)."""
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor, nn
 
-from peft_core.anatomies import Place, Stream, SubLayer
+from peft_core.anatomies import Anatomy, Place, Stream, SubLayer
 from peft_core.errors import PeftError
 from peft_core.grafts.attention import KeysValues, Unrotated, keys_refused
 from peft_core.grafts.branch import Beside, Branch, Given
@@ -33,7 +33,7 @@ class Method:
     blocks: Sequence[Whole] | None = None
     tower: str | None = None
     identity: ClassVar[bool] = True
-    """The adapted model equals the frozen one at step 0."""
+    """The adapted model equals the frozen one at step 0 (`identical` where that depends on the model)."""
     not_mergeable: ClassVar[str | None] = None
     """Why the change cannot be written into stock weights; None where it can."""
     keeps_originals: ClassVar[bool] = True
@@ -56,10 +56,11 @@ class Method:
     leaves_zeros: ClassVar[bool] = False
     """Merged it leaves heads or channels at zero, which can be cut out (`peft_core.parts.selection.cutting`)."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """What it takes besides a frozen model's weights: one `stream` all through a tower, that takes more `tokens`, has a `grid`
-    of patches, `positions` that are not rotary; a `pair` of image and text towers; layers whose `inputs` are seen; `gates`,
-    that give what a residual step adds; a classifier's `head`, a `file` (it is made from one alone), `words` (a tokenizer that
-    learns new ones), a `condition` (before each call), `cross` attention, a `quantised` backbone (`quantise(…, keep=True)`)."""
+    """What it takes besides a frozen model's weights: `features` that go on from block to block, by one `stream` all through a
+    tower or by blocks that rise to a picture; a stream that takes more `tokens`, has a `grid` of patches, `positions` that are
+    not rotary; a `pair` of image and text towers; layers whose `inputs` are seen; `gates`, that give what a residual step adds; a
+    classifier's `head`, a `file` (it is made from one alone), `words` (a tokenizer that learns new ones), a `condition` (before
+    each call), `cross` attention, a `quantised` backbone (`quantise(…, keep=True)`)."""
     suits: ClassVar[tuple[str, ...]] = ()
     """Families (`Anatomy.family`) whose models it is made for; any where empty."""
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = ()
@@ -83,6 +84,10 @@ class Method:
     def examples(cls) -> "Iterable[Method]":
         """Settings small enough for models of two or three blocks, on which the contract is tried (`peft_core.testing`)."""
         return (cls(),)
+
+    def identical(self, anatomy: Anatomy) -> bool:
+        """Whether the adapted model of such an anatomy equals the frozen one at step 0."""
+        return self.identity
 
     def for_run(self, mean: Sequence[float], std: Sequence[float], classes: int) -> Self:
         """The settings with what a run knows of its pictures and classes, in place of those that are left open."""
@@ -146,11 +151,7 @@ class Plan(Where):
     trained: list[str] = field(default_factory=list)  # stock parameters
 
     def change_weight(self, place: Place, delta: Delta) -> None:
-        """W' = delta(W) at a place.
-
-        Raises:
-            PeftError: the change cannot act there, with the reason.
-        """
+        """W' = delta(W) at a place; PeftError where the change cannot act there, with the reason."""
         self.check(place, delta)
         read = f"{place.module}, whose weight is read without calling it"
         if not place.called and getattr(delta, "dropout", None) is not None:

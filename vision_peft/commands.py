@@ -53,13 +53,15 @@ def commands() -> list[Command]:
     from vision_peft.compare import compare
     from vision_peft.fit import fit
     from vision_peft.glora import glora
+    from vision_peft.hyper_tuning import hyper_tuning
     from vision_peft.laplace.command import laplace
     from vision_peft.noah.command import noah
     from vision_peft.sweep.command import sweep
     from vision_peft.use import export, merge_, predict, test
 
     return [
-        fit, auto, test, predict, merge_, export, compare, sweep, noah, auto_peft, laplace, bit_delta, glora, app, list_,
+        fit, auto, test, predict, merge_, export, compare, sweep, noah, auto_peft, laplace, bit_delta, glora, hyper_tuning, app,
+        list_,
     ]  # fmt: skip
 
 

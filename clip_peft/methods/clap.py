@@ -8,8 +8,8 @@ from torch import Tensor
 
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner, OpenVocabularyMethod
-from clip_peft.probe import ProbeLearner
-from clip_peft.remembering import Remembering, sums_of_classes
+from clip_peft.parts.probe import ProbeLearner
+from clip_peft.parts.remembering import Remembering, sums_of_classes
 from clip_peft.text.templates import DEFAULT
 
 

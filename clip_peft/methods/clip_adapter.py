@@ -2,11 +2,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner, OpenVocabularyMethod, TemplateLearner
+from clip_peft.parts.feature_adapter import bottleneck, mixed
 from clip_peft.text.templates import DEFAULT
 from peft_core.values import Count, Share
 
@@ -37,12 +37,7 @@ class CLIPAdapter(OpenVocabularyMethod):
 class _CLIPAdapter(TemplateLearner):
     def __init__(self, clip: Clip, method: CLIPAdapter, names: Sequence[str]):
         super().__init__(clip, method, names)
-        features, device = clip.tower.features, clip.tower.device
-        hidden = max(1, features // method.reduction)
-        self.down = nn.Linear(features, hidden, bias=False, device=device)
-        self.up = nn.Linear(hidden, features, bias=False, device=device)
+        self.down, self.up = bottleneck(clip, method.reduction)
 
     def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
-        f = features.to(self.down.weight.dtype)
-        change = F.relu(self.up(F.relu(self.down(f))))
-        return super().logits(self.method.ratio * change + (1 - self.method.ratio) * f, weights)
+        return super().logits(mixed(features, self.down, self.up, self.method.ratio), weights)

@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.context import ContextLearner, ContextMethod, start_context
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner
+from clip_peft.parts.context import ContextLearner, ContextMethod, start_context
 from peft_core.values import Count
 
 

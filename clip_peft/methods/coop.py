@@ -2,9 +2,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from clip_peft.context import ContextLearner, ContextMethod, start_context
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner
+from clip_peft.parts.context import ContextLearner, ContextMethod, start_context
 from clip_peft.text.prompts import checked_names
 from peft_core.errors import PeftError
 from peft_core.values import Count

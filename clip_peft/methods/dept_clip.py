@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.context import ContextLearner, ContextMethod, start_context
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner
+from clip_peft.parts.context import ContextLearner, ContextMethod, start_context
 from clip_peft.text.templates import DEFAULT
 from peft_core.method import Method
 from peft_core.values import Count, NotNegative, Positive, Share

@@ -2,9 +2,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from clip_peft.context import ContextLearner, ContextMethod, start_context
 from clip_peft.frozen import Clip
 from clip_peft.learner import HeldNear, Learner
+from clip_peft.parts.context import ContextLearner, ContextMethod, start_context
 from clip_peft.text.templates import DEFAULT
 from peft_core.values import Count, NotNegative
 

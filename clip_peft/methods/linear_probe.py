@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner, OpenVocabularyMethod
-from clip_peft.probe import ProbeLearner
+from clip_peft.parts.probe import ProbeLearner
 from clip_peft.text.templates import DEFAULT
 
 

@@ -2,11 +2,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
-
-from clip_peft.deep_prompts import DeepPrompts
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner, OpenVocabularyMethod
+from clip_peft.parts.deep_prompts import CoupledPrompts
 from peft_core.values import Count
 
 
@@ -36,14 +34,4 @@ class MaPLe(OpenVocabularyMethod):
         return (cls(depth=2),)
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
-        return _MaPLe(clip, self, names)
-
-
-class _MaPLe(DeepPrompts):
-    def __init__(self, clip: Clip, method: MaPLe, names: Sequence[str]):
-        super().__init__(clip, method, names)
-        widths, device = (clip.tower.width, self.image_tower.width), self.context.device
-        self.project = nn.ModuleList([nn.Linear(*widths, device=device) for _ in range(method.depth)])
-
-    def of_image(self) -> list[Tensor]:
-        return [f(p) for f, p in zip(self.project, [self.context, *self.deep], strict=True)]
+        return CoupledPrompts(clip, self, names)

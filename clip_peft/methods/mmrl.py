@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_peft.frozen import Clip
-from clip_peft.image_prompts import ImageTower
 from clip_peft.inside import Change, changed
 from clip_peft.learner import Learner, OpenVocabularyMethod, TemplateLearner
+from clip_peft.parts.image_prompts import ImageTower
 from clip_peft.text.templates import DEFAULT
 from peft_core.errors import PeftError
 from peft_core.method import Method

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_peft.context import ContextLearner, checked_context, rest_of
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner, OpenVocabularyMethod
+from clip_peft.parts.context import ContextLearner, checked_context, rest_of
 from clip_peft.text.templates import DEFAULT, templates
 from peft_core.errors import PeftError
 from peft_core.values import Count, NotNegative

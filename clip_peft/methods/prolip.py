@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner, OpenVocabularyMethod, TemplateLearner
-from clip_peft.remembering import Remembering
+from clip_peft.parts.remembering import Remembering
 from clip_peft.text.templates import DEFAULT
 from peft_core.values import NotNegative
 

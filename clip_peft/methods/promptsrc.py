@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.context import ContextMethod
-from clip_peft.deep_prompts import DeepPrompts
 from clip_peft.frozen import Clip, raw_features
 from clip_peft.learner import Learner
+from clip_peft.parts.context import ContextMethod
+from clip_peft.parts.deep_prompts import DeepPrompts
 from peft_core.errors import PeftError
 from peft_core.values import Count, NotNegative, Positive, Range
 

@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.context import ContextLearner, ContextMethod, start_context
 from clip_peft.frozen import Clip
 from clip_peft.learner import HeldNear, Learner
+from clip_peft.parts.context import ContextLearner, ContextMethod, start_context
 from clip_peft.text.templates import DEFAULT
 from peft_core.errors import PeftError
 from peft_core.method import Method

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner, OpenVocabularyMethod, TemplateLearner
+from clip_peft.parts.views import AUGMIX, OfViews, Part, Views, surest, tuned
 from clip_peft.text.templates import DEFAULT
-from clip_peft.views import AUGMIX, OfViews, Part, Views, surest, tuned
 from peft_core.values import Positive, Range
 
 

@@ -5,10 +5,10 @@ from typing import Annotated, Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_peft.context import ContextLearner, ContextMethod, start_context
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner
-from clip_peft.views import AUGMIX, OfViews, Part, Views, surest, tuned
+from clip_peft.parts.context import ContextLearner, ContextMethod, start_context
+from clip_peft.parts.views import AUGMIX, OfViews, Part, Views, surest, tuned
 from peft_core.values import Count, Positive, Range
 
 

@@ -11,6 +11,7 @@ from peft_data.options import arguments, takes
 
 from clip_peft.fit import fit
 from clip_peft.sweep.protocols import Row, Trial, seeds_of, trials, unscored
+from clip_peft.sweep.rates import Tried, at_rates, best, candidates, ordered
 from peft_core.errors import PeftError
 from peft_core.files import read_text
 from peft_core.jobs.cli.command import command
@@ -18,15 +19,15 @@ from peft_core.jobs.cli.shared import sweeping
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.sweep.jobs import assignments, check_option, nested, slug
 from peft_core.jobs.sweep.preset import planned
-from peft_core.values import Whole
+from peft_core.values import Positive, Whole
 
 DECIDED = ("data", "method", "backbone", "out", "shots", "classes", "seed", "overwrite")
 PLANNED: dict[str, Any] = {
     "protocol": None, "data": [], "methods": [], "seeds": [], "shots": [], "targets": [], "set": [],
-    "backbone": "reference",
+    "backbone": "reference", "rates": [],
 }  # fmt: skip
 """What a sweep consists of, and what it is where nothing is said."""
-WRITTEN = ("runs", "results.csv", "table.md", "report.html")
+WRITTEN = ("runs", "rates.csv", "results.csv", "table.md", "report.html")
 """What an older sweep left, whose plan was not kept."""
 
 
@@ -47,6 +48,7 @@ def sweep(
     | None = None,
     shots: list[Whole] | None = None,
     targets: list[str] | None = None,
+    rates: list[Positive] | None = None,
     backbone: str | None = None,
     **common: Any,
 ) -> int:
@@ -59,6 +61,8 @@ def sweep(
         seeds: By default 1 2 3; elevater: 0 1 2.
         shots: By default 16; few_shot, no_validation, imbalanced: 1 2 4 8 16; elevater: 5.
         targets: What cross_dataset and domain_generalisation score; from coop/imagenet, by default CoOp's.
+        rates: Multiples of each recipe's learning rate, e.g. 1 0.1 10, to choose from on val: for each method the one of the best
+            mean over the data sets, trained with the most shots and the first seed.
         set: OPTION=VALUE of fit for all runs, e.g. epochs=50 data.root=~/data; METHOD:OPTION=VALUE for one method.
         backbone: As for fit.
         overwrite: Run again what was run with other settings.
@@ -72,10 +76,11 @@ def sweep(
     folder, methods = Path(how["out"]).expanduser().absolute(), plan["methods"]
     own = own_settings(plan)
     asked = list(trials(plan["protocol"], plan["data"], plan["targets"], methods, plan["seeds"], plan["shots"]))
-    jobs = {trial: settings_of(trial, folder, own[trial.method], plan["backbone"]) for trial in asked}
-    for settings in {trial.method: settings for trial, settings in jobs.items()}.values():
-        fit.resolve([("", settings)])  # a mistake is told before anything runs
-    from clip_peft.sweep.report import write_tables
+    recipes = {
+        trial.method: fit.resolve([("", settings_of(trial, folder, own[trial.method], plan["backbone"]))])
+        for trial in asked
+    }  # a mistake is told before anything runs
+    from clip_peft.sweep.report import write_rates, write_tables
     from clip_peft.sweep.worker import carry_out
     from peft_core.jobs.sweep.folder import SweepFolder
     from peft_core.jobs.sweep.outcome import Outcome
@@ -83,26 +88,56 @@ def sweep(
 
     rows: dict[Trial, list[Row]] = {}
     failed: list[str] = []
-    began = time.monotonic()
+    began, chosen = time.monotonic(), {}
+
+    def parcel(trial: Trial, out: Path) -> tuple[Any, ...]:
+        return trial, settings_of(trial, folder, own[trial.method], plan["backbone"]), overwrite
+
+    def say(trial: Trial, outcome: Outcome, found: list[Row], counted: str) -> None:
+        words = ", ".join(
+            f"{r['column']} {'–' if r['accuracy'] is None else format(r['accuracy'], '.4f')}" for r in found
+        )
+        tell(f"[{counted}, {time.monotonic() - began:.0f} s] {trial}: {outcome.error or words}")
+
+    def choose(pool: Pool) -> dict[str, str]:
+        """Method -> its rate, chosen on val."""
+        lr: dict[str, float] = {name: each["lr"] for name, each in recipes.items() if each["lr"] != "find"}
+        times = ordered(plan["rates"])
+        found: dict[Tried, list[Row]] = {}
+        for some in (times[:1], times[1:]):  # who trains nothing shows with the first
+            tried = {trial: rate for rate, trial in candidates(asked, lr, some)}
+
+            def noted(trial: Trial, outcome: Outcome, tried: dict[Trial, Tried] = tried) -> None:
+                got = (outcome.results or {}).get("rows") or unscored(trial)
+                found.setdefault(tried[trial], []).extend(got)
+                say(trial, outcome, got, f"rate {tried[trial].times:g} ×")
+                if not got[0]["trained_parameters"] and not outcome.error:
+                    lr.pop(trial.method, None)
+
+            pool.run(tried, noted)
+        write_rates(folder, found, lr)
+        return {name: f"{one.times * lr[name]:.6g}" for name, one in best(found).items() if name in lr}
 
     def done(trial: Trial, outcome: Outcome) -> None:
         rows[trial] = (outcome.results or {}).get("rows") or unscored(trial)
         failed.extend([f"{trial}: {outcome.error}"] if outcome.error else [])
-        words = ", ".join(
-            f"{r['column']} {'–' if r['accuracy'] is None else format(r['accuracy'], '.4f')}" for r in rows[trial]
-        )
-        tell(f"[{len(rows)}/{len(jobs)}, {time.monotonic() - began:.0f} s] {trial}: {outcome.error or words}")
-        if len(rows) % 8 == 0 or len(rows) == len(jobs):
-            inorder = [row for one in asked for row in rows.get(one, ())]
-            write_tables(folder, plan["protocol"], inorder, failed, f"{len(rows)} of {len(jobs)} runs")
-
-    def parcel(trial: Trial, out: Path) -> tuple[Any, ...]:
-        return trial, jobs[trial], overwrite
+        say(trial, outcome, rows[trial], f"{len(rows)}/{len(asked)}")
+        if len(rows) % 8 == 0 or len(rows) == len(asked):
+            inorder = [row for one in asked for row in rows.get(at_rates(one, chosen), ())]
+            write_tables(folder, plan, inorder, failed, f"{len(rows)} of {len(asked)} runs")
 
     with SweepFolder(how["out"], plan, overwrite, "clip_peft sweep", WRITTEN):
         workers, threads = default_workers(how["workers"], how["threads"])
         with Pool(workers, threads, folder, carry_out, parcel) as pool:
-            pool.run(jobs, done)
+            chosen.update(choose(pool) if plan["rates"] else {})
+            waiting = [at_rates(trial, chosen) for trial in asked]
+            first = {(trial.data, trial.method): trial for trial in reversed(waiting)}
+            pool.run(first.values(), done)
+            for trial in waiting:  # what learns nothing is the same with any shots and any seed
+                like = rows[first[trial.data, trial.method]]
+                if trial not in rows and like[0]["learns"] is False:
+                    done(trial, Outcome({"rows": [row | {"shots": trial.shots, "seed": trial.seed} for row in like]}))
+            pool.run([trial for trial in waiting if trial not in rows], done)
     print(f"{folder / 'table.md'}\n\n{read_text(folder / 'table.md')}")
     return 1 if failed else 0
 
@@ -119,6 +154,7 @@ def own_settings(plan: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
 def settings_of(trial: Trial, folder: Path, own: Iterable[tuple[str, str]], backbone: str) -> dict[str, Any]:
     """`fit`'s settings of a run."""
     place = f"{slug(trial.data)}/{slug(trial.method)}/{trial.shots}shots-{trial.classes}-seed{trial.seed}"
+    place += "".join(f"-{key}{value}" for key, value in trial.options if key in ("eval_on", "lr"))
     settings = {"data": {"name": trial.data}, "method": {"name": trial.method}, "backbone": backbone}
     settings |= {
         "shots": trial.shots,

@@ -119,6 +119,10 @@ def row_of(trial: Trial, column: str, results: dict[str, Any], scores: dict[str,
         "ece": scores.get("ece"),
         "trained_parameters": results.get("parameters", {}).get("trainable"),
         "seconds": sum(results.get("seconds", {}).values()),
+        "train_seconds": results.get("train_seconds"),
+        "use_seconds": results.get("use_seconds"),
+        "lr": dict(trial.options).get("lr"),
+        "learns": results.get("learns"),
         "bins": scores.get("bins", []),
     }
 
@@ -149,7 +153,36 @@ def table(protocol: str, rows: Sequence[Row]) -> tuple[list[str], list[list[str]
         header.append(name)
         for line, method in zip(lines, methods, strict=True):
             line.append(_percent(numbers.get(method)))
+    for name, numbers in costs(rows).items():
+        if numbers:
+            header.append(name)
+            for line, method in zip(lines, methods, strict=True):
+                line.append(numbers.get(method, "–"))
     return header, lines
+
+
+def costs(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """Column → method → what it costs: the rate it was trained at where rates were chosen, what trains, and seconds of the
+    runs with the most shots."""
+    most = max((int(str(row["shots"])) for row in rows), default=0)
+    result: dict[str, dict[str, str]] = {
+        "lr": {},
+        "trained": {},
+        f"training at {most} shots, s": {},
+        "use, ms a picture": {},
+    }
+    rate, trained, training, use = result.values()
+    for method in dict.fromkeys(str(row["method"]) for row in rows):
+        own: list[dict[str, Any]] = [row for row in rows if (row["method"], row["shots"]) == (method, most)]
+        if lr := next((row["lr"] for row in own if row.get("lr")), None):
+            rate[method] = str(lr)
+        if counts := [row["trained_parameters"] for row in own if row.get("trained_parameters") is not None]:
+            trained[method] = f"{max(counts):,}"
+        if seconds := [row["train_seconds"] for row in own if row.get("train_seconds") is not None]:
+            training[method] = f"{mean(seconds):.1f}"
+        if seconds := [row["use_seconds"] for row in own if row.get("use_seconds") is not None]:
+            use[method] = f"{1000 * mean(seconds):.2f}"
+    return result
 
 
 def averages(protocol: str, rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime
+import os
+import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from clip_peft.plots import against_shots, base_new_dots, reliability_diagram
 from clip_peft.sweep.protocols import AGAINST_SHOTS, PROTOCOLS, Row, accuracies, averages, spread, table
+from clip_peft.sweep.rates import Tried
 from peft_core.files import write_files
 from peft_core.jobs.reports import page as report
+from peft_core.jobs.sweep.code import code_hash
 from peft_core.jobs.sweep.jobs import slug
+from peft_core.versions import versions
 
 
-def write_tables(folder: Path, protocol: str, rows: Sequence[Row], failed: Sequence[str], state: str) -> None:
+def write_tables(folder: Path, plan: Mapping[str, Any], rows: Sequence[Row], failed: Sequence[str], state: str) -> None:
     """Writes them from the rows that there are."""
+    protocol = plan["protocol"]
     header, lines = table(protocol, rows)
     marks = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines)]
     about = f"{PROTOCOLS[protocol]}; accuracy in %, mean ± standard deviation over seeds; {state}"
+    if plan["rates"]:
+        times = ", ".join(f"{rate:g}" for rate in plan["rates"])
+        about += f"; learning rates chosen on val among {times} × the recipes'"
+    about += f"; {stamp(plan['backbone'])}"
     broken = "".join(f"\n- failed: {problem}" for problem in failed)
     drawn = figures(protocol, rows)
     sections = [("Table", report.table(lines, header))]
@@ -35,6 +46,25 @@ def write_tables(folder: Path, protocol: str, rows: Sequence[Row], failed: Seque
             **{f"{name}.png": image for _, name, image in drawn},
         },
     )
+
+
+def stamp(backbone: str) -> str:
+    """What a table was made by: backbone, code, libraries, processor, day."""
+    used = " ".join(
+        f"{name} {version}" for name, version in versions().items() if name in ("python", "torch", "open_clip_torch")
+    )
+    code, where = code_hash("clip_peft.training.job"), platform.processor() or platform.machine()
+    return f"{backbone}, code {code}, {used}, {where}, {os.cpu_count()} processors, {datetime.date.today()}"
+
+
+def write_rates(folder: Path, found: Mapping[Tried, Sequence[Row]], lr: Mapping[str, float]) -> None:
+    """rates.csv: each rate that was tried, and its accuracy on val."""
+    rows = [
+        {"method": tried.method, "times": tried.times, "lr": f"{tried.times * lr[tried.method]:.6g}",
+         "data": row["data"], "val_accuracy": row["accuracy"]}
+        for tried, each in found.items() if tried.method in lr for row in each
+    ]  # fmt: skip
+    write_files(folder, {"rates.csv": report.csv_bytes(rows)})
 
 
 def figures(protocol: str, rows: Sequence[Row]) -> list[tuple[str, str, bytes]]:

@@ -17,8 +17,8 @@ from peft_core.jobs.runs.learning import Learning
 
 class Contrast(Learning):
     """The method's loss, AdamW, Adam or SGD (momentum 0.9), and CoOp's schedule: of E epochs, the first w at the constant rate
-    `warmup_lr`, then lr · (f + (1 − f) · (1 + cos(π (e − w) / E)) / 2) in epoch e, f = `final_lr`. With `stepwise` e goes
-    up with every step rather than every epoch, and the cosine ends with the run: (e − w) / (E − w).
+    `warmup_lr` (none of them where E ≤ w), then lr · (f + (1 − f) · (1 + cos(π (e − w) / E)) / 2) in epoch e, f = `final_lr`.
+    With `stepwise` e goes up with every step rather than every epoch, and the cosine ends with the run: (e − w) / (E − w).
 
     All chance in a step (view, augmentation, dropout) is a function of (seed, process, step), so a run that goes on from a
     checkpoint equals one that was never stopped. Parameters are float32 whatever the autocast.
@@ -60,6 +60,8 @@ class Contrast(Learning):
             loss = self.model.learner.loss(features, batch.labels, None)
         else:
             images = self.augment(batch.images, self.chance)
+            if self.model.learner.method.second_view:
+                images = torch.stack((images, self.augment(batch.images, self.chance)), dim=1)
             loss = self.mean_of(lambda: self.model.loss(self.encoder.images(images), batch.labels))
         return self.count(loss)
 
@@ -93,10 +95,11 @@ class Contrast(Learning):
         return self._rate(epochs - begun, share * whole)
 
     def _rate(self, epochs: float, total: float) -> float:
-        done = (epochs if self.stepwise else math.floor(epochs + 1e-9)) - self.warmup_epochs
+        warm = self.warmup_epochs if self.warmup_epochs < total - 1e-9 else 0.0  # else nothing would be learnt
+        done = (epochs if self.stepwise else math.floor(epochs + 1e-9)) - warm
         if done < -1e-9:
             return self.warmup_lr
-        share = min(1.0, done / max(1e-9, total - self.warmup_epochs if self.stepwise else total))
+        share = min(1.0, done / max(1e-9, total - warm if self.stepwise else total))
         return self.lr * (self.final_lr + (1 - self.final_lr) * (1 + math.cos(math.pi * share)) / 2)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -141,6 +141,9 @@ def run(
             rates = find_rate(contrast, again, flags | settings["trainer"].options)
             settings["lr"] = config["lr"] = contrast.lr = rates.rate
         epochs = math.ceil(steps / an_epoch)
+        if 0 < epochs <= settings["warmup_epochs"]:
+            told.append("this run would be nothing but warm-up (warmup_epochs), so it has none")
+            tell(f"note: {told[-1]}")
         if val and folder.found is not None and not test_views(method):
             watch.every = math.ceil(epochs / 10)
             watch.look = lambda: {"accuracy": score(encoder, val, len(data.class_names)).accuracy}
@@ -160,8 +163,12 @@ def run(
     )  # only now: a mistake in the settings leaves no folder behind
     if rates is not None and trainer.is_global_zero:
         rates.write(folder)
+    busy = 1.0  # of the clock's seconds, this process's own
     if contrast is not None:
+        began, own = time.monotonic(), time.process_time()
         training.train(trainer, contrast, folder.path, batches)
+        if trainer.strategy.root_device.type == "cpu":
+            busy = (time.process_time() - own) / (time.monotonic() - began)
         epochs = trainer.current_epoch
         whole.to(trainer.strategy.root_device)
     if not trainer.is_global_zero:
@@ -199,6 +206,8 @@ def run(
         "parameters": parameters(whole),
         "seconds": {"features": caching, "train": contrast.seconds if contrast else 0.0,
                     "evaluate": time.monotonic() - began},
+        "train_seconds": busy * contrast.seconds if contrast else 0.0,
+        "learns": bool(whole.trainable()) or hasattr(whole.learner, "remember"),
     }  # fmt: skip
     if folder.found is not None:
         history = contrast.history if contrast else []

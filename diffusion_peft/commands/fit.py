@@ -12,6 +12,7 @@ from diffusion_peft.commands.task import task_of
 from diffusion_peft.control.options import ControlOptions, check_control, is_control
 from diffusion_peft.data.concepts import Concept, read_concepts
 from diffusion_peft.data.fingerprint import fingerprint
+from diffusion_peft.data.masks import ALPHA, BESIDE, OFF
 from diffusion_peft.data.pictures import check_place
 from diffusion_peft.personalize.slider_options import SliderOptions
 from diffusion_peft.training.flow_options import FlowOptions
@@ -24,7 +25,7 @@ from peft_core.jobs.cli.shared import MACHINE, RUN, TRAINING, training
 from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
 from peft_core.jobs.runs.saying import Row
-from peft_core.values import Count, NotNegative, Positive, Rate, Whole
+from peft_core.values import Count, NotNegative, Positive, Rate, Share, Whole
 
 
 def recipe_of(settings: dict[str, Any]) -> str:
@@ -41,7 +42,7 @@ def recipe_of(settings: dict[str, Any]) -> str:
 
 @command("diffusion", recipe_of, {
     RUN: "data base method recipe prompt steps epochs",
-    "a subject or a new word": "class_prompt prior_count placeholder initializer text_method",
+    "a subject or a new word": "class_prompt prior_count placeholder initializer text_method masks",
     "sliders, controls, flows": "slider control flow",
     TRAINING: "lr text_lr batch_size optimizer resolution flip",
     "samples": "sample_prompts sample_count sample_every guidance",
@@ -68,6 +69,8 @@ def fit(
     flow: FlowOptions = None,  # type: ignore[assignment]
     caption_prefix: str = "",
     caption_dropout: Rate = 0.0,
+    masks: str | None = None,
+    mask_outside: Share = 0.0,
     steps: Count = 500,
     epochs: Whole = 0,
     optimizer: Literal["adamw", "sgd", "adamw8bit", "paged_adamw"] = "adamw",
@@ -117,6 +120,9 @@ def fit(
         flow: How bases trained by flow matching (Stable Diffusion 3, Flux, Sana, …) are, e.g. --flow.density logit_normal.
         caption_prefix: Put before every caption.
         caption_dropout: Share of captions that are left empty.
+        masks: Where the pictures' masks are, whose white parts alone are learnt: beside (photo-masklabel.png, the default), alpha
+            (the pictures' alpha channels), a folder of masks with the pictures' names, or off.
+        mask_outside: Weight of what a mask leaves out.
         out: The run folder; by default runs/DATA-BASE-METHOD-SEED.
         seed: Of the adapter, the order of the pictures, noise, and all chance in training.
         steps: Optimiser steps.
@@ -159,7 +165,7 @@ def fit(
 
         return run(folder, task_of(settings, concepts), config)
 
-    places = [settings["data"], settings["prior"], *(place for c in concepts for place in (c.data, c.prior))]
+    places = [settings["data"], settings["prior"], *(place for c in concepts for place in (c.data, c.prior, c.masks))]
     return run_once(folder, settings, work, headline, found=found(settings, concepts), fingerprint=fingerprint(places))
 
 
@@ -177,6 +183,12 @@ def check(settings: dict[str, Any]) -> list[Concept]:
     """
     for key in ("data", "prior", "base"):
         settings[key] = absolute(settings[key])
+    if settings["masks"] not in (None, BESIDE, ALPHA, OFF):
+        settings["masks"] = absolute(settings["masks"])
+    if settings["masks"] and (is_control(settings) or settings["slider"].options):
+        raise PeftError(
+            "masks weigh the loss of captioned pictures; controls and sliders have none: leave --masks out."
+        )
     if is_control(settings):
         return check_control(settings)
     if settings["slider"].options:

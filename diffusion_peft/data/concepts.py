@@ -8,6 +8,7 @@ from typing import Any
 
 from diffusion_peft.base.bases import Base
 from diffusion_peft.base.texts import add_token, check_length, count_tokens, expand, has_token, initial_ids, longest
+from diffusion_peft.data.masks import BESIDE
 from diffusion_peft.data.pictures import Picture, open_pictures
 from peft_core.errors import PeftError, nearest
 from peft_core.files import read_json
@@ -31,6 +32,7 @@ class Concept:
         prior: folder of prior pictures.
         placeholder: a new token.
         initializer: the word that the token starts as.
+        masks: where the pictures' masks are: beside, alpha, off, or a folder.
     """
 
     data: str
@@ -39,6 +41,7 @@ class Concept:
     prior: str | None = None
     placeholder: str | None = None
     initializer: str | None = None
+    masks: str | None = None
 
 
 def read_concepts(settings: dict[str, Any]) -> list[Concept]:
@@ -60,9 +63,10 @@ def read_concepts(settings: dict[str, Any]) -> list[Concept]:
                 raise PeftError(f'unknown entry "{key}" in {path}{nearest(key, names)} (known: {", ".join(names)}).')
             if value is not None and not isinstance(value, str):
                 raise PeftError(f'the entry "{key}" in {path} must be words, not {value}.')
-    beside = [{k: str(path.parent / v) if k in ("data", "prior") and _is_beside(path, v) else v for k, v in row.items()}
-              for row in rows]  # fmt: skip
-    return [Concept(**row) for row in beside]
+    for row in rows:
+        beside = [key for key in ("data", "prior", "masks") if row.get(key) and _is_beside(path, row[key])]
+        row |= {"masks": row.get("masks", settings["masks"])} | {key: str(path.parent / row[key]) for key in beside}
+    return [Concept(**row) for row in rows]
 
 
 def _is_beside(file: Path, name: str) -> bool:
@@ -110,7 +114,7 @@ def captioned(base: Base, concept: Concept, caption_prefix: str = "") -> tuple[l
     Raises:
         PeftError: pictures without any words, a prompt of too many tokens.
     """
-    pictures = open_pictures(concept.data)
+    pictures = open_pictures(concept.data, concept.masks or BESIDE)
     if concept.prompt is not None:
         check_length(base, concept.prompt, "the prompt")
         return pictures, [(concept.prompt,)] * len(pictures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from diffusion_peft.data.latents import Captions, Latent
 
 @dataclass(frozen=True)
 class Example:
-    """A latent, the numbers of the captions that it may get, and the concept that it belongs to."""
+    """A latent, the numbers of the captions that it may get, the concept that it belongs to, and what each of its values weighs,
+    1 h w (1 where there is no mask)."""
 
     latent: Latent
     captions: tuple[int, ...]
     concept: int = 0
+    mask: Tensor | None = None
 
 
 @dataclass
@@ -34,6 +37,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @cached_property
+    def masks(self) -> int:
+        """How many of the pictures have one."""
+        return sum(item.mask is not None for item in self.items)
 
     def buckets(self) -> list[Tensor]:
         """Indices of the pictures of each latent size."""
@@ -55,11 +63,15 @@ class Examples:
         numbers = torch.tensor([item.captions[_draw(len(item.captions), chance)] for item in items])
         if dropout:
             numbers[torch.rand(len(items), generator=chance) < dropout] = 0
-        return {
+        batch = {
             "mean": torch.stack([item.latent.mean for item in items]),
             "logvar": torch.stack([item.latent.logvar for item in items]),
             "sizes": torch.tensor([item.latent.sizes for item in items], dtype=torch.float32),
-        } | self.captions.take(numbers)
+        }
+        if self.masks:
+            whole = torch.ones(1, *batch["mean"].shape[-2:])
+            batch["mask"] = torch.stack([whole if item.mask is None else item.mask for item in items])
+        return batch | self.captions.take(numbers)
 
 
 def _draw(count: int, chance: torch.Generator) -> int:

@@ -15,7 +15,10 @@ from peft_data.errors import listing
 from peft_data.pictures import UNREADABLE, is_picture, read_picture
 from peft_data.walk import LeftOut, files_in
 from PIL import Image
+from torch import Tensor
 
+from diffusion_peft.data.buckets import Crop
+from diffusion_peft.data.masks import OFF, apart, check_masks, find_masks, read_mask, weights_of
 from peft_core.errors import PeftError
 from peft_core.files import parse_json, read_text
 from peft_core.jobs.runs.process import tell
@@ -31,7 +34,7 @@ _KOHYA = re.compile(r"(\d{1,4})_(.+)")
 @dataclass(frozen=True)
 class Picture:
     """One picture: a file, or 8-bit RGB already in memory; its caption where it has one; its size in pixels; how many times it
-    counts in a pass over the pictures."""
+    counts in a pass over the pictures; the file of its mask where it has one, itself where that is its alpha channel."""
 
     source: Path | Image.Image
     caption: str | None
@@ -39,10 +42,17 @@ class Picture:
     height: int = 0
     width: int = 0
     repeats: int = 1
+    mask: Path | None = None
 
     def read(self) -> Image.Image:
         """8-bit RGB, upright."""
         return read_picture(self.source)
+
+    def weights(self, crop: Crop, flip: bool, size: tuple[int, int], outside: float) -> Tensor | None:
+        """What each of its h w latents weighs, 1 h w; `outside` where its mask is black. None without a mask."""
+        if self.mask is None or not isinstance(self.source, Path):
+            return None
+        return weights_of(read_mask(self.source, self.mask), crop, flip, size, outside)
 
     def digest(self) -> str:
         """A name for what it shows."""
@@ -50,11 +60,15 @@ class Picture:
         return hashlib.sha256(content + str((self.height, self.width)).encode()).hexdigest()
 
 
-def open_pictures(data: str) -> list[Picture]:
+def open_pictures(data: str, masks: str = OFF) -> list[Picture]:
     """The pictures of a folder, of one file, or of a drawn subject (`world/subjects/0`), checked.
 
     Hidden folders, what systems leave behind and folders of runs are passed over (`peft_data.walk`). In kohya's folders
-    `10_sks dog` each picture counts 10 times and is called "sks dog" where it has no caption of its own.
+    `10_sks dog` each picture counts 10 times and is called "sks dog" where it has no caption of its own. `a-masklabel.png`
+    beside `a.png` is its mask.
+
+    Args:
+        masks: beside, alpha, off, or a folder of them (`data.masks`).
 
     Raises:
         PeftError: no such folder, no picture in it, pictures that cannot be read (all are named), captions that are no
@@ -67,7 +81,7 @@ def open_pictures(data: str) -> list[Picture]:
     path = Path(data).expanduser()
     folder = path if path.is_dir() else path.parent
     left_out = LeftOut()
-    files = files_in(path, is_picture, left_out) if path.is_dir() else [path]
+    files, labels = apart(files_in(path, is_picture, left_out) if path.is_dir() else [path], masks)
     if not files:
         raise PeftError(f"there is no picture in {path}.")
     captions = read_captions(folder, files)
@@ -78,13 +92,20 @@ def open_pictures(data: str) -> list[Picture]:
         raise PeftError(
             f"{len(broken)} of {len(files)} pictures cannot be read, take them out or get them again:{listing(broken)}"
         )
+    found_masks = find_masks(files, folder, masks, labels)
+    check_masks(files, found, found_masks)  # type: ignore[arg-type]
     counted = {file: _counted(file, folder) for file in files}
     _say(folder, left_out, counted, captions)
     return [
         Picture(
-            file, captions.get(file) or counted[file][1], file.relative_to(folder).as_posix(), *size, counted[file][0]
+            file,
+            captions.get(file) or counted[file][1],
+            file.relative_to(folder).as_posix(),
+            *size,
+            counted[file][0],
+            mask,
         )  # type: ignore[misc]
-        for file, size in zip(files, found, strict=True)
+        for file, size, mask in zip(files, found, found_masks, strict=True)
     ]
 
 

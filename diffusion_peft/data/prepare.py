@@ -54,8 +54,10 @@ def prepare(
         wanted = [(p, fit_to(p.height, p.width, buckets), flip) for p in pictures for flip in flips]
         encoded = encode_pictures(base, wanted, latents, device)
         words = [tuple(map(captions.number, each)) for each in texts for _ in flips]
-        for (picture, _, _), latent, each in zip(wanted, encoded, words, strict=True):
-            items += [Example(latent, each, number)] * picture.repeats
+        for (picture, crop, flip), latent, each in zip(wanted, encoded, words, strict=True):
+            size = (latent.mean.shape[-2], latent.mean.shape[-1])
+            mask = picture.weights(crop, flip, size, settings["mask_outside"])
+            items += [Example(latent, each, number, mask)] * picture.repeats
     examples = Examples(items, captions, dropout=settings["caption_dropout"])
     for number, pictures in enumerate(prior):
         square = [(p, fit_to(p.height, p.width, [(side, side)]), False) for p in pictures]

@@ -99,7 +99,7 @@ class Denoiser(Learning):
         else:
             predictions = tuple(self.predict(**_inputs(one)) for one in noised)
         losses = [
-            weight * denoising_loss(prediction, one["target"], self.process.weight(one["time"]))
+            weight * denoising_loss(prediction, one["target"], self.process.weight(one["time"]), one.get("mask"))
             for prediction, one, (_, weight) in zip(predictions, noised, groups, strict=True)
         ]
         return torch.stack(losses).sum()
@@ -169,7 +169,7 @@ class Denoiser(Learning):
 
 
 def _inputs(noised: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in noised.items() if key != "target"}
+    return {key: value for key, value in noised.items() if key not in ("target", "mask")}
 
 
 def _alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

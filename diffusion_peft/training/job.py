@@ -187,7 +187,8 @@ def results_of(
         "kind": base.kind,
         "prediction_type": base.prediction_type,
         "data": task.data,
-        "pictures": {"train": len(examples), "prior": sum(map(len, getattr(examples, "prior", ())))},
+        "pictures": {"train": len(examples), "prior": sum(map(len, getattr(examples, "prior", ())))}
+        | ({"masks": masks} if (masks := getattr(examples, "masks", 0)) else {}),
         "method": settings["method"].plain(),
         "text_method": settings["text_method"].plain() if settings["text_method"] else None,
         "seed": settings["seed"],

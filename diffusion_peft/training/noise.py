@@ -95,7 +95,10 @@ def offset_noise(noise: Tensor, offset: float, chance: torch.Generator) -> Tenso
     return noise + offset * torch.randn(*noise.shape[:2], 1, 1, generator=chance)
 
 
-def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean over pictures of weight · mean squared error; weight B."""
-    each = (prediction.float() - target.float()).square().mean((1, 2, 3))
+def denoising_loss(
+    prediction: Tensor, target: Tensor, weight: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Mean over pictures of weight · mean of the mask · squared error over all of a picture; weight B, mask B 1 h w."""
+    error = (prediction.float() - target.float()).square()
+    each = (error if mask is None else error * mask).mean((1, 2, 3))
     return (each if weight is None else each * weight).mean()

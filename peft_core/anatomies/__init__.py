@@ -136,6 +136,8 @@ class Anatomy:
     heads: list[str] = field(default_factory=list)
     tail: tuple[str, ...] = ()
     """What stands behind the last block, the heads apart."""
+    rises: dict[str, int] = field(default_factory=dict)
+    """Of a U shape: the blocks from the narrowest on, each with the channels of what it gives, B C H W."""
     members: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Tower -> the modules and parameters outside blocks that are its own."""
     unknown: dict[str, str] = field(default_factory=dict)
@@ -199,10 +201,11 @@ class Anatomy:
             for name, s in self.streams.items()
         }
         members = {tower: tuple(join(at, name) for name in names) for tower, names in self.members.items()}
+        rises = {join(at, path): channels for path, channels in self.rises.items()}
         return dataclasses.replace(
             self, blocks=moved, streams=streams, places=[_moved(place, at) for place in self.places],
             sublayers=[_moved(step, at) for step in self.sublayers], heads=[join(at, path) for path in self.heads],
-            tail=tuple(join(at, path) for path in self.tail), members=members, embed=None, finish=None,
+            tail=tuple(join(at, path) for path in self.tail), members=members, embed=None, finish=None, rises=rises,
         )  # fmt: skip
 
 
@@ -244,9 +247,7 @@ def classifiers(model: Any) -> list[str]:
     """Paths of the modules with parameters that the model's own `get_classifier()` gives, whatever their class."""
     given = model.get_classifier()
     heads = {id(head) for head in (given if isinstance(given, tuple | list) else (given,))}
-    return [
-        path for path, module in model.named_modules() if id(module) in heads and any(True for _ in module.parameters())
-    ]
+    return [path for path, m in model.named_modules() if id(m) in heads and any(True for _ in m.parameters())]
 
 
 def class_names(model: object) -> set[str]:
@@ -264,11 +265,8 @@ def describe(model: nn.Module) -> Anatomy | None:
     if callable(own):
         return own()  # type: ignore
     files: list[Any] = [importlib.import_module(f"{__name__}.{family}") for family in families()]
-    for file in sorted(files, key=lambda file: getattr(file, "LAST", False)):
-        anatomy = file.describe(model)
-        if anatomy is not None:
-            return anatomy
-    return None
+    found = (file.describe(model) for file in sorted(files, key=lambda file: getattr(file, "LAST", False)))
+    return next((anatomy for anatomy in found if anatomy is not None), None)
 
 
 _WRAPPERS = {

@@ -2,6 +2,8 @@
 in which they run (9 on SD 1.5, 7 on SDXL), each with all its layers: transformers, convolutions, projections. What serves
 every block (conv_in, conv_out, the time embedding) stands outside them; conv_in and conv_out play no role."""
 
+from typing import Any
+
 from torch import nn
 
 from peft_core.anatomies import Anatomy, Place, Stream, SubLayer, class_names, join
@@ -20,6 +22,9 @@ def describe(model: nn.Module) -> Anatomy | None:
     blocks += [f"up_blocks.{i}" for i in range(len(model.up_blocks))]  # type: ignore[arg-type]
     index = {path: i for i, path in enumerate(blocks)}
     anatomy = Anatomy("diffusers UNet", ("attn", "cross_attn"), {None: blocks})
+    rising: Any = [] if model.mid_block is None else [model.mid_block, *model.up_blocks]  # type: ignore[misc]
+    names = blocks[len(blocks) - len(rising) :] if rising else []
+    anatomy.rises = {path: block.resnets[-1].out_channels for path, block in zip(names, rising, strict=True)}
     for name, module in model.named_modules():
         parts = name.split(".")
         if "peft" in parts:  # a branch that copies the encoder has blocks like the UNet's own

@@ -173,6 +173,7 @@ def lacks(method: Method, anatomy: Anatomy, quantised: bool = False) -> str | No
     for need, has in (
         ("quantised", quantised),
         ("stream", all(streams)),
+        ("features", all(streams) or bool(anatomy.rises)),
         ("tokens", all(s is not None and s.takes_tokens for s in streams)),
         ("pair", {"image", "text"} <= anatomy.blocks.keys()),
         ("cross", "cross_k" in anatomy.roles()),

@@ -122,6 +122,8 @@ def test_coop_s_schedule() -> None:
     stepwise = Contrast(
         encoder(None), 100, 10, None, stepwise=True, **settings | {"warmup_epochs": 0, "final_lr": 0.01}
     )
+    short = Contrast(encoder(None), 7, 7, None, stepwise=False, **settings)  # all of it would be warm-up
+    assert short.rate(0) == short.rate(6 / 7) == 2e-3
     assert stepwise.rate(0) == 2e-3 and stepwise.rate(5) == pytest.approx(2e-3 * 0.505) and stepwise.rate(10) == 2e-5
 
 

@@ -10,6 +10,7 @@ from clip_peft.commands import main
 from clip_peft.fit import fit
 from clip_peft.sweep.command import PLANNED, own_settings, settings_of, sweep
 from clip_peft.sweep.protocols import Trial, averages, cell, harmonic, seeds_of, table, trials
+from clip_peft.sweep.rates import Tried, at_rates, best, candidates, ordered
 from peft_core import PeftError
 from peft_core.jobs.sweep.preset import planned
 
@@ -21,6 +22,10 @@ SET = [
     "coop:method.context=2",
     "trainer.accelerator=cpu",
 ]
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
 def row(method: str, column: str, accuracy: float | None, data: str = "a", seed: int = 1, shots: int = 16) -> dict:
@@ -98,7 +103,7 @@ def test_base_to_new(swept: list[str], photos: str) -> None:
     text = (out / "table.md").read_text()
     assert text.splitlines()[0].startswith(f"| method | {photos} base | {photos} new | {photos} H | mean base |")
     assert "4 of 4 runs" in text and "| taskres |" in text
-    rows = list(csv.DictReader((out / "results.csv").open()))
+    rows = csv_rows(out / "results.csv")
     assert [(r["method"], r["seed"], r["column"]) for r in rows][:4] == [
         ("coop", "1", "base"), ("coop", "1", "new"), ("taskres", "1", "base"), ("taskres", "1", "new"),
     ]  # fmt: skip
@@ -127,13 +132,61 @@ def test_transfer_in_processes(backbone: str, photos: str, tmp_path: Path) -> No
     line = ["sweep", "--protocol", "cross_dataset", "--data", photos, "--targets", str(tmp_path / "again"), "--methods"]
     line += ["zero_shot", "--seeds", "1", "--backbone", backbone, "--out", str(tmp_path / "out"), "--workers", "2"]
     assert main(line) == 0
-    (one, other) = list(csv.DictReader((tmp_path / "out/results.csv").open()))
+    (one, other) = csv_rows(tmp_path / "out/results.csv")
     assert one["column"] == "source" and one["accuracy"] == other["accuracy"]
 
 
-def test_the_shipped_preset_is_a_plan() -> None:
-    plan = planned(sweep, PLANNED, {"sweep": "world_open", "seeds": [2]})
-    assert plan["protocol"] == "base_to_new" and plan["seeds"] == [2] and len(plan["data"]) == 2
+def test_rates_are_chosen_on_val(photos: str, backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = [
+        "sweep",
+        "--protocol",
+        "few_shot",
+        "--data",
+        photos,
+        "--methods",
+        "zero_shot",
+        "taskres",
+        "--seeds",
+        "1",
+        "2",
+    ]
+    line += ["--shots", "1", "2", "--rates", "1", "100", "--backbone", backbone, "--out", str(tmp_path / "out")]
+    line += ["--workers", "1", "--set", *SET[:-2], SET[-1]]
+    assert main(line) == 0
+    tried = csv_rows(tmp_path / "out/rates.csv")
+    assert [(row["method"], row["times"]) for row in tried] == [("taskres", "1.0"), ("taskres", "100.0")]
+    chosen = max(tried, key=lambda row: float(row["val_accuracy"]))
+    rows = csv_rows(tmp_path / "out/results.csv")
+    assert {row["lr"] for row in rows if row["method"] == "taskres"} == {chosen["lr"]}
+    assert len(rows) == 8 and len({row["accuracy"] for row in rows if row["method"] == "zero_shot"}) == 1
+    assert all(float(row["use_seconds"]) > 0 for row in rows)
+    assert len(list((tmp_path / "out/runs").glob("*/zero_shot/*/results.json"))) == 2  # val and test: it learns nothing
+    text = (tmp_path / "out/table.md").read_text(encoding="utf-8")
+    assert "| lr | trained | training at 2 shots, s | use, ms a picture |" in text
+    assert "chosen on val among 1, 100 × the recipes'" in text and "code " in text
+    capsys.readouterr()
+    assert main(line) == 0 and "8 of 8 runs" in capsys.readouterr().out
+
+
+def test_which_rate_is_best() -> None:
+    assert ordered([0.1, 1, 10, 3]) == [1, 3, 0.1, 10]
+    asked = list(trials("few_shot", ["a", "b"], [], ["coop", "zero_shot"], [1, 2], [4, 16]))
+    tried = list(candidates(asked, {"coop": 2e-3}, [1, 10]))
+    assert [(rate.times, trial.data, trial.shots, trial.seed) for rate, trial in tried] == [
+        (1, "a", 16, 1), (10, "a", 16, 1), (1, "b", 16, 1), (10, "b", 16, 1),
+    ]  # fmt: skip
+    assert tried[1][1].options == (("eval_on", "val"), ("lr", "0.02"))
+    found = {Tried("coop", 1): [row("coop", "accuracy", 0.5)], Tried("coop", 10): [row("coop", "accuracy", 0.5)]}
+    assert best(found)["coop"].times == 1
+    found[Tried("coop", 3)] = [row("coop", "accuracy", 0.9), row("coop", "accuracy", None)]  # it failed on one set
+    assert best(found)["coop"].times == 1
+    assert at_rates(asked[0], {"coop": "0.02"}).options == (("lr", "0.02"),) and at_rates(asked[0], {}) == asked[0]
+
+
+@pytest.mark.parametrize(("name", "protocol"), [("world_open", "base_to_new"), ("world_few_shot", "few_shot")])
+def test_the_shipped_presets_are_plans(name: str, protocol: str) -> None:
+    plan = planned(sweep, PLANNED, {"sweep": name, "seeds": [2]})
+    assert plan["protocol"] == protocol and plan["seeds"] == [2] and len(plan["data"]) == 2
     assert {"coop", "gda", "tip_adapter_f", "clip_lora", "vpt"} <= set(plan["methods"])
     options = own_settings(plan)
     for method in plan["methods"]:

@@ -6,13 +6,14 @@ all norms of their optimiser's list train, of which their code freezes ln_pre, l
 the first stage, where ours spares vectors), minglllli/CLIPFit 4dde049, ZjjConan/VLM-MultiModalAdapter c3d0bc2 (MMA: blocks 2
 and 3, width 8, scale 0.3), htyao89/Textual-based_Class-aware_prompt_tuning bd97bec (TCP: its block 8 is 1, its width 512 is 64),
 Koorye/DePT d4ff416 (on KgCoOp), yunncheng/MMRL 27d8821 (MMRL and MMRL++: blocks 2 and 3, two tokens of width
-8).
+8), ShuvenduRoy/CoPrompt a2a6c12 (GPT-3's texts are three templates here, of which the second one is drawn).
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -201,3 +202,30 @@ def check(whole: OpenVocabulary, golden: dict[str, Any], parameters: dict[str, T
         same(sketch(p.grad), golden["gradients"][name], 2e-5)
     torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=0.0).step()
     same(whole.loss(pictures(), LABELS), golden["stepped"])
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_co_prompt(depth: int, monkeypatch: pytest.MonkeyPatch):
+    golden = GOLDEN[f"co_prompt {depth} 2"]
+    texts = ("a photo of a {}.", "a bad photo of a {}.", "a photo of many {}.")
+    whole = built("co_prompt", depth=depth, template=texts)
+    learner: Any = whole.learner
+    same(sketch(learner.context), golden["start"])
+    put(learner.context, "context", 0.2, add=True)
+    parameters = {"context": learner.context} | {f"deep {i}": p for i, p in enumerate(learner.deep)}
+    for kind, adapter in (("image", learner.of_pictures), ("text", learner.of_texts)):
+        parameters |= {f"{kind} down": adapter.down.weight, f"{kind} up": adapter.up.weight}
+    for i, layer in enumerate(learner.project):
+        parameters |= {f"project {i}": layer.weight, f"bias {i}": layer.bias}
+    for name, parameter in parameters.items():
+        if name != "context":
+            put(parameter, name, 0.1 if name.startswith(("project", "bias")) else 0.5)
+    same(whole(pictures()), golden["logits"])
+    drawn = []
+    monkeypatch.setattr(torch, "randint", lambda high, size: drawn.append(high) or torch.tensor(1))
+    loss = whole.loss(torch.stack((pictures(), noise("images 2", 4, 3, 32, 32)), dim=1), LABELS)
+    same(loss, golden["loss"])
+    loss.backward()
+    assert drawn == [3] and set(golden["gradients"]) == set(parameters)
+    for name, parameter in parameters.items():
+        same(sketch(parameter.grad), golden["gradients"][name], 2e-5)  # type: ignore[arg-type]

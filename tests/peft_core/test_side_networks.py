@@ -12,7 +12,9 @@ from peft_core import PeftError, adapt, lifecycle
 from peft_core.attach import grafts_named
 from peft_core.kernels.gelu_linear import gelu_linear
 from peft_core.lifecycle import Losses
+from peft_core.methods.side.res_tuning import Rising
 from peft_core.testing import perturb
+from tests.tiny import MODELS
 
 X = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -126,3 +128,13 @@ def test_a_linear_behind_a_gelu_has_its_gradients() -> None:
     found = torch.autograd.grad(gelu_linear(x, w, b).square().sum(), (x, w, b))
     torch.testing.assert_close(found, wanted)
     assert torch.autograd.gradgradcheck(gelu_linear, (x, w, b))
+
+
+def test_a_unet_gets_its_bypass_whole() -> None:
+    model = MODELS["unet"].model()
+    for settings, words in (({"blocks": (3,)}, "leave blocks out"), ({"heads": 3}, "32 channels into 3 heads")):
+        with pytest.raises(PeftError, match=words):
+            adapt(model, "res_tuning", **settings)
+    with torch.device("meta"):
+        net = Rising([1280, 1280, 1280, 640, 320], 4, 2, {})
+    assert sum(p.numel() for p in net.parameters()) == 41_431_520

@@ -1,4 +1,4 @@
-"""Prompts at the first blocks of both towers: what MaPLe and PromptSRC share."""
+"""Prompts at the first blocks of both towers, each tower's own or the image tower's made of the text tower's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_peft.context import ContextLearner, rest_of, start_context
 from clip_peft.frozen import Clip
-from clip_peft.image_prompts import ImageTower, check_depth, check_format
+from clip_peft.parts.context import ContextLearner, rest_of, start_context
+from clip_peft.parts.image_prompts import ImageTower, check_depth, check_format
 
 
 class DeepPrompts(ContextLearner):
@@ -40,3 +40,15 @@ class DeepPrompts(ContextLearner):
     def encode(self, images: Tensor) -> Tensor:
         with self.image_tower.prompted(self.of_image()):
             return self.clip.model.encode_image(images, normalize=False)
+
+
+class CoupledPrompts(DeepPrompts):
+    """The image tower's prompts are F_j(P_j) of the text prompts P_0 … P_{J−1} (M D), F_j a linear D → V of its own."""
+
+    def __init__(self, clip: Clip, method: Any, names: Sequence[str], reference: str | Sequence[str] | None = None):
+        super().__init__(clip, method, names, reference)
+        widths, device = (clip.tower.width, self.image_tower.width), self.context.device
+        self.project = nn.ModuleList([nn.Linear(*widths, device=device) for _ in range(method.depth)])
+
+    def of_image(self) -> list[Tensor]:
+        return [f(p) for f, p in zip(self.project, [self.context, *self.deep], strict=True)]
