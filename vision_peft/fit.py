@@ -9,7 +9,7 @@ from peft_data.video.clips import Clips
 
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.optimizers import GaLoreFlags, MeZOFlags
-from peft_core.jobs.cli.options import MethodChoice
+from peft_core.jobs.cli.options import MethodChoice, check_unused
 from peft_core.jobs.cli.shared import MACHINE, RUN, TRAINING, training
 from peft_core.jobs.data import Data, fingerprint, found
 from peft_core.jobs.hub.precision import Quantize
@@ -21,9 +21,12 @@ from vision_peft.dense.flags import DenseFlags
 from vision_peft.tasks import TaskName
 from vision_peft.video.flags import VideoFlags
 
-
 FEW = 2_000
 """Training pictures up to which a data set without a recipe of its own has `few`."""
+
+
+WITHOUT_PIXELS = ("classify", "multi_label", "regression")
+"""Tasks whose output is one of the whole picture."""
 
 
 def recipe_of(settings: dict[str, Any]) -> str:
@@ -76,7 +79,8 @@ def fit(
         backbone: `reference`, a timm name, a model folder, or ARCHITECTURE@FILE.safetensors.
         quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
-        recipe: A name (`list recipes`) or a YAML's path; by default the data set's own, `few` up to 2,000 training pictures, or `default`.
+        recipe: A name (`list recipes`) or a YAML's path; by default the data set's own, `few` up to 2,000 training pictures, or
+            `default`.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-SEED.
         seed: Of the head, the adapter, the order of the pictures and all chance in training.
         protocol: `honest` reports the last epoch; `legacy` the epoch that scored best on the test set.
@@ -105,6 +109,11 @@ def fit(
     opened = data.open()
     parts = (opened.name, backbone.rpartition("/")[2], method.name, f"seed{settings['seed']}")
     settings["out"] = settings["out"] or run_name(*parts)
+    check_unused(settings, {
+        **{name: f"--optimizer {name}" for name in ("galore", "mezo") if optimizer != name},
+        **({} if isinstance(opened.train, Clips) else {"video": "clips"}),
+        **({"dense": "tasks with an output for every pixel"} if task in WITHOUT_PIXELS else {}),
+    })  # fmt: skip
     folder = folder_of(settings)
     settings["lr"] = rate_of(folder, settings)
 
