@@ -51,7 +51,7 @@ def fit(
     choose_on: Literal["val", "train"] = "val",
     cache_views: Whole = 10,
     augment: str = "crop_flip",
-    optimizer: Literal["sgd", "adamw", "adam"] = "sgd",
+    optimizer: Literal["sgd", "adamw", "adam", "prodigy", "schedule_free"] = "sgd",
     lr: Positive | Literal["find"] = 2e-3,
     epochs: Whole = 0,
     steps_per_shot: Whole = 0,
@@ -84,7 +84,8 @@ def fit(
         cache_views: Augmented views of each picture whose features are computed once, where the image tower is frozen;
             0 turns the cache off.
         augment: none, flip, crop_flip, crop_half_flip (parts of half the area or more) or randaug.
-        optimizer: SGD with momentum 0.9, AdamW, or Adam, whose weight decay is L2.
+        optimizer: SGD with momentum 0.9, AdamW, or Adam, whose weight decay is L2; prodigy, which finds its rate (--lr 1), or
+            schedule_free AdamW, whose weights' mean is what is kept.
         lr: Highest learning rate; `find` tries rates on training batches first, and takes a tenth of the one of the lowest loss.
         batch_size: Pictures a step, over all devices; a rest that fills no step is left out.
         epochs: Passes over the training pictures. 0: the recipe's steps_per_shot, else CoOp's number: 50 for 1 shot, 100 up to 4,

@@ -142,6 +142,7 @@ class Classifier(Learning):
             self.best = {self.score: value, "epoch": epoch, "state": state}
 
     def finish(self) -> None:
+        self.settle()
         if self.keep_best:
             self.model.load_state_dict(self.best["state"], strict=False)
         super().finish()

@@ -54,7 +54,7 @@ def fit(
     eval_on: Literal["test", "val"] = "test",
     eval_every: Whole = 0,
     lr: Positive | Literal["find"] = 1e-3,
-    optimizer: Literal["adamw", "sgd", "paged_adamw", "galore", "mezo"] = "adamw",
+    optimizer: Literal["adamw", "sgd", "paged_adamw", "galore", "mezo", "prodigy", "schedule_free"] = "adamw",
     galore: GaLoreFlags = None,  # type: ignore[assignment]
     mezo: MeZOFlags = None,  # type: ignore[assignment]
     epochs: Whole = 0,

@@ -77,6 +77,9 @@ class Contrast(Learning):
         own = [dict(group) for group in self.model.learner.parameter_groups(self.lr, self.weight_decay)]
         chosen = self.optimised(own) if own else super().configure_optimizers()
 
+        if self.averaging is not None:
+            return chosen
+
         def factor(step: int) -> float:
             return self.rate(step / self.an_epoch) / self.lr
 

@@ -27,7 +27,7 @@ class Watch(Callback):
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         epoch = trainer.current_epoch + 1
         if self.every and trainer.is_global_zero and (epoch % self.every == 0 or epoch == trainer.max_epochs):
-            with evaluating(module):
+            with module.averaged(), evaluating(module):
                 module.history.append({"step": trainer.global_step, "epoch": epoch - 1} | self.look())
 
 

@@ -14,6 +14,7 @@ from diffusion_peft.data.concepts import Concept, read_concepts
 from diffusion_peft.data.fingerprint import fingerprint
 from diffusion_peft.data.masks import ALPHA, BESIDE, OFF
 from diffusion_peft.data.pictures import check_place
+from diffusion_peft.data.shares import share_of
 from diffusion_peft.personalize.slider_options import SliderOptions
 from diffusion_peft.training.flow_options import FlowOptions
 from diffusion_peft.training.needs import needs_of
@@ -24,6 +25,7 @@ from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.cli.shared import MACHINE, RUN, TRAINING, training
 from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
+from peft_core.jobs.runs.optimizers import check_optimizer
 from peft_core.jobs.runs.saying import Row
 from peft_core.values import Count, NotNegative, Positive, Rate, Share, Whole
 
@@ -45,6 +47,7 @@ def recipe_of(settings: dict[str, Any]) -> str:
     "a subject or a new word": "class_prompt prior_count placeholder initializer text_method masks",
     "sliders, controls, flows": "slider control flow",
     TRAINING: "lr text_lr batch_size optimizer resolution flip",
+    "held-out pictures": "val val_every patience",
     "samples": "sample_prompts sample_count sample_every guidance",
     MACHINE: "out seed overwrite dtype quantize cache trainer",
 })  # fmt: skip
@@ -73,7 +76,7 @@ def fit(
     mask_outside: Share = 0.0,
     steps: Count = 500,
     epochs: Whole = 0,
-    optimizer: Literal["adamw", "sgd", "adamw8bit", "paged_adamw"] = "adamw",
+    optimizer: Literal["adamw", "sgd", "adamw8bit", "paged_adamw", "prodigy", "schedule_free"] = "adamw",
     text_lr: Positive | None = None,
     warmup: Rate = 0.0,
     snr_gamma: NotNegative = 0.0,
@@ -93,6 +96,9 @@ def fit(
     sample_steps: Denoising = 30,
     guidance: float | None = None,
     keep_every: Whole = 0,
+    val: str | None = None,
+    val_every: Count | None = None,
+    patience: Whole = 0,
     **common: Any,
 ) -> dict[str, Any]:
     """Teach a Stable Diffusion model, or another diffusion model, a subject, a style or a word, and write a run folder.
@@ -128,7 +134,8 @@ def fit(
         steps: Optimiser steps.
         epochs: Passes over the pictures, in place of steps, where above 0.
         batch_size: Pictures a step, over all devices; as many prior pictures come on top.
-        optimizer: AdamW, SGD with momentum 0.9, or bitsandbytes' 8-bit AdamW, or its AdamW that pages out of a full GPU.
+        optimizer: AdamW, SGD with momentum 0.9, or bitsandbytes' 8-bit AdamW, or its AdamW that pages out of a full GPU; prodigy,
+            which finds its rate (give --lr 1), or schedule_free AdamW, whose weights' mean is what is kept.
         text_lr: That of text encoders and new tokens; lr where not given.
         warmup: Share of the steps over which the learning rate rises to lr.
         final_lr: Where the cosine ends, as a share of lr; 1 keeps it constant.
@@ -152,6 +159,10 @@ def fit(
         guidance: Guidance of samples and of prior pictures; by default that of the base's pipeline.
         keep_every: Steps between adapters that are kept as runs of their own, snapshots/step500 …, which sample, evaluate
             and export take; 0 keeps the last adapter alone.
+        val: A share of the pictures, e.g. 0.1, or a folder of others, that are not trained on: their loss is looked at on the
+            way, at the same times and with the same noise, and the best adapter is kept in snapshots/best.
+        val_every: Steps between two such looks; by default a twentieth of all.
+        patience: Stop when so many looks in a row were no better than the best; 0 trains to the end.
         trainer: Lightning's own flags, e.g. --trainer.precision bf16-mixed.
     """
     settings = arguments(locals())
@@ -166,6 +177,7 @@ def fit(
         return run(folder, task_of(settings, concepts), config)
 
     places = [settings["data"], settings["prior"], *(place for c in concepts for place in (c.data, c.prior, c.masks))]
+    places += [] if settings["val"] is None or share_of(settings["val"]) else [settings["val"]]
     return run_once(folder, settings, work, headline, found=found(settings, concepts), fingerprint=fingerprint(places))
 
 
@@ -185,10 +197,16 @@ def check(settings: dict[str, Any]) -> list[Concept]:
         settings[key] = absolute(settings[key])
     if settings["masks"] not in (None, BESIDE, ALPHA, OFF):
         settings["masks"] = absolute(settings["masks"])
-    if settings["masks"] and (is_control(settings) or settings["slider"].options):
-        raise PeftError(
-            "masks weigh the loss of captioned pictures; controls and sliders have none: leave --masks out."
-        )
+    if is_control(settings) or settings["slider"].options:
+        if settings["masks"] or settings["val"]:
+            flag = "masks" if settings["masks"] else "val"
+            raise PeftError(
+                f"--{flag} is for training on captioned pictures, not for controls and sliders: leave it out."
+            )
+    check_val(settings)
+    check_optimizer(settings["optimizer"], settings["lr"])
+    if settings["optimizer"] == "schedule_free" and settings["ema"]:
+        raise PeftError("schedule_free keeps a mean of the weights by itself: leave --ema out.")
     if is_control(settings):
         return check_control(settings)
     if settings["slider"].options:
@@ -208,6 +226,23 @@ def check(settings: dict[str, Any]) -> list[Concept]:
         if concept.prior is not None and concept.class_prompt is None:
             raise PeftError("--prior needs --class_prompt: what its pictures are called.")
     return concepts
+
+
+def check_val(settings: dict[str, Any]) -> None:
+    """Raises PeftError: `--val` that is no share and no folder, or what goes with it alone."""
+    val, several = settings["val"], str(settings["data"]).endswith(".json")
+    if val is None:
+        if settings["patience"] or settings["val_every"]:
+            raise PeftError(
+                "--patience and --val_every are about the loss of held-out pictures: give --val 0.1, or a folder."
+            )
+    elif share_of(val) is None:
+        settings["val"] = absolute(val)
+        check_place(settings["val"])
+        if several:
+            raise PeftError(
+                f"{settings['data']} lists several concepts, of which --val holds out a share: give --val 0.1."
+            )
 
 
 def check_slider(settings: dict[str, Any]) -> list[Concept]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from diffusion_peft.data.cache import open_cache
 from diffusion_peft.data.concepts import Concept, captioned
 from diffusion_peft.data.examples import Example, Examples
 from diffusion_peft.data.latents import Captions, encode_captions, encode_pictures
+from diffusion_peft.data.masks import ALPHA, BESIDE, OFF
 from diffusion_peft.data.pictures import Picture, say_if_small
 from diffusion_peft.data.prior import prior_pictures
+from diffusion_peft.data.shares import set_aside, share_of
 from diffusion_peft.drawing.draw import Drawing
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.process import tell
@@ -27,7 +30,7 @@ SHOWN = 8
 def prepare(
     base: Base, concepts: list[Concept], settings: dict[str, Any], device: torch.device, trains_text: bool
 ) -> tuple[Examples, dict[str, Any]]:
-    """The examples of a run; and its `prompts` and some of its pictures, `shown`, to be looked at.
+    """The examples of a run; its `prompts` and some of its pictures, `shown`, to be looked at; and those that are `held_out`.
 
     Raises:
         PeftError: what is wrong with the pictures or the words, before anything is computed.
@@ -35,6 +38,15 @@ def prepare(
     side, least = resolution(base, settings["resolution"])
     buckets = make_buckets(side, bucket_step(side, least)) if settings["buckets"] else [(side, side)]
     found = [captioned(base, concept, settings["caption_prefix"]) for concept in concepts]
+    share = share_of(settings["val"])
+    apart = [
+        set_aside(len(pictures), share, settings["seed"], c.data)
+        for (pictures, _), c in zip(found, concepts, strict=True)
+    ]
+    if settings["val"] is not None and share is None:  # a folder, of the one concept
+        own = concepts[0].masks if concepts[0].masks in (ALPHA, OFF) else BESIDE
+        found.append(captioned(base, replace(concepts[0], data=settings["val"], masks=own), settings["caption_prefix"]))
+        apart.append(set(range(len(found[-1][0]))))
     say_if_small([picture for pictures, _ in found for picture in pictures], side)
     said = [text for _, texts in found for each in texts for text in each]
     for note in notes_on([*said, *(str(concept.class_prompt or "") for concept in concepts)]):
@@ -48,17 +60,20 @@ def prepare(
     if prior and len(prior) < len(concepts):
         raise PeftError("some concepts have a class_prompt and others have none: give it to all of them, or to none.")
 
-    items: list[Example] = []
+    examples, held_out = Examples([], captions, dropout=settings["caption_dropout"]), Examples([], captions)
     for number, (pictures, texts) in enumerate(found):
-        flips = (False, True) if settings["flip"] else (False,)
-        wanted = [(p, fit_to(p.height, p.width, buckets), flip) for p in pictures for flip in flips]
-        encoded = encode_pictures(base, wanted, latents, device)
-        words = [tuple(map(captions.number, each)) for each in texts for _ in flips]
-        for (picture, crop, flip), latent, each in zip(wanted, encoded, words, strict=True):
+        rows = [(row, flip) for row in range(len(pictures)) for flip in (False, True)[: 1 + settings["flip"]]]
+        rows = [(row, flip) for row, flip in rows if not (flip and row in apart[number])]
+        crops = [fit_to(picture.height, picture.width, buckets) for picture in pictures]
+        encoded = encode_pictures(base, [(pictures[row], crops[row], flip) for row, flip in rows], latents, device)
+        for (row, flip), latent in zip(rows, encoded, strict=True):
             size = (latent.mean.shape[-2], latent.mean.shape[-1])
-            mask = picture.weights(crop, flip, size, settings["mask_outside"])
-            items += [Example(latent, each, number, mask)] * picture.repeats
-    examples = Examples(items, captions, dropout=settings["caption_dropout"])
+            mask = pictures[row].weights(crops[row], flip, size, settings["mask_outside"])
+            example = Example(latent, tuple(map(captions.number, texts[row])), number, mask)
+            if row in apart[number]:
+                held_out.items.append(example)
+            else:
+                examples.items += [example] * pictures[row].repeats
     for number, pictures in enumerate(prior):
         square = [(p, fit_to(p.height, p.width, [(side, side)]), False) for p in pictures]
         word = (captions.number(str(concepts[number].class_prompt)),)
@@ -70,9 +85,9 @@ def prepare(
         captions.ids = ids_of(base, captions.texts)
     else:
         encode_captions(base, captions, open_cache("texts", settings["cache"]), settings["clip_skip"], device)
-    prompts = list(dict.fromkeys(captions.texts[item.captions[0]] for item in items))[:4]
+    prompts = list(dict.fromkeys(captions.texts[item.captions[0]] for item in examples.items))[:4]
     shown = [picture.read() for pictures, _ in found for picture in pictures[:SHOWN]][:SHOWN]
-    return examples, {"prompts": prompts, "shown": shown}
+    return examples, {"prompts": prompts, "shown": shown, "held_out": held_out if len(held_out) else None}
 
 
 def resolution(base: Base, wanted: int | None) -> tuple[int, int]:

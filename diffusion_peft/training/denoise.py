@@ -89,10 +89,11 @@ class Denoiser(Learning):
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         return self.count(self.mean_of(lambda: self.loss(batch, self.chance)))
 
-    def loss(self, batch: dict[str, Any], chance: torch.Generator) -> Tensor:
-        """L of a batch as `Examples.batch` makes it: pictures, and under `prior` as many prior pictures."""
+    def loss(self, batch: dict[str, Any], chance: torch.Generator, time: Tensor | None = None) -> Tensor:
+        """L of a batch as `Examples.batch` makes it: pictures, and under `prior` as many prior pictures; at times that are drawn,
+        or `time`."""
         groups = [(batch, 1.0)] + ([(batch["prior"], self.prior_weight)] if "prior" in batch else [])
-        noised = [self.noised(group, chance) for group, _ in groups]
+        noised = [self.noised(group, chance, time) for group, _ in groups]
         if len(groups) == 2 and _alike(*noised):  # one pass is faster than two
             both = {key: torch.cat([one[key] for one in noised]) for key in noised[0]}
             predictions = self.predict(**_inputs(both)).chunk(2)
@@ -104,13 +105,15 @@ class Denoiser(Learning):
         ]
         return torch.stack(losses).sum()
 
-    def noised(self, group: dict[str, Tensor], chance: torch.Generator) -> dict[str, Tensor]:
+    def noised(
+        self, group: dict[str, Tensor], chance: torch.Generator, time: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Latents drawn from the posterior, their noised form, the target, and what else the denoiser is told."""
         mean, device = group["mean"], group["mean"].device
         drawn = torch.randn(mean.shape, generator=chance).to(device)
         x = (mean + torch.exp(0.5 * group["logvar"]) * drawn - self.latent_shift) * self.latent_scale  # type: ignore[operator]
         noise = offset_noise(torch.randn(mean.shape, generator=chance), self.noise_offset, chance).to(device)
-        time = self.times(x, chance).to(device)
+        time = (self.times(x, chance) if time is None else time).to(device)
         noised = {"x": self.process.mixed(x, noise, time), "time": time}
         noised["target"] = self.process.target(x, noise, time)
         return noised | {key: value for key, value in group.items() if key not in ("mean", "logvar", "prior")}
@@ -126,6 +129,10 @@ class Denoiser(Learning):
             hidden, pooled = encode(list(self.texts.values()), ids, self.clip_skip)
             text |= {"hidden": hidden} | ({} if pooled is None else {"pooled": pooled})
         return self.family.predict(self.unet, x, time, self.told, **text)
+
+    def scored(self) -> str:
+        value = next((row["val_loss"] for row in reversed(self.history) if "val_loss" in row), None)
+        return "" if value is None else f"  val loss {value:.4f}"
 
     # ---- the running mean ------------------------------------------------------------------------------------------
 
@@ -154,8 +161,12 @@ class Denoiser(Learning):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within the block the models hold the running mean, where there is one."""
-        trained = self.trained() if self.mean else {}
+        """Within the block the models hold the running mean, where there is one, or their optimiser's."""
+        if not self.mean:
+            with super().averaged():
+                yield
+            return
+        trained = self.trained()
         kept = {key: parameter.detach().clone() for key, parameter in trained.items()}
         with torch.no_grad():
             for key, parameter in trained.items():

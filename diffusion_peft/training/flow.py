@@ -50,7 +50,13 @@ class Flow:
     prediction_type = "flow"
 
     def times(self, x: Tensor, chance: torch.Generator) -> Tensor:
-        place = (self.places(len(x), chance) * STEPS).long().clamp(0, STEPS - 1)
+        return self._at(self.places(len(x), chance), x)
+
+    def spread(self, x: Tensor, count: int) -> Tensor:
+        return self._at((torch.arange(count) + 0.5) / count, x)
+
+    def _at(self, places: Tensor, x: Tensor) -> Tensor:
+        place = (places * STEPS).long().clamp(0, STEPS - 1)
         return self.grid(x.shape[-2] * x.shape[-1] // self.patch**2)[place]
 
     def places(self, count: int, chance: torch.Generator) -> Tensor:

@@ -22,6 +22,8 @@ from diffusion_peft.training.results import write_outcome
 from diffusion_peft.training.samples import Samples
 from diffusion_peft.training.snapshots import SNAPSHOTS, Snapshots
 from diffusion_peft.training.tasks import Task
+from diffusion_peft.training.validation import Validation
+from diffusion_peft.training.validation import about as about_validation
 from peft_core import count_parameters, save_adapter
 from peft_core.jobs.hub.references import only_drawn
 from peft_core.jobs.reports.remarks import of_loss
@@ -86,8 +88,11 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     if flags.get("max_epochs") in (None, -1):
         flags["max_epochs"] = -(-steps // -(-len(batches) // machine.accumulate_grad_batches))
     saver = SaveState(folder.path, settings["save_every"], lambda: save(denoiser, folder.path / "adapter", card))
-    snapshots = Snapshots(settings["keep_every"], lambda step: keep(step))
-    trainer = make_trainer(flags, [samples, saver, snapshots, Progress()], folder.path)
+    snapshots = Snapshots(settings["keep_every"], lambda step: keep(step, f"step{step}"))
+    held_out = about.get("held_out")
+    val_every = settings["val_every"] or max(1, steps // 20)
+    validation = Validation(held_out, val_every, settings["patience"], lambda step: keep(step, "best"))
+    trainer = make_trainer(flags, [samples, validation, saver, snapshots, Progress()], folder.path)
     chosen = {key: settings[key] for key in OF_DENOISER} | task.options()
     denoiser = task.module(
         unet, texts, task.process(base), planned_steps(trainer, len(batches)), family=base.family, normal=normal,
@@ -100,14 +105,14 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     if settings["sample_every"] is None and folder.found is not None:
         samples.every = max(1, -(-denoiser.steps // 4))
     folder.begin(
-        config, settings["overwrite"], words(task, base, examples, denoiser, samples, trainer)
+        config, settings["overwrite"], words(task, base, examples, denoiser, samples, trainer, validation)
     )  # only now: a mistake in the settings leaves no folder behind
 
-    def keep(step: int) -> None:
+    def keep(step: int, name: str) -> None:
         """A run folder of its own, its config first and its results last."""
-        place = folder.path / SNAPSHOTS / f"step{step}"
+        place = folder.path / SNAPSHOTS / name
         kept = RunFolder(str(place), folder.program)
-        kept.begin(config | {"steps": step, "keep_every": 0, "out": str(place)})
+        kept.begin(config | {"steps": step, "keep_every": 0, "out": str(place)}, overwrite=True)
         save(denoiser, place / "adapter", card)
         denoiser.seconds = denoiser.trained_for()
         results = results_of(task, base, examples, denoiser, kept, preparing)
@@ -120,16 +125,23 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     saver.after_epoch()
     denoiser.to(device)  # Lightning leaves it on the processor
     results = results_of(task, base, examples, denoiser, folder, preparing) | {"tokens": card["tokens"]}
+    remarks = []
+    if held_out is not None:
+        results["validation"], remark = about_validation(denoiser.history, len(held_out), denoiser.steps)
+        remarks = [remark]
     if folder.found is not None:
         losses = [row["loss"] for row in denoiser.history if "loss" in row]
-        results["remarks"] = [each for each in (of_loss(losses),) if each]
+        results["remarks"] = [each for each in (of_loss(losses), *remarks) if each]
     folder.next = next_commands(folder, samples.texts, task)
     with denoiser.averaged():
         return write_outcome(folder, results, denoiser, samples, about["shown"], task)
 
 
-def words(task: Task, base: Base, examples: Any, denoiser: Denoiser, samples: Samples, trainer: Any) -> list[Row]:
+def words(
+    task: Task, base: Base, examples: Any, denoiser: Denoiser, samples: Samples, trainer: Any, validation: Validation
+) -> list[Row]:
     """What the run is about to do."""
+    held_out, val_every = validation.examples, validation.every
     settings, pictures = task.settings, len(examples)
     prior = sum(map(len, getattr(examples, "prior", ())))
     counts = [count_parameters(model) for model in denoiser.adapted().values()]
@@ -146,6 +158,11 @@ def words(task: Task, base: Base, examples: Any, denoiser: Denoiser, samples: Sa
     name = f"{base.name} ({base.kind}), {side} × {side} pixels{only_drawn(base.name, str(data))}"
     return [
         ("pictures", f"{pictures:,}" + (f", and {prior:,} prior pictures of their class" if prior else "")),
+        *(
+            []
+            if held_out is None
+            else [("held out", f"{len(held_out):,}; their loss is looked at every {val_every:,} steps")]
+        ),
         *outcome.plan(settings["method"].plain(), name, trained, denoiser.steps, 0, of, settings),
         (
             "samples",
@@ -179,7 +196,8 @@ def results_of(
     """What a run came to so far: its settings in short, its loss, sizes and times."""
     settings = task.settings
     counts = {part: count_parameters(model) for part, model in denoiser.parts().items()}
-    losses = [row["loss"] for row in denoiser.history][-max(1, len(denoiser.history) // 10) :]
+    losses = [row["loss"] for row in denoiser.history if "loss" in row]
+    losses = losses[-max(1, len(losses) // 10) :]
     return {
         "loss": sum(losses) / max(1, len(losses)),
         "steps": denoiser.trainer.global_step,

@@ -17,6 +17,10 @@ class Process(Protocol):
         """Of these latents B C h w, on the processor."""
         ...
 
+    def spread(self, x: Tensor, count: int) -> Tensor:
+        """So many times, spread evenly over those that training draws of latents like these."""
+        ...
+
     def mixed(self, x: Tensor, noise: Tensor, time: Tensor) -> Tensor: ...
 
     def target(self, x: Tensor, noise: Tensor, time: Tensor) -> Tensor: ...
@@ -44,6 +48,9 @@ class Discrete:
 
     def times(self, x: Tensor, chance: torch.Generator) -> Tensor:
         return torch.randint(len(self.alphas), (len(x),), generator=chance)
+
+    def spread(self, x: Tensor, count: int) -> Tensor:
+        return ((torch.arange(count) + 0.5) / count * len(self.alphas)).long()
 
     def mixed(self, x: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         return add_noise(x, noise, self.alpha(time))

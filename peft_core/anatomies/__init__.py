@@ -261,8 +261,7 @@ def families() -> list[str]:
 
 def describe(model: nn.Module) -> Anatomy | None:
     """The anatomy of `model`, by its own word or its family's; None where nobody knows it."""
-    own = getattr(model, "peft_anatomy", None)
-    if callable(own):
+    if callable(own := getattr(model, "peft_anatomy", None)):
         return own()  # type: ignore
     files: list[Any] = [importlib.import_module(f"{__name__}.{family}") for family in families()]
     found = (file.describe(model) for file in sorted(files, key=lambda file: getattr(file, "LAST", False)))
@@ -292,8 +291,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         PeftError: the model is wrapped, or of no known family.
     """
     refuse_wrapped(model)
-    anatomy = describe(model)
-    if anatomy is None:
+    if (anatomy := describe(model)) is None:
         raise PeftError(
             f"no anatomy for {type(model).__module__}.{type(model).__name__}: known families are {', '.join(families())}; "
             "give yours a method peft_anatomy(), or add a file in peft_core/anatomies (CONTRIBUTING.md shows how)."

@@ -68,7 +68,7 @@ def test_masks_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
         (tmp_path / "masks" / "others" / f"{number}.png").unlink()
     with pytest.raises(PeftError, match="no mask in .* has the name of a picture"):
         open_pictures(str(folder), str(tmp_path / "masks"))
-    with pytest.raises(PeftError, match="controls and sliders have none"):
+    with pytest.raises(PeftError, match="--masks is for training on captioned pictures"):
         fit(data="world/control/canny", method="controlnet", masks="alpha")
 
 

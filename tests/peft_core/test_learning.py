@@ -1,9 +1,13 @@
 """Optimiser, schedule and log of a run, and what is told where it fails."""
 
 import math
+import sys
+from typing import Any
 
 import pytest
 import torch
+from prodigyopt import Prodigy
+from schedulefree import AdamWScheduleFree
 from torch import nn
 
 from peft_core.errors import PeftError
@@ -93,6 +97,47 @@ def test_mezo_steps_by_two_losses_of_each_batch(tmp_path) -> None:
             PeftError, match=f"mezo computes no gradients, on one device: leave --trainer.{[*flags][0]} out"
         ):
             fitted(tmp_path, CPU | flags, optimizer="mezo")
+
+
+@pytest.mark.parametrize("name", ["prodigy", "schedule_free"])
+def test_optimizers_of_packages_step_as_by_themselves(tmp_path, name: str) -> None:
+    lr = {"prodigy": 1.0, "schedule_free": 0.1}[name]
+    module = fitted(tmp_path, optimizer=name, lr=lr, warmup=0.4, final_lr=1.0, weight_decay=0.1)
+    alone = Line(10)
+    groups = [{"params": [alone.net.weight], "weight_decay": 0.1}, {"params": [alone.net.bias], "weight_decay": 0.0}]
+    own: Any = (
+        Prodigy(groups, lr=1.0, use_bias_correction=True, safeguard_warmup=True)
+        if name == "prodigy"
+        else AdamWScheduleFree(groups, lr=lr, warmup_steps=4)
+    )
+    for step in range(10):
+        if name == "schedule_free":
+            own.train()
+        for group in own.param_groups:
+            group["lr"] = lr * (min(4, step + 1) / 4 if name == "prodigy" else 1)
+        own.zero_grad()
+        x = torch.full((2, 1), float(step % 5 + 1))
+        (alone.net(x) - 3 * x).square().mean().backward()
+        own.step()
+    assert torch.equal(module.net.weight, alone.net.weight) and torch.equal(module.net.bias, alone.net.bias)
+    if name == "schedule_free":
+        own.eval()
+        before = module.net.weight.clone()
+        for _ in range(2):  # a look moves nothing
+            with module.averaged():
+                assert torch.equal(module.net.weight, alone.net.weight) and not torch.equal(module.net.weight, before)
+            assert torch.equal(module.net.weight, before) and module.averaging.param_groups[0]["train_mode"]
+        module.finish()
+        with module.averaged():
+            assert torch.equal(module.net.weight, alone.net.weight)
+
+
+def test_packages_that_are_missing_and_rates_that_are_none(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PeftError, match="a factor on it, usually 1: give --lr 1, not 0.001"):
+        Line(10, optimizer="prodigy", lr=1e-3)
+    monkeypatch.setitem(sys.modules, "schedulefree", None)
+    with pytest.raises(PeftError, match="needs schedulefree: pip install"):
+        Line(10, optimizer="schedule_free")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def test_killed_at_any_step(small_data: str, whole: Path, tmp_path: Path, kills:
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("optimizer", [pytest.param(name, marks=pytest.mark.slow) for name in ("mezo", "galore")])
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param(name, marks=pytest.mark.slow) for name in ("mezo", "galore", "schedule_free")]
+)
 def test_optimizers_of_their_own_state(optimizer: str, small_data: str, tmp_path: Path) -> None:
     settings = {"optimizer": optimizer, "trainer": {"max_epochs": 2}, "method": {"name": "full"}, "mezo": {"eps": 1e-2}}
     assert run(small_data, tmp_path / "whole", **settings) == 0

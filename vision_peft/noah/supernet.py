@@ -93,4 +93,5 @@ class SupernetClassifier(Classifier):
         return forms.space.draw(Random(seed), forms.blocks)
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         self.net.choose(self.net.forms.space.widest(self.net.forms.blocks))

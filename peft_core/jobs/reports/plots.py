@@ -14,8 +14,8 @@ INK, ACCENT, SECOND = "#1b1f24", "#2f6690", "#b5402f"
 
 
 def curves(history: Sequence[Mapping[str, float]], score: str = "accuracy") -> bytes:
-    """PNG: the training loss against optimiser steps with the learning rate under it, and the scores where there are
-    some."""
+    """PNG: the training loss against optimiser steps with the learning rate under it, and the loss of val and the scores where
+    there are some."""
     figure, (top, bottom) = axes(2, 1, figsize=(7, 4.6), sharex=True, height_ratios=[3, 1])
     losses = [row for row in history if "loss" in row]
     steps = [row["step"] for row in losses]
@@ -25,6 +25,10 @@ def curves(history: Sequence[Mapping[str, float]], score: str = "accuracy") -> b
     if many:
         top.plot(steps, smooth(values), color=ACCENT, lw=1.8)
     top.set_ylabel("training loss", color=ACCENT)
+    if looked := [row for row in history if "val_loss" in row]:
+        columns = [row["step"] for row in looked], [row["val_loss"] for row in looked]
+        top.plot(*columns, color=INK, lw=1.2, ls="--", marker="o", ms=3, label="val loss")
+        top.legend(frameon=False, loc="upper right")
     top.set_ylim(bottom=0)
     scored = [row for row in history if score in row]
     if scored:

@@ -19,13 +19,14 @@ from peft_core.adapter_file import fit_grafts
 from peft_core.saved.card import FORMAT
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
-from peft_core.jobs.runs.optimizers import WITHOUT_GRADIENTS, Optimizer, check_without_gradients, make_optimizer
-from peft_core.jobs.runs.training import LightningModule, keep_trainables
+from peft_core.jobs.runs.optimizers import Optimizer, check_optimizer
+from peft_core.jobs.runs.optimising import Optimising
+from peft_core.jobs.runs.training import keep_trainables
 from peft_core.stock import adapter_state
 
-class Learning(LightningModule):
-    """AdamW (8-bit or paged too, by bitsandbytes), Adam with weight decay in the gradient, SGD, GaLore or MeZO, the learning rate
-    warmed up and then lowered along a cosine:
+class Learning(Optimising):
+    """AdamW (8-bit or paged too, by bitsandbytes), Adam with weight decay in the gradient, SGD, GaLore, MeZO, Prodigy or
+    schedule-free AdamW (which keeps its rate behind the warm-up), the learning rate warmed up and then lowered along a cosine:
 
     lr(t) = lr · (t + 1) / w for the first w = warmup · T of T steps, then
     lr · (f + (1 − f) · (1 + cos(π (t − w) / (T − w))) / 2) with f = final_lr.
@@ -55,6 +56,7 @@ class Learning(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_optimizer(optimizer, lr)
         self.strict_loading = False  # a checkpoint holds the trainable part only
         self.steps, self.optimizer_settings = steps, dict(optimizer_settings or {})
         self.optimizer: Optimizer = optimizer
@@ -68,10 +70,6 @@ class Learning(LightningModule):
         self.rate_of_step = 0.0
         self.prepared = -1  # the epoch before which methods last prepared
         self.seconds, self.started = 0.0, 0.0  # of training, over all the times it was started
-
-    def adapted(self) -> dict[str, nn.Module]:
-        """Attribute path -> adapted model, of all models that train."""
-        raise NotImplementedError(f"{type(self).__name__} must define adapted()")
 
     def rates(self) -> list[tuple[nn.Module, float]]:
         """Every model that trains and its highest learning rate."""
@@ -222,37 +220,6 @@ class Learning(LightningModule):
         rates, decay = self.rates(), self.weight_decay
         return self.optimised([g for model, lr in rates for g in lifecycle.parameter_groups(model, lr, decay)])
 
-    def optimised(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
-        """The optimiser of these groups, each with a rate of its own, and the schedule over them all."""
-        optimizer = self._optimizer(groups)
-        warm = round(self.warmup * self.steps)
-
-        def factor(step: int) -> float:
-            if step < warm:
-                return (step + 1) / warm
-            done = min(1.0, (step - warm) / max(1, self.steps - warm))
-            return self.final_lr + (1 - self.final_lr) * (1 + math.cos(math.pi * done)) / 2
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        models, own = list(self.adapted().values()), self.optimizer_settings
-        if self.without_gradients:
-            check_without_gradients(self.optimizer, self.trainer, models)
-            own = {"seed": self.seed} | own
-        precision = str(self.trainer.precision)
-        return make_optimizer(self.optimizer, groups, self.lr, self.device, precision, models, own)
-
-    @property
-    def without_gradients(self) -> bool:
-        """Steps are two losses of a batch, of models in eval mode, without gradients."""
-        return self.optimizer in WITHOUT_GRADIENTS
-
-    def backward(self, loss: Tensor, *settings: Any, **more: Any) -> None:
-        if not self.without_gradients:
-            super().backward(loss, *settings, **more)
-
     def trained_for(self) -> float:
         """Seconds of training, over all the times it was started."""
         return time.monotonic() - self.started
@@ -296,5 +263,6 @@ class Learning(LightningModule):
 
     def finish(self) -> None:
         """What the methods do when training has ended."""
+        self.settle()
         for model in self.adapted().values():
             lifecycle.finish(model)

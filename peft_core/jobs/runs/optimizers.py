@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -12,20 +15,23 @@ from peft_core import lifecycle
 from peft_core.errors import PeftError
 from peft_core.stock import trained_head
 
-Optimizer = Literal["adamw", "adam", "sgd", "adamw8bit", "paged_adamw", "galore", "mezo"]
+Optimizer = Literal["adamw", "adam", "sgd", "adamw8bit", "paged_adamw", "galore", "mezo", "prodigy", "schedule_free"]
 WITHOUT_GRADIENTS = ("mezo",)
 """Those that compute losses alone, twice a step on the same batch."""
+PACKAGES = {"prodigy": "prodigyopt", "schedule_free": "schedulefree"}
+"""What has them, and the extra that installs it."""
 
 
 def make_optimizer(
     name: Optimizer, groups: list[dict[str, Any]], lr: float, device: torch.device, precision: str,
-    models: Iterable[nn.Module], own: Mapping[str, Any],
+    models: Iterable[nn.Module], own: Mapping[str, Any], warm: int = 0,
 ) -> torch.optim.Optimizer:  # fmt: skip
     """An optimiser of these groups.
 
     Args:
         models: that train; what of them is a head is known by them.
         own: settings that this optimiser alone has.
+        warm: steps of warm-up, where the optimiser has its own schedule.
     """
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=0.9)
@@ -44,8 +50,40 @@ def make_optimizer(
         from peft_core.optimizers.mezo import MeZO
 
         return MeZO(groups, lr=lr, **own)
+    if name == "prodigy":
+        if len({group.get("lr", lr) for group in groups}) > 1:
+            raise PeftError(
+                "prodigy finds one rate for all that trains: take a method without rates of its own, and leave --text_lr out."
+            )
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that weight decay is decoupled
+            return load_package(name).Prodigy(groups, lr=lr, use_bias_correction=True, safeguard_warmup=True)
+    if name == "schedule_free":
+        check_gradients_stay(name, models)
+        return load_package(name).AdamWScheduleFree(groups, lr=lr, warmup_steps=warm)
     # Lightning refuses to clip the gradients of a fused optimiser under float16
     return torch.optim.AdamW(groups, lr=lr, fused=precision != "16-mixed")
+
+
+def check_optimizer(name: str, lr: float | None = None) -> None:
+    """Raises PeftError: its package is missing, or `lr` is no factor where it finds the rate by itself."""
+    if name in PACKAGES:
+        load_package(name)
+    if name == "prodigy" and lr is not None and not 0.1 <= lr <= 10:
+        raise PeftError(f"prodigy finds its rate, and --lr is a factor on it, usually 1: give --lr 1, not {lr:g}.")
+
+
+def load_package(name: str) -> Any:
+    """The module of an optimiser that a package of its own has.
+
+    Raises:
+        PeftError: it is not installed.
+    """
+    try:
+        return importlib.import_module(PACKAGES[name])
+    except ImportError as error:
+        raise PeftError(
+            f"--optimizer {name} needs {PACKAGES[name]}: pip install 'visual-peft[{PACKAGES[name]}]', or use --optimizer adamw."
+        ) from error
 
 
 def _apart(groups: list[dict[str, Any]], some: set[int], **settings: Any) -> list[dict[str, Any]]:
@@ -74,6 +112,12 @@ def check_without_gradients(name: str, trainer: Any, models: Iterable[nn.Module]
                 raise PeftError(
                     f"{method} works with gradients ({call}), which --optimizer {name} never computes: take another optimiser."
                 )
+
+
+def check_gradients_stay(name: str, models: Iterable[nn.Module]) -> None:
+    """Raises PeftError for methods that look at gradients behind a step of an optimiser that overwrites them."""
+    if method := next(filter(None, (lifecycle.who_wants(model, "after_step") for model in models)), None):
+        raise PeftError(f"{method} works after each step, when --optimizer {name} has overwritten the gradients: take adamw.")
 
 
 def load_bitsandbytes() -> Any:

@@ -30,10 +30,11 @@ from peft_core.jobs.runs.saying import EVERY, block
 leave_out_compiler()
 leave_out_metrics()
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything  # noqa: E402
+from lightning.pytorch.callbacks import EarlyStopping  # noqa: E402
 from lightning.pytorch.plugins.io import TorchCheckpointIO  # noqa: E402
 from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
 
-__all__ = ["AtomicCheckpoints", "Callback", "LightningModule", "Progress", "SaveState", "among_devices", "keep_trainables",
+__all__ = ["AtomicCheckpoints", "Callback", "EarlyStopping", "LightningModule", "Progress", "SaveState", "among_devices", "keep_trainables",
            "make_trainer", "planned_steps", "quiet", "read_checkpoint", "seed_everything", "train", "Trainer"]  # fmt: skip
 CHECKPOINT = "last.ckpt"
 
@@ -203,7 +204,8 @@ class SaveState(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         self.save(trainer, module)
         if trainer.is_global_zero:
-            self.after_epoch()
+            with module.averaged():
+                self.after_epoch()
 
     def save(self, trainer: Trainer, module: Any) -> None:
         module.check_loss()
