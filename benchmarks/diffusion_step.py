@@ -5,6 +5,7 @@ step.
 python -m benchmarks.diffusion_step                     # an SD 1.5-shaped UNet of a quarter of the width, batch 2, 32² latents
 python -m benchmarks.diffusion_step --rounds 5 --only attention
 python -m benchmarks.diffusion_step --whole             # the whole step alone
+python -m benchmarks.diffusion_step --beside_peft       # LoRA of the same values beside Hugging Face PEFT's alone
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from benchmarks.measuring import (
     write_ratios,
 )
 from diffusion_peft.training.noise import denoising_loss
+from peft_core.attach import grafts_named
 from peft_core.counting import kept_bytes
 
 MODULES = {
@@ -128,6 +130,37 @@ def compare(args: argparse.Namespace, precision: str) -> None:
         write_ratios(args.ratios, part, name, time=found, kept=kept, peak=most)
 
 
+def beside_peft(args: argparse.Namespace, precision: str) -> None:
+    """LoRA of the same values on the same modules: ours to PEFT's, of one pair of runs. On a CPU processor time counts."""
+    part = f"UNet of width {args.width}, batch {args.batch}, {args.latent}² latents, {precision}"
+    print(f"{part}, LoRA beside HF PEFT's, {args.rounds} interleaved pairs, {machine(args.device)}")
+    print(f"| {'modules':24} | time to PEFT's | kept bytes to PEFT's | losses differ by |\n|---|---|---|---|")
+    for name in TARGETS:
+        steps = {tool: Step(make(name), args.batch, args.latent, args.width, precision == "bf16", args.device)
+                 for tool, make in (("ours", ours), ("PEFT", by_peft))}  # fmt: skip
+        same_values(steps["ours"].model, steps["PEFT"].model)
+        with torch.no_grad():
+            one, other = (step.loss().item() for step in steps.values())
+        kept = {tool: kept_bytes(step.loss, step.model) for tool, step in steps.items()}
+        seconds = interleaved(
+            {tool: step.step for tool, step in steps.items()}, args.rounds, args.device, of_process=True
+        )
+        time, bytes_ = ratios(seconds, "PEFT")["ours"], kept["ours"] / kept["PEFT"]
+        print(f"| {name:24} | {time:.2f} | {bytes_:.2f} | {abs(one - other) / other:.0e} |", flush=True)
+        write_ratios(args.ratios, part, f"LoRA, {name}, to PEFT's", time=time, kept=bytes_)
+
+
+@torch.no_grad()
+def same_values(ours: nn.Module, theirs: nn.Module) -> None:
+    """Both LoRAs away from their start, and equal."""
+    paths = {id(module): path for path, module in ours.named_modules()}
+    for module, _, change in grafts_named(ours, "lora"):
+        change.B.normal_(std=0.02)
+        for name in "AB":
+            there = theirs.get_parameter(f"{paths[id(module)]}.lora_{name}.default.weight")
+            there.copy_(change.get_parameter(name).view_as(there))
+
+
 def step_peak(step: Step) -> int:
     """Of the second step, so that the optimiser's state is there."""
     step.step()
@@ -151,9 +184,15 @@ def main() -> None:
     parser = step_options(__doc__)
     add_precision(parser, "float32")
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--beside_peft", action="store_true")
     args = parser.parse_args()
     for precision in () if args.whole else precisions(args):
-        compare(args, precision)
+        if not args.beside_peft:
+            compare(args, precision)
+        if not args.only and importlib.util.find_spec("peft") is not None:
+            beside_peft(args, precision)
+    if args.beside_peft:
+        return
     if args.whole or not args.only:
         from benchmarks.diffusion_whole_step import whole
 

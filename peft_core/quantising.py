@@ -1,8 +1,10 @@
 """A model's linears into few bits, for adapters to be trained beside them, and back."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from peft_core.anatomies import anatomy_of
 from peft_core.attach import unwrapped
@@ -60,6 +62,20 @@ def dequantise(model: nn.Module) -> nn.Module:
             swap_class(new)
         _put(model, path, new)
     return model
+
+
+@contextmanager
+def as_they_were(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the block plain linears with these weights stand at their paths, without changes, and the same biases."""
+    packed = {path: model.get_submodule(path) for path in weights}
+    try:
+        for path, module in packed.items():
+            _put(model, path, plain_linear(module, weights[path]))  # type: ignore[arg-type]
+        yield
+    finally:
+        for path, module in packed.items():
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, module)
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:

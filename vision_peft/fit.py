@@ -11,10 +11,11 @@ from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.optimizers import GaLoreFlags, MeZOFlags
 from peft_core.jobs.cli.options import MethodChoice, check_unused
 from peft_core.jobs.cli.shared import MACHINE, RUN, TRAINING, training
-from peft_core.jobs.data import Data, fingerprint, found
+from peft_core.jobs.data import Data
 from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.hub.reach import absolute
-from peft_core.jobs.runs.folder import RunFolder, rate_of, run_name, run_once
+from peft_core.jobs.runs.fitting import fitted
+from peft_core.jobs.runs.folder import RunFolder, run_name
 from peft_core.jobs.runs.saying import sure_words
 from peft_core.values import Positive, Rate, Whole
 from vision_peft.dense.flags import DenseFlags
@@ -74,10 +75,10 @@ def fit(
 
     Args:
         data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION.
-        task: `classify` (one class a picture), `multi_label` (any number of labels), `regression` (a number) or
-            `segment` (a class a pixel).
+        task: `classify` (one class a picture), `multi_label` (any number of labels), `regression` (a number),
+            `segment` (a class a pixel), `detect` (boxes).
         backbone: `reference`, a timm name, a model folder, or ARCHITECTURE@FILE.safetensors.
-        quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
+        quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4, int2; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
         recipe: A name (`list recipes`) or a YAML's path; by default the data set's own, `few` up to 2,000 training pictures, or
             `default`.
@@ -99,7 +100,7 @@ def fit(
             (mirrors), randaug_crop or timm_randaug_crop; parts are cut from the file's own frame.
         resize: `squash` to the model's size, or `crop` the centre.
         normalise: The checkpoint's own mean and std, ImageNet's, 0.5, CLIP's, or none.
-        dense: Of tasks with an output for every pixel, e.g. --dense.head pyramid --dense.size 224.
+        dense: Of tasks on feature maps (pixels, boxes), e.g. --dense.head pyramid --dense.size 224.
         video: How the model runs on clips, e.g. --video.attention joint.
         compile: Compile the model with torch.compile.
         cache_prefix: Compute once what comes before the first trained block, where nothing in it is random.
@@ -115,14 +116,7 @@ def fit(
         **({"dense": "tasks with an output for every pixel"} if task in WITHOUT_PIXELS else {}),
     })  # fmt: skip
     folder = folder_of(settings)
-    settings["lr"] = rate_of(folder, settings)
-
-    def work(config: dict[str, Any]) -> dict[str, Any]:
-        from vision_peft.job import run
-
-        return run(folder, opened, settings, config)
-
-    return run_once(folder, settings, work, headline, opened.notes, found(opened), fingerprint(opened))
+    return fitted(folder, opened, settings, "vision_peft.job", headline)
 
 
 def folder_of(settings: dict[str, Any]) -> RunFolder:

@@ -155,7 +155,7 @@ def run(
     }
     known = {"epochs": epochs, "trained": classifier.trained}
     results["remarks"] = task.remarks(scores, classifier.history, **known) if folder.found is not None else []
-    folder.next = next_commands(folder, outcome.first_picture(scored), task.flags, task.exports)
+    folder.next = next_commands(folder, outcome.first_picture(scored), task.flags, not task.no_export)
     card |= {key: results[key] for key in (task.score, "protocol", "evaluated_on")}
     saver.after_epoch()
     write = finish or task.write

@@ -214,10 +214,8 @@ def export(
     if "clips" in loaded.card:
         raise PeftError(f"{run} takes clips, and export writes models of pictures: use the run folder with `predict`.")
     task = task_of_card(loaded.card)
-    if not task.exports:
-        raise PeftError(
-            f"{run} is a run of several data sets, and one graph tells the classes of one: use `predict --task`."
-        )
+    if task.no_export:
+        raise PeftError(f"{run} cannot be written as one graph: {task.no_export}.")
     dequantise(loaded.model)  # exporters know plain linears
     with contextlib.suppress(NotMergeable):  # then the graph holds the adapter beside the backbone
         merged(loaded.model)

@@ -58,7 +58,7 @@ def fit_pairs(
         data: world/pairs, a .csv or .tsv (path,caption), a folder of pictures with a .txt beside each, .tar shards of
             webdataset, or hf/NAME; its options are --data.OPTION.
         backbone: `reference`, open_clip's ARCHITECTURE/TAG, hf-hub:OWNER/MODEL, a folder, or ARCHITECTURE@FILE.safetensors.
-        quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
+        quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4, int2; adapters are trained beside them.
         method: A method that grafts, or a preset (`list methods`); its settings are --method.SETTING.
         recipe: pairs.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-pairs-SEED.

@@ -108,7 +108,7 @@ def fit(
             metadata.jsonl, hf/<repo>, or world/control/canny.
         base: `reference`, a diffusers folder or hub id (Stable Diffusion 1 to 3, Flux, Z-Image, Qwen-Image, Sana, PixArt,
             Lumina 2), and of Stable Diffusion 1.x to XL FILE.safetensors or CONFIG_FOLDER@FILE.safetensors.
-        quantize: Bits of the denoiser's frozen linears: nf4 (bitsandbytes), int8, int4; adapters are trained beside them.
+        quantize: Bits of the denoiser's frozen linears: nf4 (bitsandbytes), int8, int4, int2; adapters are trained beside them.
         method: A method or preset for the UNet or transformer (`list methods`); textual_inversion trains new tokens alone.
         text_method: A method for the text encoders, which stay frozen without one.
         recipe: A name (`list recipes`) or a YAML's path; by default dreambooth with a prompt, else text_to_image.

@@ -16,6 +16,9 @@ from torch import Tensor
 from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
 from peft_core.kernels.twice import gradients, is_differentiated
 
+ROWS = 128
+"""Of x and g to a thread at a time: both stay in its cache."""
+
 
 class Part(NamedTuple):
     """One change: `scale` · B A on rows `rows` of the weight."""
@@ -84,23 +87,22 @@ class _LowRankLinear(torch.autograd.Function):
             )  # fmt: skip
             return dx, dw, db, None, None, None, None, *rest
         g = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
-        back = through_up(g, ctx.parts, factors[1::2])
         dx = dw = db = None
-        if ctx.needs_input_grad[0]:
-            if inner is not None:
-                dx = (g @ weight).addmm_(back.t(), stack(factors[::2]))
-            else:
+        if inner is None and not ctx.needs_input_grad[1] and in_pieces_pays(g):
+            if ctx.needs_input_grad[0]:
                 dx = g @ (merged(weight, ctx.parts, factors).to(g.dtype) if new is None else new)
+            d_factors = gradients_in_pieces(pieces(ctx.recipe, kept), g, ctx.parts, factors)
+        else:
+            back = through_up(g, ctx.parts, factors[1::2])
+            if ctx.needs_input_grad[0]:
+                if inner is not None:
+                    dx = (g @ weight).addmm_(back.t(), stack(factors[::2]))
+                else:
+                    dx = g @ (merged(weight, ctx.parts, factors).to(g.dtype) if new is None else new)
+            own = weight if ctx.needs_input_grad[1] else None
+            d_factors, dw = factor_gradients(pieces(ctx.recipe, kept), g, back, ctx.parts, factors, own, inner)
+        if dx is not None:
             dx = dx.view(*grad.shape[:-1], weight.shape[1])
-        d_factors, dw = factor_gradients(
-            pieces(ctx.recipe, kept),
-            g,
-            back,
-            ctx.parts,
-            factors,
-            weight if ctx.needs_input_grad[1] else None,
-            inner,
-        )
         if ctx.needs_input_grad[2]:
             db = g.sum(0)
         return dx, dw, db, None, None, None, None, *d_factors
@@ -140,6 +142,31 @@ def factor_gradients(
     d_up = [_scaled(low @ own_rows(g, part), part).t() for part, low in zip(parts, split(inner, factors), strict=True)]
     pairs = zip(downs, split(_sum(d_down), factors), d_up, strict=True)
     return [grad.to(a.dtype) for a, *pair in pairs for grad in pair], None if weight is None else _sum(dw)
+
+
+def in_pieces_pays(g: Tensor) -> bool:
+    """Whether the skinny products are bound by reading x and g, each of them twice: on a CPU, in its own precision."""
+    return g.device.type == "cpu" and g.element_size() >= 4 and not torch.compiler.is_compiling()
+
+
+def gradients_in_pieces(
+    inputs: Iterable[Tensor], g: Annotated[Tensor, "N out"], parts: tuple[Part, ...], factors: Sequence[Tensor]
+) -> list[Tensor]:
+    """dA, dB of every part, so many rows at a time that x and g are read from memory once."""
+    downs, ups = factors[::2], factors[1::2]
+    stacked = stack([a.to(g.dtype) for a in downs])
+    turned = [up.to(g.dtype).t().contiguous() for up in ups]
+    d_down, d_ups = torch.zeros_like(stacked), [torch.zeros_like(up) for up in turned]
+    rows, start = ROWS * torch.get_num_threads(), 0
+    for x in inputs:
+        own, start = g[start : start + len(x)], start + len(x)
+        for xs, gs in zip(x.to(g.dtype).split(rows), own.split(rows), strict=True):
+            mine = [own_rows(gs, part) for part in parts]
+            d_down.addmm_(stack([up @ each.t() for up, each in zip(turned, mine, strict=True)]), xs)
+            for d_up, low, each in zip(d_ups, split(stacked @ xs.t(), factors), mine, strict=True):
+                d_up.addmm_(low, each)
+    pairs = zip(downs, split(d_down, factors), d_ups, parts, strict=True)
+    return [_scaled(grad, part).to(a.dtype) for a, down, up, part in pairs for grad in (down, up.t())]
 
 
 def split(rows: Tensor, factors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from peft_core.grafts.graft import Delta
 from peft_core.grafts.weight_changes import changed_bias, changed_weight
+from peft_core.kernels.column_sums import column_sums
 from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, whole
 from peft_core.kernels.twice import spread_of, weak_rows
 
@@ -39,20 +40,15 @@ class _ScaleShiftLinear(torch.autograd.Function):
         dx = db = None
         if ctx.needs_input_grad[0]:
             dx = (g.to(y.dtype) @ _scaled(weight, gamma, y.dtype)).view(*grad.shape[:-1], weight.shape[1])
-        d_beta = _column_sums(g).to(beta.dtype)
-        d_gamma = (_column_sums(g * y.flatten(0, -2)).to(gamma.dtype) - beta * d_beta) / gamma
+        d_beta, along = (each.to(gamma.dtype) for each in column_sums(g, y.flatten(0, -2)))
+        d_gamma = (along - beta * d_beta) / gamma
         if weak is not None:
             x = whole(ctx.recipe, tuple(kept)).flatten(0, -2).to(y.dtype)
             z = F.linear(x, weight[weak].to(y.dtype), None if bias is None else bias[weak].to(y.dtype))
-            d_gamma = d_gamma.index_copy(0, weak, _column_sums(g[:, weak] * z).to(gamma.dtype))
+            d_gamma = d_gamma.index_copy(0, weak, column_sums(g[:, weak], z)[1].to(gamma.dtype))
         if ctx.needs_input_grad[2]:
             db = d_beta * gamma
         return dx, None, db, d_gamma, d_beta, None, None, None, None
-
-
-def _column_sums(rows: Tensor) -> Tensor:
-    """Σ over rows, in float32 or better."""
-    return rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
 
 
 def _scaled(weight: Tensor, gamma: Tensor, dtype: torch.dtype) -> Tensor:

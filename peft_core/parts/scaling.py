@@ -3,6 +3,7 @@
 The one keeps what it gives (see `scale_shift`), the other what x was made of.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,16 +12,29 @@ from torch import Tensor, nn
 
 from peft_core.grafts.graft import Delta
 from peft_core.grafts.weight_changes import changed_weight
-from peft_core.kernels.formed import mapped
+from peft_core.kernels.scaled_inputs import scaled_inputs_linear
 from peft_core.kernels.twice import weak_rows
 from peft_core.parts.factors import new_parameter, rows_of
 from peft_core.parts.scale_shift import scaled_and_shifted
 
 
-class OutputScale(Delta):
-    """W' = l W and b' = l b, row by row, with l (out) starting at 1."""
+class _Scale(Delta):
+    """Holds l, starting at 1."""
 
+    scale: nn.Parameter
     _checked: tuple[Any, Tensor | None] | None = None
+
+    @torch.no_grad()
+    def weak(self, scale: Tensor, deltas: Sequence[Any]) -> Tensor | None:
+        """What l hides; looked for once after each optimiser step, as it costs a synchronisation."""
+        key = (tuple((delta.scale._version, delta.factor) for delta in deltas), scale.device)
+        if self._checked is None or self._checked[0] != key:
+            self._checked = key, weak_rows(scale, None, scale, scale.dtype)
+        return self._checked[1]
+
+
+class OutputScale(_Scale):
+    """W' = l W and b' = l b, row by row, with l (out) starting at 1."""
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None):
         super().__init__(rows)
@@ -49,16 +63,8 @@ class OutputScale(Delta):
         scale = _weighed(self.scale, self.factor)
         return scale if self.rows is None else F.pad(scale, (self.rows[0], out - self.rows[1]), value=1.0)
 
-    @torch.no_grad()
-    def weak(self, scale: Tensor, deltas: list["OutputScale"]) -> Tensor | None:
-        """Outputs that l hides; looked for once after each optimiser step, as it costs a synchronisation."""
-        key = (tuple((delta.scale._version, delta.factor) for delta in deltas), scale.device)
-        if self._checked is None or self._checked[0] != key:
-            self._checked = key, weak_rows(scale, None, scale, scale.dtype)
-        return self._checked[1]
 
-
-class InputScale(Delta):
+class InputScale(_Scale):
     """W' = W diag(l), with l (in) starting at 1: each input feature, or input channel of a convolution, is scaled."""
 
     needs_matrix = True
@@ -80,15 +86,14 @@ class InputScale(Delta):
 
     @staticmethod
     def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["InputScale"]) -> Tensor:
-        if any(delta.rows is not None for delta in deltas):
+        if any(delta.rows is not None for delta in deltas) or weight.requires_grad or not torch.is_grad_enabled():
             return F.linear(x, changed_weight(weight, deltas), bias)  # type: ignore[arg-type]
-        for delta in deltas:
-            x = mapped(x, _scaled, _weighed(delta.scale, delta.factor))
-        return F.linear(x, weight, bias)
-
-
-def _scaled(x: Tensor, scale: Tensor) -> Tensor:
-    return (x * scale).to(x.dtype)
+        scale = _weighed(deltas[0].scale, deltas[0].factor)
+        for delta in deltas[1:]:
+            scale = scale * _weighed(delta.scale, delta.factor)
+        if torch.compiler.is_compiling():
+            return F.linear((x * scale).to(x.dtype), weight, bias)
+        return scaled_inputs_linear(x, weight, bias, scale, deltas[0].weak(scale, deltas))
 
 
 def _weighed(scale: Tensor, factor: float) -> Tensor:

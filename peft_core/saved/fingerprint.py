@@ -1,5 +1,6 @@
 """Which backbone an adapter belongs to: a sketch of the frozen weights, told apart without keeping them."""
 
+import re
 import warnings
 import zlib
 from collections.abc import Iterable
@@ -18,6 +19,10 @@ from peft_core.stock import also_trained, head_of, whole_of
 BUCKETS, _TOLERANCE = 8, 0.02
 _ROUGH = {"int2": 1.0, "int8": 0.1}
 """What rounding to few bits may change in a sketch; of other weights it changes by about 1. Others of 4 bits: 0.4."""
+
+
+_OF_SIZE = re.compile(r"(^|\.)(\w*pos(ition(al)?)?_embed\w*|rel(ative)?_pos\w*)(\.|$)")
+"""Names of tables of positions, which grow with the input: an adapter fits the same model at another size."""
 
 
 class OtherPrecision(UserWarning):
@@ -49,11 +54,15 @@ def backbone_of(model: nn.Module, without: Iterable[str] = ()) -> dict[str, Any]
             frozen = {k: p for k, p in frozen.items() if k not in own}
             if not own & left_out:
                 frozen[f"{path}.weight"], sizes[f"{path}.weight"] = packed, packed.shape[0] * packed.shape[1]
+    whole, without_positions = _sketches(frozen)
+    positions = sum(sizes[key] for key in frozen if _OF_SIZE.search(key))
+    count = sum(sizes[key] for key in frozen)
     return {
         "class": f"{stock.__module__}.{stock.__qualname__}",
         "name": _name(model),
-        "parameters": sum(sizes[key] for key in frozen),
-        "fingerprint": _sketch(frozen),
+        "parameters": count,
+        "fingerprint": whole,
+        **({"any_size": {"parameters": count - positions, "fingerprint": without_positions}} if positions else {}),
         "configuration": configuration_of(model),
         **({"quantised": ", ".join(sorted(kinds))} if kinds else {}),
     }
@@ -66,21 +75,47 @@ def _name(model: nn.Module) -> str | None:
     return ".".join(part for part in (config["architecture"], config.get("tag")) if part)
 
 
-def _sketch(tensors: dict[str, Any]) -> list[float]:
+def _sketches(tensors: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Of all tensors, and of those that are no positions."""
     sums, squares = [0.0] * BUCKETS, [0.0] * BUCKETS
-    for key, tensor in tensors.items():
+    found = []
+    for key, tensor in sorted(tensors.items(), key=lambda item: bool(_OF_SIZE.search(item[0]))):
+        if not found and _OF_SIZE.search(key):
+            found.append(_ratios(sums, squares))
         tensor = dense(tensor, torch.float32) if isinstance(tensor, Packed) else tensor
         if tensor.is_meta:
             raise PeftError("a model on the meta device has no weights to save or to load an adapter onto.")
         bucket, values = zlib.crc32(key.encode()) % BUCKETS, whole_of(tensor).float()
         sums[bucket] += values.sum(dtype=torch.float64).item()
         squares[bucket] += values.square().sum(dtype=torch.float64).item()
+    whole = _ratios(sums, squares)
+    return whole, found[0] if found else whole
+
+
+def _ratios(sums: Iterable[float], squares: Iterable[float]) -> list[float]:
     return [round(s / max(q, 1e-30) ** 0.5, 4) for s, q in zip(sums, squares, strict=True)]
 
 
+def _of_any_size(here: dict[str, Any], there: dict[str, Any]) -> bool:
+    """Whether the two differ in the size of their positions alone."""
+    own, other = here.get("any_size"), there.get("any_size")
+    return (
+        isinstance(own, dict)
+        and isinstance(other, dict)
+        and here["parameters"] != there["parameters"]
+        and own["parameters"] == other.get("parameters")
+        and isinstance(other.get("fingerprint"), list)
+        and len(other["fingerprint"]) == BUCKETS
+        and all(isinstance(number, int | float) for number in other["fingerprint"])
+    )
+
+
 def check_backbone(model: nn.Module, card: dict[str, Any], folder: Path, without: Iterable[str] = ()) -> None:
-    """Raises PeftError unless `model` is the backbone that a card's entry describes, the parameters `without` apart."""
+    """Raises PeftError unless `model` is the backbone that a card's entry describes, the parameters `without` apart; its
+    positions may be of another size of input."""
     here = backbone_of(model, without)
+    if _of_any_size(here, card):
+        card, here = card | card["any_size"], here | here["any_size"]
     for what, key in (("architecture", "class"), ("number of frozen parameters", "parameters")):
         if card[key] != here[key]:
             raise PeftError(

@@ -12,7 +12,17 @@ from peft.tuners.lora.variants import QALoraLinearVariant as Theirs
 from peft.utils.loftq_utils import _low_rank_decomposition
 from torch import nn
 
-from peft_core import NotMergeable, PeftError, adapt, count_parameters, dequantise, list_methods, merge, quantise
+from peft_core import (
+    NotMergeable,
+    PeftError,
+    adapt,
+    count_parameters,
+    dequantise,
+    lifecycle,
+    list_methods,
+    merge,
+    quantise,
+)
 from peft_core.kernels.quantised import dense, packed_of
 from peft_core.method import Method
 from peft_core.methods.quantised.qa_lora import Pooled
@@ -54,7 +64,43 @@ def test_loftq_starts_at_what_quantisation_lost_as_peft_has_it() -> None:
     torch.testing.assert_close(4.0 * again.B @ again.A, change.B @ change.A, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["loftq", "peqa"])
+def test_int2_1_is_taught_by_the_float_model_with_the_head_as_it_stands() -> None:
+    stock: Any = vit(embed_dim=64, num_heads=2)()
+    model: Any = quantise(copy.deepcopy(stock), "int2", keep=True)
+    adapt(model, "int2_1", rank=4, alpha=8.0, targets=("q", "v", "mlp"), dropout=0.0, divergence=3.0)
+    perturb(model)
+    stock.head.load_state_dict(model.head.state_dict())
+    x = torch.randn(3, 3, 32, 32)
+    y = model.train()(x)
+    with torch.no_grad():
+        p = stock.eval()(x).softmax(-1)
+    expected = 3.0 * (p * (p.log() - y.log_softmax(-1))).sum(-1).mean()
+    torch.testing.assert_close(lifecycle.penalty(model), expected, rtol=1e-5, atol=1e-7)
+    with pytest.raises(PeftError, match="call the model itself before the penalty"):
+        lifecycle.penalty(model)
+    assert lifecycle.penalty(model.eval()) == 0.0
+
+
+def test_int2_1_comes_nearer_to_the_float_model_and_lets_it_go() -> None:
+    torch.manual_seed(0)
+    tiny = family("int2")
+    model: Any = adapt(tiny.model(), "int2_1", rank=8, alpha=8.0, dropout=0.0)
+    x, apart = torch.randn(8, 3, 32, 32), []
+    optimizer = torch.optim.Adam([p for key, p in model.named_parameters() if ".peft." in key], lr=3e-3)
+    for _ in range(12):
+        model.train()(x)
+        apart.append(lifecycle.penalty(model))
+        optimizer.zero_grad()
+        apart[-1].backward()
+        optimizer.step()
+    assert apart[-1] < 0.5 * apart[0]
+    lifecycle.finish(model)
+    model(x)
+    with pytest.raises(PeftError, match="quantise with keep=True"):
+        lifecycle.penalty(model)
+
+
+@pytest.mark.parametrize("name", ["loftq", "peqa", "int2_1"])
 def test_a_backbone_that_is_not_quantised_is_refused_with_the_call_to_make(name: str) -> None:
     with pytest.raises(PeftError, match=r"quantise\(model, "):
         adapt(MODELS["vit"].model(), name)

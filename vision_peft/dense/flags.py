@@ -1,4 +1,4 @@
-"""`--dense.head pyramid`: what stands on the backbone of tasks with an output for every pixel."""
+"""`--dense.head pyramid`: what stands on the backbone of tasks on feature maps."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from peft_core.values import Count, Range
 def options(
     head: Literal["linear", "pyramid"] = "linear", size: Annotated[int, Range(0, 4096)] = 0, width: Count = 64
 ) -> None:
-    """What stands on the backbone of tasks with an output for every pixel.
+    """What stands on the backbone of tasks on feature maps: pixels, boxes.
 
     Args:
-        head: `linear`, one layer a pixel of the backbone's maps, or `pyramid`, UPerNet's: pooled context, top down, fused.
+        head: `linear`, one layer a pixel of the backbone's maps, or `pyramid`, UPerNet's: pooled context, top down, fused;
+            under boxes top down, and two convolutions.
         size: Of the pictures, their side in pixels; 0 takes the backbone's. A ViT's positions are resized.
-        width: Channels of the pyramid.
+        width: Channels of the pyramid, and of what boxes are read from.
     """
 
 

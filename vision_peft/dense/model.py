@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
-from peft_core.anatomies import Anatomy, describe
 from peft_core.errors import PeftError
 from peft_core.jobs.hub.backbone import Backbone
+from vision_peft.dense.maps import OnMaps, check_maps, image_at, is_plain
 
 LEVELS = 4
 
@@ -88,42 +85,11 @@ class PyramidHead(nn.Module):
         return self.out(self.fuse(torch.cat([resized(each, finest) for each in levels], 1)))
 
 
-class Dense(nn.Module):
-    """Pictures B 3 H W → outputs B K H W, bilinear from the head's own size.
-
-    Args:
-        image: a timm model without head, whose `forward_intermediates` gives maps.
-        head: maps → B K h w.
-        indices: which of its maps.
-    """
-
-    def __init__(self, image: nn.Module, head: nn.Module, indices: Sequence[int]) -> None:
-        super().__init__()
-        self.image, self.head, self.indices = image, head, list(indices)
-
-    def peft_anatomy(self) -> Anatomy | None:
-        """The image model's, with this head; features are read between its blocks, so it is not run from a block on."""
-        inner = describe(self.image)
-        if inner is None:
-            return None
-        return dataclasses.replace(inner.under("image"), heads=["head"], embed=None, finish=None)
+class Dense(OnMaps):
+    """Pictures B 3 H W → outputs B K H W, bilinear from the size of the head's, B K h w."""
 
     def forward(self, x: Tensor) -> Tensor:
         return resized(self.head(self.maps(x)), (x.shape[-2], x.shape[-1]))
-
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """Feature maps B C h w, finest first."""
-        image: Any = self.image
-        return image.forward_intermediates(x, indices=self.indices, intermediates_only=True, norm=self.plain)
-
-    @property
-    def plain(self) -> bool:
-        """Whether all maps are of one size, as a ViT's: then the last norm is part of them."""
-        return is_plain(self.image)
-
-
-def is_plain(image: Any) -> bool:
-    return len({each["reduction"] for each in image.feature_info}) == 1
 
 
 def dense_model(
@@ -140,23 +106,7 @@ def dense_model(
     Raises:
         PeftError: a backbone without feature maps, or one that cannot be brought to that size.
     """
-    image, about = load(name, 0, drop_path)
-    model: Any = image
-    if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
-        raise PeftError(
-            f"{name} gives no feature maps: choose a ViT, Swin, ConvNeXt or CNN of timm (`list backbones`)."
-        )
-    if size and (size, size) != about.input_size:
-        about = dataclasses.replace(about, input_size=(size, size))
-        try:
-            if hasattr(model, "set_input_size"):
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # timm's, of how it resizes tables of positions
-                    model.set_input_size(img_size=(size, size))
-        except (AssertionError, ValueError, RuntimeError) as error:
-            raise PeftError(
-                f"{name} takes no pictures of {size} pixels ({error}): choose another --dense.size."
-            ) from error
+    model, about = image_at(load, name, drop_path, size)
     plain, count = is_plain(model), len(model.feature_info)
     levels = (
         sorted({max(0, round(count * (level + 1) / LEVELS) - 1) for level in range(LEVELS)})
@@ -171,22 +121,5 @@ def dense_model(
         )
     widths = [model.feature_info[each]["num_chs"] for each in levels]
     made = LinearHead(widths, outputs) if head == "linear" else PyramidHead(widths, outputs, width, plain)
-    _check(model, levels, about, name, size)
+    check_maps(model, levels, about, name)
     return Dense(model, made, levels), about
-
-
-def _check(model: Any, levels: Sequence[int], about: Backbone, name: str, size: int) -> None:
-    """Raises PeftError: the model gives no maps at this size."""
-    was = model.training
-    try:
-        with torch.no_grad():
-            model.eval().forward_intermediates(
-                torch.zeros(1, 3, *about.input_size), indices=list(levels), intermediates_only=True
-            )
-    except (AssertionError, RuntimeError, ValueError) as error:
-        words = " ".join(str(error).split())[:160]
-        raise PeftError(
-            f"{name} takes no pictures of {about.input_size[0]} pixels ({words}): choose another --dense.size."
-        ) from error
-    finally:
-        model.train(was)

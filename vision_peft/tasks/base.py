@@ -74,8 +74,8 @@ class Task(ABC):
     """Whether each picture has one class."""
     part: ClassVar[str] = ""
     """Of what `parts` says of a class, the figure that is printed."""
-    exports: ClassVar[bool] = True
-    """Whether one graph with one set of outputs can stand for it."""
+    no_export: ClassVar[str] = ""
+    """Why one graph with one set of outputs cannot stand for it."""
     reads: ClassVar[str] = ""
     """The task that its data are read for, where it is another."""
     calibrates: ClassVar[bool] = False

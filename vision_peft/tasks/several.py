@@ -27,7 +27,8 @@ class Several(Classes):
     chosen: the one that predictions are of.
     """
 
-    name, classes, reads, exports = "several", False, "classify", False
+    name, classes, reads = "several", False, "classify"
+    no_export = "it is of several data sets, and one graph tells the classes of one; use `predict --task`"
 
     def __init__(
         self, class_names: Sequence[str], parts: Sequence[Sequence[Any]], smoothing: float = 0.0, temperature: float = 10.0,

@@ -51,10 +51,10 @@ def classes_of(parts: Mapping[str, Annotated]) -> tuple[str, ...]:
 
 def split_up(
     parts: Mapping[str, Annotated], labels: Mapping[str, Sequence], kind: torch.dtype, root: Path, val: float,
-    test: float, seed: int,
+    test: float, seed: int, by_class: bool = True,
 ) -> tuple[tuple[Pictures, Pictures, Pictures], tuple[str, ...], list[str]]:  # fmt: skip
     """The pictures with these labels, one a picture of each split, as `completed` gives them."""
     given = {
         split: listed(part.names, labels[split], part.folders, root, part.source, kind) for split, part in parts.items()
     }
-    return completed(given, val, test, seed)
+    return completed(given, val, test, seed, by_class)

@@ -11,7 +11,7 @@ from peft_core.method import Method
 from peft_core.quantising import quantise
 from peft_core.registry import find_method
 
-Quantize = Literal["none", "nf4", "int8", "int4"]
+Quantize = Literal["none", "nf4", "int8", "int4", "int2"]
 
 
 def in_few_bits(model: nn.Module, config: Mapping[str, Any], *methods: Method | type[Method]) -> nn.Module:

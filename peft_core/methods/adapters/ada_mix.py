@@ -1,16 +1,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peft_core.errors import PeftError
-from peft_core.grafts.graft import Graft, match
+from peft_core.grafts.graft import match
 from peft_core.lifecycle import own_grafts
 from peft_core.method import Method, Plan
+from peft_core.parts.predictions import Predictions
 from peft_core.values import Count, NotNegative, Widths
 
 
@@ -63,16 +62,11 @@ class AdaMix(Method):
         (root,) = own_grafts(model, self, Predictions)
         if self.experts == 1 or not self.consistency or not root.training:
             return 0.0
-        found = _LAST.pop(root, None)
-        if found is None:
-            raise PeftError(
-                "ada_mix compares two forwards of the whole model: call the model itself before the penalty (--cache_prefix off)."
-            )
-        args, kwargs, first = found
+        args, kwargs, first = root.take(self.name)
         if first is None:
             return 0.0
         model(*args, **kwargs)
-        second: Any = _LAST.pop(root)[2]
+        second: Any = root.take(self.name)[2]
         p, q = (logits.float().log_softmax(-1) for logits in (first, second))
         both = [F.kl_div(a, b.detach(), reduction="batchmean", log_target=True) for a, b in ((p, q), (q, p))]
         return self.consistency * 0.5 * (both[0] + both[1])
@@ -113,16 +107,3 @@ class Mixed(nn.Module):
 
 def drawn(count: int, device: torch.device) -> Tensor:
     return torch.randint(count, (1,), device=device)
-
-
-class Predictions(Graft):
-    """On the model itself: keeps what a training forward was called with and gave, for the second one."""
-
-    def leaving(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        if self.training and torch.is_grad_enabled():
-            _LAST[self] = args, kwargs, output if isinstance(output, Tensor) and output.dim() == 2 else None
-        return output
-
-
-_LAST: WeakKeyDictionary[Graft, tuple[tuple, dict[str, Any], Tensor | None]] = WeakKeyDictionary()
-"""Beside the models, so that no copy and no file of one carries a batch."""

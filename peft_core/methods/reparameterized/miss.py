@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from peft_core.errors import PeftError
 from peft_core.grafts.formed import Formed
 from peft_core.grafts.graft import Delta, match
-from peft_core.grafts.weight_changes import add_rows
+from peft_core.kernels.summed_linear import summed, summed_linear
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import add_scaled, new_parameter, rows_of
 from peft_core.values import Count, Widths
@@ -69,7 +69,8 @@ class MiSS(Method):
 class Shards(Delta):
     """W' = W + [Mᵀ Mᵀ …], M (r, columns), repeated along the outputs too where it has fewer columns."""
 
-    additive = commutes = needs_matrix = True
+    additive = commutes = needs_matrix = rebuilds_input = True
+    kernel = staticmethod(summed_linear)
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, shape: tuple[int, int], rank: int, columns: int):
         super().__init__(rows)
@@ -79,7 +80,7 @@ class Shards(Delta):
 
     def up(self) -> Tensor:
         """(out, r)"""
-        return self.m.repeat(1, self.times).t()
+        return (self.m if self.times == 1 else self.m.repeat(1, self.times)).t()
 
     def forward(self, weight: Tensor) -> Tensor:
         return add_scaled(weight, self.tiled(self.up()), 1.0)
@@ -91,19 +92,10 @@ class Shards(Delta):
     def on_input(self, x: Tensor, run: Callable) -> Tensor:
         rank = len(self.m)
         if run is F.linear:
-            x = match(x, self.m)
-            x = x if x.shape[-1] % rank == 0 else F.pad(x, (0, -x.shape[-1] % rank))
-            return F.linear(x.unflatten(-1, (-1, rank)).sum(-2), self.up() * self.factor)
+            return F.linear(summed(match(x, self.m), rank), self.up() * self.factor)
         sums = self.tiled(torch.eye(rank, device=self.m.device, dtype=self.m.dtype))
         y = F.linear(run(match(x, self.m), sums).movedim(1, -1), self.up() * self.factor)
         return y.movedim(-1, 1)
-
-    @staticmethod
-    def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["Shards"]) -> Tensor:
-        y = F.linear(x, weight, bias)
-        for delta in deltas:
-            y = add_rows(y, delta.on_input(x, F.linear), delta.rows)
-        return y
 
 
 class Blocks(Formed):
@@ -117,7 +109,6 @@ class Blocks(Formed):
         nn.init.zeros_(self.m)
 
     def forward(self, weight: Tensor) -> Tensor:
-        rank = self.m.shape[1]
-        blocks = weight.reshape(len(self.m), rank, -1, rank).to(self.m.dtype).transpose(1, 2)  # o i r r
-        change = blocks @ self.m.unsqueeze(1) + self.m.unsqueeze(1)
-        return (blocks + change).transpose(1, 2).reshape(weight.shape).to(weight.dtype)
+        rank, flat = self.m.shape[1], weight.to(self.m.dtype).reshape(len(self.m), -1, self.m.shape[1])  # o r·i r
+        new = torch.baddbmm(flat, flat, self.m).view(len(self.m), rank, -1, rank) + self.m.unsqueeze(2)  # o r i r
+        return new.view(weight.shape).to(weight.dtype)

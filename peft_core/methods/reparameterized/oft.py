@@ -35,7 +35,10 @@ class Rotation(Delta):
 
     def blocks(self) -> Tensor:
         """R, as (blocks, b, b)."""
-        vectors = self.vectors.to(torch.promote_types(self.vectors.dtype, torch.float32))  # no solver works in 16 bits
+        return self.made_of(self.vectors)
+
+    def made_of(self, vectors: Tensor) -> Tensor:
+        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))  # no solver works in 16 bits
         above: Any = self.above
         upper = vectors.new_zeros(len(vectors), self.size**2).index_copy(1, above, vectors)
         upper = upper.view(-1, self.size, self.size)
@@ -56,7 +59,7 @@ class Rotation(Delta):
         if any(delta.rows is not None or delta.factor != 1.0 for delta in deltas):
             return formed_linear(x, weight, bias, deltas)
         for delta in reversed(deltas):
-            x = mapped(x, rotated, delta.blocks(), back=rotated_back)
+            x = mapped(x, rotated, mapped(delta.vectors, delta.made_of), back=rotated_back)
         return F.linear(x, weight, bias)
 
 

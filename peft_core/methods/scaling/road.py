@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Delta
+from peft_core.kernels.turned_linear import Part, can_be_undone, turned, turned_linear, turned_rows
 from peft_core.method import Method, Plan
 from peft_core.parts.factors import new_parameter, rows_of
 from peft_core.values import Range
@@ -53,13 +54,17 @@ class RoAd(Method):
                     f"road cannot split the {out} outputs of {place.role} at {place.module} into groups of {self.group_size}: "
                     + (f"set group_size to {fits[0]}." if fits else f"leave {place.role} out of targets.")
                 )
-            plan.change_weight(place, Turn(weight, place.rows, self.variant, self.group_size))
+            change = Turn(weight, place.rows, self.variant, self.group_size)
+            change.keeps_output = place.role != "patch_embed"  # positions may be added to it in place
+            plan.change_weight(place, change)
 
 
 class Turn(Delta):
     """W' = R W, b' = R b. theta and alpha (out/2, out or 2 out), starting at 0 and 1."""
 
     needs_matrix = True
+    keeps_output = True
+    """False where the model may write over what the module gives."""
 
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, variant: str, group: int):
         super().__init__(rows)
@@ -68,6 +73,7 @@ class Turn(Delta):
         self.variant, self.pairs = variant, group // 2
         nn.init.zeros_(self.theta)
         nn.init.ones_(self.alpha)
+        self._checked: tuple[Any, bool] | None = None
 
     def columns(self) -> tuple[Tensor, Tensor]:
         """What y and its turned pairs are multiplied by: two vectors (groups, 2, g/2)."""
@@ -80,27 +86,35 @@ class Turn(Delta):
             first, second = first.repeat_interleave(2, 0), second.repeat_interleave(2, 0)
         return first.view(-1, 2, self.pairs), second.view(-1, 2, self.pairs)
 
-    def turn(self, y: Tensor) -> Tensor:
-        """R y over the last dimension."""
-        first, second = (column.unbind(1) for column in self.columns())
-        one, other = y.unflatten(-1, (-1, 2, self.pairs)).unbind(-2)  # views: y alone is kept for backward
-        turned = one * first[0] - other * second[0], other * first[1] + one * second[1]
-        return torch.stack(turned, -2).flatten(-3)
+    def can_be_undone(self) -> bool:
+        """Looked for once after each optimiser step, as it costs a synchronisation."""
+        key = (id(self.theta), self.theta._version, id(self.alpha), self.alpha._version)
+        if self._checked is None or self._checked[0] != key:
+            self._checked = key, can_be_undone(*self.columns())
+        return self._checked[1]
 
     def forward(self, weight: Tensor) -> Tensor:
-        return self.turn(weight.flatten(1).t()).t().view(weight.shape).to(weight.dtype)
+        return turned_rows(weight.flatten(1), *self.columns()).view(weight.shape).to(weight.dtype)
 
     def bias(self, bias: Tensor | None) -> Tensor | None:
-        return None if bias is None else self.turn(bias).to(bias.dtype)
+        return None if bias is None else turned(bias, *self.columns()).to(bias.dtype)
 
     @staticmethod
     def kernel(x: Tensor, weight: Tensor, bias: Tensor | None, deltas: list["Turn"]) -> Tensor:
-        """Turns y in place of W: no dense gradient."""
+        """W' and y alone are kept; else y is turned in place of W, without a dense gradient."""
+        spans = sorted(delta.rows or (0, len(weight)) for delta in deltas)
+        apart = all(one[1] <= two[0] for one, two in zip(spans, spans[1:], strict=False))
+        trains = weight.requires_grad or (bias is not None and bias.requires_grad)
+        whole = all(delta.factor == 1.0 and delta.keeps_output for delta in deltas)
+        plain = torch.compiler.is_compiling() or x.is_meta or not x.numel()
+        if apart and whole and not trains and not plain and all(delta.can_be_undone() for delta in deltas):
+            columns = [column for delta in deltas for column in delta.columns()]
+            return turned_linear(x, weight, bias, [Part(delta.rows, delta.pairs) for delta in deltas], columns)
         y = F.linear(x, weight, bias)
         for delta in deltas:
             start, stop = delta.rows or (0, weight.shape[0])
             part = y[..., start:stop]
-            new = delta.turn(part).to(y.dtype)
+            new = turned(part, *delta.columns()).to(y.dtype)
             new = new if delta.factor == 1.0 else torch.lerp(part, new, delta.factor)
             y = new if delta.rows is None else torch.cat((y[..., :start], new, y[..., stop:]), -1)
         return y

@@ -130,8 +130,8 @@ def group_size(width: int, usual: int, wanted: int | None, bits: int) -> int:
     return max(each for each in range(1, min(size, width) + 1) if width % each == 0)
 
 
-def plain_linear(module: nn.Module) -> nn.Linear | None:
-    """A quantised linear as a plain one with the numbers that it stands for; None where the module is none."""
+def plain_linear(module: nn.Module, weight: Tensor | None = None) -> nn.Linear | None:
+    """A quantised linear as a plain one with the numbers that it stands for, or with others; None where the module is none."""
     packed = packed_of(module)
     if packed is None:
         return None
@@ -139,7 +139,8 @@ def plain_linear(module: nn.Module) -> nn.Linear | None:
     dtype = torch.float32 if bias is None else bias.dtype
     with torch.device("meta"):
         new: Any = nn.Linear(packed.shape[1], packed.shape[0], bias=bias is not None)
-    new.weight, new.bias = nn.Parameter(dense(packed, dtype), requires_grad=False), bias
+    numbers = dense(packed, dtype) if weight is None else weight.to(packed.tensors[0].device, dtype)
+    new.weight, new.bias = nn.Parameter(numbers, requires_grad=False), bias
     new.training = module.training
     return new
 

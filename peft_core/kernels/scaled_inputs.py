@@ -1,0 +1,62 @@
+"""The fast linear of scaled inputs: y = W (l ⊙ x) + b, which keeps x's source alone.
+
+W diag(l) is formed in place of l ⊙ x, there and in backward: dx = g W diag(l), dl = Σ x ⊙ (g W) = Σ x ⊙ dx / l. Where the
+division loses it (near l = 0) those columns of g W are computed again.
+"""
+
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from peft_core.kernels.column_sums import column_sums
+from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
+from peft_core.kernels.twice import gradients, is_differentiated
+
+
+class _ScaledInputs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, weak: Tensor | None,
+                recipe: Recipe | None, kept: tuple[Tensor, ...], dtype: torch.dtype | None) -> Tensor:  # fmt: skip
+        x = x if dtype is None else x.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.linear(x, (weight * scale).to(x.dtype), None if bias is None else bias.to(x.dtype))
+        ctx.recipe, ctx.kept, ctx.dtype, ctx.was_cast = recipe, len(kept), x.dtype, dtype is not None
+        ctx.save_for_backward(*(kept if recipe else (x,)), weight, bias, scale, weak)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        kept, (weight, bias, scale, weak) = saved[: ctx.kept], saved[ctx.kept :]
+        if is_differentiated():
+            dx, _, db, dl = gradients(
+                lambda x, w, b, s: F.linear(x, (w * s).to(x.dtype), b),
+                (whole(ctx.recipe, kept), weight, bias, scale), grad, ctx.was_cast,
+            )  # fmt: skip
+            return dx, None, db, dl, None, None, None, None
+        g = grad.flatten(0, -2).to(ctx.dtype)
+        dx = g @ (weight * scale).to(g.dtype)
+        found, lost, start = [], [], 0
+        for x in pieces(ctx.recipe, kept):
+            rows, start = slice(start, start + len(x)), start + len(x)
+            found.append(column_sums(dx[rows], x.to(g.dtype))[1])
+            if weak is not None:
+                lost.append(column_sums(g[rows] @ weight[:, weak].to(g.dtype), x[:, weak].to(g.dtype))[1])
+        dl = torch.stack(found).sum(0).to(scale.dtype) / scale
+        if weak is not None:
+            dl = dl.index_copy(0, weak, torch.stack(lost).sum(0).to(scale.dtype))
+        db = g.sum(0) if ctx.needs_input_grad[2] else None
+        return dx.view(*grad.shape[:-1], -1), None, db, dl, None, None, None, None
+
+
+def scaled_inputs_linear(
+    x: Annotated[Tensor, "... in"],
+    weight: Annotated[Tensor, "out in"],
+    bias: Annotated[Tensor | None, "out"],
+    scale: Annotated[Tensor, "in"],
+    weak: Annotated[Tensor | None, "weak"],
+) -> Annotated[Tensor, "... out"]:
+    """(l ⊙ x) Wᵀ + b of a frozen W; weak: inputs whose l is near 0."""
+    return _ScaledInputs.apply(x, weight, bias, scale, weak, *kept_for(x), autocast_dtype(x.device.type))  # type: ignore
