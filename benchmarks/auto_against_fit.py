@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/auto_against_fit"))
     given = parser.parse_args()
     rows = read(given.out / RESULTS)
-    pairs = [
+    pairs: list[dict[str, str]] = [
         dict(zip(OF_PAIR, (data, str(seed), str(given.epochs), " ".join(given.methods or [])), strict=True))
         for seed in given.seeds
         for data in given.data

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.measuring import interleaved, machine, options, ratios, write_ratios
+from benchmarks.measuring import interleaved, machine, options, pictures, ratios, write_ratios
 from peft_core import adapt
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--dropped", type=int, nargs="*", default=[0, 3, 5, 7, 9, 11])
     args = parser.parse_args()
     models = {n: adapted(args.arch, args.method, n).to(args.device) for n in args.dropped}
-    x = torch.randn(args.batch, 3, *next(iter(models.values())).patch_embed.img_size, device=args.device)
+    x = pictures(next(iter(models.values())), args.batch, args.device)
     labels = torch.zeros(args.batch, dtype=torch.long, device=args.device)
     with torch.inference_mode():
         used = interleaved({f"{n}": lambda m=m: m(x) for n, m in models.items()}, args.rounds, args.device)

@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)  # random weights do for this
     torch.set_num_threads(1)
-    names = open_clip.IMAGENET_CLASSNAMES
+    names = list(open_clip.IMAGENET_CLASSNAMES)
     names = names[:: max(1, len(names) // args.classes)][: args.classes]
     pictures = args.shots * len(names)
     print(f"{args.model}, {len(names)} classes, {args.shots} shots, {'bf16' if args.bf16 else 'float32'}, "
@@ -64,7 +64,8 @@ def main() -> None:
                 if text_pass is not None:
                     text_pass.__class__ = FullLength
         frozen = frozen_image_tower(ours)
-        size = ours.model.visual.image_size
+        visual: Any = ours.model.visual
+        size = visual.image_size
         height, width = (size, size) if isinstance(size, int) else size
         images = torch.randn(batch, 3, height, width, device=args.device)
         labels = torch.arange(batch, device=args.device) % len(names)

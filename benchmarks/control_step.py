@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.diffusion_models import small_unet
 from benchmarks.diffusion_step import Step, step_options, with_input_gradient
 from benchmarks.measuring import CPU, interleaved, machine, ratios, wanted, write_ratios
-from diffusion_peft.control import controls_of, set_condition
+from diffusion_peft.control import set_condition
 from peft_core import adapt, count_parameters
 from peft_core.counting import kept_bytes
 
@@ -54,11 +54,6 @@ class ControlStep(Step):
         super().__init__(maker, batch, latent, width, device=device)
         if name is not None:
             set_condition(self.model, condition(batch, latent, plus, device))
-
-    def step(self) -> None:
-        for _, control in controls_of(self.model):
-            control.kept = None  # a training step has other pictures each time
-        super().step()
 
     @torch.no_grad()
     def sample(self) -> None:

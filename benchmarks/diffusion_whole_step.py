@@ -34,11 +34,14 @@ class Side:
 
     def __init__(self, name: str, batch: int, latent: int, width: int, device: torch.device) -> None:
         torch.manual_seed(0)
-        self.vae = AutoencoderKL(
-            block_out_channels=(32, 64, 128, 128), layers_per_block=2, latent_channels=4, norm_num_groups=16,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        ).requires_grad_(False)  # fmt: skip
-        self.text = CLIPTextModel(
+        levels: dict[str, Any] = {  # typed as of one level
+            "block_out_channels": (32, 64, 128, 128),
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+        }
+        self.vae: Any = AutoencoderKL(**levels, layers_per_block=2, latent_channels=4, norm_num_groups=16)
+        self.vae.requires_grad_(False)
+        self.text: Any = CLIPTextModel(
             CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
         )
         self.text.requires_grad_(False).eval()

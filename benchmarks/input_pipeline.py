@@ -69,7 +69,8 @@ def _pillow(paths: list[Path], batch_size: int, *changes: Any) -> Epoch:
     def epoch() -> Iterator[torch.Tensor]:
         for rows in torch.randperm(len(paths)).split(batch_size):
             opened = [Image.open(paths[row]).convert("RGB") for row in rows.tolist()]
-            yield torch.stack([usual(image) for image in opened])
+            changed: list[Any] = [usual(image) for image in opened]
+            yield torch.stack(changed)
 
     return epoch
 
@@ -138,7 +139,7 @@ def _interleaved(ways: dict[str, Epoch], rounds: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for option, default in inspect.signature(main).parameters.items():
         parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=default.default)
     main(**vars(parser.parse_args()))

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from benchmarks.measuring import interleaved, machine, options, ratios, write_ratios
+from benchmarks.measuring import interleaved, machine, options, pictures, ratios, write_ratios
 from benchmarks.variants import chosen
 from peft_core import NotMergeable, merge
 from peft_core.attach import is_inserted
@@ -32,7 +32,7 @@ def main() -> None:
                 models[f"{variant.name}, merged"] = merge(merged)
             except NotMergeable:
                 continue
-    x = torch.randn(args.batch, 3, *models["stock"].patch_embed.img_size, device=args.device)
+    x = pictures(models["stock"], args.batch, args.device)
     models = {name: model.to(args.device) for name, model in models.items()}
     with torch.inference_mode():
         seconds = interleaved(

@@ -8,7 +8,7 @@ import copy
 import timm
 import torch
 
-from benchmarks.measuring import interleaved, machine, options, ratios, write_ratios
+from benchmarks.measuring import interleaved, machine, options, pictures, ratios, write_ratios
 from peft_core import adapt
 from peft_core.passes.together import Together
 
@@ -25,7 +25,7 @@ def main() -> None:
     with device:
         stock = timm.create_model(args.arch, num_classes=100).eval()
         frozen = {id(tensor): tensor for tensor in stock.parameters()}
-        x = torch.randn(args.batch, 3, *stock.patch_embed.img_size)
+        x = pictures(stock, args.batch, device)
     models = {}
     for name, method, settings in (
         ("linear", "linear", {}),

@@ -9,11 +9,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's notes would stand in the tables
 
 import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -27,6 +28,11 @@ def options(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--device", type=usable, default=CPU, metavar="{cpu,cuda}", help="cpu where nothing is said")
     parser.add_argument("--ratios", type=Path, metavar="FILE", help="write the ratios there too, a JSON line a row")
     return parser
+
+
+def pictures(model: nn.Module, batch: int, device: torch.device = CPU) -> Tensor:
+    """Random pictures, B 3 H W, of the size that one of timm's ViTs takes."""
+    return torch.randn(batch, 3, *cast("Any", model).patch_embed.img_size).to(device)
 
 
 def wanted(words: Sequence[str], names: Iterable[str]) -> list[str]:
@@ -91,7 +97,8 @@ def peak(run: Callable[[], object], device: torch.device = CPU) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
     live = largest = 0
-    records = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    profiler: Any = recorded.profiler
+    records = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     for record in sorted(records, key=lambda record: record.start_ns()):
         live += record.nbytes()  # negative where memory is freed
         largest = max(largest, live)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measuring import CPU, clock, interleaved, machine, options, ratios, write_ratios
+from benchmarks.measuring import CPU, clock, interleaved, machine, options, pictures, ratios, write_ratios
 from peft_core import adapt
 from vision_peft import reference
 from vision_peft.noah.fitness import Fitness
@@ -28,7 +28,7 @@ class Trainer:
     def __init__(self, arch: str, batch: int, space: Space, sampled: bool, device: torch.device = CPU) -> None:
         torch.manual_seed(0)
         model = reference.load(10) if arch == "reference" else timm.create_model(arch, num_classes=10)
-        self.x = torch.randn(batch, 3, *model.patch_embed.img_size).to(device)
+        self.x = pictures(model, batch, device)
         self.labels = torch.arange(batch, device=device) % 10
         forms = Forms(model, space)
         self.model = adapt(model, space.method(space.widest(forms.blocks))).to(device).train()

@@ -17,7 +17,7 @@ while [ $# -gt 0 ]; do
         *) echo "on_gpu.sh takes --device cpu|cuda and --quick, not $1."; exit 2 ;;
     esac
 done
-PYTHON=${PYTHON:-python}
+PYTHON=${PYTHON:-$(command -v python || echo python3)}
 OUT=${OUT:-$(mktemp -d)}
 mkdir -p "$OUT"
 RATIOS=$OUT/ratios.jsonl

@@ -145,20 +145,14 @@ def norm(tensors: dict[str, Tensor]) -> float:
 
 
 def on(family: Family, device: torch.device, dtype: torch.dtype | None = None) -> Family:
-    """The family with its batch, and what controls are given, on a device."""
+    """The family with its batch on a device."""
 
     def batch() -> dict[str, Any]:
         return {
             key: value.to(device, dtype if value.is_floating_point() else None) for key, value in family.batch().items()
         }
 
-    def prepare(model: nn.Module) -> None:
-        family.prepare(model)
-        for module in model.modules():
-            if isinstance(condition := getattr(module, "condition", None), dict):
-                module.condition = {key: value.to(device) for key, value in condition.items()}  # type: ignore[assignment]
-
-    return replace(family, batch=batch, prepare=prepare)
+    return replace(family, batch=batch)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ python -m benchmarks.quantised --only vit step    # rows whose name holds one of
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -71,13 +71,13 @@ def pair(bits: str, width: int, out: int, device: torch.device) -> dict[str, Cal
     import bitsandbytes
     from peft import LoraConfig, inject_adapter_in_model
 
-    linear = nn.Linear(width, out)
+    linear, quantised = nn.Linear(width, out), cast("Any", bitsandbytes.nn)
 
     def layer() -> Any:
         if bits == "4 bits":
-            new: Any = bitsandbytes.nn.Linear4bit(width, out, quant_type="nf4")
+            new = quantised.Linear4bit(width, out, quant_type="nf4")
         else:
-            new = bitsandbytes.nn.Linear8bitLt(width, out, has_fp16_weights=False)
+            new = quantised.Linear8bitLt(width, out, has_fp16_weights=False)
         new.weight.data, new.bias = (
             linear.weight.data.clone(),
             nn.Parameter(linear.bias.data.clone(), requires_grad=False),

@@ -4,11 +4,13 @@ to an adapter of the same width behind all of them.
 python -m benchmarks.tokens_skipped
 """
 
+from typing import Any
+
 import timm
 import torch
 from torch import nn
 
-from benchmarks.measuring import interleaved, machine, options, ratios, write_ratios
+from benchmarks.measuring import interleaved, machine, options, pictures, ratios, write_ratios
 from peft_core import adapt
 from peft_core.counting import count_flops
 
@@ -22,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     models = {"all tokens": adapted(args.arch, "adapter", position="parallel").to(args.device)}
     models |= {f"1 of {r:g}": adapted(args.arch, "coda", reduction=r).to(args.device) for r in args.reductions}
-    x = torch.randn(args.batch, 3, *models["all tokens"].patch_embed.img_size, device=args.device)
+    x = pictures(models["all tokens"], args.batch, args.device)
     with torch.inference_mode():
         flops = {name: count_flops(lambda m=m: m(x)) for name, m in models.items()}
         used = interleaved({name: lambda m=m: m(x) for name, m in models.items()}, args.rounds, args.device)
@@ -36,7 +38,7 @@ def main() -> None:
         write_ratios(args.ratios, part, f"coda, {name}", flops=least, forward=forward[name])
 
 
-def adapted(arch: str, method: str, **hyper: object) -> nn.Module:
+def adapted(arch: str, method: str, **hyper: Any) -> nn.Module:
     return adapt(timm.create_model(arch, num_classes=100), method, bottleneck=64, **hyper).eval()
 
 

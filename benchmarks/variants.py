@@ -4,14 +4,14 @@ import copy
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.measuring import CPU, autocast, wanted
+from benchmarks.measuring import CPU, autocast, pictures, wanted
 from peft_core import adapt, lifecycle
 from peft_core.errors import PeftError
 from peft_core.passes.prefix import FrozenPrefix
@@ -34,8 +34,9 @@ def ours(method: str, *, last_half: bool = False, **hyper: Any) -> Callable[[nn.
     """With `last_half` on the later half of the blocks."""
 
     def make(model: nn.Module) -> nn.Module:
-        depth = len(model.blocks)  # type: ignore[arg-type]
-        return adapt(model, method, **hyper, **({"blocks": range(depth // 2, depth)} if last_half else {}))
+        depth = len(cast("Any", model).blocks)
+        chosen: dict[str, Any] = {"blocks": range(depth // 2, depth)} if last_half else {}
+        return adapt(model, method, **hyper, **chosen)
 
     return make
 
@@ -43,7 +44,7 @@ def ours(method: str, *, last_half: bool = False, **hyper: Any) -> Callable[[nn.
 def floor(model: nn.Module) -> nn.Module:
     """Frozen, but for the head, with the gradient flowing down to the token embedding."""
     adapt(model, "linear")
-    model.patch_embed.register_forward_hook(_requires_grad)
+    cast("Any", model).patch_embed.register_forward_hook(_requires_grad)
     return model
 
 
@@ -127,7 +128,7 @@ class Trainer:
         with self.device:  # large models take seconds to be made on a CPU
             stock = timm.create_model(self.arch, num_classes=100)
         self.model = self.variant.make(stock).to(self.device).train()
-        self.x = torch.randn(self.batch, 3, *stock.patch_embed.img_size).to(self.device)
+        self.x = pictures(stock, self.batch, self.device)
         self.labels = torch.arange(self.batch, device=self.device) % 100
         self.forward = self.model
         if self.variant.prefix:

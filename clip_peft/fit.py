@@ -14,10 +14,11 @@ from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.options import MethodChoice
 from peft_core.jobs.cli.shared import MACHINE, RUN, TRAINING, training
-from peft_core.jobs.data import Data, fingerprint, found
+from peft_core.jobs.data import Data
 from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.hub.reach import absolute
-from peft_core.jobs.runs.folder import RunFolder, rate_of, run_name, run_once
+from peft_core.jobs.runs.fitting import fitted
+from peft_core.jobs.runs.folder import RunFolder, run_name
 from peft_core.jobs.runs.saying import sure_words
 from peft_core.values import NotNegative, Positive, Whole
 
@@ -109,14 +110,7 @@ def fit(
     settings["backbone"] = absolute(backbone)
     parts = (opened.name, backbone.rpartition("/")[2], method.name, f"{shots}shots", classes, f"seed{settings['seed']}")
     folder = RunFolder(settings["out"] or run_name(*parts), "clip_peft fit", fit.defaults(settings))
-    settings["lr"] = rate_of(folder, settings)
-
-    def work(config: dict[str, Any]) -> dict[str, Any]:
-        from clip_peft.training.job import run
-
-        return run(folder, opened, settings, config)
-
-    return run_once(folder, settings, work, headline, opened.notes, found(opened), fingerprint(opened))
+    return fitted(folder, opened, settings, "clip_peft.training.job", headline)
 
 
 def headline(results: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ python examples/clip.py --model ViT-B-32 --pretrained openai --steps 100
 """
 
 import argparse
+from typing import Any
 
 import open_clip
 import torch
@@ -20,11 +21,12 @@ options.add_argument("--steps", type=int, default=150)
 options.add_argument("--lr", type=float, default=3e-3)
 args = options.parse_args()
 torch.manual_seed(0)
+size = 224 if args.model else 32
 if args.model:
-    model, size = open_clip.create_model(args.model, pretrained=args.pretrained), 224
+    model: Any = open_clip.create_model(args.model, pretrained=args.pretrained)
 else:
-    vision = dict(image_size=32, layers=3, width=64, head_width=16, patch_size=8)
-    model, size = open_clip.CLIP(64, vision, dict(width=64, heads=4, layers=2)), 32
+    vision = open_clip.CLIPVisionCfg(image_size=32, layers=3, width=64, head_width=16, patch_size=8)
+    model = open_clip.CLIP(64, vision, open_clip.CLIPTextCfg(width=64, heads=4, layers=2))
 COLOURS = {"red": (1, -1, -1), "green": (-1, 1, -1), "blue": (-1, -1, 1), "yellow": (1, 1, -1), "white": (1, 1, 1)}
 texts = open_clip.SimpleTokenizer()([f"a photo of a {colour} square" for colour in COLOURS])
 
@@ -32,9 +34,7 @@ texts = open_clip.SimpleTokenizer()([f"a photo of a {colour} square" for colour 
 def draw(colours: torch.Tensor) -> torch.Tensor:
     """Squares at random places on noise, B 3 H W."""
     pictures = torch.randn(len(colours), 3, size, size) * 0.3
-    for picture, colour in zip(
-        pictures, torch.tensor(list(COLOURS.values()), dtype=torch.float32)[colours], strict=True
-    ):
+    for picture, colour in zip(pictures, torch.tensor(list(COLOURS.values())).float()[colours], strict=True):
         top, left = torch.randint(size // 2, (2,)).tolist()
         picture[:, top : top + size // 2, left : left + size // 2] = colour[:, None, None]
     return pictures

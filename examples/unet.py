@@ -5,6 +5,7 @@ python examples/unet.py --base stable-diffusion-v1-5/stable-diffusion-v1-5 --met
 """
 
 import argparse
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ options.add_argument("--out", default="unet_adapter")
 args = options.parse_args()
 torch.manual_seed(0)
 if args.base:
-    unet = UNet2DConditionModel.from_pretrained(args.base, subfolder="unet")
+    unet: Any = UNet2DConditionModel.from_pretrained(args.base, subfolder="unet")
 else:
     unet = UNet2DConditionModel(
         sample_size=8, layers_per_block=1, block_out_channels=(32, 64), norm_num_groups=8, cross_attention_dim=32,
@@ -29,7 +30,7 @@ else:
         attention_head_dim=8,
     )  # fmt: skip
 size, width = unet.config.sample_size, unet.config.cross_attention_dim
-noising = DDPMScheduler(num_train_timesteps=1000)
+noising: Any = DDPMScheduler(num_train_timesteps=1000)
 words = torch.randn(1, 4, width)  # what a text encoder would give
 
 
@@ -55,6 +56,5 @@ save_adapter(unet.eval(), args.out)
 with torch.no_grad(), disabled(unet):
     frozen = torch.stack([loss_of() for _ in range(20)]).mean().item()
 with torch.no_grad():
-    print(
-        f"loss {torch.stack([loss_of() for _ in range(20)]).mean().item():.3f}, {frozen:.3f} without, adapter in {args.out}"
-    )
+    loss = torch.stack([loss_of() for _ in range(20)]).mean().item()
+print(f"loss {loss:.3f}, {frozen:.3f} without, adapter in {args.out}")

@@ -5,6 +5,7 @@ python examples/vit.py --backbone vit_base_patch16_224.augreg_in21k --method vpt
 """
 
 import argparse
+from typing import Any
 
 import timm
 import torch
@@ -26,11 +27,11 @@ def stock() -> torch.nn.Module:
     torch.manual_seed(0)
     if args.backbone:
         return timm.create_model(args.backbone, pretrained=True, num_classes=10, img_size=32)
-    small = dict(img_size=32, patch_size=8, embed_dim=96, depth=4, num_heads=3)
+    small: dict[str, Any] = dict(img_size=32, patch_size=8, embed_dim=96, depth=4, num_heads=3)
     return timm.create_model("vit_tiny_patch16_224", num_classes=10, **small)
 
 
-digits = load_digits()
+digits: Any = load_digits()
 pictures = F.interpolate(torch.tensor(digits.images).float()[:, None] / 8 - 1, size=32).expand(-1, 3, -1, -1)
 labels = torch.tensor(digits.target)
 order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))

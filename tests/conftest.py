@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.shapes import install
+from tests.shapes import watch_imports
 
 LIBRARIES = (
     "torch",
@@ -25,25 +25,7 @@ LIBRARIES = (
     "numpy",
 )
 
-DECLARING = (
-    "peft_core.kernels.frozen_down",
-    "peft_core.kernels.lowrank_linear",
-    "peft_core.kernels.sparse",
-    "peft_core.kernels.twice",
-    "peft_core.parts.bottleneck",
-    "peft_core.parts.decomposed",
-    "peft_core.parts.quantised.few_bits",
-    "peft_core.parts.lowrank",
-    "peft_core.parts.quantised.packed",
-    "peft_core.parts.scale_shift",
-    "peft_core.parts.selection.contrast",
-    "peft_core.parts.selection.structure",
-    "peft_core.grafts.branch",
-    "peft_core.grafts.tokens",
-    "peft_core.grafts.weight_changes",
-    "peft_core.passes.prefix",
-)
-WATCHED = install(DECLARING)
+watch_imports()
 
 
 def once(draw: Callable[..., bytes]) -> Callable[..., bytes]:

@@ -2,35 +2,46 @@
 
 A parameter or result annotated `Annotated[Tensor, "B N D"]` has three axes; an axis of one name has one length throughout a
 call, a number is that length, and `...` stands for any axes, the same ones wherever it stands.
+
+Whatever module of ours is imported after `watch_imports`, what it declares is checked: there is no list to be forgotten on.
 """
 
 import functools
-import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-OURS = ("peft_core", "vision_peft", "clip_peft", "diffusion_peft", "tests", "benchmarks")
+PACKAGES = ("peft_core", "vision_peft", "clip_peft", "diffusion_peft", "peft_data")
+WATCHED: list[str] = []
+"""Functions and methods whose shapes are checked, by their dotted names."""
 
 
-def declaring(package: str) -> list[str]:
-    """The modules of a package that declare shapes."""
+def declaring() -> list[str]:
+    """The modules that declare shapes."""
     root = Path(__file__).parent.parent
-    found = (file for file in (root / package).rglob("*.py") if "Annotated[Tensor" in file.read_text(encoding="utf-8"))
-    return sorted(".".join(file.relative_to(root).with_suffix("").parts) for file in found)
+    found = []
+    for package in PACKAGES:
+        folder = root / "datasets" if package == "peft_data" else root
+        for file in sorted((folder / package).rglob("*.py")):
+            if "Annotated[Tensor" in file.read_text(encoding="utf-8"):
+                found.append(".".join(file.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"))
+    return found
 
 
 def shapes_of(function: Callable[..., Any]) -> dict[str, str]:
     """Parameter (or `return`) -> what its annotation says of its axes."""
-    if not any("Annotated[" in str(hint) for hint in getattr(function, "__annotations__", {}).values()):
-        return {}
     found = {}
-    for name, hint in get_type_hints(function, include_extras=True).items():
+    for name, hint in getattr(function, "__annotations__", {}).items():
+        if "Annotated[" not in str(hint):
+            continue
+        hint = eval(hint, function.__globals__) if isinstance(hint, str) else hint
         for part in (hint, *getattr(hint, "__args__", ())):
             words = [word for word in getattr(part, "__metadata__", ()) if isinstance(word, str)]
             if words and getattr(part, "__origin__", None) in (Tensor, Tensor | None):
@@ -73,27 +84,40 @@ def checked(function: Callable[..., Any], shapes: dict[str, str]) -> Callable[..
     return run
 
 
-def install(modules: Sequence[str]) -> list[str]:
-    """Checks every function and method of these modules that declares shapes; their names."""
-    watched: list[str] = []
+def watch(module: ModuleType) -> None:
+    """Checks from now on every function and method of a module, just run, that declares shapes."""
     replaced: dict[int, Any] = {}
-    for module in map(importlib.import_module, modules):
-        for name, value in list(vars(module).items()):
-            if inspect.isclass(value) and value.__module__ == module.__name__:
-                for key, method in list(vars(value).items()):
-                    if inspect.isfunction(method) and (shapes := shapes_of(method)):
-                        setattr(value, key, checked(method, shapes))
-                        watched.append(f"{module.__name__}.{name}.{key}")
-            elif inspect.isfunction(value) and value.__module__ == module.__name__ and (shapes := shapes_of(value)):
-                replaced[id(value)] = checked(value, shapes)
-                watched.append(f"{module.__name__}.{name}")
-    ours = [module for name, module in sys.modules.items() if name.partition(".")[0] in OURS]
-    for module in ours:
-        for name, value in list(vars(module).items()):
-            if id(value) in replaced and inspect.isfunction(value):
-                setattr(module, name, replaced[id(value)])
-            elif inspect.isclass(value) and value.__module__ in modules:
-                for key, method in list(vars(value).items()):
-                    if isinstance(method, staticmethod) and id(method.__func__) in replaced:
-                        setattr(value, key, staticmethod(replaced[id(method.__func__)]))
-    return watched
+    owners = [each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == module.__name__]
+    for owner in (module, *owners):
+        for name, value in list(vars(owner).items()):
+            kind = type(value) if isinstance(value, staticmethod | classmethod) else None
+            function = value.__func__ if kind else value
+            if not inspect.isfunction(function) or function.__module__ != module.__name__:
+                continue
+            if id(function) not in replaced and (shapes := shapes_of(function)):
+                replaced[id(function)] = checked(function, shapes)
+                WATCHED.append(f"{module.__name__}.{function.__qualname__}")
+            if new := replaced.get(id(function)):
+                setattr(owner, name, kind(new) if kind else new)
+
+
+class _Checked(SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        watch(module)
+
+
+class _Finder:
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path) if name.partition(".")[0] in PACKAGES else None
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            if b"Annotated[Tensor" in spec.loader.get_data(spec.loader.path):
+                spec.loader = _Checked(spec.loader.name, spec.loader.path)
+        return spec
+
+
+def watch_imports() -> None:
+    early = [name for name in sys.modules if name.partition(".")[0] in PACKAGES]
+    assert not early, f"imported before their shapes could be watched: {early}"
+    sys.meta_path.insert(0, _Finder)

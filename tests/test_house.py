@@ -3,9 +3,11 @@
 import ast
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -186,6 +188,41 @@ def test_texts_are_read_and_written_with_a_named_encoding(package: str) -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_say_that_they_are_typed(package: str) -> None:
     assert (PACKAGES[package] / package / "py.typed").is_file()
+
+
+def shape(statement: ast.stmt) -> str:
+    """A statement whatever its variables and constants are."""
+    told, waiting, names = [], [statement], {}
+    while waiting:
+        node: Any = waiting.pop()
+        told.append(type(node).__name__)
+        if isinstance(node, ast.Name):
+            told.append(names.setdefault(node.id, str(len(names))))
+        elif isinstance(node, ast.Attribute | ast.keyword):
+            told.append(str(getattr(node, "attr", "") or getattr(node, "arg", "")))
+        waiting.extend(ast.iter_child_nodes(node))
+    return " ".join(told)
+
+
+def test_no_six_lines_of_logic_stand_twice_between_the_wings_and_the_upper_floor() -> None:
+    """Runs of statements in functions that are alike but for names and constants; imports and docstrings apart."""
+    places = defaultdict(set)
+    for module in modules():
+        part = module.partition(".")[0]
+        if part not in WINGS and not module.startswith("peft_core.jobs"):
+            continue
+        for owner in ast.walk(tree(module)):
+            body = getattr(owner, "body", None)
+            if not isinstance(body, list) or isinstance(owner, ast.Module | ast.ClassDef):
+                continue
+            logic = [each for each in body if not isinstance(each, ast.Import | ast.ImportFrom)]
+            logic = [each for each in logic if not isinstance(getattr(each, "value", None), ast.Constant)]
+            lines, shapes = [each.end_lineno - each.lineno + 1 for each in logic], [shape(each) for each in logic]
+            for start, statement in enumerate(logic):
+                enough = (end for end in range(start + 1, len(logic) + 1) if sum(lines[start:end]) >= 6)
+                if end := next(enough, 0):
+                    places[tuple(shapes[start:end])].add((part, f"{module}:{statement.lineno}"))
+    assert [sorted(found) for found in places.values() if len({part for part, _ in found}) > 1] == []
 
 
 def test_no_run_is_kept_with_the_code() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.load import load_run, program_of
 from peft_core.jobs.runs.predictions import Prediction
-from peft_core.jobs.runs.use import Run, read_trained
+from peft_core.jobs.runs.use import Run, in_batches, read_trained
 from peft_core.passes.together import Together
 
 
@@ -38,13 +38,7 @@ class Runs:
 
     def stream(self, ready: Iterable[Tensor], batch_size: int = 64) -> Iterator[tuple[Prediction, ...]]:
         """A prediction of each run for every picture at the models' size."""
-        batch: list[Tensor] = []
-        for pixels in ready:
-            batch.append(pixels)
-            if len(batch) == batch_size:
-                yield from self._predict(batch)
-                batch = []
-        if batch:
+        for batch in in_batches(ready, batch_size):
             yield from self._predict(batch)
 
     @torch.inference_mode()
@@ -75,10 +69,13 @@ def open_runs(paths: Sequence[str | os.PathLike]) -> Runs:
         }
         for key, value in own.items():
             if alike.setdefault(key, value) != value:
-                what = {"fit": "the pictures' size or cut"}.get(key, key)
+                one, other = (
+                    f"pictures {' × '.join(map(str, each.size))}, {each.mode}" if key == "fit" else f"{key} {each}"
+                    for each in (alike[key], value)
+                )
                 raise PeftError(
-                    f"runs predict together on one backbone and transform: {folders[0]} has {what} {alike[key]}, {folder} "
-                    f"{value}; predict with each alone."
+                    f"runs predict together on one backbone and transform: {folders[0]} has {one}, {folder} {other}; predict "
+                    "with each alone."
                 )
     names = [folder.resolve().name for folder in folders]
     names = names if len(set(names)) == len(names) else [str(folder) for folder in folders]

@@ -17,9 +17,9 @@ def write_outcome(run: classified.Finished) -> dict[str, Any]:
     trust = ("Can the probabilities be trusted?", report.figure(diagram, "reliability diagram"))
     of = "" if results["classes"] == "all" else f"{results['classes']} classes of "
     title = f"{run.data.name}, {results['method']['name']} on {results['backbone']}, {results['shots'] or 'all'} shots"
-    lead = classified.accuracy_words(run.scores) + (
-        f" on {of}{results['evaluated_on']}, last epoch" if run.scores else ""
-    )
+    lead = classified.accuracy_words(run.scores)
+    if run.scores:
+        lead += f" on {of}{results['evaluated_on']}{', last epoch' if results['epoch'] else ''}"
     return classified.write(run, summary_rows, title, lead, [trust])
 
 

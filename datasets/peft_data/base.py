@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 
 from peft_data.errors import DataError
+
+Items: TypeAlias = Sequence[Any] | torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,7 @@ class Pictures:
         DataError: items and labels differ in number, or a tensor is not uint8 `N 3 H W`.
     """
 
-    items: Sequence | torch.Tensor
+    items: Items
     labels: torch.Tensor
     root: Path | None = None
     split: str = ""
@@ -54,8 +56,8 @@ class Pictures:
             return self.names[i]
         item = self.items[i] if self.is_files else None
         if isinstance(item, Path):
-            inside = self.root is not None and item.is_relative_to(self.root)
-            return (item.relative_to(self.root) if inside else item).as_posix()
+            root = self.root
+            return (item.relative_to(root) if root is not None and item.is_relative_to(root) else item).as_posix()
         return f"{self.split}/{i:06d}" if self.split else f"{i:06d}"
 
     @property
@@ -63,13 +65,22 @@ class Pictures:
         """Whether the items are file paths."""
         return isinstance(self.items, (list, tuple)) and (not self.items or isinstance(self.items[0], Path))
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The items where they are file paths, else none."""
+        return tuple(item for item in self.items if isinstance(item, Path)) if self.is_files else ()
+
+    def item(self, i: int) -> Any:
+        """A path, a picture of Pillow's, or one that is decoded, as `items` has it."""
+        return self.items[i]
+
     def subset(self, indices: Sequence[int] | torch.Tensor) -> Pictures:
         """The pictures at `indices`, in that order, under the names they have here."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         rows = index.tolist()
         names = () if self.is_files and not self.names else tuple(self.name(i) for i in rows)
         if isinstance(self.items, torch.Tensor):
-            items: Sequence | torch.Tensor = self.items[index]
+            items: Items = self.items[index]
         elif self.is_files:
             items = [self.items[i] for i in rows]
         else:
@@ -86,7 +97,7 @@ class Pictures:
             same_size = self.items.shape[1:] == other.items.shape[1:]
             if not same_size:
                 raise DataError("splits of decoded pictures can be joined only if their pictures have one size")
-            items: Sequence | torch.Tensor = torch.cat([self.items, other.items])
+            items: Items = torch.cat([self.items, other.items])
         elif self.is_files and other.is_files:
             items = [*self.items, *other.items]
         else:
@@ -115,7 +126,7 @@ class Chosen(Sequence):
 class Joined(Sequence):
     """Two sequences after each other, read when asked for."""
 
-    def __init__(self, first: Sequence, second: Sequence) -> None:
+    def __init__(self, first: Items, second: Items) -> None:
         self.first, self.second = first, second
         inner = [getattr(part, "fingerprint", None) for part in (first, second)]
         self.fingerprint = all(inner) and "+".join(map(str, inner)) or None

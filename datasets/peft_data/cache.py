@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from peft_data import cache_file
 from peft_data.augment import augmentation
-from peft_data.base import Pictures
+from peft_data.base import Items, Pictures
 from peft_data.chance import generator_of
 from peft_data.errors import DataError, listing
 from peft_data.pictures import UNREADABLE, Fit, read_picture
@@ -170,7 +170,7 @@ def _images(
     left_out: dict[int, str] = {}
 
     def one(row: int) -> np.ndarray:
-        return fit.picture(read_picture(pictures.items[row]))
+        return fit.picture(read_picture(pictures.item(row)))
 
     def pieces() -> Iterator[np.ndarray]:
         return (np.stack(good) for good in each_decoded(pictures.items, one, workers, left_out, progress) if good)
@@ -194,7 +194,7 @@ def _in_memory(pieces: Iterator[np.ndarray], count: int, shape: tuple[int, int, 
 
 
 def each_decoded(
-    items: Sequence,
+    items: Items,
     one: Callable[[int], Any],
     workers: int,
     left_out: dict[int, str],

@@ -21,7 +21,6 @@ from filelock import FileLock
 
 from peft_data.base import Pictures
 from peft_data.errors import DataError
-from peft_data.pictures import Fit
 from peft_data.reach import cache_root
 
 VERSION = 2
@@ -33,7 +32,7 @@ def default_folder() -> Path:
     return cache_root() / "pictures"
 
 
-def cache_key(pictures: Pictures, fit: Fit | str) -> str | None:
+def cache_key(pictures: Pictures, fit: object) -> str | None:
     """A name for these pictures at this size (or what else is done to them): it changes with any file's path, size or time
     of change.
 
@@ -41,7 +40,7 @@ def cache_key(pictures: Pictures, fit: Fit | str) -> str | None:
     """
     digest = hashlib.sha256(f"{VERSION} {fit}".encode())
     if pictures.is_files:
-        for path in pictures.items:
+        for path in pictures.files:
             try:
                 stat = path.stat()
                 state = f"{stat.st_size} {stat.st_mtime_ns}"

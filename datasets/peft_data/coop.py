@@ -63,8 +63,8 @@ def load(name: str, root: str | None, seed: int) -> ClassificationData:
         pictures = next(
             (inner for inner, file in ((s[1], s[2]) for s in SETS.values()) if path.stem.endswith(f"_{file}")), ""
         )
-        names, parts = read_split(path, [folder / pictures, folder])
-        return ClassificationData(name, names, *parts)
+        names, (train, val, test) = read_split(path, [folder / pictures, folder])
+        return ClassificationData(name, names, train, val, test)
     key = name.removeprefix("coop/")
     inside, pictures, split, classes, sizes = SETS[key]
     folder = find(name, inside, root)
@@ -82,7 +82,8 @@ def load(name: str, root: str | None, seed: int) -> ClassificationData:
     ]
     if len(names) != classes:
         notes.append(f"{name}: {len(names)} classes, published are {classes}")
-    return ClassificationData(name, names, *parts, notes=tuple(notes))
+    train, val, test = parts
+    return ClassificationData(name, names, train, val, test, notes=tuple(notes))
 
 
 def find(name: str, inside: str, root: str | None) -> Path:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from peft_data import cache_file
 from peft_data.augment import Augment, augment_of, augmentation, changed
-from peft_data.base import Pictures
+from peft_data.base import Items, Pictures
 from peft_data.cache import Decoded, DecodedPictures, Progress, check_decoding, decode, each_decoded, good_rows, pool
 from peft_data.chance import generator_of
 from peft_data.crops import cut
@@ -53,7 +53,7 @@ class FramedPictures(Decoded):
 
     labels: Tensor
     names: tuple[str, ...]
-    items: Sequence
+    items: Items
     own: tuple[Size, ...]
     fit: Fit
     augment: Augment
@@ -83,18 +83,18 @@ class FramedPictures(Decoded):
         share = max(2 * size / side for size, side in zip(self.fit.size, drawn.part[2:], strict=True))
         height, width = self.own[row]
         least = (round(height * share), round(width * share)) if share < 1 else None
-        return np.array(read_picture(self.items[row], least))
+        item: Any = self.items[row]
+        return np.array(read_picture(item, least))
 
     def whole(self, rows: Sequence[int]) -> Tensor:
         """Pictures as the model is tested on them, uint8 `B 3 H W`."""
 
         def one(row: int) -> np.ndarray:
-            if isinstance(
-                item := self.items[row], Tensor
-            ):  # decoded already: as `decode` brings it to the model's size
-                return self.fit.tensor(item[None])[0].numpy()
-            kept = self.kept is not None and self.kept[row].shape[:2] == self.own[row]
-            return self.fit.picture(Image.fromarray(self.kept[row]) if kept else read_picture(item))  # type: ignore
+            if isinstance(self.items, Tensor):  # decoded already: as `decode` brings it to the model's size
+                return self.fit.tensor(self.items[row : row + 1])[0].numpy()
+            if self.kept is not None and self.kept[row].shape[:2] == self.own[row]:
+                return self.fit.picture(Image.fromarray(self.kept[row]))
+            return self.fit.picture(read_picture(self.items[row]))
 
         with pool(self.workers) as threads:
             return torch.from_numpy(np.stack(list(threads.map(one, rows))))
@@ -186,7 +186,7 @@ def _framed(
 
     def pieces() -> Iterator[np.ndarray]:
         for results in each_decoded(
-            pictures.items, lambda row: _frame(pictures.items[row], most, keep), workers, left_out, progress
+            pictures.items, lambda row: _frame(pictures.item(row), most, keep), workers, left_out, progress
         ):
             for frame, own in results:
                 shapes.append([*frame.shape[:2], *own])
@@ -238,7 +238,7 @@ def _bytes(pictures: Pictures, most: int) -> int:
     sizes = []
     for row in range(0, len(pictures), max(1, len(pictures) // LOOKED_AT)):
         try:
-            item = pictures.items[row]
+            item = pictures.item(row)
             height, width = own_size(item) if isinstance(item, Path) else (item.height, item.width)
             share = min(1.0, most / min(height, width))
             sizes.append(3 * height * width * share * share)

@@ -41,12 +41,10 @@ class MultiLabelData(ClassificationData):
             if len(part) and (part.labels.shape[1:] != (len(names),) or int(part.labels.abs().max()) > 1):
                 raise DataError(f"the labels of {split} of {self.name} must be -1, 0 or 1, {len(names)} a picture")
         for value, words in ((1, "no picture to train on has"), (0, "every picture to train on has")):
-            known = len(self.train) and ~(self.train.labels == value).any(0)
-            odd = (
-                [name for name, without in zip(names, known.tolist(), strict=True) if without]
-                if len(self.train)
-                else []
+            without = (
+                ~(self.train.labels == value).any(0) if len(self.train) else torch.zeros(len(names), dtype=torch.bool)
             )
+            odd = [name for name, is_odd in zip(names, without.tolist(), strict=True) if is_odd]
             if odd:
                 raise DataError(
                     f"{words} these labels of {self.name}, so that they cannot be learnt: leave them out{listing(odd)}"

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -15,6 +16,9 @@ from peft_data.errors import DataError, nearest
 from peft_data.video.options import with_sampling
 from peft_data.world import SIZE, cache
 from peft_data.world.motion import ABOUT, CLASSES, RATE, draw_clips
+
+if TYPE_CHECKING:
+    from av.video.stream import VideoStream
 
 NAMES = {f"world/motion/{task}": f"drawn offline, clips: {about}" for task, about in ABOUT.items()}
 SPLITS = {"train": 320, "val": 80, "test": 400}
@@ -84,7 +88,7 @@ def write_mp4(path: Path, frames: torch.Tensor, rate: int = RATE, keys: int = 8,
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as file:
         quality = {"crf": "16", "preset": "veryfast"} if codec == "libx264" else {}
-        stream = file.add_stream(codec, rate=Fraction(rate), options=quality)
+        stream = cast("VideoStream", file.add_stream(codec, rate=Fraction(rate), options=quality))
         stream.height, stream.width = frames.shape[-2:]
         stream.pix_fmt, stream.gop_size = "yuv420p", keys
         stream.codec_context.thread_count = 1

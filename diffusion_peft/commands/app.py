@@ -24,7 +24,7 @@ def use(run: Any, pictures: Sequence[str], given: Mapping[str, Any]) -> Shown:
     return Shown(
         [(picture, f"seed {int(seed) + number}") for number, picture in enumerate(row)],
         ["seed", "prompt"],
-        [[str(int(seed) + number), prompt] for number in range(len(row))],
+        [[str(int(seed) + number), str(prompt)] for number in range(len(row))],
     )
 
 

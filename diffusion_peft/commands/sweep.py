@@ -68,8 +68,8 @@ def sweep(
     if not all(task.startswith("world/") for task in plan["data"]):
         from diffusion_peft.evaluation.scorers import open_scorers
 
-        how = how_of(plan["evaluation"])
-        open_scorers(how.image_features, how.clip, drawn=False)  # said now, not after a night of training
+        judged = how_of(plan["evaluation"])
+        open_scorers(judged.image_features, judged.clip, drawn=False)  # said now, not after a night of training
     with SweepFolder(how["out"], plan, how["overwrite"], PROGRAM) as folder:
         failed = train(jobs, folder, plan["evaluation"], how)
         finished = [job for job in jobs if folder.is_finished(job)]
@@ -88,7 +88,7 @@ def trainings(plan: dict[str, Any]) -> list[Job]:
     """
     named = expand_methods(plan["methods"], "diffusion", suits)
     common, points = (
-        assignments(f"--{flag}", plan[flag], named, lambda *option: check_option(*option, fit, DECIDED))
+        assignments(f"--{flag}", plan[flag], named, lambda word, option: check_option(word, option, fit, DECIDED))
         for flag in ("set", "grid")
     )
     found = []

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from peft_core.errors import PeftError
 from peft_core.grafts.calls import root, state
-from peft_core.grafts.graft import Call, Graft, argument
+from peft_core.grafts.graft import Call, argument
 
 Condition = Mapping[str, Tensor]
 _ARGUMENTS = ("sample", "timestep", "encoder_hidden_states")
@@ -57,7 +57,8 @@ class Control(Call):
     wants: ClassVar[tuple[str, ...]] = ("picture",)
     size: tuple[int, int] | None = None
     """Channels of the picture, and its pixels a latent along each side."""
-    partners: list[Graft]
+    given: Given
+    partners: list[Any]
     """Grafts elsewhere in the UNet that this one feeds; references, not submodules."""
     key: str = ""
     """Its adaptation's name, under which it leaves values in the state of a forward."""
@@ -94,9 +95,7 @@ class Control(Call):
             use.features = None
         known = use.features
         with self.precision(module, x):
-            features = (
-                known[1] if known is not None and known[0] == len(x) else self.prepared(self.rows(condition, len(x)))
-            )
+            features = known[1] if known is not None and known[0] == len(x) else self.prepared(self.rows(condition, x))
         if not torch.is_grad_enabled():
             use.features = (len(x), features)
         with self.precision(module, x):
@@ -132,15 +131,16 @@ class Control(Call):
         wanted = dtype != torch.float32 and not torch.is_autocast_enabled(x.device.type)
         return torch.autocast(x.device.type, dtype) if wanted else nullcontext()
 
-    def rows(self, condition: Condition, count: int) -> dict[str, Tensor]:
-        """The condition for a batch of `count` rows.
+    def rows(self, condition: Condition, x: Tensor) -> dict[str, Tensor]:
+        """The condition for a batch of latents, where these are.
 
         Raises:
             PeftError: the condition's rows do not fit it.
         """
-        have = len(next(iter(condition.values())))
+        condition = {key: value.to(x.device) for key, value in condition.items()}
+        have, count = len(next(iter(condition.values()))), len(x)
         if count == have:
-            return dict(condition)
+            return condition
         if count % (2 * have):
             raise PeftError(f"the condition has {have} pictures, which do not fit a batch of {count}.")
         return self.guided({key: value.repeat_interleave(count // (2 * have), 0) for key, value in condition.items()})

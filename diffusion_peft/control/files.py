@@ -47,7 +47,7 @@ def write_model(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype
         )
     from diffusers import ModelMixin
 
-    net = control.net
+    net: Any = control.net
     if dtype not in (None, torch.float32):
         net = type(net).from_config(net.config)
         net.load_state_dict(control.net.state_dict())
@@ -120,7 +120,7 @@ def gated(unet: Any, tensors: Tensors) -> Any:
         "attention_type": "gated"
     }
     with torch.device("meta"):
-        model = UNet2DConditionModel.from_config(config)
+        model: Any = UNet2DConditionModel.from_config(config)
     own = {key: value.detach() for key, value in stock_parameters(unet).items()}
     dtype = next(iter(own.values())).dtype
     state = own | {key: value.detach().to(dtype) for key, value in tensors.items()}

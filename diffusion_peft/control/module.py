@@ -57,7 +57,7 @@ class Controlled(Denoiser):
 
     @torch.no_grad()
     def effect(self, step: int) -> dict[str, float]:
-        inputs = _inputs(self.noised(self.latest, generator_of(self.seed, 2, step)))
+        inputs: dict[str, Any] = _inputs(self.noised(self.latest, generator_of(self.seed, 2, step)))
         condition = inputs.pop("condition")
         without = self.predict(**inputs).float()
         change = self.predict(condition=condition, **inputs).float() - without

@@ -24,7 +24,8 @@ class Tower:
     def __init__(self, spec: str, patches: bool, device: torch.device | str = "cpu") -> None:
         model, _, about = load_backbone(spec)
         self.fit, self.patches, self.device = picture_fit(model, about), patches, device
-        self.visual: Any = model.visual.to(device).eval().requires_grad_(False)
+        visual: Any = model.visual
+        self.visual = visual.to(device).eval().requires_grad_(False)
         self.mean, self.std = (torch.tensor(each).view(3, 1, 1) for each in (about.mean, about.std))
         self.zeros = torch.zeros(3, *about.input_size)
         self.width = int(self._features(self.zeros).shape[-1])
@@ -42,7 +43,7 @@ class Tower:
         x = pixels[None].to(self.device)
         if not self.patches:
             return self.visual(x)[0].float().cpu()
-        kept: list[Tensor] = []
+        kept: list[Any] = []
         block = self._blocks()[-2]
         handle = block.register_forward_hook(lambda module, args, out: kept.append(out))
         try:

@@ -92,20 +92,14 @@ def open_pictures(data: str, masks: str = OFF) -> list[Picture]:
         raise PeftError(
             f"{len(broken)} of {len(files)} pictures cannot be read, take them out or get them again:{listing(broken)}"
         )
+    sizes = [size for size in found if not isinstance(size, str)]
     found_masks = find_masks(files, folder, masks, labels)
-    check_masks(files, found, found_masks)  # type: ignore[arg-type]
+    check_masks(files, sizes, found_masks)
     counted = {file: _counted(file, folder) for file in files}
     _say(folder, left_out, counted, captions)
     return [
-        Picture(
-            file,
-            captions.get(file) or counted[file][1],
-            file.relative_to(folder).as_posix(),
-            *size,
-            counted[file][0],
-            mask,
-        )  # type: ignore[misc]
-        for file, size, mask in zip(files, found, found_masks, strict=True)
+        Picture(file, captions.get(file) or called, file.relative_to(folder).as_posix(), height, width, repeats, mask)
+        for (file, (repeats, called)), (height, width), mask in zip(counted.items(), sizes, found_masks, strict=True)
     ]
 
 

@@ -37,7 +37,8 @@ def ssim(said: Tensor, true: Tensor) -> float:
     """Structural similarity of maps N S S in [0, 1], mean over pictures (Wang et al., 2004)."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    return float(structural_similarity_index_measure(said[:, None].float(), true[:, None].float(), data_range=1.0))
+    found = structural_similarity_index_measure(said[:, None].float(), true[:, None].float(), data_range=1.0)
+    return float(found[0] if isinstance(found, tuple) else found)
 
 
 def mean_iou(said: Tensor, true: Tensor, classes: int) -> float:

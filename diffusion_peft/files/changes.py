@@ -36,6 +36,8 @@ class Difference(Formed):
 class Scales(Formed):
     """W' = W ⊙ (1 + w), w over the outputs (out) or over the inputs (in); the bias stays (LyCORIS' `ia3`)."""
 
+    along: Along
+
     def __init__(self, weight: Tensor, along: Along) -> None:
         super().__init__()
         self.along = along
@@ -70,6 +72,11 @@ class Generalised(Formed):
     Chavan et al., "One-for-All: Generalized LoRA for Parameter-Efficient Fine-tuning", 2023, the two terms LyCORIS has of it.
     """
 
+    a1: nn.Parameter
+    a2: nn.Parameter
+    b1: nn.Parameter
+    b2: nn.Parameter
+
     def __init__(self, weight: Tensor, rank: int, scale: float) -> None:
         super().__init__()
         out, wide = weight.shape[:2]
@@ -89,6 +96,8 @@ class Normed(Formed):
     Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024, whose magnitude LyCORIS puts over LoHa and LoKr too
     and, with `wd_on_output=False` (until December 2024 always), over the inputs.
     """
+
+    along: Along
 
     def __init__(self, weight: Tensor, change: Delta, along: Along) -> None:
         super().__init__()

@@ -123,8 +123,10 @@ def fill(graft: Delta, layer: Layer) -> None:
 
 def layer_of(graft: nn.Module) -> Layer | None:
     """What a file says of this graft; None where files have no word for it."""
+    if not isinstance(graft, Delta):
+        return None
     inner = graft.change if isinstance(graft, Normed) else graft
-    kind = KINDS.get(type(inner))  # type: ignore[arg-type]
+    kind = KINDS.get(type(inner))
     if inner.rows is not None:
         return _within_rows(graft, inner)
     if kind is None and isinstance(inner, LowRank):  # of a kin: as the low-rank change that it is

@@ -68,6 +68,8 @@ class NormedEncoder(Encoder):
 
 
 class AtMiddle(Graft):
+    owner: NormedEncoder
+
     def __init__(self, owner: NormedEncoder) -> None:
         super().__init__()
         self.__dict__["owner"] = owner
@@ -78,6 +80,8 @@ class AtMiddle(Graft):
 
 class AtSkips(Call):
     """An up block's skip connections, the last of which the encoder made last."""
+
+    owner: NormedEncoder
 
     def __init__(self, owner: NormedEncoder) -> None:
         super().__init__()

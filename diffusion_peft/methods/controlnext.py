@@ -26,8 +26,9 @@ class LightNet(nn.Module):
 
     def __init__(self, out: int, width: int, channels: int, shrink: int) -> None:
         super().__init__()
+        from diffusers.models.downsampling import Downsample2D
         from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-        from diffusers.models.resnet import Downsample2D, ResnetBlock2D
+        from diffusers.models.resnet import ResnetBlock2D
 
         wide, time = 2 * width, 4 * width
         self.time_proj = Timesteps(wide, True, downscale_freq_shift=0)
@@ -82,7 +83,7 @@ class Inject(Graft):
         features = state().pop((self.key, "features"), None)
         if features is None:
             return y
-        change = F.adaptive_avg_pool2d(cross_normalise(features, y), y.shape[-2:])
+        change = F.adaptive_avg_pool2d(cross_normalise(features, y), (y.shape[-2], y.shape[-1]))
         return y + (change if self.factor == 1.0 else change * self.factor)
 
 

@@ -1,5 +1,5 @@
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class Grounding(Control):
         return self.hand_down(given, prepared)
 
     def effect(self) -> float:
-        gates = [gate for f in self.partners for gate in (f.net.alpha_attn, f.net.alpha_dense)]  # type: ignore[union-attr]
+        gates = [gate for f in self.partners for gate in (f.net.alpha_attn, f.net.alpha_dense)]
         return float(torch.stack([gate.detach().tanh().abs() for gate in gates]).max())
 
 
@@ -42,6 +42,8 @@ class Fuser(Graft):
     """Between self attention and cross attention: x ← x + fused(x) − x, for the norm and (see `Carry`) for the stream."""
 
     key: str = ""
+    net: Any
+    """GatedSelfAttentionDense."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -54,8 +56,8 @@ class Fuser(Graft):
         tokens = handed(self.key)
         if tokens is None:
             return x
-        own = match(x, self.net.alpha_attn)  # type: ignore[arg-type]
-        change = (self.net(own, match(tokens, self.net.alpha_attn)) - own).to(x.dtype)  # type: ignore[arg-type]
+        own = match(x, self.net.alpha_attn)
+        change = (self.net(own, match(tokens, self.net.alpha_attn)) - own).to(x.dtype)
         change = change if self.factor == 1.0 else change * self.factor
         state()[self.key, "change"] = change
         return x + change
@@ -96,9 +98,10 @@ class GLIGEN(ControlMethod):
         from diffusers.models.attention import GatedSelfAttentionDense
         from diffusers.models.embeddings import GLIGENTextBoundingboxProjection
 
-        options, text = plan.options_at("conv_in"), plan.model.config.cross_attention_dim  # type: ignore[union-attr]
+        options, config = plan.options_at("conv_in"), cast("Any", plan.model.config)
+        text = int(config.cross_attention_dim)
         with torch.device(options["device"]):
-            root = Grounding(GLIGENTextBoundingboxProjection(int(text), int(text)).to(options["dtype"]))
+            root = Grounding(GLIGENTextBoundingboxProjection(text, text).to(options["dtype"]))
         plan.join("", "branch", root)
         for sublayer in plan.anatomy.sublayers:
             if sublayer.kind != "cross_attn":
@@ -106,7 +109,7 @@ class GLIGEN(ControlMethod):
             attention: Any = plan.model.get_submodule(sublayer.body)
             width, heads = attention.query_dim, attention.heads
             with torch.device(options["device"]):
-                net = GatedSelfAttentionDense(width, int(text), heads, attention.inner_dim // heads)
+                net = GatedSelfAttentionDense(width, text, heads, attention.inner_dim // heads)
             fuser = Fuser(net.to(options["dtype"]))
             root.partners.append(fuser)
             plan.join(sublayer.layer or sublayer.norm.rpartition(".")[0], "handed", Handed())

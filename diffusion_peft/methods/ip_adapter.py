@@ -1,6 +1,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,9 +102,10 @@ class IPAdapter(ControlMethod):
     def install(self, plan: Plan) -> None:
         if (self.width or 1) < 1 or (self.tokens is not None and self.tokens < 1):
             raise PeftError(f"ip_adapter got width {self.width} and tokens {self.tokens}: they must be 1 or more.")
-        options, text = plan.options_at("conv_in"), plan.model.config.cross_attention_dim  # type: ignore[union-attr]
+        options, config = plan.options_at("conv_in"), cast("Any", plan.model.config)
+        text = int(config.cross_attention_dim)
         with torch.device(options["device"]):
-            root = PictureTokens(self.projection(int(text)).to(options["dtype"]))
+            root = PictureTokens(self.projection(text).to(options["dtype"]))
         plan.join("", "branch", root)
         for sublayer in plan.anatomy.sublayers:
             if sublayer.kind != "cross_attn":

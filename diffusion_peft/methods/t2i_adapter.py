@@ -1,6 +1,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +60,9 @@ class T2IAdapter(ControlMethod):
     def install(self, plan: Plan) -> None:
         import diffusers
 
-        options, config = plan.options_at("conv_in"), plan.model.config  # type: ignore[union-attr]
-        widths = list(config.block_out_channels)  # type: ignore[union-attr]
-        plain_first = "CrossAttn" not in config.down_block_types[0]  # type: ignore[union-attr]
+        options, config = plan.options_at("conv_in"), cast("Any", plan.model.config)
+        widths = list(config.block_out_channels)
+        plain_first = "CrossAttn" not in config.down_block_types[0]
         if plain_first and len(widths) == 3:
             widths.append(widths[-1])  # SDXL: the fourth map is added in the middle
         with torch.device(options["device"]):

@@ -10,7 +10,7 @@ prompts are asked without any words too, as IP-Adapter's authors measure them: o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,7 +254,7 @@ def _alone(picture: Image.Image) -> Pair:
 
 
 def around(
-    held: Held, plain: dict[str, Sequence[Image.Image]], real: Sequence[Image.Image], how: How
+    held: Held, plain: Mapping[str, Sequence[Image.Image]], real: Sequence[Image.Image], how: How
 ) -> list[tuple[str, Sequence[Image.Image]]]:
     """What stands above and below the runs' pictures in the overview: conditions; the base's pictures, and real ones."""
     rows = [("condition", [as_shown(pair, plain[""][0].size) for pair in held.pairs[:SHOWN]])]

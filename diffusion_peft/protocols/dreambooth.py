@@ -168,7 +168,10 @@ class Judge:
         right = torch.arange(len(pictures)) // count
         texts = self.clip.texts([prompt.format(subject.class_words) for prompt in self.asker.prompts])
         now = self.image.features(of_class)
-        found = {"subject": figures.likeness(image, ours), "clip_i": figures.likeness(clip, theirs)}
+        found: dict[str, float | None] = {
+            "subject": figures.likeness(image, ours),
+            "clip_i": figures.likeness(clip, theirs),
+        }
         found |= figures.prompt_fidelity(clip, texts, right)
         found["diversity"] = figures.diversity(list(image.split(count)))
         found["prior_drift"] = None if before is None else figures.drift(now, self.image.features(before))
@@ -217,8 +220,8 @@ def evaluate(runs: list[Path], out: Path, how: How) -> Evaluation:
                 {"method": names[run]} | about(run, results) | moved | judge.judge(subject, pictures, of_class, before)
             )
             rows.append(row | {"of": subject.data})
-            grids = [gallery.small(each) for each in (pictures, plain, of_class, before)]
-            shown.append(gallery.Shown(str(run), subject, *grids, judge.sweep(subject, drawer)))
+            first, second, third, last = (gallery.small(each) for each in (pictures, plain, of_class, before))
+            shown.append(gallery.Shown(str(run), subject, first, second, third, last, judge.sweep(subject, drawer)))
     base_rows = [{"method": BASE, "base": base, "of": data} | row for (base, data, _), row in of_base.items()]
     columns = [(key, title.format(image=image.name, prompts=len(asker.prompts))) for key, title in COLUMNS]
     facts = {

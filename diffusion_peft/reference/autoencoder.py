@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -16,6 +17,7 @@ from peft_data.world.draw import Draw
 from peft_data.world.natural import cluttered
 from peft_data.world.render import render
 from peft_data.world.shapes import PRETRAINING_SHAPES
+from torch import nn
 
 from .progress import Meter, Progress
 
@@ -49,10 +51,14 @@ def batch(pictures: torch.Tensor, step: int, seed: int, size: int, count: int) -
     return torch.where(plain, images, images[torch.arange(count)[:, None], swap] * invert)
 
 
+def decoded(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    return vae.decode(cast("Any", latents))[0]
+
+
 def loss_of(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
-        posterior = vae.encode(images).latent_dist
-        seen = vae.decode(posterior.mean + posterior.std * torch.randn_like(posterior.mean)).sample
+        posterior = vae.encode(images)[0]
+        seen = decoded(vae, posterior.mean + posterior.std * torch.randn_like(posterior.mean))
     miss = seen.float() - images
     slope = (miss.diff(dim=2).abs().mean() + miss.diff(dim=3).abs().mean()) / 2
     mean, log = posterior.mean.float(), posterior.logvar.float()
@@ -63,7 +69,7 @@ def loss_of(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def standardise(vae: AutoencoderKL, pictures: torch.Tensor) -> None:
     """Rewrites the 1 × 1 convolutions around the latents, so that each channel has mean 0 and deviation 1 there."""
-    latents = vae.encode(signed(pictures)).latent_dist.mean
+    latents = vae.encode(signed(pictures))[0].mean
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     channels = len(mean)
     first, second = vae.quant_conv, vae.post_quant_conv
@@ -79,7 +85,7 @@ def signal_to_noise(vae: AutoencoderKL, seed: int) -> float:
     """PSNR in dB of 200 held-out captioned pictures after encoding and decoding."""
     pictures = captioned_block(0, "held out", seed, n=200)[0]
     errors = [
-        (vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4
+        (decoded(vae, vae.encode(images)[0].mean).clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4
         for images in signed(pictures).split(100)
     ]
     return -10 * math.log10(torch.cat(errors).mean().item())
@@ -115,8 +121,8 @@ def train(vae: AutoencoderKL, path: Path, seed: int, steps: int, lr: float, ever
     standardise(vae, captioned_block(0, "autoencoder", seed, n=n)[0])
 
 
-def settle(vae: AutoencoderKL, progress: Progress) -> None:
+def settle(model: nn.Module, progress: Progress) -> None:
     """The averages become the weights; nothing is trained any more."""
     for name, value in progress.average.items():
         progress.parameters[name].data.copy_(value)
-    vae.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)

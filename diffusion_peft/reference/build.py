@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft_data.world.captioned import words
@@ -39,9 +40,13 @@ TINY = Shape((8, 8, 8), (8, 8, 8), 8, 1, 4)
 
 def new_vae(shape: Shape) -> AutoencoderKL:
     """64 px pictures to 4 × 16 × 16 latents and back; no attention, so pictures of any size (divisible by 4) do."""
+    levels: dict[str, Any] = {  # typed as of one level
+        "block_out_channels": shape.vae,
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+    }
     return AutoencoderKL(
-        block_out_channels=shape.vae, down_block_types=("DownEncoderBlock2D",) * 3, layers_per_block=1,
-        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4, norm_num_groups=shape.groups, sample_size=64,
+        **levels, layers_per_block=1, latent_channels=4, norm_num_groups=shape.groups, sample_size=64,
         mid_block_add_attention=False, scaling_factor=1.0,
     )  # fmt: skip
 
@@ -58,11 +63,11 @@ def new_unet(shape: Shape) -> UNet2DConditionModel:
 
 def new_text_encoder(shape: Shape, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """A causal transformer over 77 tokens."""
+    ends: dict[str, Any] = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=shape.text, intermediate_size=4 * shape.text, projection_dim=shape.text,
         num_hidden_layers=shape.text_layers, num_attention_heads=max(shape.text // 32, 2),
-        max_position_embeddings=LENGTH, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=LENGTH, **ends,
     )  # fmt: skip
     return CLIPTextModel(config)
 
@@ -85,9 +90,10 @@ def write_pipeline(
     vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, folder: Path
 ) -> None:
     """Writes a `StableDiffusionPipeline` folder in float16, whole or not at all; the models are halved in place."""
+    rest: dict[str, Any] = {"scheduler": new_scheduler(), "safety_checker": None, "feature_extractor": None}
     pipeline = StableDiffusionPipeline(
-        vae=vae.half(), unet=unet.half(), text_encoder=text_encoder.half(), tokenizer=tokenizer,
-        scheduler=new_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=vae.half(), unet=unet.half(), text_encoder=text_encoder.half(), tokenizer=tokenizer, **rest,
+        requires_safety_checker=False,
     )  # fmt: skip
     whole, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
     for path in (whole, old):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -60,7 +61,7 @@ class Latents:
             return load_file(path)
         pictures, labels = captioned_block(number, "train", self.seed, n=self.n)
         with torch.no_grad():
-            latents = [self.vae.encode(images).latent_dist.mean.half() for images in signed(pictures).split(50)]
+            latents = [self.vae.encode(images)[0].mean.half() for images in signed(pictures).split(50)]
         data = {"latents": torch.cat(latents).contiguous(), "labels": labels.to(torch.int8)}
         keep(data, path)
         return data
@@ -91,7 +92,7 @@ def loss_of(
 ) -> torch.Tensor:  # fmt: skip
     time_steps = torch.randint(0, len(scheduler.alphas_cumprod), (len(latents),))
     noise = torch.randn(latents.shape)
-    noisy = scheduler.add_noise(latents, noise, time_steps)
+    noisy = scheduler.add_noise(latents, noise, cast("Any", time_steps))
     with torch.autocast("cpu", torch.bfloat16):
         guess = unet(noisy, time_steps, text_encoder(tokens)[0]).sample
     kept = scheduler.alphas_cumprod[time_steps]
@@ -112,8 +113,8 @@ def train(
         count: pictures a step.
     """
     progress = Progress({"unet": unet, "text_encoder": text_encoder}, lr, steps, path)
-    processors, attention = unet.attn_processors, text_encoder.config._attn_implementation
-    unet.set_attn_processor(PlainAttention())
+    processors, attention = unet.attn_processors, text_encoder.config._attn_implementation or "eager"
+    unet.set_attn_processor(cast("Any", PlainAttention()))
     text_encoder.set_attn_implementation("eager")
     meter, began, first = Meter(), time.monotonic(), progress.done
     while progress.done < steps:

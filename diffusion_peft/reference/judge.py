@@ -62,7 +62,7 @@ def train_judge(seed: int, steps: int, count: int = 64) -> Judge:
         chosen = torch.randint(len(pictures), (count,))
         logits = judge(signed(pictures[chosen]) + 0.02 * torch.randn(count, 3, 64, 64))
         losses = [F.cross_entropy(part, labels[chosen, k], ignore_index=-1) for k, part in enumerate(logits)]
-        sum(loss for loss in losses if loss.isfinite()).backward()
+        torch.stack([loss for loss in losses if loss.isfinite()]).sum().backward()
         optimiser.step()
         optimiser.zero_grad()
         rate.step()
@@ -113,7 +113,7 @@ def samples(
             prompts[k : k + 25], num_inference_steps=steps, guidance_scale=guidance, generator=generator,
             output_type="pt", height=64, width=64,
         )  # fmt: skip
-        out.append(to_uint8(made.images.float()))
+        out.append(to_uint8(made[0].float()))
     return torch.cat(out)
 
 

@@ -25,7 +25,7 @@ def models(
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The adapted denoiser, and the text encoders where they train, at step 0."""
     seed_everything(settings["seed"], verbose=False)
-    unet = in_few_bits(base.part(base.denoiser), settings, method)
+    unet: Any = in_few_bits(base.part(base.denoiser), settings, method)
     if "words" not in method.needs:
         adapt(unet, method).train()
     if settings["gradient_checkpointing"]:

@@ -66,7 +66,8 @@ def alphas_of(config: dict[str, Any]) -> Tensor:
     """ᾱ_t, T values, of a base's own noise schedule, whichever sampler its scheduler is."""
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler.from_config(config).alphas_cumprod
+    scheduler: Any = DDPMScheduler.from_config(config)
+    return scheduler.alphas_cumprod
 
 
 def add_noise(x: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:

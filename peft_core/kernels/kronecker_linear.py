@@ -36,7 +36,9 @@ def merged(weight: Tensor, parts: tuple[Part, ...], factors: Sequence[Tensor]) -
     return out
 
 
-def through(x: Annotated[Tensor, "N in"], w1: Tensor, w2: Tensor) -> Annotated[Tensor, "N out"]:
+def through(
+    x: Annotated[Tensor, "... in"], w1: Annotated[Tensor, "G l m"], w2: Annotated[Tensor, "G k n"]
+) -> Annotated[Tensor, "... out"]:
     """Σ_g (w1_g ⊗ w2_g) x, by way of X (m, n)."""
     split = x.unflatten(-1, (w1.shape[2], w2.shape[2]))
     found = [torch.matmul(one, split @ two.t()).flatten(-2) for one, two in zip(w1, w2, strict=True)]

@@ -10,9 +10,6 @@ from safetensors.torch import save_file
 
 from tests.clip_peft.models import TEXT, VISION, clip
 from tests.conftest import once
-from tests.shapes import declaring, install
-
-install(declaring("clip_peft"))
 
 COLOURS = {
     "red": (200, 30, 30), "green": (30, 180, 40), "blue": (40, 50, 200), "grey": (128, 128, 128), "white": (240, 240, 240),

@@ -1,5 +1,6 @@
 """Files of a run that need nothing of this package."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 
 from clip_peft.export import export, merge_
 from clip_peft.fit import fit
-from peft_core import PeftError, load_run
+from peft_core import PeftError, list_methods, load_run
+from peft_core.registry import find_method
 from tests.clip_peft.conftest import SHORT
 
 
@@ -72,12 +74,21 @@ def test_a_projection_merges_into_plain_open_clip(trained, tmp_path: Path) -> No
         torch.testing.assert_close(plain.encode_image(x), expected, atol=1e-5, rtol=1e-4)
 
 
+def own_settings(method: str) -> dict:
+    """The settings of a method's first example that are not the defaults."""
+    first = next(iter(find_method(method).examples()))
+    return {key: value for key, value in dataclasses.asdict(first).items() if value != getattr(type(first)(), key)}
+
+
+NAMED = [name for name in list_methods(grafts=False) if not find_method(name).of_pictures and name != "maple"]
+
+
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
         ("maple", {"depth": 2}),
-        pytest.param("ape", {}, marks=pytest.mark.slow),
-        pytest.param("tip_adapter", {}, marks=pytest.mark.slow),
+        *(pytest.param(name, own_settings(name), marks=pytest.mark.slow) for name in NAMED),
+        pytest.param("mma", {"width": 4, "first": 1, "last": 2}, marks=pytest.mark.slow),
         pytest.param("vpt", {"tokens": 2, "tower": "image"}, marks=pytest.mark.slow),
     ],
 )

@@ -11,9 +11,6 @@ from PIL import Image
 from diffusion_peft.base.loading import quiet_loading
 from tests.conftest import once
 from tests.diffusion_peft.pipelines import stable_diffusion
-from tests.shapes import declaring, install
-
-install(declaring("diffusion_peft"))
 
 SHORT = {"steps": 4, "sample_count": 1, "sample_steps": 1, "trainer": {"accelerator": "cpu"}}
 

@@ -45,6 +45,14 @@ def batch(seed: int = 3, **more: Any) -> dict[str, Any]:
             "encoder_hidden_states": torch.randn(2, 7, 24, generator=chance)} | more  # fmt: skip
 
 
+def test_a_condition_goes_where_the_unet_is() -> None:
+    unet = controlled("controlnet").eval()
+    set_condition(unet, condition(unet, 0))
+    with torch.no_grad():
+        found = unet.to("meta")(**{key: value.to("meta") for key, value in batch().items()}).sample
+    assert found.is_meta and found.shape == (2, 4, 8, 8)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_threads_each_with_a_condition_of_its_own(method: str) -> None:
     unet = controlled(method).eval()

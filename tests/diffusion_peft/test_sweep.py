@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from diffusion_peft.commands import sweep as module
 from diffusion_peft.commands.main import main
@@ -95,6 +96,20 @@ def test_mistakes(line: list[str], words: str, tmp_path: Path, capsys: pytest.Ca
     assert main([*fixed, *([] if "--methods" in line else ["--methods", "lora"]), *line]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "not").exists()
+
+
+def test_judges_are_opened_before_a_sweep_over_ones_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "dog").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "dog" / "a.png")
+    asked: list[str] = []
+    monkeypatch.setattr("diffusion_peft.evaluation.scorers.open_scorers", lambda *given, drawn: asked.append(given[0]))
+    monkeypatch.setattr(module, "train", lambda jobs, folder, evaluation, how: {jobs[0]: how["out"]})
+    out = str(tmp_path / "out")
+    line = ["sweep", "--data", str(tmp_path / "dog"), "--methods", "lora", "--set", "prompt=a dog", "--out", out]
+    assert main([*line, "--evaluation.image_features", "vit_tiny_patch16_224"]) == 1
+    assert asked == ["vit_tiny_patch16_224"] and f"failed: {out}" in capsys.readouterr().err
 
 
 def test_the_sweeps_that_ship() -> None:

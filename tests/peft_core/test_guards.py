@@ -1,6 +1,7 @@
 """Guards are arithmetic, too: where a kernel's division loses digits, what a dropout drops, how near a fingerprint is."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from peft_core.grafts.classes import swap_class
 from peft_core.grafts.weight_changes import changed_bias, changed_weight
 from peft_core.parts.decomposed import Decomposed, decomposed_linear
 from peft_core.parts.scale_shift import ScaleShift, scale_shift_linear
+from tests.shapes import WATCHED, declaring
 from tests.tiny import vit
 
 
@@ -169,9 +171,9 @@ def test_values_that_are_no_numbers_are_not_loaded(tmp_path: Path) -> None:
 
 
 def test_declared_shapes_are_checked_while_tests_run() -> None:
-    from tests.conftest import WATCHED
-
-    assert len(WATCHED) >= 10
+    for module in declaring():
+        import_module(module)
+        assert any(name.startswith(f"{module}.") for name in WATCHED), module
     with pytest.raises(AssertionError, match="weight of scale_shift_linear is .*: in is 5 elsewhere"):
         scale_shift_linear(torch.randn(2, 5), torch.randn(3, 4), None, [])
 

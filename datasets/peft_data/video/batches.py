@@ -55,4 +55,6 @@ def batches_of(pictures: Any, batch_size: int, **how: Any) -> Batches:
     """Batches that suit what was decoded: pictures, pictures in their own frames, or clips."""
     if isinstance(pictures, DecodedClips):
         return ClipBatches(pictures, batch_size, **how)
-    return (FrameBatches if isinstance(pictures, FramedPictures) else Batches)(pictures, batch_size, **how)
+    if isinstance(pictures, FramedPictures):
+        return FrameBatches(pictures, batch_size, **how)
+    return Batches(pictures, batch_size, **how)

@@ -51,8 +51,8 @@ def as_clips(data: ClassificationData, sampling: Sampling, **changes: Any) -> Cl
     def clips(part: Pictures) -> Clips:
         return Clips(part.items, part.labels, part.root, part.split, part.names, sampling, directional)
 
-    parts = {split: clips(getattr(data, split)) for split in ("train", "val", "test")}
-    others = {key: getattr(data, key) for key in ("name", "class_names", "recipe", "notes", "left_out")}
+    parts: dict[str, Any] = {split: clips(getattr(data, split)) for split in ("train", "val", "test")}
+    others: dict[str, Any] = {key: getattr(data, key) for key in ("name", "class_names", "recipe", "notes", "left_out")}
     return ClassificationData(**(others | parts | changes))
 
 
@@ -212,12 +212,12 @@ def decode(
     names = tuple(clips.name(row) for row in range(len(clips)))
     decoded = partial(DecodedClips, fit=fit, sampling=clips.sampling, directional=clips.directional, workers=workers,
                       skip_broken=on_bad_image == "skip")  # fmt: skip
-    paths = tuple(clips.items)
+    paths = clips.files
     if _bytes(paths, fit) > ram_limit:
         return decoded(paths, clips.labels, names)
     bad: dict[int, str] = {}
     make = partial(_whole, paths, fit, workers, bad)
-    key = cache_key(clips, fit) if cache_dir is not None else None  # type: ignore[arg-type]
+    key = cache_key(clips, fit) if cache_dir is not None else None
     kept = make() if key is None else _kept(f"clips{VERSION}-{key}", make, bad, cache_dir)
     frames, lengths = kept["frames"], kept["lengths"]
     rows, skipped = good_rows(names, bad, on_bad_image, "clips")

@@ -97,7 +97,7 @@ def _framed(
     check_decoding(on_bad_image, cache_dir, workers)
     height_width = (size, size) if isinstance(size, int) else (size[0], size[1])
     fit = ClipFit(Fit(height_width, mode, crop_pct), clips.sampling.crops, clips.sampling.decoder)
-    names, paths = tuple(clips.name(row) for row in range(len(clips))), tuple(clips.items)
+    names, paths = tuple(clips.name(row) for row in range(len(clips))), clips.files
     most, bad, found = REACH * max(height_width), {}, None
     if _bytes(paths, fit.decoder, most) <= ram_limit:
         found = _all(paths, fit.decoder, workers, most, bad)

@@ -40,9 +40,10 @@ class Video:
 
     def __init__(self, path: Path) -> None:
         import av
+        from av.error import FFmpegError
 
         self.path, self.substituted = path, 0
-        self._errors: tuple[type[Exception], ...] = (av.error.FFmpegError, EOFError, ValueError)
+        self._errors: tuple[type[Exception], ...] = (FFmpegError, EOFError, ValueError)
         try:
             self.container = av.open(str(path))
         except self._errors as error:

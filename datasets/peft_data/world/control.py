@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -104,7 +105,7 @@ def draw_pairs(condition: str, count: int, split: str = "train", seed: int = 0, 
 
 
 def _joined(parts: list[Pairs]) -> Pairs:
-    def of(name: str):
+    def of(name: str) -> Any:
         values = [getattr(part, name) for part in parts]
         if values[0] is None:
             return None

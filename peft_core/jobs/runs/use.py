@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,13 @@ OF_CARD: dict[str, Any] = {
     "mean": tuple[float, float, float], "std": tuple[Positive, Positive, Positive],
 }  # fmt: skip
 """What of a card says how pictures come to the model."""
+
+
+def in_batches(ready: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Pictures, `size` at a time, the last few fewer."""
+    rest = iter(ready)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
 
 
 @dataclass(frozen=True)
@@ -112,13 +120,7 @@ class Run:
         return search(paths, "picture", lambda folder: files_in(folder, is_picture))
 
     def stream(self, images: Iterable, batch_size: int = 64) -> Iterator[Prediction]:
-        batch: list[Tensor] = []
-        for image in images:
-            batch.append(self.ready(image))
-            if len(batch) == batch_size:
-                yield from self._predict(batch)
-                batch = []
-        if batch:
+        for batch in in_batches((self.ready(image) for image in images), batch_size):
             yield from self._predict(batch)
 
     @torch.inference_mode()
@@ -253,8 +255,8 @@ def print_table(
         writer.writerows(heading)
     else:
         text.write(json.dumps(found_of, indent=1, ensure_ascii=False) + "\n")
-    if isinstance(text, io.StringIO):
-        target = Path(str(out)).expanduser()
+    if out is not None and isinstance(text, io.StringIO):
+        target = Path(out).expanduser()
         write_files(target.parent, {target.name: text.getvalue().encode(errors="backslashreplace")})
         print(f"{len(ready.read):,} pictures in {target}")
     return ready.told(program)
