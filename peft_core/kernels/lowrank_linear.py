@@ -146,7 +146,9 @@ def factor_gradients(
 
 def in_pieces_pays(g: Tensor) -> bool:
     """Whether the skinny products are bound by reading x and g, each of them twice: on a CPU, in its own precision."""
-    return g.device.type == "cpu" and g.element_size() >= 4 and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling() or g.device.type != "cpu" or g.element_size() < 4:
+        return False
+    return len(g) > ROWS * torch.get_num_threads()
 
 
 def gradients_in_pieces(

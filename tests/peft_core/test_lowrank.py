@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from peft_core import adapt
 from peft_core.counting import kept_bytes
 from peft_core.grafts.classes import swap_class
+from peft_core.kernels.column_sums import column_sums, in_pieces
 from peft_core.kernels.lowrank_linear import lowrank_linear, merging_pays
 from peft_core.kernels.rebuild import Recipe, kept_for, tag
 from peft_core.kernels.twice import SMALL
@@ -25,6 +26,14 @@ def parts(weight, layout):
     return deltas
 
 
+@torch.no_grad()
+def test_sums_over_rows_by_pieces_are_those_of_all_at_once():
+    g, y = torch.randn(2, 700, 400, dtype=torch.float64)
+    assert len(list(in_pieces(g, y))) > 2
+    for found, expected in zip(column_sums(g, y), (g.sum(0), (g * y).sum(0)), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 LAYOUTS = {
     "whole": [(None, 3, 0.7)],
     "q and v rows": [((0, 4), 2, 1.0), ((8, 12), 3, 2.5)],
@@ -34,12 +43,12 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("tokens", [5, 50])
+@pytest.mark.parametrize("tokens", [5, 50, 500])  # added, merged, by pieces
 def test_lowrank_linear_equals_the_plain_formula(layout, bias, tokens):
     torch.manual_seed(0)
     x = torch.randn(2, tokens, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(12, 6, dtype=torch.float64)
-    assert merging_pays(2 * tokens, weight) == (tokens == 50)
+    assert merging_pays(2 * tokens, weight) == (tokens > 5)
     b = torch.randn(12, dtype=torch.float64, requires_grad=True) if bias else None
     deltas = parts(weight, layout)
 
