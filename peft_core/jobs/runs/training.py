@@ -52,11 +52,8 @@ def make_trainer(flags: dict[str, Any], callbacks: list[Callback], folder: Path 
     }
     if any(word in str(settings.get("strategy")) for word in ("spawn", "fork", "notebook")):
         raise PeftError(f"--trainer.strategy {settings['strategy']} loses what its processes find out: use ddp.")
+    settings |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     settings |= {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
         "default_root_dir": folder,
