@@ -24,9 +24,10 @@ $(READY): pyproject.toml
 demo: $(READY)
 	@for method in linear bitfit ssf vpt adaptformer lora; do \
 		$(BIN)/vision_peft fit --method $$method --data digits --out demo/$$method --trainer.max_epochs 5 || exit 1; done
-	@$(BIN)/vision_peft compare --runs demo/* --out demo
+	@$(BIN)/vision_peft compare demo --out demo
 	@$(BIN)/python -m peft_data.digits demo/pictures
 	@$(BIN)/vision_peft predict --run demo/lora demo/pictures
+	@echo; echo "source $(BIN)/activate      # brings vision_peft, clip_peft and diffusion_peft into your shell"
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"

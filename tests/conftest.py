@@ -1,7 +1,8 @@
-"""What holds in every test: shapes that functions declare are checked, a run's figures are drawn once, and the versions at
-work are printed."""
+"""What holds in every test: shapes that functions declare are checked, a run's figures are drawn once, writes don't
+wait for the disk, and the versions at work are printed."""
 
 import functools
+import os
 import platform
 from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests import killed
 from tests.shapes import watch_imports
 
 LIBRARIES = (
@@ -49,6 +51,20 @@ def figures_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classified, "plots", SimpleNamespace(**drawing))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """A process that dies loses nothing which the system has taken; what would, a machine without power, no test tries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A collection in a test looks at what the tests made, not at the half million objects of the imports."""
+    killed.serve({item.module.__name__ for item in session.items if isinstance(item, pytest.Function)})
+    import_module("tests.frozen")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -4,10 +4,24 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from multiprocessing import forkserver
 from typing import Any
 
 SERVER: Any = multiprocessing.get_context("forkserver")
-"""Children start with what the test's `set_forkserver_preload` names imported, and are real processes."""
+"""Children start with all that tests' `preload` names imported, and are real processes."""
+PRELOADED: dict[str, tuple[str, ...]] = {}
+
+
+def preload(user: str, *modules: str) -> None:
+    """What the children of a module of tests start with."""
+    PRELOADED[user] = modules
+
+
+def serve(users: set[str]) -> None:
+    """Starts the one server of this process, which imports what these modules of tests named: before anyone else does."""
+    if named := dict.fromkeys(name for user in PRELOADED.keys() & users for name in PRELOADED[user]):
+        SERVER.set_forkserver_preload([*named, "tests.frozen"])
+        forkserver.ensure_running()
 
 
 def die_at(batch: int | None) -> None:

@@ -17,7 +17,7 @@ from vision_peft.fit import fit, recipe_of
 METHODS = ("lora", "lora_all", "adaptformer", "adapter_plus", "ia3", "linear")
 """Of docs/benchmark.md: fit's own; the three that are ahead over 19 tasks at three seeds; what is best where pictures are few and
 alike (flowers: (IA)³ and linear)."""
-OTHER = {"default": "world"}
+OTHER = {"default": "world", "few": "world"}
 """The recipe tried beside the data's own; `default`, which crops and mirrors, where nothing stands here."""
 
 

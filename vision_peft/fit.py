@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from peft_data.options import arguments, takes
+from peft_data.video.clips import Clips
 
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.cli.optimizers import GaLoreFlags, MeZOFlags
-from peft_core.jobs.cli.options import MethodChoice
+from peft_core.jobs.cli.options import MethodChoice, check_unused
 from peft_core.jobs.cli.shared import MACHINE, RUN, TRAINING, training
 from peft_core.jobs.data import Data
 from peft_core.jobs.hub.precision import Quantize
@@ -21,10 +22,19 @@ from vision_peft.dense.flags import DenseFlags
 from vision_peft.tasks import TaskName
 from vision_peft.video.flags import VideoFlags
 
+FEW = 2_000
+"""Training pictures up to which a data set without a recipe of its own has `few`."""
+
+
+WITHOUT_PIXELS = ("classify", "multi_label", "regression")
+"""Tasks whose output is one of the whole picture."""
+
 
 def recipe_of(settings: dict[str, Any]) -> str:
     """The recipe that suits the data set."""
-    return settings["data"].of_task(settings["task"]).open().recipe or "default"
+    opened = settings["data"].of_task(settings["task"]).open()
+    few = len(opened.train) <= FEW and not isinstance(opened.train, Clips)
+    return opened.recipe or ("few" if few else "default")
 
 
 @command("vision", recipe_of, {
@@ -70,7 +80,8 @@ def fit(
         backbone: `reference`, a timm name, a model folder, or ARCHITECTURE@FILE.safetensors.
         quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4, int2; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
-        recipe: A name (`list recipes`) or a YAML's path; by default the data set's own.
+        recipe: A name (`list recipes`) or a YAML's path; by default the data set's own, `few` up to 2,000 training pictures, or
+            `default`.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-SEED.
         seed: Of the head, the adapter, the order of the pictures and all chance in training.
         protocol: `honest` reports the last epoch; `legacy` the epoch that scored best on the test set.
@@ -99,6 +110,11 @@ def fit(
     opened = data.open()
     parts = (opened.name, backbone.rpartition("/")[2], method.name, f"seed{settings['seed']}")
     settings["out"] = settings["out"] or run_name(*parts)
+    check_unused(settings, {
+        **{name: f"--optimizer {name}" for name in ("galore", "mezo") if optimizer != name},
+        **({} if isinstance(opened.train, Clips) else {"video": "clips"}),
+        **({"dense": "tasks with an output for every pixel"} if task in WITHOUT_PIXELS else {}),
+    })  # fmt: skip
     folder = folder_of(settings)
     return fitted(folder, opened, settings, "vision_peft.job", headline)
 

@@ -150,9 +150,8 @@ def hyper_tuning(
         return Tasks(parts, ways, shots, queries, seed + number)
 
     def read(pictures: Tensor) -> Tensor:
-        return normalise(pictures.to(device), mean, std)
+        return normalise(pictures.to(device), about.mean, about.std)
 
-    mean, std = (torch.tensor(each, device=device) for each in (about.mean, about.std))
     train, val = tasks(opened.train, 0), tasks(opened.val, 1)
     if not len(train):
         raise PeftError(

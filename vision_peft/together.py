@@ -69,10 +69,13 @@ def open_runs(paths: Sequence[str | os.PathLike]) -> Runs:
         }
         for key, value in own.items():
             if alike.setdefault(key, value) != value:
-                what = {"fit": "the pictures' size or cut"}.get(key, key)
+                one, other = (
+                    f"pictures {' × '.join(map(str, each.size))}, {each.mode}" if key == "fit" else f"{key} {each}"
+                    for each in (alike[key], value)
+                )
                 raise PeftError(
-                    f"runs predict together on one backbone and transform: {folders[0]} has {what} {alike[key]}, {folder} "
-                    f"{value}; predict with each alone."
+                    f"runs predict together on one backbone and transform: {folders[0]} has {one}, {folder} {other}; predict "
+                    "with each alone."
                 )
     names = [folder.resolve().name for folder in folders]
     names = names if len(set(names)) == len(names) else [str(folder) for folder in folders]

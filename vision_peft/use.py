@@ -88,7 +88,7 @@ def predict(
         task: Of a run of several data sets, the one whose classes are told.
     """
     if (run is None) == (not runs):
-        raise PeftError("predict needs --run, a run folder, or --runs, several on one backbone.")
+        raise PeftError("predict needs --run, a run folder, or --runs, several on one backbone, and not both.")
     loaded = None if run is None else load_run(run, CLASSIFIERS)
     own = getattr(loaded, "task", None)
     if own is not None and own.writes and task is None:

@@ -44,10 +44,9 @@ def recipe_of(settings: dict[str, Any]) -> str:
 
 @command("diffusion", recipe_of, {
     RUN: "data base method recipe prompt steps epochs",
-    "a subject or a new word": "class_prompt prior_count placeholder initializer text_method masks",
+    "a subject or a new word": "class_prompt prior_count placeholder initializer text_method",
     "sliders, controls, flows": "slider control flow",
-    TRAINING: "lr text_lr batch_size optimizer resolution flip",
-    "held-out pictures": "val val_every patience",
+    TRAINING: "lr batch_size optimizer resolution flip",
     "samples": "sample_prompts sample_count sample_every guidance",
     MACHINE: "out seed overwrite dtype quantize cache trainer",
 })  # fmt: skip

@@ -53,7 +53,7 @@ def read_concepts(settings: dict[str, Any]) -> list[Concept]:
     names = [field.name for field in fields(Concept)]
     path = Path(settings["data"]).expanduser()
     if path.suffix != ".json":
-        return [Concept(**{name: settings[name] for name in names})]
+        return [Concept(**{name: settings.get(name) for name in names})]
     rows = read_json(path, "give a list of concepts")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and row.get("data") for row in rows):
         raise PeftError(f'{path} must be a list like [{{"data": "my_dog", "prompt": "a photo of <dog>"}}].')
@@ -65,7 +65,7 @@ def read_concepts(settings: dict[str, Any]) -> list[Concept]:
                 raise PeftError(f'the entry "{key}" in {path} must be words, not {value}.')
     for row in rows:
         beside = [key for key in ("data", "prior", "masks") if row.get(key) and _is_beside(path, row[key])]
-        row |= {"masks": row.get("masks", settings["masks"])} | {key: str(path.parent / row[key]) for key in beside}
+        row |= {"masks": row.get("masks", settings.get("masks"))} | {key: str(path.parent / row[key]) for key in beside}
     return [Concept(**row) for row in rows]
 
 

@@ -28,7 +28,7 @@ from tests import killed
 from tests.clip_peft.conftest import COLOURS
 from tests.clip_peft.models import LENGTH, clip, close, random, siglip, tokenizer
 
-killed.SERVER.set_forkserver_preload(["tests.clip_peft.warm"])
+killed.preload(__name__, "tests.clip_peft.warm")
 TEXTS = [f"a {word} thing on a {other} table" for word in COLOURS for other in ("red", "blue")]
 LOOK = ((0.5,) * 3, (0.25,) * 3)
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests import killed
 
-killed.SERVER.set_forkserver_preload(["tests.clip_peft.warm"])
+killed.preload(__name__, "tests.clip_peft.warm")
 RUNS = {
     "coop": {"method": {"name": "coop", "context": 2}},
     "promptsrc": {"method": {"name": "promptsrc", "depth": 2, "template": "{}.", "mean": 2.0}},

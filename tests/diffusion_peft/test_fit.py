@@ -19,9 +19,7 @@ from peft_core.errors import PeftError
 from tests import killed
 from tests.diffusion_peft.conftest import SHORT
 
-killed.SERVER.set_forkserver_preload(
-    ["diffusion_peft.training.job", "diffusers", "transformers.models.clip.modeling_clip"]
-)
+killed.preload(__name__, "diffusion_peft.training.job", "diffusers", "transformers.models.clip.modeling_clip")
 
 
 def weights(run: Path, part: str = "unet") -> dict[str, torch.Tensor]:

@@ -36,6 +36,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "loftq": dict(rank=64, lr=3e-4, weight_decay=0.1, warmup=0.03),
     "sora": dict(lr=1.2e-3, weight_decay=0.1, warmup=0.06),
     "lq_lora": dict(rank=64, alpha=16.0, budget=2.75, lr=2e-5, weight_decay=0.0),
+    "gated_prompt": dict(tokens=100, gate=5.0, lr=0.1, weight_decay=0.0, optimizer="sgd", warmup=0.1),
+    "ada_mix": dict(bottleneck=16, experts=4, init="normal", lr=3e-4, weight_decay=0.1, warmup=0.06),
+    "meft": dict(variant="layer", bottleneck=8, lr=5e-4, weight_decay=0.1, batch_size=16, warmup=0.06),
     "vtab_ssf": dict(lr=5e-3, weight_decay=5e-5, drop_path=0.0, batch_size=64, init_std=0.02),
 }
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests import killed
 
-killed.SERVER.set_forkserver_preload(["vision_peft.job", "vision_peft.fit"])
+killed.preload(__name__, "vision_peft.job", "vision_peft.fit")
 
 
 def train(data: str, out: str, die_at: int | None, save_every: float, extra: dict) -> None:

@@ -1,6 +1,7 @@
 """Several data sets in one run: batches of one each, a head each, the method told whose turn it is, results and predictions by
 data set."""
 
+import contextlib
 import csv
 import io
 import json
@@ -99,6 +100,9 @@ def test_a_run_of_several_data_sets(small_data: str, tmp_path: Path, capsys: pyt
     for task in ("digits", "digits3"):
         assert main(["predict", picture, "--run", str(run), "--task", task, "--top", "20"]) == 0
         found[task] = [row["class"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))]
+    with contextlib.redirect_stdout(io.StringIO()) as text:  # as a notebook does: nothing is written to a file
+        assert main(["predict", picture, "--run", str(run), "--task", "digits"]) == 0
+    assert text.getvalue().startswith("path,class,probability\n") and "pictures in" not in text.getvalue()
     assert sorted(found["digits3"]) == ["one", "two", "zero"] and len(found["digits"]) == 10
     assert main(["predict", picture, "--run", str(run)]) == 2
     said = capsys.readouterr()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import errno
 import json
-import multiprocessing
 import os
 import signal
 import threading
@@ -26,6 +25,7 @@ from peft_core.jobs.sweep.jobs import Job
 from peft_core.jobs.sweep.outcome import Outcome
 from peft_core.jobs.sweep.pool import Pool
 from peft_core.jobs.sweep.preset import planned
+from tests.killed import SERVER, preload
 from vision_peft.commands import commands
 from vision_peft.fit import fit
 from vision_peft.sweep.command import PLANNED, sweep
@@ -33,8 +33,7 @@ from vision_peft.sweep.plan import make_plan
 from vision_peft.sweep.stamp import stamp_of_recipe
 from vision_peft.sweep.worker import carry_out, parcel_of
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["vision_peft.sweep.run", "vision_peft.sweep.worker"])
+preload(__name__, "vision_peft.sweep.run", "vision_peft.sweep.worker")
 COMMON = ["trainer.max_epochs=1", "batch_size=4", "recipe=digits", "drop_path=0.1"]
 
 

@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from peft_core.errors import PeftError
+
 if TYPE_CHECKING:
     from vision_peft.tasks.base import Task
 
@@ -26,5 +28,14 @@ def kind_of(name: str) -> type[Task]:
 
 
 def task_of_card(card: Mapping[str, Any]) -> Task:
-    """The task of a finished run."""
-    return kind_of(card.get("task", "classify")).of_card(card)
+    """The task of a finished run.
+
+    Raises:
+        PeftError: one that this version does not know.
+    """
+    if not isinstance(name := card.get("task", "classify"), str) or name not in _FILES:
+        raise PeftError(
+            f'this run is of the task "{name}", which this version does not know (it knows: {", ".join(_FILES)}): '
+            "use the version that trained it."
+        )
+    return kind_of(name).of_card(card)

@@ -21,7 +21,7 @@ NAMES = {
 
 
 def load(name: str, seed: int = 0, *, size: int = SIZE) -> ClassificationData:
-    """One of the three: 320 + 80 pictures to train and choose on, 200 to test on.
+    """One of the three: 800 + 200 pictures to train and choose on, 200 to test on.
 
     Args:
         name: `world/detect/<task>`.
@@ -47,4 +47,6 @@ def load(name: str, seed: int = 0, *, size: int = SIZE) -> ClassificationData:
             seen = (place[:, 2:] > place[:, :2]).all(1)
             number = (kind - GROUND[task]).float()[:, None]
             boxes.append(torch.cat([number, place / size, torch.zeros_like(number)], 1)[seen])
-    return DetectionData(f"world/detect/{task}", TASKS[task][1][GROUND[task] :], *parts, boxes=tuple(boxes))
+    return DetectionData(
+        f"world/detect/{task}", TASKS[task][1][GROUND[task] :], *parts, boxes=tuple(boxes), recipe="world_dense"
+    )

@@ -10,7 +10,7 @@ from peft_data.segment.masks import Masks, SegmentationData
 from peft_data.world.cache import cached
 from peft_data.world.dense import SIZE, SPLITS, TASKS, draw_dense
 
-VERSION = 1
+VERSION = 2
 """Part of the cache's key: raised whenever any drawn byte changes."""
 NAMES = {
     f"world/dense/{task}": f"drawn offline, a class a pixel: {', '.join(classes[:4])} … ({len(classes)})"
@@ -19,7 +19,7 @@ NAMES = {
 
 
 def load(name: str, seed: int = 0, *, size: int = SIZE) -> ClassificationData:
-    """One of the three: 320 + 80 pictures to train and choose on, 200 to test on.
+    """One of the three: 800 + 200 pictures to train and choose on, 200 to test on.
 
     Args:
         name: `world/dense/<task>`.
@@ -42,4 +42,4 @@ def load(name: str, seed: int = 0, *, size: int = SIZE) -> ClassificationData:
         parts.append(Pictures(kept[f"{split}.pictures"], torch.arange(start, start + count), split=split))
         start += count
     masks = Masks(torch.cat([kept[f"{split}.masks"] for split in SPLITS]))
-    return SegmentationData(f"world/dense/{task}", TASKS[task][1], *parts, masks=masks)
+    return SegmentationData(f"world/dense/{task}", TASKS[task][1], *parts, masks=masks, recipe="world_dense")

@@ -16,7 +16,7 @@ from .structured import hall, spread
 from .textures import TEXTURES
 
 SIZE = 96
-SPLITS = {"train": 320, "val": 80, "test": 200}
+SPLITS = {"train": 800, "val": 200, "test": 200}
 BLOCK = 40
 THINGS = ("square", "star", "plus", "half moon", "gear", "heart", "arrow", "rosette")
 ROOM = ("wall", "floor", "circle", "square", "triangle", "hexagon", "drop", "star")

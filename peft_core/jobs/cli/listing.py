@@ -96,7 +96,10 @@ def show_methods(branches: Mapping[str, Mapping[str, tuple[str, str]]]) -> None:
 def columns(rows: Sequence[Sequence[str]], least: Sequence[int] = ()) -> None:
     """Prints rows whose columns stand under one another; a column that is empty in all rows is left out."""
     kept = [number for number in range(len(rows[0])) if any(row[number] for row in rows)] if rows else []
-    widths = [max([*least[number : number + 1], *(min(40, len(row[number])) for row in rows)]) for number in kept]
+    most = [40 if number else 72 for number in kept]  # names stand whole
+    widths = [
+        max([*least[n : n + 1], *(min(cut, len(row[n])) for row in rows)]) for n, cut in zip(kept, most, strict=True)
+    ]
     for row in rows:
         cells = [f"{row[number]:<{width}}" for number, width in zip(kept, widths, strict=True)]
         print("  ".join(cells).rstrip())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError, nearest
 from peft_core.registry import find_method, make_method, method_files, read_preset
-from peft_core.values import hints_of, is_list, parts_of
+from peft_core.values import defaults_of, hints_of, is_list, parts_of
 
 if TYPE_CHECKING:  # a program answers without waiting for torch
     from peft_core.method import Method
@@ -176,16 +176,32 @@ def flatten(layer: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[tupl
 
 
 SAME = (
-    {"epochs", "max_epochs", "num_epochs", "trainer.max_epochs"}, {"steps", "max_steps", "max_train_steps", "trainer.max_steps"},
+    {"epochs", "max_epochs", "num_epochs", "num_train_epochs", "trainer.max_epochs"},
+    {"steps", "max_steps", "max_train_steps", "num_inference_steps", "sample_steps", "trainer.max_steps"},
     {"lr", "learning_rate"}, {"batch_size", "batch", "bs", "train_batch_size"}, {"out", "output", "output_dir", "outdir"},
     {"backbone", "base", "model", "model_name", "pretrained_model_name_or_path"},
-    {"data", "dataset", "data_dir", "train_data_dir"},
+    {"data", "dataset", "data_dir", "train_data_dir", "instance_data_dir"},
     {"method.rank", "rank", "r", "lora_rank", "network_dim"}, {"method.alpha", "alpha", "lora_alpha", "network_alpha"},
     {"save_every", "checkpointing_steps"}, {"prompt", "instance_prompt"}, {"trainer.precision", "precision", "mixed_precision"},
     {"trainer.devices", "devices", "gpus"}, {"trainer.accelerator", "accelerator", "device"}, {"seed", "random_seed"},
     {"data.workers", "num_workers", "workers"}, {"weight_decay", "wd"}, {"template", "ctx_init"},
 )  # fmt: skip
 """What other programs call an option, for a hint."""
+
+
+def check_unused(settings: Mapping[str, Any], unused: Mapping[str, str]) -> None:
+    """Raises PeftError: an option has another value than its default in a group that a run has no use for.
+
+    Args:
+        unused: such groups, and what they are for.
+    """
+    for group, purpose in unused.items():
+        usual = defaults_of(settings[group].accepts(""))
+        for option, value in settings[group].options.items():
+            if value != usual[option]:
+                raise PeftError(
+                    f"--{group}.{option} has no effect on this run, --{group} is for {purpose}: leave it out."
+                )
 
 
 def check_key(key: str, known: Mapping[str, Any], choices: Mapping[str, str], where: str) -> Any:
@@ -218,7 +234,9 @@ def _nearest_option(key: str, known: Mapping[str, Any], choices: Mapping[str, st
     }
     options = [*known, *inside]
     for same in SAME:
-        if key in same and (meant := [option for option in options if option in same and option != key]):
+        if key.replace("-", "_") in same and (
+            meant := [option for option in options if option in same and option != key]
+        ):
             return f', did you mean "{meant[0]}"?'
     named = [option for option, name in inside.items() if name == key]
     return f', did you mean "{named[0]}"?' if named else nearest(key, options)

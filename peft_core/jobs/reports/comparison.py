@@ -14,6 +14,8 @@ from peft_core.files import write_files
 from peft_core.jobs.reports import plots
 from peft_core.jobs.runs.folder import CONFIG, RESULTS, read_results, read_run_config
 from peft_core.jobs.runs.load import program_of
+from peft_core.registry import find_method, method_files
+from peft_core.values import defaults_of
 
 Results = Mapping[str, Any]
 NEEDED = ("method", "seed", "parameters", "seconds")
@@ -173,10 +175,17 @@ def training_time(own: Sequence[Results]) -> str:
 
 
 def label(method: Mapping[str, Any]) -> str:
-    """`lora (rank 4)`."""
-    settings = {key: value for key, value in method.items() if key != "name" and value is not None}
+    """`lora (rank 4)`: the settings that are not the method's own."""
+    usual = defaults_of(find_method(method["name"])) if method["name"] in method_files() else {}
+    settings = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in method.items()
+        if key != "name" and value is not None
+    }
     short = ", ".join(
-        f"{key} {' '.join(map(str, v)) if isinstance(v, list | tuple) else v}" for key, v in settings.items()
+        f"{key} {' '.join(map(str, v)) if isinstance(v, tuple) else v}"
+        for key, v in settings.items()
+        if key not in usual or v != usual[key]
     )
     name = f"{method['name']} ({short})" if short else method["name"]
     return name.replace("|", "\\|").replace("\n", " ")

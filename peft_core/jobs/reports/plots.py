@@ -38,7 +38,9 @@ def curves(history: Sequence[Mapping[str, float]], score: str = "accuracy") -> b
         )
         right.set_ylabel(score, color=SECOND)
         right.set_ylim(min(0, *(row[score] for row in scored)), 1.02)
-    bottom.plot(steps, [row["lr"] for row in losses], color=INK, lw=1.2)
+    bottom.plot(steps, [row["lr"] for row in losses], color=INK, lw=1.2, marker=mark)
+    if len(steps) == 1:
+        bottom.set_xlim(steps[0] - 1, steps[0] + 1)
     bottom.set_ylabel("learning rate")
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("optimiser step")

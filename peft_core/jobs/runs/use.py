@@ -255,8 +255,8 @@ def print_table(
         writer.writerows(heading)
     else:
         text.write(json.dumps(found_of, indent=1, ensure_ascii=False) + "\n")
-    if isinstance(text, io.StringIO):
-        target = Path(str(out)).expanduser()
+    if out is not None and isinstance(text, io.StringIO):
+        target = Path(out).expanduser()
         write_files(target.parent, {target.name: text.getvalue().encode(errors="backslashreplace")})
         print(f"{len(ready.read):,} pictures in {target}")
     return ready.told(program)

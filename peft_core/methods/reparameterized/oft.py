@@ -59,7 +59,10 @@ class Rotation(Delta):
         if any(delta.rows is not None or delta.factor != 1.0 for delta in deltas):
             return formed_linear(x, weight, bias, deltas)
         for delta in reversed(deltas):
-            x = mapped(x, rotated, mapped(delta.vectors, delta.made_of), back=rotated_back)
+            # beside activations of 16 bits what the series keeps in float32 weighs; else making it again costs more
+            again = weight.element_size() < 4 or torch.is_autocast_enabled(x.device.type)
+            blocks = mapped(delta.vectors, delta.made_of) if again else delta.blocks()
+            x = mapped(x, rotated, blocks, back=rotated_back)
         return F.linear(x, weight, bias)
 
 

@@ -4,10 +4,10 @@ import os
 import signal
 from pathlib import Path
 
-from tests.killed import SERVER, exit_of
+from tests.killed import exit_of, preload
 from tests.vision_peft.noah.conftest import BUDGET, SMALL
 
-SERVER.set_forkserver_preload(["vision_peft.noah.run", "vision_peft.noah.command"])
+preload(__name__, "vision_peft.noah.run", "vision_peft.noah.command")
 
 
 def work(data: str, backbone: str, out: str, training: int | None, scored: int | None) -> None:
