@@ -180,6 +180,10 @@ class ClassificationData:
         """How many pictures of a split each class has, int64 `C`."""
         return part.labels.bincount(minlength=len(self.class_names))
 
+    def answers(self, part: Pictures) -> bytes:
+        """What a split's labels say: with its pictures, all that a run is made from."""
+        return part.labels.numpy().tobytes()
+
     def said(self, label: int) -> str:
         """A label, as `labels.tolist()` has it, in words."""
         return self.class_names[label]

@@ -55,13 +55,14 @@ def cache_key(pictures: Pictures, fit: object) -> str | None:
     return digest.hexdigest()[:32]
 
 
-def fingerprint(pictures: Pictures) -> str | None:
-    """A name for what a split holds, labels included; None where it cannot be known."""
+def fingerprint(pictures: Pictures, answers: bytes | None = None) -> str | None:
+    """A name for what a split holds, with its labels or what these stand for; None where it cannot be known."""
+    answers = pictures.labels.numpy().tobytes() if answers is None else answers
     if isinstance(pictures.items, torch.Tensor):
         key = hashlib.sha256(pictures.items.cpu().contiguous().numpy().data).hexdigest()
     else:
         key = cache_key(pictures, "")
-    return key and hashlib.sha256(key.encode() + pictures.labels.numpy().tobytes()).hexdigest()[:32]
+    return key and hashlib.sha256(key.encode() + answers).hexdigest()[:32]
 
 
 def read(path: Path) -> tuple[torch.Tensor, dict[str, Any]] | None:

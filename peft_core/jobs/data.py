@@ -162,7 +162,7 @@ def left_out(data: ClassificationData, decoded: Mapping[str, Any]) -> dict[str, 
 def fingerprint(data: ClassificationData) -> str | None:
     """Of a data set's pictures, labels and class names: it changes with any file's path, size or time of change. None
     where it cannot be known."""
-    parts = [of_split(part) for part in (data.train, data.val, data.test) if len(part)]
+    parts = [of_split(part, data.answers(part)) for part in (data.train, data.val, data.test) if len(part)]
     if None in parts:
         return None
     return hashlib.sha256("\n".join([*data.class_names, *map(str, parts)]).encode()).hexdigest()[:16]

@@ -11,6 +11,9 @@ from torch import nn
 from torchvision.models.detection.fcos import FCOS
 
 from peft_core import PeftError, adapt, load_run, merge
+from peft_core.jobs.data import Data, fingerprint
+from tests.peft_data.test_detect import coco
+from tests.peft_data.test_segment import halves, mask, picture
 from tests.vision_peft.conftest import SMALL
 from tests.vision_peft.test_dense import MODELS, load
 from vision_peft.commands import main
@@ -35,6 +38,20 @@ def drawn() -> tuple[torch.Tensor, torch.Tensor]:
         kind, easy = torch.randint(0, CLASSES, (count, 1)), torch.zeros(count, 1)
         boxes[row, :count] = torch.cat([kind, low, (low + side).minimum(torch.tensor([96.0, 64.0])), easy], 1)
     return torch.cat([*parts, around.expand(3, -1, -1)], -1).requires_grad_(), boxes
+
+
+def test_a_run_is_told_from_one_with_other_boxes_or_masks(tmp_path: Path) -> None:
+    file = coco(tmp_path)
+    first = fingerprint(Data(str(file), {}, "detect").open())
+    assert first == fingerprint(Data(str(file), {}, "detect").open())
+    file.write_text(file.read_text("utf-8").replace("[4, 2, 8, 10]", "[4, 2, 8, 9]"), "utf-8")
+    assert first != fingerprint(Data(str(file), {}, "detect").open())
+    for row in range(10):
+        picture(tmp_path / "s" / "images" / f"{row}.png")
+        mask(tmp_path / "s" / "masks" / f"{row}.png", halves(0, 1))
+    first = fingerprint(Data(str(tmp_path / "s"), {}, "segment").open())
+    mask(tmp_path / "s" / "masks" / "3.png", halves(1, 1))
+    assert first != fingerprint(Data(str(tmp_path / "s"), {}, "segment").open())
 
 
 def test_losses_and_boxes_are_torchvisions() -> None:

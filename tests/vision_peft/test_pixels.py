@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from peft_core import PeftError, adapt, lifecycle, load_run
 from peft_core.lifecycle import Losses, Progress
 from peft_core.parts.tokens.pixels import frame_of, resampling
-from tests.tiny import MODELS
+from tests.tiny import MODELS, vit
 from vision_peft.fit import fit
 
 
@@ -79,6 +79,15 @@ def test_dam_vp_gives_each_cluster_a_prompt_and_each_picture_its_own() -> None:
         frame.prompts.copy_(torch.arange(3.0)[:, None, None].expand_as(frame.prompts))
     corner = (frame.before(x) - x)[:3, 0, 0, 0]
     assert sorted(corner.round().tolist()) == [0, 1, 2]  # three pictures, three clusters
+    other, y = adapt(vit(img_size=16)(), "lora"), frame.before(x)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    other.blocks[0].register_forward_hook(stop)  # type: ignore[union-attr]
+    with pytest.raises(KeyboardInterrupt):
+        other(torch.randn(1, 3, 16, 16))
+    assert torch.equal(frame.before(x), y)  # its own model's features, not those of one that Ctrl-C ended
 
 
 def test_a_run_without_a_new_head_maps_the_models_own_classes(small_data: str, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from peft_core.anatomies import submodule
+from peft_core.attach import slots_of
 from peft_core.grafts.calls import root, state
 from peft_core.method import Method, Plan
 from peft_core.parts.tokens.pixels import Frame, PixelPrompt, frame_of
@@ -79,10 +81,10 @@ class OfClusters(Frame):
         self.prompts = nn.Parameter(torch.randn(1, 3, self.count, **made_of["options"]))
         self.register_buffer("centres", torch.zeros(1, 0, **made_of["options"]))
         self.gathered: list[Tensor] | None = None
-        self.key = ""
+        self.place, self.key = ("", "", ""), ""
 
     def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.key = f"{adaptation}/{path}/{slot}/routing"
+        self.place, self.key = (adaptation, path, slot), f"{adaptation}/{path}/{slot}/routing"
 
     def fit(self, tensors: Mapping[str, Tensor]) -> None:
         if "centres" in tensors:
@@ -108,13 +110,23 @@ class OfClusters(Frame):
 
     def features(self, x: Tensor) -> Tensor:
         """f(x), B D, of the model without this frame."""
-        here, model = state(), root() or self.__dict__["model"]
+        here, model = state(), root()
+        if model is None or not self.is_of(
+            model
+        ):  # a part is called, maybe after another model's forward that Ctrl-C ended
+            model = self.__dict__["model"]
         here[self.key] = True
         try:
             with torch.no_grad():
                 return features_of(model, x)
         finally:
             del here[self.key]
+
+    def is_of(self, model: nn.Module) -> bool:
+        adaptation, path, slot = self.place
+        module = submodule(model, path)
+        slots = {} if module is None else slots_of(module)
+        return adaptation in slots and slot in slots[adaptation] and slots[adaptation][slot] is self
 
 
 def features_of(model: Any, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from peft_data.base import ClassificationData, Pictures
 from peft_data.cache import pool
+from peft_data.cache_file import cache_key
 from peft_data.errors import DataError, listing
 from peft_data.pictures import UNREADABLE, open_picture, own_size
 
@@ -113,6 +114,13 @@ class SegmentationData(ClassificationData):
 
     def counts(self, part: Pictures) -> Tensor:
         return torch.full((len(self.class_names),), len(part))
+
+    def answers(self, part: Pictures) -> bytes:
+        items, rows = self.masks.items, part.labels
+        if isinstance(items, Tensor):
+            return items[rows].numpy().tobytes()
+        files = Pictures([items[row] for row in rows.tolist()], rows)
+        return str(cache_key(files, (self.masks.colours, self.masks.shift))).encode()
 
     def said(self, label: Any) -> str:
         return f"with the mask {self.masks.name(label)}"
