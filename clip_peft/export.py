@@ -19,7 +19,8 @@ from peft_core.files import read_json, write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs import onnx_file
 from peft_core.jobs.runs.load import load_run
-from peft_core.jobs.runs.use import as_metadata, out_folder
+from peft_core.jobs.runs.outputs import out_folder
+from peft_core.jobs.runs.use import as_metadata
 from peft_core.method import Method
 from peft_core.values import Range
 

@@ -13,7 +13,8 @@ from peft_core import PeftError
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.data import Data
 from peft_core.jobs.runs.load import CLASSIFIERS, load_run
-from peft_core.jobs.runs.use import out_file, print_classes, print_predictions
+from peft_core.jobs.runs.outputs import out_file
+from peft_core.jobs.runs.use import print_classes, print_predictions
 from peft_core.values import Count
 
 CLIP = ("clip_peft",)

@@ -24,9 +24,10 @@ from peft_core.jobs.hub.references import only_drawn
 from peft_core.jobs.reports.classified import Finished
 from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
+from peft_core.jobs.runs.progress import Progress
 from peft_core.jobs.runs.rates import find_rate
 from peft_core.jobs.runs.saying import waiting
-from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
+from peft_core.jobs.runs.training import SaveState, among_devices, make_trainer, planned_steps
 from vision_peft.backbones import load_backbone
 from vision_peft.classify import Classifier
 from vision_peft.prefix_cache import prefix_cache

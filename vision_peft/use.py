@@ -22,7 +22,8 @@ from peft_core.jobs.hub.transformers_models import FromTransformers
 from peft_core.jobs.runs.lean import leave_out_metrics
 from peft_core.jobs.runs.load import CLASSIFIERS, load_run
 from peft_core.jobs.runs.onnx_file import needs_onnx, write_onnx
-from peft_core.jobs.runs.use import as_metadata, out_file, print_classes, print_predictions, print_table
+from peft_core.jobs.runs.outputs import out_file
+from peft_core.jobs.runs.use import as_metadata, print_classes, print_predictions, print_table
 from peft_core.values import Count, Range
 from vision_peft.small import how_to_cut, merged
 from vision_peft.tasks import task_of_card

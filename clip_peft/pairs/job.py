@@ -27,8 +27,9 @@ from peft_core.jobs.hub.references import only_drawn
 from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
+from peft_core.jobs.runs.progress import Progress
 from peft_core.jobs.runs.saying import waiting
-from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
+from peft_core.jobs.runs.training import SaveState, among_devices, make_trainer, planned_steps
 from peft_core.passes.evaluating import evaluating
 from peft_core.registry import make_method
 

@@ -13,7 +13,8 @@ from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.runs.load import load_run
-from peft_core.jobs.runs.use import Ready, out_file
+from peft_core.jobs.runs.outputs import out_file
+from peft_core.jobs.runs.use import Ready
 from peft_core.values import Count
 
 

@@ -67,7 +67,7 @@ def asked_for(names: Sequence[str]) -> tuple[str, ...]:
     """Class names that a user types, rather than a data set's.
 
     Raises:
-        PeftError: one that stands there twice, or several in one, with commas.
+        PeftError: one alone, one that stands there twice, or several in one, with commas.
     """
     names = checked_names(names)
     twice = next((name for i, name in enumerate(names) if spoken(name) in map(spoken, names[:i])), None)
@@ -76,6 +76,8 @@ def asked_for(names: Sequence[str]) -> tuple[str, ...]:
     if len(names) == 1 and "," in names[0]:
         parts = " ".join(shlex.quote(part.strip()) for part in names[0].split(",") if part.strip())
         raise PeftError(f'"{names[0]}" is a single class name: separate several by spaces, --classes {parts}.')
+    if len(names) < 2:
+        raise PeftError(f'with "{names[0]}" alone every picture is one: name a second class, such as "something else".')
     return names
 
 

@@ -38,9 +38,10 @@ from peft_core.jobs.reports.remarks import remarks
 from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
+from peft_core.jobs.runs.progress import Progress
 from peft_core.jobs.runs.rates import find_rate
 from peft_core.jobs.runs.saying import few, waiting
-from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
+from peft_core.jobs.runs.training import SaveState, among_devices, make_trainer, planned_steps
 from peft_core.method import Method
 from peft_core.registry import make_method
 
@@ -235,6 +236,8 @@ def training_views(
 def resolved(method: Method, template: str | None, data: str) -> tuple[Method, dict[str, Any]]:
     """The method with its texts' template, or the template apart for a method that grafts: what was asked for, else the
     data set's customary one where the method has the plain one."""
+    if template is not None and not template.strip():
+        raise PeftError("--template is empty: write the text, with {} where the class name goes, or leave it out.")
     if not isinstance(method, OpenVocabularyMethod):
         return method, {"template": template or DEFAULT}
     of = data.rpartition("/")[2] if data.startswith("coop/") else ""

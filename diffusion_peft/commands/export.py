@@ -70,6 +70,10 @@ def export(
     form = "lora" if compress is not None else as_
     loaded = combine([(run, 1.0)])
     target = Path(out or Path(run) / "export").expanduser()
+    if target.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
+        raise PeftError(
+            f"--out {target}: what is written is safetensors; give a folder, or a name that ends in .safetensors."
+        )
     keep_off(target, [run])
     if format in list_formats():
         file = export_adapter(

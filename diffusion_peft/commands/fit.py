@@ -21,7 +21,7 @@ from diffusion_peft.training.needs import needs_of
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
-from peft_core.jobs.cli.options import MethodChoice
+from peft_core.jobs.cli.options import MethodChoice, check_unused
 from peft_core.jobs.cli.shared import MACHINE, RUN, TRAINING, training
 from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.runs.folder import RunFolder, run_name, run_once
@@ -202,6 +202,8 @@ def check(settings: dict[str, Any]) -> list[Concept]:
             raise PeftError(
                 f"--{flag} is for training on captioned pictures, not for controls and sliders: leave it out."
             )
+    if not is_control(settings):
+        check_unused(settings, {"control": "control methods (controlnet, t2i_adapter, …)"})
     check_val(settings)
     check_optimizer(settings["optimizer"], settings["lr"])
     if settings["optimizer"] == "schedule_free" and settings["ema"]:

@@ -43,7 +43,11 @@ def merge_(*, out: str | None = None, into: str | None = None, run: str | None =
     adapters = ([(run, scale)] if run else []) + [split_scale(text) for text in adapter or []]
     if not adapters:
         raise PeftError("merge needs --run or --adapter.")
-    if (out is None) == (into is None):
+    if out is not None and into is not None:
+        raise PeftError(
+            "--out is a whole pipeline, --into one LoRA file: give merge one of them, and run it twice for both."
+        )
+    if out is None and into is None:
         raise PeftError("merge needs --out, a folder for the whole pipeline, or --into, one LoRA file.")
     if into is not None:
         from diffusion_peft.use.joined import join_into

@@ -16,6 +16,7 @@ from diffusion_peft.use.run import combine
 from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
+from peft_core.jobs.runs.outputs import out_folder
 from peft_core.jobs.runs.process import tell
 from peft_core.values import Count, Seed, Share
 
@@ -73,6 +74,7 @@ def sample(
     adapters = ([(run, scale)] if run else []) + [split_scale(text) for text in (control or []) + (adapter or [])]
     if not adapters and base is None:
         raise PeftError("sample needs --run, --adapter or --base: see `sample --help`.")
+    folder = out_folder(out or (str(Path(run) / "drawn") if run else "drawn"), run)
     loaded = combine(adapters, base, dtype, allow_pickle, partial)
     if control and len(loaded.controls) < len(control):
         raise PeftError(
@@ -85,7 +87,6 @@ def sample(
         tell(f"note: {note}")
     drawing = Drawing(steps, guidance, height, width, at_once)
     rows = loaded.sample(prompt, count, seed, negative, drawing, given, until)
-    folder = Path(out or (Path(run) / "drawn" if run else "drawn")).expanduser()
     files = {f"{r:02d}-{seed + n}.png": png_of(image) for r, row in enumerate(rows) for n, image in enumerate(row)}
     write_files(folder, files | {"grid.png": png_of(grid(rows))})
     print(f"{len(files)} pictures in {folder}; all of them in {folder / 'grid.png'}, a row a prompt")

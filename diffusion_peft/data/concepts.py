@@ -43,6 +43,12 @@ class Concept:
     initializer: str | None = None
     masks: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("prompt", "class_prompt", "placeholder", "initializer"):
+            words = getattr(self, name)
+            if words is not None and not words.strip():
+                raise PeftError(f"the {name} of {self.data} is empty: say its words, or leave it out.")
+
 
 def read_concepts(settings: dict[str, Any]) -> list[Concept]:
     """The concepts of a run: of the list in the file `--data concepts.json`, else of the options.

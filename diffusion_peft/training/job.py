@@ -32,8 +32,9 @@ from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.optimizers import load_bitsandbytes
 from peft_core.jobs.runs.outcome import measured
 from peft_core.jobs.runs.process import tell
+from peft_core.jobs.runs.progress import Progress
 from peft_core.jobs.runs.saying import Row, waiting
-from peft_core.jobs.runs.training import Progress, SaveState, among_devices, make_trainer, planned_steps
+from peft_core.jobs.runs.training import SaveState, among_devices, make_trainer, planned_steps
 
 OF_DENOISER = ("optimizer", "lr", "text_lr", "weight_decay", "warmup", "final_lr", "prior_weight",
                "noise_offset", "ema", "clip_skip", "seed")  # fmt: skip

@@ -155,5 +155,7 @@ def test_names_join_between_files_and_notes_tell_what_a_model_cannot_know(photos
     assert report(out, None, "test", "trained", cache=False, quiet=True)["per_class"] == results["per_class"]
     assert main(["predict", picture, "--run", out, "--classes", "zebra,okapi"]) == 2
     assert "separate several by spaces, --classes zebra okapi." in capsys.readouterr().err
+    assert main(["predict", picture, "--run", out, "--classes", "cat"]) == 2
+    assert 'with "cat" alone every picture is one' in capsys.readouterr().err
     assert main(["predict", picture, "--run", out, "--classes", "cat", "cat"]) == 2
     assert 'class name "cat" is there twice' in capsys.readouterr().err

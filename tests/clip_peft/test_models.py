@@ -151,6 +151,7 @@ def test_what_belongs_to_its_classes_takes_no_others(method: str, tmp_path: Path
         (["--recipe", "cop"], 'unknown recipe "cop", did you mean "coop"'),
         (["--template", "a photo"], "coop learns the words around a class name: leave --template out"),
         (["--method", "kgcoop", "--template", "a photo"], 'template "a photo" holds no {}'),
+        (["--method", "kgcoop", "--template", " "], "--template is empty: write the text"),
         (["--augment", "crops"], "there is no augmentation 'crops'"),
         (["--backbone", "reference/openai"], "the reference model has its weights and takes no others"),
         (["--backbone", "ViT-B-16/openi"], 'did you mean "openai"?'),

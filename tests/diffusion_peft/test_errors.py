@@ -73,6 +73,12 @@ def test_placeholders(said) -> None:
     assert "give the token with --placeholder" in said("--initializer b --prompt a")
     assert 'the initializer "dog" has 3 tokens but the placeholder has 1' in said("--placeholder <b> --initializer dog")
     assert "textual_inversion needs --placeholder" in said("--method textual_inversion --prompt a")
+    assert "the placeholder of" in (message := said("--initializer a", placeholder=" ")) and "is empty" in message
+    assert "the prompt of" in (message := said("", prompt="")) and "is empty" in message
+
+
+def test_options_of_other_methods(said) -> None:
+    assert "--control.condition has no effect on this run" in said("--method lora --control.condition canny --prompt a")
 
 
 def test_long_prompts(said) -> None:
@@ -124,6 +130,10 @@ def test_use(lora_run: Path, sd15: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert "the prompt has 79 tokens" in said(f"sample --run {lora_run} --prompt {'a' * 77}")
     assert 'did you mean "kohya"' in said(f"export --run {lora_run} --format kohia")
     assert "was trained with lora" in said(f"export --run {lora_run} --format custom_diffusion")
+    assert "what is written is safetensors" in said(f"export --run {lora_run} --format kohya --out {tmp_path}/x.ckpt")
+    (tmp_path / "taken").touch()
+    assert "taken is a file: give --out a folder" in said(f"sample --run {lora_run} --prompt a --out {tmp_path}/taken")
+    assert "give merge one of them" in said(f"merge --run {lora_run} --out {tmp_path}/a --into {tmp_path}/b.safetensors")
     assert "join needs two runs" in said(f"join --run {lora_run} --out {tmp_path}/x")
     assert "is no Custom Diffusion run" in said(f"join --run {lora_run} {lora_run} --out {tmp_path}/x")
     (tmp_path / "half").mkdir()

@@ -13,7 +13,8 @@ from torch import nn
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
 from peft_core.jobs.runs.learning import Learning
-from peft_core.jobs.runs.training import Progress, SaveState, make_trainer, quiet, read_checkpoint
+from peft_core.jobs.runs.progress import Progress
+from peft_core.jobs.runs.training import SaveState, make_trainer, quiet, read_checkpoint
 
 CPU = {"accelerator": "cpu", "max_epochs": 2}
 

@@ -11,8 +11,8 @@ import torch
 from peft_core.jobs.reports import remarks
 from peft_core.jobs.reports.scores import Scores
 from peft_core.jobs.runs import saying, training
+from peft_core.jobs.runs.progress import Progress
 from peft_core.jobs.runs.saying import block, few, next_steps, waiting
-from peft_core.jobs.runs.training import Progress
 
 
 def test_a_block_of_rows() -> None:

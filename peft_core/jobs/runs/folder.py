@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -219,11 +217,15 @@ def run_once(
     try:
         results = work(config)
     except NoNumbers:
-        (folder.path / "last.ckpt").unlink(missing_ok=True)  # so that the same command with a mended setting may have the folder
+        # so that the same command with a mended setting may have the folder
+        (folder.path / "last.ckpt").unlink(missing_ok=True)
         raise
     except KeyboardInterrupt as stop:
         goes_on = "the same command goes on from the last checkpoint"
-        stop.args = (*(stop.args or (130,)), goes_on if folder.state() == "started" else "no checkpoint was written yet")
+        stop.args = (
+            *(stop.args or (130,)),
+            goes_on if folder.state() == "started" else "no checkpoint was written yet",
+        )
         raise
     if results:
         print(f"{folder.path}: {headline(results)}; see {folder.path / 'report.html'}")

@@ -25,10 +25,12 @@ def leave_out_metrics() -> None:
     in another program's process."""
     if not own_process or "torchmetrics" in sys.modules:
         return
-    with contextlib.suppress(ImportError, OSError, AttributeError):  # another torchmetrics: it starts as slowly as it does
+    # another torchmetrics starts as slowly as it does
+    with contextlib.suppress(ImportError, OSError, AttributeError):
         whole = importlib.util.find_spec("torchmetrics")
         name = "torchmetrics.utilities.imports"
-        spec = importlib.util.spec_from_file_location(name, f"{whole.submodule_search_locations[0]}/utilities/imports.py")  # type: ignore
+        file = f"{whole.submodule_search_locations[0]}/utilities/imports.py"  # type: ignore
+        spec = importlib.util.spec_from_file_location(name, file)
         flags = importlib.util.module_from_spec(spec)  # type: ignore
         spec.loader.exec_module(flags)  # type: ignore
         for flag in vars(flags).values():

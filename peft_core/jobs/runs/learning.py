@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from peft_core import lifecycle
 from peft_core.adapter_file import fit_grafts
-from peft_core.saved.card import FORMAT
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
-from peft_core.jobs.runs.optimizers import Optimizer, check_optimizer
 from peft_core.jobs.runs.optimising import Optimising
+from peft_core.jobs.runs.optimizers import Optimizer, check_optimizer
 from peft_core.jobs.runs.training import keep_trainables
+from peft_core.saved.card import FORMAT
 from peft_core.stock import adapter_state
+
 
 class Learning(Optimising):
     """AdamW (8-bit or paged too, by bitsandbytes), Adam with weight decay in the gradient, SGD, GaLore, MeZO, Prodigy or
@@ -176,7 +177,9 @@ class Learning(Optimising):
                     lifecycle.after_step(model, progress, losses, optimizer)  # type: ignore[arg-type]
         if last or (stepped and (step % max(1, self.steps // 200) == 0 or step == self.steps)):
             loss = self.check_loss()
-            self.history.append({"step": step, "epoch": self.trainer.current_epoch, "lr": self.rate_of_step, "loss": loss})
+            self.history.append(
+                {"step": step, "epoch": self.trainer.current_epoch, "lr": self.rate_of_step, "loss": loss}
+            )
             self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
         if last:
             self.epoch_loss = (self.epoch_sum / max(1, self.epoch_count)).item()
@@ -237,7 +240,9 @@ class Learning(Optimising):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # loading is not strict, and what a method of an earlier version called otherwise would start anew in silence
-        if foreign := sorted(key for key in checkpoint["state_dict"].keys() - self.state_dict().keys() if ".peft." in key):
+        if foreign := sorted(
+            key for key in checkpoint["state_dict"].keys() - self.state_dict().keys() if ".peft." in key
+        ):
             raise PeftError(
                 f"this run was begun by a version in which {foreign[0]} stood, and cannot go on: start it anew with --overwrite."
             )

@@ -25,7 +25,9 @@ def needs_onnx() -> None:
         raise PeftError(f"export needs the package {error.name}: pip install 'visual-peft[onnx]'.") from error
 
 
-def write_onnx(model: nn.Module, run: Run, target: Path, opset: int, output: str = "probability", sides: str = "") -> Path:
+def write_onnx(
+    model: nn.Module, run: Run, target: Path, opset: int, output: str = "probability", sides: str = ""
+) -> Path:
     """Writes a module from pictures `B 3 H W`, values from 0 to 1, to probabilities `B C` (or another `output`), any B, with its
     class names.
 
@@ -51,7 +53,7 @@ def write_onnx(model: nn.Module, run: Run, target: Path, opset: int, output: str
     write_files(target.parent, {target.name: program.model_proto.SerializeToString()})
     mean, std = (", ".join(f"{number:.4g}" for number in each) for each in (run.mean, run.std))
     print(
-        f"{target}: image B 3 {height} {width} with values from 0 to 1 -> {output} B {len(run.class_names)}{sides}; mean ({mean}) and std "
-        f"({std}) are taken out inside, class names and crop stand in its metadata"
+        f"{target}: image B 3 {height} {width} with values from 0 to 1 -> {output} B {len(run.class_names)}{sides}; "
+        f"mean ({mean}) and std ({std}) are taken out inside, class names and crop stand in its metadata"
     )
     return target

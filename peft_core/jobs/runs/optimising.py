@@ -75,8 +75,8 @@ class Optimising(LightningModule):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within the block the models hold the mean of their weights, where one is kept, and behind it what they held, to the last
-        bit."""
+        """Within the block the models hold the mean of their weights, where one is kept, and behind it what they held, to
+        the last bit."""
         groups = [] if self.averaging is None else [g for g in self.averaging.param_groups if g["train_mode"]]
         kept = [(p, p.detach().clone()) for group in groups for p in group["params"]]
         if groups:

@@ -117,7 +117,9 @@ def check_without_gradients(name: str, trainer: Any, models: Iterable[nn.Module]
 def check_gradients_stay(name: str, models: Iterable[nn.Module]) -> None:
     """Raises PeftError for methods that look at gradients behind a step of an optimiser that overwrites them."""
     if method := next(filter(None, (lifecycle.who_wants(model, "after_step") for model in models)), None):
-        raise PeftError(f"{method} works after each step, when --optimizer {name} has overwritten the gradients: take adamw.")
+        raise PeftError(
+            f"{method} works after each step, when --optimizer {name} has overwritten the gradients: take adamw."
+        )
 
 
 def load_bitsandbytes() -> Any:

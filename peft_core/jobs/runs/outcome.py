@@ -12,8 +12,8 @@ from peft_core.files import read_json, read_text
 from peft_core.jobs.reports import page as report
 from peft_core.jobs.reports.fonts import isolate
 from peft_core.jobs.runs.folder import CONFIG, RATES_PICTURE, SEARCH, RunFolder
-from peft_core.jobs.runs.saying import Row
 from peft_core.jobs.runs.machine import peak_memory
+from peft_core.jobs.runs.saying import Row
 from peft_core.versions import versions
 
 
@@ -29,7 +29,13 @@ def method_words(method: Mapping[str, Any]) -> str:
 
 
 def plan(
-    method: Mapping[str, Any], backbone: str, counts: str, steps: int, epochs: int, what: str, settings: Mapping[str, Any]
+    method: Mapping[str, Any],
+    backbone: str,
+    counts: str,
+    steps: int,
+    epochs: int,
+    what: str,
+    settings: Mapping[str, Any],
 ) -> list[Row]:
     """What a run is about to do, for its first words.
 
@@ -124,7 +130,11 @@ def write_outcome(
     folder that has it is finished. Returns the results."""
     before = found_before(folder)
     results |= before
-    sections = [*sections, *before_sections(folder, before), ("Config", report.preformatted(read_text(folder.path / CONFIG)))]
+    sections = [
+        *sections,
+        *before_sections(folder, before),
+        ("Config", report.preformatted(read_text(folder.path / CONFIG))),
+    ]
     folder.write(files | {"report.html": report.page(title, lead, sections)})
     folder.write_results(results)
     return results

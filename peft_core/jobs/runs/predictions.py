@@ -39,4 +39,6 @@ def predictions(logits: Tensor, class_names: Sequence[str]) -> Iterator[Predicti
 def as_classes(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Rows of a table for JSON: `{"classes": [{"class": …, "probability": …}]}`."""
     named = (zip(columns, each, strict=True) for each in cells)
-    return {"classes": [{name: float(cell) if name == "probability" else cell for name, cell in each} for each in named]}
+    return {
+        "classes": [{name: float(cell) if name == "probability" else cell for name, cell in each} for each in named]
+    }

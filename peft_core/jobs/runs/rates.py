@@ -1,7 +1,7 @@
-"""`--lr find`: a learning rate from a short sweep of rates, on a copy of the model, so that training starts as if nobody had looked.
+"""`--lr find`: a learning rate from a short sweep of rates, on a copy of the model: training starts as if nobody had looked.
 
-Smith's range test (arXiv 1506.01186, as fastai runs it): over some 100 steps of training batches the rate rises exponentially; the
-loss, smoothed, falls and then explodes. A tenth of the rate at which it is lowest is taken.
+Smith's range test (arXiv 1506.01186, as fastai runs it): over some 100 steps of training batches the rate rises exponentially;
+the loss, smoothed, falls and then explodes. A tenth of the rate at which it is lowest is taken.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def find_rate(module: Learning, batches: Any, flags: Mapping[str, Any]) -> Teste
         PeftError: no rate lowers the loss, or the optimiser is one that this test says nothing of.
     """
     if module.without_gradients:
-        raise PeftError(f"--lr find follows gradients, which --optimizer {module.optimizer} has none of: give --lr a number.")
+        raise PeftError(
+            f"--lr find follows gradients, which --optimizer {module.optimizer} has none of: give --lr a number."
+        )
     if str(flags.get("devices", 1)) not in ("1", "[0]") or flags.get("num_nodes", 1) != 1:
         raise PeftError("--lr find runs on one device: find the rate there first, and give its number to the others.")
     high = HIGH * (10 if module.optimizer == "sgd" else 1)
@@ -66,7 +68,9 @@ def find_rate(module: Learning, batches: Any, flags: Mapping[str, Any]) -> Teste
         trainer = make_trainer(known, [ramp], max_steps=STEPS, max_epochs=-1)
         trainer.fit(copy.deepcopy(module), batches)
     tested = Tested(ramp.rates, ramp.losses, chosen(ramp.rates, ramp.losses))
-    tell(f"learning rate {tested.rate:g}: a tenth of where the loss was lowest in {len(ramp.rates)} steps of rising rates")
+    tell(
+        f"learning rate {tested.rate:g}: a tenth of where the loss was lowest in {len(ramp.rates)} steps of rising rates"
+    )
     return tested
 
 

@@ -80,7 +80,7 @@ def _bar(what: str, total: int):
 
 
 def sure_words(results: Mapping[str, Any]) -> str:
-    """` (0.307 to 0.602 with 95 %)`, what an accuracy in results may be on endless pictures; "" in results of an earlier version."""
+    """` (0.307 to 0.602 with 95 %)`, what an accuracy in results may be on endless pictures; "" in earlier versions' results."""
     interval = results.get("interval")
     return f" ({interval[0]:.3f} to {interval[1]:.3f} with 95 %)" if interval else ""
 

@@ -19,13 +19,12 @@ from peft_data.walk import files_in
 from PIL import Image
 from torch import Tensor, nn
 
-from peft_core.saved.card import CARD, read_card
 from peft_core.errors import PeftError
 from peft_core.files import write_files
-from peft_core.jobs.runs.folder import FILES, read_run_config
+from peft_core.jobs.runs.folder import read_run_config
 from peft_core.jobs.runs.predictions import Prediction, as_classes, predictions
+from peft_core.saved.card import CARD, read_card
 from peft_core.values import Positive, Range, typed
-
 
 Side = Annotated[int, Range(1, 8192)]
 OF_CARD: dict[str, Any] = {
@@ -188,7 +187,13 @@ def print_classes(per_class: Mapping[str, float | None]) -> None:
 
 
 def print_predictions(
-    run: Run, pictures: Sequence[str], program: str, top: int, batch_size: int, out: str | None = None, as_json: bool = False
+    run: Run,
+    pictures: Sequence[str],
+    program: str,
+    top: int,
+    batch_size: int,
+    out: str | None = None,
+    as_json: bool = False,
 ) -> int:
     """The `top` likeliest classes of each picture as CSV or JSON, printed or written to `out`; unreadable pictures are said at
     the end. The exit code."""
@@ -237,8 +242,8 @@ def print_table(
     lines: Callable[[Iterable], Iterator[Sequence[Sequence[str]]]], out: str | None = None,
     as_json: bool = False, listed: Callable[[Sequence[Sequence[str]]], dict[str, Any]] | None = None,
 ) -> int:  # fmt: skip
-    """A CSV (or a list in JSON) of pictures, with what `lines` gives for each of those that `run` made ready, one or several rows of these columns;
-    as `print_predictions`. In JSON a picture has its path and what `listed` makes of its rows."""
+    """A CSV (or a list in JSON) of pictures, with what `lines` gives for each of those that `run` made ready, one or several
+    rows of these columns; as `print_predictions`. In JSON a picture has its path and what `listed` makes of its rows."""
     ready = Ready(run, pictures)
     text = io.StringIO() if out is not None else sys.stdout
     writer = csv.writer(text, lineterminator="\n")
@@ -260,39 +265,3 @@ def print_table(
         write_files(target.parent, {target.name: text.getvalue().encode(errors="backslashreplace")})
         print(f"{len(ready.read):,} pictures in {target}")
     return ready.told(program)
-
-
-def out_file(out: str, suffix: str, run: str) -> Path:
-    """The file that a command writes.
-
-    Raises:
-        PeftError: another ending, a folder, or a file that the run itself consists of.
-    """
-    path = Path(out).expanduser()
-    if path.suffix != suffix:
-        raise PeftError(f"--out {out} must end in {suffix}.")
-    if path.is_dir():
-        raise PeftError(f"{path} is a folder: give a file name.")
-    _outside(path, run)
-    return path
-
-
-def _outside(path: Path, run: str) -> None:
-    """Raises PeftError: the path is one of the run's own files or folders, or lies within such a folder."""
-    folder = Path(run).expanduser().resolve()
-    inside = path.resolve().relative_to(folder).parts if path.resolve().is_relative_to(folder) else None
-    if inside is not None and (not inside or inside[0] in FILES):
-        raise PeftError(f"{path} is a file of the run itself: give --out another place.")
-
-
-def out_folder(out: str, run: str) -> Path:
-    """The folder that a command writes files to.
-
-    Raises:
-        PeftError: a file, or the run's own folder of adapters or the run itself.
-    """
-    path = Path(out).expanduser()
-    if path.exists() and not path.is_dir():
-        raise PeftError(f"{path} is a file: give --out a folder.")
-    _outside(path, run)
-    return path
