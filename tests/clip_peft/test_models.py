@@ -175,7 +175,7 @@ def test_mistakes_with_a_run(coop_run: Path, photos: str, tmp_path: Path, capsys
     for line, says in (
         (["predict", picture, "--run", run, "--classes", "cat", "cat"], 'class name "cat" is there twice'),
         (["predict", picture, "--run", run, "--classes", "", "cat"], "class name number 1 is empty"),
-        (["predict", picture, "--run", run, "--classes", "a " * 30], "tokens too long for a text of 24"),
+        (["predict", picture, "--run", run, "--classes", "a " * 30, "cat"], "tokens too long for a text of 24"),
         (["predict", picture, "--run", run, "--top", "0"], "top must be 1 or more, not 0"),
         (["predict", f"{photos}/nothing.png", "--run", run], "there is no file or folder"),
         (["predict", picture, "--run", f"{run}s"], "there is no run folder"),

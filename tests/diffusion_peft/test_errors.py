@@ -133,7 +133,9 @@ def test_use(lora_run: Path, sd15: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert "what is written is safetensors" in said(f"export --run {lora_run} --format kohya --out {tmp_path}/x.ckpt")
     (tmp_path / "taken").touch()
     assert "taken is a file: give --out a folder" in said(f"sample --run {lora_run} --prompt a --out {tmp_path}/taken")
-    assert "give merge one of them" in said(f"merge --run {lora_run} --out {tmp_path}/a --into {tmp_path}/b.safetensors")
+    assert "give merge one of them" in said(
+        f"merge --run {lora_run} --out {tmp_path}/a --into {tmp_path}/b.safetensors"
+    )
     assert "join needs two runs" in said(f"join --run {lora_run} --out {tmp_path}/x")
     assert "is no Custom Diffusion run" in said(f"join --run {lora_run} {lora_run} --out {tmp_path}/x")
     (tmp_path / "half").mkdir()

@@ -10,7 +10,7 @@ import torch
 
 from peft_core.jobs.reports import remarks
 from peft_core.jobs.reports.scores import Scores
-from peft_core.jobs.runs import saying, training
+from peft_core.jobs.runs import progress, saying
 from peft_core.jobs.runs.progress import Progress
 from peft_core.jobs.runs.saying import block, few, next_steps, waiting
 
@@ -44,8 +44,8 @@ def trained(
 ) -> tuple[Progress, Any]:
     """What tells of a training whose first steps took so many seconds each."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(training.time, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(training, "planned_steps", lambda trainer, batches: steps)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(progress, "planned_steps", lambda trainer, batches: steps)
     trainer = SimpleNamespace(
         global_step=0, is_global_zero=True, num_training_batches=batches, current_epoch=0, max_epochs=epochs
     )
