@@ -2,6 +2,7 @@
 wait for the disk, and the versions at work are printed."""
 
 import functools
+import gc
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -62,9 +63,15 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """A collection in a test looks at what the tests made, not at the half million objects of the imports."""
     killed.serve({item.module.__name__ for item in session.items if isinstance(item, pytest.Function)})
-    import_module("tests.frozen")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_old_is_looked_through() -> None:
+    """A collection in a test looks at what its own module of tests made, not at the half million objects of the imports nor
+    at what earlier tests left in caches."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

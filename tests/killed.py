@@ -20,7 +20,7 @@ def preload(user: str, *modules: str) -> None:
 def serve(users: set[str]) -> None:
     """Starts the one server of this process, which imports what these modules of tests named: before anyone else does."""
     if named := dict.fromkeys(name for user in PRELOADED.keys() & users for name in PRELOADED[user]):
-        SERVER.set_forkserver_preload([*named, "tests.frozen"])
+        SERVER.set_forkserver_preload(["tests.conftest", *named, "tests.frozen"])
         forkserver.ensure_running()
 
 
