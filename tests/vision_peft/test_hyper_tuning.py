@@ -49,6 +49,12 @@ def adapted(build: Any = None, **settings: Any) -> tuple[nn.Module, HyperTuning]
     return adapt((build or vit())(), method), method
 
 
+def test_any_width_has_heads() -> None:
+    made = Hypermodel({"a": (7, 5)}, 8, width=100)
+    assert made.decoder[0].self_attn.num_heads == 2  # type: ignore[union-attr]
+    assert made(torch.randn(6, 8), LABELS)["a"][0].shape == (1, 5)
+
+
 def test_a_hypermodel_by_its_equation() -> None:
     torch.manual_seed(0)
     made, features = Hypermodel({"a": (7, 5), "b": (3, 9)}, 8, rank=2, up=4, down=3, width=16), torch.randn(6, 8)
