@@ -39,7 +39,7 @@ def test_where_masks_lie(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
         assert second.mask is None and (first.mask is not None) == (masks == "beside")
     said = capsys.readouterr().err
     assert "1 of 2 pictures have masks" in said and "the other 1 count as a whole" in said
-    see_through = half(16, 16).convert("RGBA")  # white on nothing, as drawing programs save it
+    see_through = half(16, 16).convert("RGBA")  # black where nothing is seen
     see_through.putalpha(half(16, 16))
     see_through.save(folder / "0-masklabel.png")
     assert np.array_equal(read_mask(first.source, folder / "0-masklabel.png"), half(16, 16))
