@@ -100,7 +100,7 @@ class Denoiser(Learning):
         else:
             predictions = tuple(self.predict(**one) for one in inputs)
         losses = [
-            weight * denoising_loss(prediction, one["target"], self.process.weight(one["time"]), one.get("mask"))
+            weight * denoising_loss(prediction, one["target"], self.process.weight(one["time"]), one.get("counts"))
             for prediction, one, (_, weight) in zip(predictions, noised, groups, strict=True)
         ]
         return torch.stack(losses).sum()
@@ -180,7 +180,7 @@ class Denoiser(Learning):
 
 
 def _inputs(noised: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in noised.items() if key not in ("target", "mask")}
+    return {key: value for key, value in noised.items() if key not in ("target", "counts")}
 
 
 def _alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -83,6 +83,7 @@ def test_a_number_is_learnt_in_its_own_unit(runs: dict[str, Path], coloured: Pat
     assert json.loads(capsys.readouterr().out)[0]["target"] == pytest.approx(value, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_files_of_weights_say_how_their_outputs_are_read(runs: dict[str, Path], tmp_path: Path, capsys) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     assert main(["merge", "--run", str(runs["labels"]), "--out", str(tmp_path / "m.safetensors")]) == 0
