@@ -104,12 +104,13 @@ def check_masks(pictures: Sequence[Path], sizes: Sequence[tuple[int, int]], mask
 
 
 def read_mask(picture: Path, mask: Path) -> Image.Image:
-    """A mask in 8-bit grey, upright."""
-    if mask != picture:
-        return read_picture(mask).convert("L")
-    with open_picture(picture) as image:
-        upright = ImageOps.exif_transpose(image)
-        return upright.convert("RGBA").getchannel("A")
+    """A mask in 8-bit grey, upright. Of a mask's own transparency nothing is read, as sd-scripts and OneTrainer do not."""
+    with open_picture(mask) as image:
+        if mask == picture:
+            return ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+        if image.has_transparency_data:
+            image = ImageOps.exif_transpose(image).convert("RGBA").convert("RGB")
+        return read_picture(image).convert("L")
 
 
 def weights_of(mask: Image.Image, crop: Crop, flip: bool, size: tuple[int, int], outside: float) -> Tensor:
@@ -123,4 +124,4 @@ def weights_of(mask: Image.Image, crop: Crop, flip: bool, size: tuple[int, int],
 
 def _has_alpha(file: Path) -> bool:
     with open_picture(file) as image:
-        return "A" in image.getbands() or "transparency" in image.info
+        return image.has_transparency_data

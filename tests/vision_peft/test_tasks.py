@@ -101,6 +101,7 @@ def test_legacy_needs_a_figure_to_choose_by(coloured: Path, tmp_path: Path) -> N
         )
 
 
+@pytest.mark.slow
 def test_files_of_weights_say_how_their_outputs_are_read(runs: dict[str, Path], tmp_path: Path, capsys) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     assert main(["merge", "--run", str(runs["labels"]), "--out", str(tmp_path / "m.safetensors")]) == 0
