@@ -234,6 +234,8 @@ def test_a_run_from_boxes_to_boxes(
     assert main(["export", "--run", str(run), "--out", str(tmp_path / "m.onnx")]) == 2
     assert "put together outside the network" in capsys.readouterr().err
     assert main(["merge", "--run", str(run), "--out", str(tmp_path / "m.safetensors")]) == 0
+    told = capsys.readouterr().out
+    assert "maps = model" in told and "the head reads these maps" in told and "out.weight" not in told
     assert len(load_run(run).predict(str(picture))) == 1
 
 

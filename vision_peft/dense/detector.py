@@ -56,8 +56,8 @@ class BoxHead(nn.Module):
 
 
 def places_of(shape: Sequence[int], size: tuple[int, int], device: torch.device) -> Tensor:
-    """Where each pixel of a map stands in a picture, `h·w 4`: its centre (x, y), and the map's strides along both, the same numbers
-    for all of them, as maps are told apart by them."""
+    """Where each pixel of a map stands in a picture, `h·w 4`: its centre (x, y) and the strides along both, the same numbers
+    for a whole map, as maps are told apart by them."""
     stride = torch.tensor([size[1] / shape[1], size[0] / shape[0]], device=device, dtype=torch.float32)
     rows, columns = (torch.arange(each, device=device, dtype=torch.float32) for each in shape)
     top, left = torch.meshgrid(rows, columns, indexing="ij")
