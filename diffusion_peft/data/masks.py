@@ -36,6 +36,12 @@ def apart(files: Sequence[Path], masks: str) -> tuple[list[Path], dict[tuple[Pat
     ], found
 
 
+def check_where(masks: str) -> None:
+    """Raises PeftError: no such place; asked before anything heavy is loaded."""
+    if masks not in (BESIDE, ALPHA, OFF) and not (masks and Path(masks).expanduser().is_dir()):
+        raise PeftError(f"--masks {masks} must be beside, alpha, off, or a folder of masks.")
+
+
 def find_masks(
     pictures: Sequence[Path], folder: Path, masks: str, labels: dict[tuple[Path, str], Path]
 ) -> list[Path | None]:
@@ -57,9 +63,8 @@ def find_masks(
         if not any(found):
             raise PeftError(f"no picture of {folder} has an alpha channel: leave --masks alpha out.")
         return found
+    check_where(masks)
     root = Path(masks).expanduser()
-    if not root.is_dir():
-        raise PeftError(f"--masks {masks} must be beside, alpha, off, or a folder of masks.")
     by_name: dict[str, Path] = {}
     for file in files_in(root, is_picture):
         by_name[file.stem] = by_name[file.relative_to(root).with_suffix("").as_posix()] = file

@@ -72,6 +72,8 @@ def test_masks_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
         (tmp_path / "masks" / "others" / f"{number}.png").unlink()
     with pytest.raises(PeftError, match="no mask in .* has the name of a picture"):
         open_pictures(str(folder), str(tmp_path / "masks"))
+    with pytest.raises(PeftError, match="--masks aside must be beside"):  # before a base is looked for
+        fit(data=str(folder), base="nowhere", prompt="a toy", masks="aside")
     with pytest.raises(PeftError, match="--masks is for training on captioned pictures"):
         fit(data="world/control/canny", method="controlnet", masks="alpha")
 
