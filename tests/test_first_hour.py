@@ -68,7 +68,8 @@ def test_the_commands_of_all_pages_are_read(line: str) -> None:
     command.of_line(words).read_line(words)
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True])
 def test_the_first_hour_runs(whole: bool, tmp_path: Path, monkeypatch, capsys) -> None:
     """As printed where it is `whole`; else what trains is cut short, and what other tests write is not written."""
     monkeypatch.chdir(tmp_path)

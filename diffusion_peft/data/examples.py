@@ -70,8 +70,10 @@ class Examples:
         }
         if self.masks:
             whole = torch.ones(1, *batch["mean"].shape[-2:])
-            batch["mask"] = torch.stack([whole if item.mask is None else item.mask for item in items])
-        return batch | self.captions.take(numbers)
+            batch["counts"] = torch.stack([whole if item.mask is None else item.mask for item in items])
+        words = self.captions.take(numbers)
+        assert not batch.keys() & words.keys()
+        return batch | words
 
 
 def _draw(count: int, chance: torch.Generator) -> int:

@@ -161,6 +161,7 @@ if reference.WEIGHTS.is_file():
                 torch.testing.assert_close(first, second)
         assert reference.card()["parameters"] == sum(p.numel() for p in model.parameters())
 
+    @pytest.mark.slow
     def test_the_card_tells_what_it_reaches(tmp_path, monkeypatch) -> None:
         monkeypatch.setenv("PEFT_DATA_CACHE", str(tmp_path))
         found = evaluate.zero_shot(reference.load(), open_data("world/open/objects"))

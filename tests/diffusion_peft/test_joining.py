@@ -104,6 +104,6 @@ def test_two_files_in_one(sd15: str, tmp_path: Path) -> None:
             torch.testing.assert_close(one(x, 5, words).sample, two(x, 5, words).sample, rtol=1e-4, atol=1e-4)
     small = merge_(into=str(tmp_path / "small"), how="ties", rank=1, **given)
     assert {min(value.shape[:2]) for value in load_file(small).values()} == {1}
-    for wrong, words in (({"into": "x", "out": "y"}, "needs --out"), ({}, "needs --out")):
+    for wrong, words in (({"into": "x", "out": "y"}, "give merge one of them"), ({}, "needs --out")):
         with pytest.raises(PeftError, match=words):
             merge_(**wrong, **given)

@@ -181,6 +181,7 @@ def test_the_loss_is_the_weighted_error_of_the_noise(tokenizer) -> None:
     assert loss.item() == pytest.approx(weight.item(), rel=0.05)  # noise has unit variance, the guess is 0
 
 
+@pytest.mark.slow
 def test_the_judge_tells_colours_after_a_few_steps_and_writes_figures(trained, tmp_path, monkeypatch) -> None:
     learned = judge.train_judge(0, steps=60, count=32)
     pictures, labels = captioned_block(0, "held out", n=200)

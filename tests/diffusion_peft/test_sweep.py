@@ -50,6 +50,7 @@ def flags(sd15: str, out: Path) -> list[str]:
             "{} b", "{} c", "--evaluation.scales", "1"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_table_that_goes_on(sd15: str, tmp_path: Path, here: type[Here], capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "out"
     here.lost = ("world/subjects/1 lora seed 0",)

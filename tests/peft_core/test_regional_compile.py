@@ -16,7 +16,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("compiled", [(0,), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize(
+    "compiled", [(0,), *(pytest.param(each, marks=pytest.mark.slow) for each in ((1,), (0, 1)))], ids=str
+)
 @pytest.mark.parametrize("method", KINDS)
 def test_compiled_blocks_stand_beside_eager_ones(method: str, compiled: tuple[int, ...]):
     tiny = MODELS["vit"]

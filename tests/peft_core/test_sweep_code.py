@@ -13,10 +13,15 @@ from peft_core.jobs.sweep.outcome import trained
 OF_ADAPTER = ("vision_peft.job", "peft_core.methods.adapters.adapter")
 
 
-@pytest.mark.parametrize(
-    "module", ["peft_core.parts.bottleneck", "peft_core.method", "peft_core.anatomies.timm_vit", "peft_data.augment",
-               "peft_core.methods.adapters.adapter", "peft_core.jobs.runs.learning", "vision_peft.classify"]
+OTHERS = (
+    "peft_core.method", "peft_core.anatomies.timm_vit", "peft_data.augment", "peft_core.methods.adapters.adapter",
+    "peft_core.jobs.runs.learning", "vision_peft.classify",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "module", ["peft_core.parts.bottleneck", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
 def test_every_file_that_a_run_imports_counts(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file, before = Path(str(importlib.import_module(module).__file__)), code_hash(*OF_ADAPTER)
     real = Path.read_text

@@ -67,7 +67,9 @@ def colours_only(pictures: torch.Tensor) -> torch.Tensor:
     return torch.cat([*parts, pictures.float().mean((2, 3)) / 255], 1)
 
 
-@pytest.mark.parametrize("task", ["objects", "fields", "count", "road"])
+@pytest.mark.parametrize(
+    "task", ["fields", *(pytest.param(name, marks=pytest.mark.slow) for name in ("objects", "count", "road"))]
+)
 def test_colours_do_not_give_the_class_away(task: str) -> None:
     """On a scale where 0 is chance and 1 is all correct, colours alone reach less than 0.1."""
     pictures, labels = world.draw_task(task, "train", 800)

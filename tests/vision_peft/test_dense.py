@@ -102,6 +102,7 @@ def test_a_run_from_masks_to_masks(run: Path, halves: Path, tmp_path: Path, caps
     assert f"mIoU {results['mIoU']:.4f}, pixel accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_merged_weights_run_in_plain_timm_and_onnx(
     run: Path, halves: Path, tmp_path: Path, capsys, monkeypatch
 ) -> None:

@@ -157,6 +157,7 @@ def test_kept_features_change_nothing(small_data: str, tmp_path: Path) -> None:
             fit(out=str(tmp_path / "not"), **(late | {name: wrong, "cache_prefix": "on"}))
 
 
+@pytest.mark.slow
 def test_compiled(small_data: str, tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
     plain = torch.nn.Module.compile

@@ -68,7 +68,7 @@ def test_runs_of_one_backbone_predict_together(
         config.replace("backbone: reference", "backbone: vit_tiny_patch16_224"), encoding="utf-8"
     )
     for words, sentence in {
-        ("--runs", str(short_run), str(other)): f"{other} vit_tiny_patch16_224; predict with each alone.",
+        ("--runs", str(short_run), str(other)): f"{other} backbone vit_tiny_patch16_224; predict with each alone.",
         ("--runs", str(short_run), str(short_run)): "names one run folder twice",
         ("--top", "2", "--runs", str(short_run), str(small_run)): "leave --top out",
         ("--run", str(short_run), "--runs", str(small_run)): "or --runs, several on one backbone",
