@@ -137,6 +137,11 @@ class Classifier(Learning):
             return
         epoch, value = self.trainer.current_epoch, self.scores.value
         self.history.append({"step": self.trainer.global_step, "epoch": epoch, self.score: value})
+        if self.keep_best and math.isnan(value):
+            raise PeftError(
+                f"the legacy protocol keeps the epoch of the best {self.score}, and these test pictures give none, as they lack "
+                "what it compares: use --protocol honest."
+            )
         if self.keep_best and value > self.best.get(self.score, -math.inf):
             state = {key: value.detach().cpu().clone() for key, value in adapter_state(self.model).items()}
             self.best = {self.score: value, "epoch": epoch, "state": state}

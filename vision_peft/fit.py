@@ -26,7 +26,7 @@ FEW = 2_000
 """Training pictures up to which a data set without a recipe of its own has `few`."""
 
 
-WITHOUT_PIXELS = ("classify", "multi_label", "regression")
+WITHOUT_MAPS = ("classify", "multi_label", "regression")
 """Tasks whose output is one of the whole picture."""
 
 
@@ -113,7 +113,7 @@ def fit(
     check_unused(settings, {
         **{name: f"--optimizer {name}" for name in ("galore", "mezo") if optimizer != name},
         **({} if isinstance(opened.train, Clips) else {"video": "clips"}),
-        **({"dense": "tasks with an output for every pixel"} if task in WITHOUT_PIXELS else {}),
+        **({"dense": "tasks on feature maps (pixels, boxes)"} if task in WITHOUT_MAPS else {}),
     })  # fmt: skip
     folder = folder_of(settings)
     return fitted(folder, opened, settings, "vision_peft.job", headline)

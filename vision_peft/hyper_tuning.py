@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from peft_data.augment import normalise
 from peft_data.base import ClassificationData, Pictures
 from peft_data.chance import generator_of
+from peft_data.video.clips import Clips
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -138,6 +139,8 @@ def hyper_tuning(
     folder, opened = free_folder(out), data.open()
     if opened.task not in ("classify", "several"):
         raise PeftError(f"hyper_tuning draws tasks of classes, and {opened.name} is of {opened.task}: give another.")
+    if isinstance(opened.train, Clips):
+        raise PeftError(f"{opened.name} holds clips, and hyper_tuning draws tasks of pictures: give another.")
     torch.manual_seed(seed)
     model, about = load_backbone(backbone, 0)
     method = HyperTuning(rank=rank, targets=targets, blocks=blocks)

@@ -84,7 +84,7 @@ def predict(
         runs: Run folders of one backbone, in place of --run; end them with another option, or give the pictures first.
         top: Classes a picture, of one run.
         batch_size: Pictures at once.
-        out: A .csv file (.json with --json) to write in place of printing.
+        out: A .csv file (.json with --json) to write in place of printing; of masks a folder, of boxes a .json file.
         json: JSON in place of CSV: a list of {path, classes: [{class, probability}]}.
         task: Of a run of several data sets, the one whose classes are told.
     """

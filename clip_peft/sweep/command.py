@@ -10,7 +10,7 @@ from typing import Any, Literal
 from peft_data.options import arguments, takes
 
 from clip_peft.fit import fit
-from clip_peft.sweep.protocols import Row, Trial, seeds_of, trials, unscored
+from clip_peft.sweep.protocols import OPTIONS, Row, Trial, seeds_of, trials, unscored
 from clip_peft.sweep.rates import Tried, at_rates, best, candidates, ordered
 from peft_core.errors import PeftError
 from peft_core.files import read_text
@@ -22,6 +22,8 @@ from peft_core.jobs.sweep.preset import planned
 from peft_core.values import Positive, Whole
 
 DECIDED = ("data", "method", "backbone", "out", "shots", "classes", "seed", "overwrite")
+CHOSEN = ("eval_on", "lr")
+"""What the choice of rates sets of fit's options, whatever --set says: a rate is a multiple of the one that --set gives."""
 PLANNED: dict[str, Any] = {
     "protocol": None, "data": [], "methods": [], "seeds": [], "shots": [], "targets": [], "set": [],
     "backbone": "reference", "rates": [],
@@ -73,6 +75,8 @@ def sweep(
     for name in ("protocol", "data", "methods"):
         if not plan[name]:
             raise PeftError(f"a sweep needs --{name}, or a preset that says it (--sweep NAME).")
+    if plan["rates"] and "choose_on" in OPTIONS.get(plan["protocol"], {}):
+        raise PeftError(f"--rates chooses on val, and {plan['protocol']} is for methods without: leave --rates out.")
     folder, methods = Path(how["out"]).expanduser().absolute(), plan["methods"]
     own = own_settings(plan)
     asked = list(trials(plan["protocol"], plan["data"], plan["targets"], methods, plan["seeds"], plan["shots"]))
@@ -154,7 +158,7 @@ def own_settings(plan: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
 def settings_of(trial: Trial, folder: Path, own: Iterable[tuple[str, str]], backbone: str) -> dict[str, Any]:
     """`fit`'s settings of a run."""
     place = f"{slug(trial.data)}/{slug(trial.method)}/{trial.shots}shots-{trial.classes}-seed{trial.seed}"
-    place += "".join(f"-{key}{value}" for key, value in trial.options if key in ("eval_on", "lr"))
+    place += "".join(f"-{key}{value}" for key, value in trial.options if key in CHOSEN)
     settings = {"data": {"name": trial.data}, "method": {"name": trial.method}, "backbone": backbone}
     settings |= {
         "shots": trial.shots,
@@ -162,4 +166,5 @@ def settings_of(trial: Trial, folder: Path, own: Iterable[tuple[str, str]], back
         "seed": trial.seed,
         "out": str(folder / "runs" / place),
     }
-    return nested(nested(settings, trial.options), own)
+    settings = nested(nested(settings, trial.options), own)
+    return nested(settings, [(key, value) for key, value in trial.options if key in CHOSEN])

@@ -41,7 +41,7 @@ def carry_out(trial: Trial, settings: dict[str, Any], overwrite: bool) -> Outcom
     with Outcome() as outcome, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         code = code_hash("clip_peft.training.job", MethodChoice.accepts(settings["method"]["name"]).__module__)
         results = trained(fit, settings, overwrite, code)
-        if settings.get("eval_on") != "val":
+        if results["evaluated_on"] == "test":
             results = results | {"use_seconds": use_seconds(Path(settings["out"]))}
         rows: list[Row] = []
         for column, target, classes in trial.scored:

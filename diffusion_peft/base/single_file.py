@@ -18,6 +18,8 @@ from peft_core.jobs.runs.process import tell
 _INDEX = "model_index.json"
 _INSIDE = "model.diffusion_model."
 """Before a transformer's keys in files that hold other parts besides."""
+_SCALES = ("scale_weight", "weight_scale", "scaled_fp8", "comfy_quant")
+"""How keys of 8-bit files of ComfyUI end whose weights are wrong without their scales; converters pass these over."""
 
 
 def is_single_file(spec: str) -> bool:
@@ -101,8 +103,12 @@ def _convert_transformer(file: Path, rest: Path, folder: Path) -> None:
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
+    wants = "name the folder of a pipeline of the same architecture before it, as in FOLDER@" + file.name
     try:
         tensors = load_file(file)
+        if any(key.endswith(_SCALES) for key in tensors):
+            wants = "get it in 16 bits, and give --quantize where it is too large"
+            raise ValueError("its weights are 8-bit numbers with scales")
         if any(key.startswith(_INSIDE) for key in tensors):  # ComfyUI's, with VAE and text encoders besides
             tensors = {key.removeprefix(_INSIDE): value for key, value in tensors.items() if key.startswith(_INSIDE)}
         with quiet_loading():
@@ -124,10 +130,7 @@ def _convert_transformer(file: Path, rest: Path, folder: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
         lacks = isinstance(error, KeyError | IndexError) or "meta tensor" in str(error)
         why = "it lacks weights" if lacks else first_line(error)
-        raise PeftError(
-            f"{file} cannot be read as the transformer ({name}) of {rest} ({why}): name the folder of a pipeline of the same "
-            f"architecture before it, as in FOLDER@{file.name}."
-        ) from error
+        raise PeftError(f"{file} cannot be read as the transformer ({name}) of {rest} ({why}): {wants}.") from error
     os.replace(part, folder)
 
 

@@ -12,7 +12,7 @@ from diffusion_peft.commands.task import task_of
 from diffusion_peft.control.options import ControlOptions, check_control, is_control
 from diffusion_peft.data.concepts import Concept, read_concepts
 from diffusion_peft.data.fingerprint import fingerprint
-from diffusion_peft.data.masks import ALPHA, BESIDE, OFF
+from diffusion_peft.data.masks import ALPHA, BESIDE, OFF, check_where
 from diffusion_peft.data.pictures import check_place
 from diffusion_peft.data.shares import share_of
 from diffusion_peft.personalize.slider_options import SliderOptions
@@ -224,6 +224,7 @@ def check(settings: dict[str, Any]) -> list[Concept]:
     for concept in concepts:
         for place in filter(None, (concept.data, concept.prior)):
             check_place(place)
+        check_where(concept.masks or BESIDE)
         if concept.prior is not None and concept.class_prompt is None:
             raise PeftError("--prior needs --class_prompt: what its pictures are called.")
     return concepts

@@ -36,6 +36,12 @@ def apart(files: Sequence[Path], masks: str) -> tuple[list[Path], dict[tuple[Pat
     ], found
 
 
+def check_where(masks: str) -> None:
+    """Raises PeftError: no such place; asked before anything heavy is loaded."""
+    if masks not in (BESIDE, ALPHA, OFF) and not (masks and Path(masks).expanduser().is_dir()):
+        raise PeftError(f"--masks {masks} must be beside, alpha, off, or a folder of masks.")
+
+
 def find_masks(
     pictures: Sequence[Path], folder: Path, masks: str, labels: dict[tuple[Path, str], Path]
 ) -> list[Path | None]:
@@ -57,9 +63,8 @@ def find_masks(
         if not any(found):
             raise PeftError(f"no picture of {folder} has an alpha channel: leave --masks alpha out.")
         return found
+    check_where(masks)
     root = Path(masks).expanduser()
-    if not root.is_dir():
-        raise PeftError(f"--masks {masks} must be beside, alpha, off, or a folder of masks.")
     by_name: dict[str, Path] = {}
     for file in files_in(root, is_picture):
         by_name[file.stem] = by_name[file.relative_to(root).with_suffix("").as_posix()] = file
@@ -104,12 +109,13 @@ def check_masks(pictures: Sequence[Path], sizes: Sequence[tuple[int, int]], mask
 
 
 def read_mask(picture: Path, mask: Path) -> Image.Image:
-    """A mask in 8-bit grey, upright."""
-    if mask != picture:
-        return read_picture(mask).convert("L")
-    with open_picture(picture) as image:
-        upright = ImageOps.exif_transpose(image)
-        return upright.convert("RGBA").getchannel("A")
+    """A mask in 8-bit grey, upright. Of a mask's own transparency nothing is read, as sd-scripts and OneTrainer do not."""
+    with open_picture(mask) as image:
+        if mask == picture:
+            return ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+        if image.has_transparency_data:
+            image = ImageOps.exif_transpose(image).convert("RGBA").convert("RGB")
+        return read_picture(image).convert("L")
 
 
 def weights_of(mask: Image.Image, crop: Crop, flip: bool, size: tuple[int, int], outside: float) -> Tensor:
@@ -123,4 +129,4 @@ def weights_of(mask: Image.Image, crop: Crop, flip: bool, size: tuple[int, int],
 
 def _has_alpha(file: Path) -> bool:
     with open_picture(file) as image:
-        return "A" in image.getbands() or "transparency" in image.info
+        return image.has_transparency_data

@@ -94,11 +94,11 @@ class Denoiser(Learning):
         or `time`."""
         groups = [(batch, 1.0)] + ([(batch["prior"], self.prior_weight)] if "prior" in batch else [])
         noised = [self.noised(group, chance, time) for group, _ in groups]
-        if len(groups) == 2 and _alike(*noised):  # one pass is faster than two
-            both = {key: torch.cat([one[key] for one in noised]) for key in noised[0]}
-            predictions = self.predict(**_inputs(both)).chunk(2)
+        inputs = [_inputs(one) for one in noised]
+        if len(groups) == 2 and _alike(*inputs):  # one pass is faster than two
+            predictions = self.predict(**{key: torch.cat([one[key] for one in inputs]) for key in inputs[0]}).chunk(2)
         else:
-            predictions = tuple(self.predict(**_inputs(one)) for one in noised)
+            predictions = tuple(self.predict(**one) for one in inputs)
         losses = [
             weight * denoising_loss(prediction, one["target"], self.process.weight(one["time"]), one.get("counts"))
             for prediction, one, (_, weight) in zip(predictions, noised, groups, strict=True)

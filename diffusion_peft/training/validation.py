@@ -33,6 +33,7 @@ class Validation(EarlyStopping):
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         if self.examples is not None and not any(METRIC in row for row in module.history):
             self.look(trainer, module)
+        trainer.should_stop |= self.wait_count >= self.patience  # killed behind its end, it goes no further
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, out: Any, batch: Any, index: int) -> None:
         step, last = trainer.global_step, index + 1 == trainer.num_training_batches

@@ -26,7 +26,7 @@ class _FrozenDownLinear(torch.autograd.Function):
                 y = F.linear(x, weight, bias)
                 flat = y.view(-1, y.shape[-1])
                 for part, low, up in zip(parts, inner, factors[1::2], strict=True):
-                    own_rows(flat, part).addmm_(low.flatten(0, -2), up.t(), alpha=part.scale)
+                    own_rows(flat, part).addmm_(low.reshape(-1, low.shape[-1]), up.t(), alpha=part.scale)
             else:
                 x = x if dtype is None else x.to(dtype)
                 new = merged(weight, parts, factors).to(x.dtype)
@@ -46,7 +46,7 @@ class _FrozenDownLinear(torch.autograd.Function):
             return grad @ weight, None, None, None, None, *nothing
         g = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
         for at, (part, low, up) in enumerate(zip(parts, inner, factors[1::2], strict=True)):
-            d_up = low.flatten(0, -2).to(g.dtype).t() @ own_rows(g, part)
+            d_up = low.reshape(-1, low.shape[-1]).to(g.dtype).t() @ own_rows(g, part)
             nothing[len(parts) + 2 * at + 1] = d_up.mul_(part.scale).t().to(up.dtype)
         dx = None
         if ctx.needs_input_grad[0]:

@@ -36,7 +36,7 @@ class _ScaledInputs(torch.autograd.Function):
                 (whole(ctx.recipe, kept), weight, bias, scale), grad, ctx.was_cast,
             )  # fmt: skip
             return dx, None, db, dl, None, None, None, None
-        g = grad.flatten(0, -2).to(ctx.dtype)
+        g = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
         dx = g @ (weight * scale).to(g.dtype)
         found, lost, start = [], [], 0
         for x in pieces(ctx.recipe, kept):
@@ -48,7 +48,7 @@ class _ScaledInputs(torch.autograd.Function):
         if weak is not None:
             dl = dl.index_copy(0, weak, torch.stack(lost).sum(0).to(scale.dtype))
         db = g.sum(0) if ctx.needs_input_grad[2] else None
-        return dx.view(*grad.shape[:-1], -1), None, db, dl, None, None, None, None
+        return dx.view(*grad.shape[:-1], weight.shape[1]), None, db, dl, None, None, None, None
 
 
 def scaled_inputs_linear(

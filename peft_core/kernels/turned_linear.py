@@ -86,7 +86,7 @@ class _TurnedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, weight, *columns = ctx.saved_tensors
-        g, y = grad.flatten(0, -2).to(y.dtype), y.flatten(0, -2)
+        g, y = (rows.reshape(-1, rows.shape[-1]).to(y.dtype) for rows in (grad, y))
         dx = None
         if ctx.needs_input_grad[0]:
             new, _ = _changed(weight, None, ctx.parts, columns, y.dtype)

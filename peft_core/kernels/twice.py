@@ -53,5 +53,5 @@ def weak_rows(
 @torch.no_grad()
 def spread_of(x: Annotated[Tensor, "... in"], weight: Annotated[Tensor, "out in"]) -> Annotated[Tensor, "out"]:
     """The standard deviation of x Wᵀ over the first rows of x: (out)."""
-    rows = x.detach().flatten(0, -2)[:SAMPLE].to(weight.dtype)
+    rows = x.detach().reshape(-1, x.shape[-1])[:SAMPLE].to(weight.dtype)
     return (rows @ weight.t()).std(0, unbiased=False) if len(rows) else weight.new_zeros(len(weight))

@@ -63,7 +63,7 @@ class _DecomposedLinear(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:
             dx = (scaled @ merged(weight, ctx.parts, factors).to(g.dtype)).view(*grad.shape[:-1], weight.shape[1])
-        x = None if weak is None else whole(ctx.recipe, kept).flatten(0, -2).to(ctx.dtype)
+        x = None if weak is None else whole(ctx.recipe, kept).reshape(-1, weight.shape[1]).to(ctx.dtype)
         d_factors, dw = factor_gradients(
             pieces(ctx.recipe, kept) if weak is None else iter((x,)),  # type: ignore
             scaled,
@@ -73,7 +73,7 @@ class _DecomposedLinear(torch.autograd.Function):
             weight if ctx.needs_input_grad[1] else None,
         )
         db = g.sum(0, dtype=c.dtype)
-        dots = (g * y.flatten(0, -2)).sum(0, dtype=c.dtype)
+        dots = (g * y.view(g.shape)).sum(0, dtype=c.dtype)
         if bias is not None:
             dots = dots - bias * db
         magnitude = torch.ones_like(c)
@@ -147,7 +147,7 @@ class Decomposed(LowRank):
              ) -> Tensor | None:  # fmt: skip
         """Rows of V x / ‖V‖ that are computed again, of all these changes of one weight; looked for once after each
         optimiser step, as it costs a synchronisation."""
-        key = (tuple(delta.magnitude._version for delta in deltas), dtype, x.device)
+        key = (tuple((id(delta.magnitude), delta.magnitude._version) for delta in deltas), dtype, x.device)
         if self._checked is None or self._checked[0] != key:
             magnitude = torch.full((len(weight),), torch.inf, dtype=self.magnitude.dtype, device=weight.device)
             for delta in deltas:

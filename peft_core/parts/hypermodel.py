@@ -58,8 +58,9 @@ class Hypermodel(nn.Module):
         self.position = nn.Parameter(torch.randn(len(d), width) * 0.02)
         self.reads = nn.Sequential(nn.LayerNorm(2 * features), nn.Linear(2 * features, width))
         self.enters = nn.Linear(self.start.shape[1], width)
+        heads = next(heads for heads in range(max(1, width // 32), 0, -1) if width % heads == 0)
         make = lambda: nn.TransformerDecoderLayer(  # noqa: E731
-            width, max(1, width // 32), 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
         )
         self.decoder = nn.ModuleList(make() for _ in range(layers))
         self.leaves = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.start.shape[1], bias=False))

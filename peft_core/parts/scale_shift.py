@@ -36,14 +36,15 @@ class _ScaleShiftLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, weight, bias, gamma, beta, weak, *kept = ctx.saved_tensors
-        g = grad.flatten(0, -2)
+        g = grad.reshape(-1, grad.shape[-1])
         dx = db = None
         if ctx.needs_input_grad[0]:
             dx = (g.to(y.dtype) @ _scaled(weight, gamma, y.dtype)).view(*grad.shape[:-1], weight.shape[1])
-        d_beta, along = (each.to(gamma.dtype) for each in column_sums(g, y.flatten(0, -2)))
+        d_beta, along = (each.to(gamma.dtype) for each in column_sums(g, y.view(g.shape)))
         d_gamma = (along - beta * d_beta) / gamma
         if weak is not None:
-            x = whole(ctx.recipe, tuple(kept)).flatten(0, -2).to(y.dtype)
+            x = whole(ctx.recipe, tuple(kept))
+            x = x.reshape(-1, x.shape[-1]).to(y.dtype)
             z = F.linear(x, weight[weak].to(y.dtype), None if bias is None else bias[weak].to(y.dtype))
             d_gamma = d_gamma.index_copy(0, weak, column_sums(g[:, weak], z)[1].to(gamma.dtype))
         if ctx.needs_input_grad[2]:
@@ -113,7 +114,7 @@ class ScaleShift(Delta):
     @torch.no_grad()
     def weak(self, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """Rows whose z is computed again; looked for once after each optimiser step, as it costs a synchronisation."""
-        key = (self.gamma._version, self.beta._version, dtype, x.device)
+        key = (id(self.gamma), self.gamma._version, id(self.beta), self.beta._version, dtype, x.device)
         if self._checked is None or self._checked[0] != key:
             shift = self.beta if bias is None else torch.addcmul(self.beta, bias, self.gamma)
             spread = spread_of(x, weight) * self.gamma.detach().abs()

@@ -27,7 +27,7 @@ class _Scale(Delta):
     @torch.no_grad()
     def weak(self, scale: Tensor, deltas: Sequence[Any]) -> Tensor | None:
         """What l hides; looked for once after each optimiser step, as it costs a synchronisation."""
-        key = (tuple((delta.scale._version, delta.factor) for delta in deltas), scale.device)
+        key = (tuple((id(delta.scale), delta.scale._version, delta.factor) for delta in deltas), scale.device)
         if self._checked is None or self._checked[0] != key:
             self._checked = key, weak_rows(scale, None, scale, scale.dtype)
         return self._checked[1]

@@ -21,7 +21,7 @@ _ROUGH = {"int2": 1.0, "int8": 0.1}
 """What rounding to few bits may change in a sketch; of other weights it changes by about 1. Others of 4 bits: 0.4."""
 
 
-_OF_SIZE = re.compile(r"(^|\.)(\w*pos(ition(al)?)?_embed\w*|rel(ative)?_pos\w*)(\.|$)")
+_OF_SIZE = re.compile(r"(^|\.)(\w*pos(ition(al)?)?_embed\w*|rel(ative)?_pos\w*)(\.weight)?$")
 """Names of tables of positions, which grow with the input: an adapter fits the same model at another size."""
 
 

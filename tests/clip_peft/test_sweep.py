@@ -180,6 +180,8 @@ def test_which_rate_is_best() -> None:
     assert best(found)["coop"].times == 1
     found[Tried("coop", 3)] = [row("coop", "accuracy", 0.9), row("coop", "accuracy", None)]  # it failed on one set
     assert best(found)["coop"].times == 1
+    settings = settings_of(tried[1][1], Path("x"), [("lr", "2e-3"), ("eval_on", "test"), ("epochs", "1")], "reference")
+    assert (settings["lr"], settings["eval_on"], settings["epochs"]) == ("0.02", "val", "1")  # whatever --set says
     assert at_rates(asked[0], {"coop": "0.02"}).options == (("lr", "0.02"),) and at_rates(asked[0], {}) == asked[0]
 
 
@@ -211,6 +213,7 @@ def test_a_run_that_fails_is_told(photos: str, backbone: str, tmp_path: Path, ca
         (["--set", "kgcoop:lr=1"], 'the sweep has no method "kgcoop", did you mean "coop"?'),
         (["--methods", "coop", "--set", "method.weight=3"], 'none of coop has "weight"'),
         (["--sweep", "world_opn"], 'unknown sweep "world_opn", did you mean "world_open"?'),
+        (["--protocol", "imbalanced", "--rates", "1", "3"], "--rates chooses on val, and imbalanced is for methods"),
         (["--set", "seed=3"], "--set cannot set seed"),
         (["--set", "epoch=3"], 'unknown option "epoch" in --set, did you mean "epochs"?'),
         (["--set", "lr=fast"], '--lr takes a number or find, not "fast"'),

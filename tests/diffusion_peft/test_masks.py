@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from diffusion_peft.commands.fit import fit
 from diffusion_peft.data.buckets import fit_to
-from diffusion_peft.data.masks import weights_of
+from diffusion_peft.data.masks import read_mask, weights_of
 from diffusion_peft.data.pictures import open_pictures
 from diffusion_peft.training.noise import denoising_loss
 from peft_core.errors import PeftError
@@ -39,6 +39,10 @@ def test_where_masks_lie(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
         assert second.mask is None and (first.mask is not None) == (masks == "beside")
     said = capsys.readouterr().err
     assert "1 of 2 pictures have masks" in said and "the other 1 count as a whole" in said
+    see_through = half(16, 16).convert("RGBA")  # black where nothing is seen
+    see_through.putalpha(half(16, 16))
+    see_through.save(folder / "0-masklabel.png")
+    assert np.array_equal(read_mask(first.source, folder / "0-masklabel.png"), half(16, 16))
     (tmp_path / "masks" / "10_toy").mkdir(parents=True)
     half(16, 16).save(tmp_path / "masks" / "10_toy" / "1.png")
     assert [p.mask is not None for p in open_pictures(str(tmp_path), str(tmp_path / "masks"))] == [False, True]
@@ -68,6 +72,8 @@ def test_masks_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
         (tmp_path / "masks" / "others" / f"{number}.png").unlink()
     with pytest.raises(PeftError, match="no mask in .* has the name of a picture"):
         open_pictures(str(folder), str(tmp_path / "masks"))
+    with pytest.raises(PeftError, match="--masks aside must be beside"):  # before a base is looked for
+        fit(data=str(folder), base="nowhere", prompt="a toy", masks="aside")
     with pytest.raises(PeftError, match="--masks is for training on captioned pictures"):
         fit(data="world/control/canny", method="controlnet", masks="alpha")
 

@@ -96,3 +96,7 @@ def test_a_transformer_in_one_file(kind: str, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "less.safetensors")
     with pytest.raises(PeftError, match=r"cannot be read as the transformer .*it lacks weights"):
         load_base(f"{tmp_path / 'rest'}@{tmp_path / 'less.safetensors'}")
+    tensors["layer.scale_weight"] = torch.ones(1)
+    save_file(tensors, tmp_path / "scaled.safetensors")
+    with pytest.raises(PeftError, match="8-bit numbers with scales.: get it in 16 bits"):
+        load_base(f"{tmp_path / 'rest'}@{tmp_path / 'scaled.safetensors'}")

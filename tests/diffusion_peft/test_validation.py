@@ -16,7 +16,7 @@ from diffusion_peft.commands.fit import fit
 from diffusion_peft.data.examples import Examples
 from diffusion_peft.data.latents import Captions
 from diffusion_peft.data.shares import set_aside
-from diffusion_peft.training import validation
+from diffusion_peft.training import job, validation
 from diffusion_peft.training.flow import Flow
 from diffusion_peft.training.noise import Discrete
 from peft_core.errors import PeftError
@@ -82,6 +82,21 @@ def test_training_stops_where_it_gets_no_better(monkeypatch: pytest.MonkeyPatch)
     found, remark = validation.about(module.history, 1, 9)
     assert found["best_step"] == 3 and found["stopped_early"]
     assert remark is not None and "lowest, 0.7000, after 3 steps, and that adapter is kept in snapshots/best" in remark
+
+
+def test_a_run_killed_after_it_stopped_early_goes_no_further(
+    monkeypatch: pytest.MonkeyPatch, sd15: str, toys: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(validation, "held_out_loss", lambda module, examples: 1.0 + len(module.history))
+    monkeypatch.setattr(job, "FEWEST_STEPS", 1)  # several epochs
+    settings = SHORT | {"sample_count": 0, "steps": 6}
+    run, adapters = tmp_path / "run", []
+    for _ in range(2):  # the second time from its last checkpoint
+        results = fit(data=toys, base=sd15, val="0.4", val_every=1, patience=2, out=str(run), **LORA, **settings)
+        assert results["steps"] == 2 and results["validation"]["stopped_early"]
+        adapters.append((run / "adapter/unet/adapter.safetensors").read_bytes())
+        (run / "results.json").unlink()
+    assert adapters[0] == adapters[1]
 
 
 def test_what_is_refused(sd15: str, toys: str, tmp_path: Path) -> None:

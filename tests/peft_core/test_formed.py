@@ -1,5 +1,7 @@
 """Dense changes are formed again for the backward: the plain path's gradients, and none of what it keeps."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from peft_core.counting import kept_bytes
 from peft_core.grafts.weight_changes import convolution
 from peft_core.kernels.rebuild import tag
 from peft_core.parts.hadamard import Hadamard
+from peft_core.parts.scaling import InputScale
 from tests.tiny import pictures, vit
 
 EVERY = ("qkv", "proj", "fc1", "fc2")
@@ -86,6 +89,35 @@ def test_a_mapped_input_is_differentiated_twice_and_repeated_under_autocast(meth
     plain()
     torch.testing.assert_close(second, penalty())
     alike(rough, gradients(model.float(), x, cast), 5e-2)
+
+
+@pytest.mark.parametrize("method", ["ia3", "road", "ssf", "dora"])
+@pytest.mark.parametrize("shape", [(48,), (0, 48), (2, 0, 48)])
+def test_one_row_by_itself_and_no_rows_at_all(method, shape):
+    settings = METHODS["ia3"] if method == "ia3" else dict(targets=("fc1",))
+    layer: Any = adapt(vit(embed_dim=48, depth=2)(), method, **settings).double().blocks[0].mlp.fc1
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    trained = [p for p in layer.parameters() if p.requires_grad]
+    y = layer(x)
+    found = torch.autograd.grad(y.square().sum(), [x, *trained])
+    torch.testing.assert_close(y, layer(x.expand(2, *shape))[0])
+    assert y.shape == (*shape[:-1], 192) and found[0].shape == shape
+    assert all(torch.isfinite(grad).all() for grad in found)
+
+
+def test_another_parameter_of_the_same_version_is_looked_at_anew():
+    weight, x = torch.randn(5, 4), torch.randn(3, 4)
+    change = InputScale(weight, None)
+
+    def gradient():
+        (found,) = torch.autograd.grad(InputScale.kernel(x, weight, None, [change]).sum(), change.scale)
+        return found
+
+    expected, version = gradient(), change.scale._version
+    change.scale = torch.nn.Parameter(torch.empty(4))
+    torch.nn.init.zeros_(change.scale)
+    assert change.scale._version == version
+    torch.testing.assert_close(gradient(), expected)  # of a linear function
 
 
 def test_no_more_is_kept_than_by_the_frozen_model(x):

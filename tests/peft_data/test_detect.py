@@ -89,6 +89,7 @@ def test_drawn_boxes_lie_around_their_things(tmp_path: Path, monkeypatch: pytest
         (("cat", 30, 2, 15, 5, 0), r"1 pictures .* reach out of them: mend(.|\n)*45.0, 7.0\] in a picture of 40 × 20"),
         (("cat", 4, 2, -3, 5, 0), "reach out of them"),
         (("cat", -9, 2, 5, 5, 0), "reach out of them"),
+        (("cat", float("nan"), 2, 5, 5, 0), "reach out of them"),
     ],
 )
 def test_what_is_wrong_is_said(box: tuple, says: str, tmp_path: Path) -> None:

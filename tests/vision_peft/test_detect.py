@@ -1,6 +1,7 @@
 """Boxes: the losses, the boxes and the precision against torchvision's and COCO's, and a run from boxes to boxes."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +20,28 @@ from tests.vision_peft.test_dense import MODELS, load
 from vision_peft.commands import main
 from vision_peft.dense.boxes import detections, loss
 from vision_peft.dense.detect import Detect
-from vision_peft.dense.detector import detector, squares
+from vision_peft.dense.detector import detector, places_of
 from vision_peft.dense.precision import scores
 from vision_peft.fit import fit
 
 CLASSES, SIZE, SHAPES = 5, (64, 96), ((16, 24), (8, 12), (4, 6))
+ODD, ODD_SHAPES = (70, 105), ((24, 36), (12, 18), (6, 9))
+"""Strides of 35/12, 35/6 and 35/3, which no float holds."""
 
 
-def drawn() -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(
+    size: tuple[int, int] = SIZE, shapes: Sequence[tuple[int, int]] = SHAPES
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Random outputs on three maps, and boxes: four, two and none."""
     torch.manual_seed(0)
-    around = torch.cat([squares(shape, SIZE, torch.device("cpu")) for shape in SHAPES])
+    around = torch.cat([places_of(shape, size, torch.device("cpu")) for shape in shapes])
     places = len(around)
     parts = [torch.randn(3, places, CLASSES) * 2 - 2, torch.randn(3, places, 1), torch.rand(3, places, 4) * 3]
     boxes = torch.full((3, 4, 6), -1.0)
     for row, count in enumerate((4, 2, 0)):
         low, side = torch.rand(count, 2) * torch.tensor([60.0, 40.0]), torch.rand(count, 2) * 35 + 3
         kind, easy = torch.randint(0, CLASSES, (count, 1)), torch.zeros(count, 1)
-        boxes[row, :count] = torch.cat([kind, low, (low + side).minimum(torch.tensor([96.0, 64.0])), easy], 1)
+        boxes[row, :count] = torch.cat([kind, low, (low + side).minimum(torch.tensor(size[::-1])), easy], 1)
     return torch.cat([*parts, around.expand(3, -1, -1)], -1).requires_grad_(), boxes
 
 
@@ -54,22 +59,24 @@ def test_a_run_is_told_from_one_with_other_boxes_or_masks(tmp_path: Path) -> Non
     assert first != fingerprint(Data(str(tmp_path / "s"), {}, "segment").open())
 
 
-def test_losses_and_boxes_are_torchvisions() -> None:
-    outputs, boxes = drawn()
+@pytest.mark.parametrize(("size", "shapes"), [(SIZE, SHAPES), (ODD, ODD_SHAPES)])
+def test_losses_and_boxes_are_torchvisions(size: tuple[int, int], shapes: Sequence[tuple[int, int]]) -> None:
+    outputs, boxes = drawn(size, shapes)
     backbone = nn.Identity()
     backbone.out_channels = 32
     own = FCOS(backbone, CLASSES, score_thresh=0.05)
     names = {"cls_logits": outputs[..., :5], "bbox_ctrness": outputs[..., 5:6], "bbox_regression": outputs[..., 6:10]}
     targets = [{"boxes": each[each[:, 0] >= 0, 1:5], "labels": each[each[:, 0] >= 0, 0].long()} for each in boxes]
-    counts = [height * width for height, width in SHAPES]
-    anchors = outputs[0, :, 10:].detach()
+    counts = [height * width for height, width in shapes]
+    centres, strides = outputs[0, :, 10:].detach().split(2, 1)
+    anchors = torch.cat([centres - strides / 2, centres + strides / 2], 1)
     true = sum(own.compute_loss(targets, names, [anchors] * 3, counts).values())
     found = loss(outputs, boxes)
     torch.testing.assert_close(found, true)
     gradients = [torch.autograd.grad(each, outputs)[0][..., :10] for each in (found, true)]
     torch.testing.assert_close(*gradients)
     several = {key: list(value.split(counts, 1)) for key, value in names.items()}
-    said = own.postprocess_detections(several, [list(anchors.split(counts))] * 3, [SIZE] * 3)
+    said = own.postprocess_detections(several, [list(anchors.split(counts))] * 3, [size] * 3)
     for mine, theirs in zip(detections(outputs), said, strict=True):
         assert len(theirs["scores"]) == (mine[:, 0] >= 0).sum() > 10
         torch.testing.assert_close(mine[:, 1:5], theirs["boxes"])
@@ -82,7 +89,7 @@ def test_a_place_in_a_hard_box_alone_learns_nothing() -> None:
     hard = boxes[1:2].clone()
     hard[0, :2, 5] = 1
     (gradient,) = torch.autograd.grad(loss(outputs[1:2], hard), outputs)
-    middle = (outputs[1, :, 10:12] + outputs[1, :, 12:14]) / 2
+    middle = outputs[1, :, 10:12]
     covered = ((middle[:, None] > hard[0, :2, 1:3]) & (middle[:, None] < hard[0, :2, 3:5])).all(-1).any(1)
     assert covered.any() and not gradient[1, covered].any() and gradient[1, ~covered, :5].all()
 
@@ -227,6 +234,8 @@ def test_a_run_from_boxes_to_boxes(
     assert main(["export", "--run", str(run), "--out", str(tmp_path / "m.onnx")]) == 2
     assert "put together outside the network" in capsys.readouterr().err
     assert main(["merge", "--run", str(run), "--out", str(tmp_path / "m.safetensors")]) == 0
+    told = capsys.readouterr().out
+    assert "maps = model" in told and "the head reads these maps" in told and "out.weight" not in told
     assert len(load_run(run).predict(str(picture))) == 1
 
 

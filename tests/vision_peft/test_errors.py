@@ -22,6 +22,7 @@ MISTAKES = {
     "fit --data digits --learning-rate 1": 'unknown option --learning-rate, did you mean "--lr"?',
     "fit --data digits --num_train_epochs 1": 'did you mean "--epochs"?',
     "fit --data digits --dense.head pyramid": "--dense.head has no effect on this run",
+    "fit --data digits --dense.size 64": "--dense is for tasks on feature maps (pixels, boxes)",
     "fit --data digits --mezo.eps 1e-2": "--mezo is for --optimizer mezo: leave it out.",
     "fit --data digits --video.attention joint": "--video is for clips",
     "predict --run RUN --runs RUN -- x.png": "and not both",

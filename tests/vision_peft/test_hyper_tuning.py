@@ -143,7 +143,7 @@ def test_tasks_are_a_function_of_seed_and_step() -> None:
 def test_the_command_makes_what_fit_starts_from(tmp_path: Path, small_data: str, tiny_backbone: str) -> None:
     out, run = tmp_path / "hyper", tmp_path / "run"
     backbone = ["--backbone", tiny_backbone]
-    few = ["--steps", "3", "--scored", "2", "--shots", "2", "--queries", "2", "--width", "32"]
+    few = ["--steps", "3", "--scored", "2", "--shots", "2", "--queries", "2", "--width", "65"]
     assert main(["hyper_tuning", "--data", small_data, "--out", str(out), *backbone, *few]) == 0
     card = json.loads((out / "hypermodel.json").read_text(encoding="utf-8"))
     assert card["evaluated_on"] == "val" and set(card["accuracy"]) == {"frozen", "predicted"}

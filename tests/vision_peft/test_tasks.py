@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from peft_core import load_run
+from peft_core import PeftError, load_run
 from tests.vision_peft.conftest import SMALL
 from vision_peft.commands import main
 from vision_peft.fit import fit
@@ -81,6 +81,24 @@ def test_a_number_is_learnt_in_its_own_unit(runs: dict[str, Path], coloured: Pat
     assert value == pytest.approx(raw * run.card["target_std"] + run.card["target_mean"], rel=1e-5)
     assert main(["predict", "--run", str(runs["number"]), str(coloured / "0.png"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["target"] == pytest.approx(value, rel=1e-4)
+
+
+def test_legacy_needs_a_figure_to_choose_by(coloured: Path, tmp_path: Path) -> None:
+    rows = [
+        ["path", "target", "split"],
+        *([f"{row}.png", row % 7 if row < 36 else 3, "train" if row < 36 else "test"] for row in range(40)),
+    ]
+    with open(coloured / "alike.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    settings = SMALL | {"method": "linear", "augment": "none", "trainer": {"max_epochs": 1, "accelerator": "cpu"}}
+    with pytest.raises(PeftError, match="best r2, and these test pictures give none"):
+        fit(
+            data=str(coloured / "alike.csv"),
+            task="regression",
+            protocol="legacy",
+            out=str(tmp_path / "run"),
+            **settings,
+        )
 
 
 @pytest.mark.slow

@@ -210,6 +210,11 @@ def test_methods_of_clips_refuse_pictures(tmp_path: Path, capsys: pytest.Capture
     assert "aim works on clips, and these are pictures" in capsys.readouterr().err
 
 
+def test_tasks_are_not_drawn_from_clips(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(f"hyper_tuning --data {folder} --out {tmp_path}/made".split()) == 2
+    assert "holds clips, and hyper_tuning draws tasks of pictures" in capsys.readouterr().err
+
+
 def test_short_clips_are_said_once(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     line = f"fit --data {folder} --method linear --data.frames 10 --batch_size 8 --trainer.max_epochs 1"
     assert main([*line.split(), "--out", f"{tmp_path}/run", "--trainer.accelerator", "cpu"]) == 0

@@ -1,1 +1,1 @@
-"""Tasks with an output for every pixel, on feature maps of a frozen backbone."""
+"""Tasks on feature maps of a frozen backbone: pixels, boxes."""

@@ -1,7 +1,7 @@
 """FCOS (Tian et al., ICCV 2019) beside its network: which place of the maps learns which box, the losses, and boxes from outputs.
 
 Outputs are `B A K+9`: of each place the logits of K classes, its centredness, distances to the left, top, right and bottom
-side in units of the map's stride, and the square of one stride around the place, in pixels. Boxes are `B M 6`: class, sides in
+side in units of the map's stride, the place's centre in pixels, and its map's stride in both. Boxes are `B M 6`: class, sides in
 pixels, 1 where hard; -1 fills up.
 """
 
@@ -25,20 +25,13 @@ class Places(NamedTuple):
     logits: Tensor
     centred: Tensor
     distances: Tensor
-    squares: Tensor
+    centres: Tensor
+    strides: Tensor
 
     @classmethod
     def of(cls, outputs: Tensor) -> Places:
         outputs = outputs.float()
-        return cls(outputs[..., :-9], outputs[..., -9], outputs[..., -8:-4], outputs[..., -4:])
-
-    @property
-    def centres(self) -> Tensor:
-        return (self.squares[..., :2] + self.squares[..., 2:]) / 2
-
-    @property
-    def strides(self) -> Tensor:
-        return self.squares[..., 2:] - self.squares[..., :2]
+        return cls(outputs[..., :-9], outputs[..., -9], *outputs[..., -8:].split((4, 2, 2), -1))
 
     @property
     def boxes(self) -> Tensor:
@@ -105,7 +98,7 @@ def detections(outputs: Tensor, least: float = 0.05, overlap: float = 0.6, top: 
     out = places.logits.new_full((len(outputs), kept, 6), -1.0)
     if not outputs.shape[1]:
         return out
-    edge = places.squares[0, :, 2:].amax(0)
+    edge = (places.centres[0] + places.strides[0] / 2).amax(0)
     scores = (places.logits.sigmoid() * places.centred.sigmoid()[..., None]).sqrt()
     maps = places.strides[0].amax(-1).unique_consecutive(return_counts=True)[1].tolist()
     for picture, sides in enumerate(places.boxes):

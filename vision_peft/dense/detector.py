@@ -51,17 +51,18 @@ class BoxHead(nn.Module):
             levels[level] = self.smooth[level](levels[level] + up)
         found = self.fcos(levels)
         parts = [found["cls_logits"], found["bbox_ctrness"], found["bbox_regression"]]
-        around = torch.cat([squares(each.shape[-2:], size, each.device) for each in levels])
+        around = torch.cat([places_of(each.shape[-2:], size, each.device) for each in levels])
         return torch.cat([*(each.float() for each in parts), around.expand(len(parts[0]), -1, -1)], -1)
 
 
-def squares(shape: Sequence[int], size: tuple[int, int], device: torch.device) -> Tensor:
-    """The part of a picture that each pixel of a map stands for, `h·w 4`: left, top, right, bottom."""
-    high, wide = size[0] / shape[0], size[1] / shape[1]
-    top = torch.arange(shape[0], device=device, dtype=torch.float32) * high
-    left = torch.arange(shape[1], device=device, dtype=torch.float32) * wide
-    top, left = torch.meshgrid(top, left, indexing="ij")
-    return torch.stack([left, top, left + wide, top + high], -1).flatten(0, 1)
+def places_of(shape: Sequence[int], size: tuple[int, int], device: torch.device) -> Tensor:
+    """Where each pixel of a map stands in a picture, `h·w 4`: its centre (x, y) and the strides along both, the same numbers
+    for a whole map, as maps are told apart by them."""
+    stride = torch.tensor([size[1] / shape[1], size[0] / shape[0]], device=device, dtype=torch.float32)
+    rows, columns = (torch.arange(each, device=device, dtype=torch.float32) for each in shape)
+    top, left = torch.meshgrid(rows, columns, indexing="ij")
+    centres = (torch.stack([left, top], -1).flatten(0, 1) + 0.5) * stride
+    return torch.cat([centres, stride.expand_as(centres)], 1)
 
 
 class Detector(OnMaps):

@@ -22,6 +22,16 @@ class Pixels(MapsTask):
     pixels = " H W"
     suffix: ClassVar[str] = ".png"
 
+    def how_to_read(self, model: Any) -> list[str]:
+        if self.dense["head"] != "linear" or len(model.indices) > 1:
+            return super().how_to_read(model)
+        return [
+            'norm, weight, bias = (state[f"head.{key}"] for key in ("norms.0.weight", "out.weight", "out.bias"))',
+            "f, shift = maps[0].permute(0, 2, 3, 1), state['head.norms.0.bias']",
+            "f = torch.nn.functional.layer_norm(f, norm.shape, norm, shift, 1e-6)",
+            "outputs = torch.nn.functional.conv2d(f.permute(0, 3, 1, 2), weight, bias)",
+        ]
+
     def augmented(self, augment: Any, batch: Batch, chance: torch.Generator) -> tuple[Tensor, Tensor]:
         """Pictures and the labels of their pixels, both mirrored or none."""
         state = chance.get_state()

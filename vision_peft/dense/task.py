@@ -69,13 +69,9 @@ class MapsTask(Task):
             f"x = timm.data.create_transform({transform})(PIL.Image.open('picture.png').convert('RGB'))[None]",
             f"maps = model.eval().forward_intermediates(x, indices={model.indices}, intermediates_only=True, norm={model.plain})",
         ]
-        if self.dense["head"] == "linear" and len(model.indices) == 1:
-            lines += [
-                'norm, weight, bias = (state[f"head.{key}"] for key in ("norms.0.weight", "out.weight", "out.bias"))',
-                "f, shift = maps[0].permute(0, 2, 3, 1), state['head.norms.0.bias']",
-                "f = torch.nn.functional.layer_norm(f, norm.shape, norm, shift, 1e-6)",
-                "outputs = torch.nn.functional.conv2d(f.permute(0, 3, 1, 2), weight, bias)",
-            ]
-        else:
-            lines.append('# the head reads these maps; its weights begin with "head." (peft_core.load_run runs both)')
+        lines += self.how_to_read(model)
         return "\n".join(f"  {line}" for line in lines)
+
+    def how_to_read(self, model: Any) -> list[str]:
+        """Python from its `maps` and `state` to `outputs`."""
+        return ['# the head reads these maps; its weights begin with "head." (peft_core.load_run runs both)']

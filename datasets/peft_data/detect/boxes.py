@@ -118,4 +118,4 @@ def _parts(boxes: Tensor, size: tuple[int, int] | None) -> tuple[Tensor, Tensor,
     sides = torch.tensor([width, height, width, height], dtype=torch.float32)
     beyond = ((boxes < -SLACK) | (boxes > sides + SLACK)).any(1) if size else torch.zeros(len(boxes), dtype=torch.bool)
     cut = boxes.clamp(min=0).minimum(sides) / sides
-    return cut, beyond | (boxes[:, 2:] < boxes[:, :2]).any(1), (cut[:, 2:] <= cut[:, :2]).any(1)
+    return cut, beyond | ~(boxes[:, 2:] >= boxes[:, :2]).all(1), (cut[:, 2:] <= cut[:, :2]).any(1)

@@ -10,7 +10,7 @@ from peft_data.errors import DataError, nearest
 from peft_data.world.cache import cached
 from peft_data.world.dense import SIZE, SPLITS, TASKS, draw_dense
 
-VERSION = 1
+VERSION = 2
 """Part of the cache's key: raised whenever any drawn byte changes."""
 GROUND = {"things": 1, "rooms": 2, "patterns": 1}
 """How many of a task's first classes are no things."""
