@@ -159,7 +159,7 @@ def same_values(ours: nn.Module, theirs: nn.Module) -> None:
     """Both LoRAs away from their start, and equal."""
     paths = {id(module): path for path, module in ours.named_modules()}
     for module, _, change in grafts_named(ours, "lora"):
-        change.B.normal_(std=0.02)
+        change.get_parameter("B").normal_(std=0.02)
         for name in "AB":
             there = theirs.get_parameter(f"{paths[id(module)]}.lora_{name}.default.weight")
             there.copy_(change.get_parameter(name).view_as(there))

@@ -35,7 +35,7 @@ def main() -> None:
     model, tokenizer, about = load_backbone(args.backbone)
     model, fit, now = model.to(args.device), picture_fit(model, about), clock(args.device)
     right: dict[str, list[torch.Tensor]] = {method: [] for method in METHODS}
-    took = dict.fromkeys(METHODS, 0.0)
+    took: dict[str, float] = {method: 0.0 for method in METHODS}
     for name in args.data:
         source = Data(name, {})
         data = source.open()

@@ -64,7 +64,7 @@ def open_runs(paths: Sequence[str | os.PathLike]) -> Runs:
         config, card, common = read_trained(inside, "vision_peft")
         if "clips" in card:
             raise PeftError(f"{folder} takes clips, and --runs takes runs of pictures: give it alone, with --run.")
-        own = {key: config.get(key) for key in ("backbone", "quantize")} | {
+        own: dict[str, Any] = {key: config.get(key) for key in ("backbone", "quantize")} | {
             key: common[key] for key in ("fit", "mean", "std")
         }
         for key, value in own.items():

@@ -112,7 +112,8 @@ class _MMRL(TemplateLearner):
         if method.rank is None:
             self.project = nn.Parameter(torch.randn(*visual.proj.shape, device=device) * visual.proj.shape[0] ** -0.5)
         else:
-            self.up, self.down = _factors(*visual.proj.shape, method.project_rank, device)
+            rows, columns = visual.proj.shape
+            self.up, self.down = _factors(rows, columns, method.project_rank, device)
 
     @property
     def kept_names(self) -> tuple[str, ...]:
@@ -194,7 +195,8 @@ class _Shared(nn.Module):
     def __init__(self, first: nn.Linear, count: int, rank: int):
         super().__init__()
         self.weight = first.weight
-        factors = [_factors(*first.weight.shape, rank, first.weight.device) for _ in range(count)]
+        rows, columns = first.weight.shape
+        factors = [_factors(rows, columns, rank, first.weight.device) for _ in range(count)]
         self.up, self.down = (nn.ParameterList(each) for each in zip(*factors, strict=True))
         self.bias = nn.ParameterList([nn.Parameter(first.bias.detach().clone()) for _ in range(count)])
 

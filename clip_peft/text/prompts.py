@@ -73,12 +73,13 @@ def asked_for(names: Sequence[str]) -> tuple[str, ...]:
     twice = next((name for i, name in enumerate(names) if spoken(name) in map(spoken, names[:i])), None)
     if twice is not None:
         raise PeftError(f'class name "{spoken(twice)}" is there twice: leave one out.')
-    if len(names) == 1 and "," in names[0]:
-        parts = " ".join(shlex.quote(part.strip()) for part in names[0].split(",") if part.strip())
-        raise PeftError(f'"{names[0]}" is a single class name: separate several by spaces, --classes {parts}.')
-    if len(names) < 2:
-        raise PeftError(f'with "{names[0]}" alone every picture is one: name a second class, such as "something else".')
-    return names
+    first, *others = names
+    if others:
+        return names
+    if "," in first:
+        parts = " ".join(shlex.quote(part.strip()) for part in first.split(",") if part.strip())
+        raise PeftError(f'"{first}" is a single class name: separate several by spaces, --classes {parts}.')
+    raise PeftError(f'with "{first}" alone every picture is one: name a second class, such as "something else".')
 
 
 def told_apart(names: Sequence[str]) -> tuple[str, ...]:

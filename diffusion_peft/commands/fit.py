@@ -239,8 +239,8 @@ def check_val(settings: dict[str, Any]) -> None:
                 "--patience and --val_every are about the loss of held-out pictures: give --val 0.1, or a folder."
             )
     elif share_of(val) is None:
-        settings["val"] = absolute(val)
-        check_place(settings["val"])
+        settings["val"] = place = str(absolute(val))
+        check_place(place)
         if several:
             raise PeftError(
                 f"{settings['data']} lists several concepts, of which --val holds out a share: give --val 0.1."

@@ -59,7 +59,8 @@ def read_concepts(settings: dict[str, Any]) -> list[Concept]:
     names = [field.name for field in fields(Concept)]
     path = Path(settings["data"]).expanduser()
     if path.suffix != ".json":
-        return [Concept(**{name: settings.get(name) for name in names})]
+        given: dict[str, Any] = {name: settings.get(name) for name in names}
+        return [Concept(**given)]
     rows = read_json(path, "give a list of concepts")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and row.get("data") for row in rows):
         raise PeftError(f'{path} must be a list like [{{"data": "my_dog", "prompt": "a photo of <dog>"}}].')

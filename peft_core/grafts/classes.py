@@ -89,7 +89,7 @@ class OpaqueLinear(Changes):
     def _stood_in(
         self: Any, input: Tensor, deltas: list[Delta], packed: Packed | None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        stock = super().forward
+        stock: Any = super().forward  # type: ignore[misc]
         y = stood_in(input, lambda: stock(input, *args, **kwargs), self.bias, deltas)  # type: ignore[misc]
         if y is None:
             weight = torch.empty(self.out_features, self.in_features) if packed is None else dense(packed, input.dtype)

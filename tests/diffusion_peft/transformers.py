@@ -120,7 +120,8 @@ def flux2() -> Any:
         joint_attention_dim=96, timestep_guidance_channels=256, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
     )  # fmt: skip
     vae: Any = kl(cls=diffusers.AutoencoderKLFlux2)
-    vae.bn.running_mean.normal_(), vae.bn.running_var.uniform_(0.5, 2)
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
     return diffusers.Flux2KleinPipeline(
         transformer=livelier(transformer), vae=vae, scheduler=flow(use_dynamic_shifting=True), tokenizer=qwen_words(),
         text_encoder=livelier(Qwen3ForCausalLM(Qwen3Config(vocab_size=260, num_hidden_layers=27, **_LANGUAGE))),

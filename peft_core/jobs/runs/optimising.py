@@ -80,7 +80,7 @@ class Optimising(LightningModule):
         groups = [] if self.averaging is None else [g for g in self.averaging.param_groups if g["train_mode"]]
         kept = [(p, p.detach().clone()) for group in groups for p in group["params"]]
         if groups:
-            self.averaging.eval()
+            self.settle()
         try:
             yield
         finally:
