@@ -81,8 +81,9 @@ def pairs() -> Iterator[Any]:
     first: set[str] = set()
     for method in examples():
         for name in ONLY.get(method.name, tuple(MODELS)):
+            near, kin = name in ALIKE, method.name in first
             turn = zlib.crc32(f"{title(method)} {name}".encode()) % 3 == 0
-            rare = (method.name in first and (name in ALIKE or not turn)) or (name in ALIKE and not turn)
+            rare = (near and kin) or ((near or kin) and not turn)
             yield pytest.param(name, method, marks=pytest.mark.slow if rare else ())
         first.add(method.name)
     yield from everywhere()
