@@ -140,7 +140,7 @@ class Detect(MapsTask):
         target = None if out is None else Path(out).expanduser()
         if target is not None and (target.suffix != ".json" or target.is_dir()):
             raise PeftError(f"--out {out} must be a .json file: predict writes the boxes of all pictures into it.")
-        ready, found = Ready(run, paths), []
+        ready, found = Ready(run, run.found(paths)), []
         for row, boxes in enumerate(run.stream(ready, batch_size)):
             try:
                 height, width = own_size(ready.read[row])
