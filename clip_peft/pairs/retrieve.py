@@ -42,7 +42,7 @@ def retrieve(texts: list[str], *, run: str, pictures: list[str], top: Count = 5,
             f"{method.name} learnt to name classes, not to read sentences: use predict, or a run of `--recipe pairs`."
         )
     clip = loaded.model.learner.clip
-    ready, features = Ready(loaded, pictures), []
+    ready, features = Ready(loaded, loaded.found(pictures)), []
     with torch.no_grad():
         wanted = F.normalize(Captions(clip, texts).features(torch.arange(len(texts))).float(), dim=-1)
         for pixels in ready:

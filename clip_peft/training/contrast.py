@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clip_peft.learner import grafted
 from clip_peft.training.features import Encoder, Views
 from peft_core.jobs.runs.learning import Learning
+from peft_core.jobs.runs.training import stepped
 
 
 class Contrast(Learning):
@@ -66,7 +67,7 @@ class Contrast(Learning):
         return self.count(loss)
 
     def note(self, index: int) -> None:
-        if (index + 1) % self.trainer.accumulate_grad_batches == 0 or index + 1 == self.trainer.num_training_batches:
+        if stepped(self.trainer, index):
             with torch.no_grad():
                 self.model.learner.after_step(self.trainer.global_step)
         if index + 1 == self.trainer.num_training_batches:  # before the checkpoint of this epoch is written

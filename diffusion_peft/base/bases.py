@@ -15,7 +15,7 @@ from torch import nn
 
 from diffusion_peft.base.families import Family, families
 from diffusion_peft.base.known import check_config, check_parts, completed
-from diffusion_peft.base.loading import download, first_line, quiet_loading
+from diffusion_peft.base.loading import download, first_line, is_hub_id, quiet_loading
 from diffusion_peft.base.single_file import as_folder, is_single_file
 from peft_core.errors import PeftError
 from peft_core.files import read_json
@@ -169,10 +169,10 @@ def load_base(spec: str, dtype: str = "float32") -> Base:
         folder = as_folder(spec)
     elif Path(spec).expanduser().is_dir():
         folder = Path(spec).expanduser().absolute()
-    elif spec.startswith(("./", "../", "/", "~")) or spec.count("/") != 1:
-        raise PeftError(f"there is no base folder {spec}: give a diffusers folder, a hub id, a file, or `reference`.")
-    else:
+    elif is_hub_id(spec):
         folder = download(spec)
+    else:
+        raise PeftError(f"there is no base folder {spec}: give a diffusers folder, a hub id, a file, or `reference`.")
     index, kin = _index(spec, folder)
     base = Base(spec, folder, kin[0], DTYPES[dtype], index)
     base.family = next((family for family in kin if family.claims(base)), kin[0])

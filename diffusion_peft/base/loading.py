@@ -32,6 +32,11 @@ def quiet_loading() -> Iterator[None]:
                 each.enable_progress_bar()
 
 
+def is_hub_id(spec: str) -> bool:
+    """Whether it can be a hub's name, USER/NAME, and is no path."""
+    return spec.count("/") == 1 and not spec.startswith(("./", "../", "/", "~"))
+
+
 def download(spec: str) -> Path:
     """The folder of a hub's base.
 

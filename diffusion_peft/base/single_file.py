@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
-from diffusion_peft.base.loading import download, first_line, quiet_loading
+from diffusion_peft.base.loading import download, first_line, is_hub_id, quiet_loading
 from peft_core.errors import PeftError
 from peft_core.files import cache_root, read_json
 from peft_core.jobs.hub.reach import PICKLES
@@ -20,6 +24,8 @@ _INSIDE = "model.diffusion_model."
 """Before a transformer's keys in files that hold other parts besides."""
 _SCALES = ("scale_weight", "weight_scale", "scaled_fp8", "comfy_quant")
 """How keys of 8-bit files of ComfyUI end whose weights are wrong without their scales; converters pass these over."""
+_FAILED = (SafetensorError, OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError)
+"""What converters raise for files that do not suit them."""
 
 
 def is_single_file(spec: str) -> bool:
@@ -48,19 +54,30 @@ def as_folder(spec: str) -> Path:
         if not folder.is_dir():
             tell(f"{file.name} is converted once, into {folder}")
             rest = _pipeline_of(config)
-            if rest is None:
-                _convert(file, config, folder)
-            else:
-                _convert_transformer(file, rest, folder)
+            with _whole(folder) as part:
+                if rest is None:
+                    _convert(file, config, part)
+                else:
+                    _convert_transformer(file, rest, part)
     return folder
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `folder` behind the block, or is gone where that fails."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        yield part
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _convert(file: Path, config: str, folder: Path) -> None:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-    from safetensors import SafetensorError, safe_open
 
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
     options = {"config": str(Path(config).expanduser())} if config else {}
     try:
         with safe_open(file, framework="pt") as content:
@@ -73,20 +90,18 @@ def _convert(file: Path, config: str, folder: Path) -> None:
             pipeline = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_single_file(
                 str(file), **options, **({} if xl else {"safety_checker": None})
             )
-            pipeline.save_pretrained(part)
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
-        shutil.rmtree(part, ignore_errors=True)
+            pipeline.save_pretrained(folder)
+    except _FAILED as error:
         raise PeftError(
             f"{file} cannot be read as a Stable Diffusion model ({first_line(error)}): without a network, name a "
             f"diffusers folder of the same architecture before it, as in FOLDER@{file.name}."
         ) from error
-    os.replace(part, folder)
 
 
 def _pipeline_of(config: str) -> Path | None:
     """The folder of a transformer's pipeline, None where `config` is none or a UNet's."""
     folder = Path(config).expanduser()
-    if config and not folder.is_dir() and config.count("/") == 1 and not config.startswith(("./", "../", "~", "/")):
+    if not folder.is_dir() and is_hub_id(config):
         folder = download(config)
     index = read_json(folder / _INDEX) if config and (folder / _INDEX).is_file() else {}
     return folder.absolute() if "transformer" in index else None
@@ -95,14 +110,8 @@ def _pipeline_of(config: str) -> Path | None:
 def _convert_transformer(file: Path, rest: Path, folder: Path) -> None:
     """The transformer of a file, by the converter that diffusers has for its class, among links to the other parts of `rest`."""
     import diffusers
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
-    index = read_json(rest / _INDEX)
-    name = str(index["transformer"][1])
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    name = str(read_json(rest / _INDEX)["transformer"][1])
     wants = "name the folder of a pipeline of the same architecture before it, as in FOLDER@" + file.name
     try:
         tensors = load_file(file)
@@ -113,25 +122,14 @@ def _convert_transformer(file: Path, rest: Path, folder: Path) -> None:
             tensors = {key.removeprefix(_INSIDE): value for key, value in tensors.items() if key.startswith(_INSIDE)}
         with quiet_loading():
             made = getattr(diffusers, name).from_single_file(tensors, config=str(rest), subfolder="transformer")
-        made.save_pretrained(part / "transformer")
+        made.save_pretrained(folder / "transformer")
         for place in rest.iterdir():
             if place.name != "transformer":
-                _link(place, part / place.name)
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        lacks = isinstance(error, KeyError | IndexError) or "meta tensor" in str(error)
+                _link(place, folder / place.name)
+    except _FAILED as error:
+        lacks = isinstance(error, LookupError) or "meta tensor" in str(error)
         why = "it lacks weights" if lacks else first_line(error)
         raise PeftError(f"{file} cannot be read as the transformer ({name}) of {rest} ({why}): {wants}.") from error
-    os.replace(part, folder)
 
 
 def _link(place: Path, at: Path) -> None:

@@ -176,7 +176,8 @@ def fit(
         return run(folder, task_of(settings, concepts), config)
 
     places = [settings["data"], settings["prior"], *(place for c in concepts for place in (c.data, c.prior, c.masks))]
-    places += [] if settings["val"] is None or share_of(settings["val"]) else [settings["val"]]
+    if share_of(settings["val"]) is None:
+        places.append(settings["val"])
     return run_once(folder, settings, work, headline, found=found(settings, concepts), fingerprint=fingerprint(places))
 
 
@@ -197,11 +198,11 @@ def check(settings: dict[str, Any]) -> list[Concept]:
     if settings["masks"] not in (None, BESIDE, ALPHA, OFF):
         settings["masks"] = absolute(settings["masks"])
     if is_control(settings) or settings["slider"].options:
-        if settings["masks"] or settings["val"]:
-            flag = "masks" if settings["masks"] else "val"
-            raise PeftError(
-                f"--{flag} is for training on captioned pictures, not for controls and sliders: leave it out."
-            )
+        for flag in ("masks", "val"):
+            if settings[flag]:
+                raise PeftError(
+                    f"--{flag} is for training on captioned pictures, not for controls and sliders: leave it out."
+                )
     if not is_control(settings):
         check_unused(settings, {"control": "control methods (controlnet, t2i_adapter, …)"})
     check_val(settings)
@@ -232,7 +233,7 @@ def check(settings: dict[str, Any]) -> list[Concept]:
 
 def check_val(settings: dict[str, Any]) -> None:
     """Raises PeftError: `--val` that is no share and no folder, or what goes with it alone."""
-    val, several = settings["val"], str(settings["data"]).endswith(".json")
+    val = settings["val"]
     if val is None:
         if settings["patience"] or settings["val_every"]:
             raise PeftError(
@@ -241,7 +242,7 @@ def check_val(settings: dict[str, Any]) -> None:
     elif share_of(val) is None:
         settings["val"] = place = str(absolute(val))
         check_place(place)
-        if several:
+        if str(settings["data"]).endswith(".json"):
             raise PeftError(
                 f"{settings['data']} lists several concepts, of which --val holds out a share: give --val 0.1."
             )

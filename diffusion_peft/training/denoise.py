@@ -14,6 +14,8 @@ from diffusion_peft.base.families import Family
 from diffusion_peft.base.texts import encode
 from diffusion_peft.training.noise import Process, denoising_loss, offset_noise
 from peft_core.jobs.runs.learning import Learning
+from peft_core.jobs.runs.optimising import put_back
+from peft_core.jobs.runs.training import stepped
 
 
 class Denoiser(Learning):
@@ -137,8 +139,7 @@ class Denoiser(Learning):
     # ---- the running mean ------------------------------------------------------------------------------------------
 
     def note(self, index: int) -> None:
-        last = index + 1 == self.trainer.num_training_batches
-        if self.decay and ((index + 1) % self.trainer.accumulate_grad_batches == 0 or last):
+        if self.decay and stepped(self.trainer, index):
             self.average(self.trainer.global_step)
         super().note(index)
 
@@ -167,16 +168,11 @@ class Denoiser(Learning):
                 yield
             return
         trained = self.trained()
-        kept = {key: parameter.detach().clone() for key, parameter in trained.items()}
-        with torch.no_grad():
-            for key, parameter in trained.items():
-                parameter.copy_(self.mean[key])
-        try:
-            yield
-        finally:
+        with put_back(trained.values()):
             with torch.no_grad():
                 for key, parameter in trained.items():
-                    parameter.copy_(kept[key])
+                    parameter.copy_(self.mean[key])
+            yield
 
 
 def _inputs(noised: dict[str, Tensor]) -> dict[str, Tensor]:

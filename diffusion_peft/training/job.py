@@ -29,7 +29,6 @@ from peft_core.jobs.hub.references import only_drawn
 from peft_core.jobs.reports.remarks import of_loss
 from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
-from peft_core.jobs.runs.optimizers import load_bitsandbytes
 from peft_core.jobs.runs.outcome import measured
 from peft_core.jobs.runs.process import tell
 from peft_core.jobs.runs.progress import Progress
@@ -49,8 +48,6 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     """
     began = time.monotonic()
     settings = task.settings
-    if settings["optimizer"] == "adamw8bit":
-        load_bitsandbytes()
     base = load_base(settings["base"], settings["dtype"])
     task.check_base(base)
     check_clip_skip(base, settings["clip_skip"])

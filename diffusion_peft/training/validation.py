@@ -10,7 +10,7 @@ from peft_data.batches import generator_of
 from torch import Tensor
 
 from diffusion_peft.data.examples import Examples
-from peft_core.jobs.runs.training import EarlyStopping, Trainer
+from peft_core.jobs.runs.training import EarlyStopping, Trainer, stepped
 from peft_core.passes.evaluating import evaluating
 
 TIMES = 8
@@ -36,9 +36,8 @@ class Validation(EarlyStopping):
         trainer.should_stop |= self.wait_count >= self.patience  # killed behind its end, it goes no further
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, out: Any, batch: Any, index: int) -> None:
-        step, last = trainer.global_step, index + 1 == trainer.num_training_batches
-        stepped = (index + 1) % trainer.accumulate_grad_batches == 0 or last
-        if self.examples is not None and stepped and (step % self.every == 0 or step == module.steps):
+        step = trainer.global_step
+        if self.examples is not None and stepped(trainer, index) and (step % self.every == 0 or step == module.steps):
             self.look(trainer, module)
 
     def look(self, trainer: Trainer, module: Any) -> None:

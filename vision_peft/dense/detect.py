@@ -138,7 +138,7 @@ class Detect(MapsTask):
         target = None if out is None else Path(out).expanduser()
         if target is not None and (target.suffix != ".json" or target.is_dir()):
             raise PeftError(f"--out {out} must be a .json file: predict writes the boxes of all pictures into it.")
-        ready, found = Ready(run, paths), []
+        ready, found = Ready(run, run.found(paths)), []
         for row, boxes in enumerate(run.stream(ready, batch_size)):
             height, width = size_or(ready.read[row], run.fit.size)
             high, wide = height / run.fit.size[0], width / run.fit.size[1]

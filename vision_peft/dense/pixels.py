@@ -41,7 +41,7 @@ class Pixels(MapsTask):
         """Writes a file for each picture, at the picture's own size, into the folder `out`, and prints `path,file`."""
         if out is None:
             raise PeftError(f"predict of a run of the task {self.name} writes a file a picture: give --out a folder.")
-        ready, folder = Ready(run, paths), Path(out).expanduser()
+        ready, folder = Ready(run, run.found(paths)), Path(out).expanduser()
         if folder.suffix and not folder.is_dir() or folder.is_file():
             raise PeftError(f"--out {out} must be a folder: predict writes a file a picture into it.")
         folder.mkdir(parents=True, exist_ok=True)

@@ -71,22 +71,18 @@ def predictions(run: Any, pictures: Sequence[str], top: int) -> Shown:
     Raises:
         PeftError: none of them can be read, or the run's predictions are no rows of a table.
     """
-    good, ready, bad = list[str](), list[Any](), list[str]()
-    for path in pictures:
-        try:
-            ready.append(run.ready(path))
-        except PeftError as error:
-            bad.append(str(error))
-        else:
-            good.append(path)
+    from peft_core.jobs.runs.use import Ready  # with torch
+
+    ready = Ready(run, pictures)
+    good = list(ready)
     if not good:
-        raise PeftError(bad[0] if bad else "drop a picture first.")
+        raise PeftError(ready.bad[0] if ready.bad else "drop a picture first.")
     shown, rows = list[tuple[Any, str]](), list[list[str]]()
-    for path, found in zip(good, run.stream(ready), strict=True):
+    for path, found in zip(ready.read, run.stream(good), strict=True):
         cells = run.cells(found, top)
         shown.append((path, " ".join(_in_words(run.columns, cells[0], 0))))
         rows += [[name_of(path), *_in_words(run.columns, each, 1)] for each in cells]
-    rows += [["", sentence, *[""] * (len(run.columns) - 1)] for sentence in bad]
+    rows += [["", sentence, *[""] * (len(run.columns) - 1)] for sentence in ready.bad]
     return Shown(shown[:CHOSEN], ["picture", *run.columns], rows)
 
 

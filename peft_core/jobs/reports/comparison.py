@@ -81,7 +81,8 @@ class Comparison(NamedTuple):
         tables = [self.grouped(own) for own in apart.values()]
         text = "\n\n".join(map(self.table, tables))
         print(text)
-        print("".join(f"\n{line}" for line in left_out), end="\n" if left_out else "")
+        if left_out:
+            print("", *left_out, sep="\n")
         if folder is not None:
             numbers = [""] if len(tables) == 1 else [f"-{number}" for number in range(1, len(tables) + 1)]
             pictures = {

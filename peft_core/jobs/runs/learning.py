@@ -20,7 +20,7 @@ from peft_core.errors import PeftError
 from peft_core.jobs.runs.folder import Diverged
 from peft_core.jobs.runs.optimising import Optimising
 from peft_core.jobs.runs.optimizers import Optimizer, check_optimizer
-from peft_core.jobs.runs.training import keep_trainables
+from peft_core.jobs.runs.training import keep_trainables, stepped
 from peft_core.saved.card import FORMAT
 from peft_core.stock import adapter_state
 
@@ -169,13 +169,13 @@ class Learning(Optimising):
     def note(self, index: int) -> None:
         """Adds the mean loss since the last note to `history`, some 200 times a run and at each epoch's end."""
         step, last = self.trainer.global_step, index + 1 == self.trainer.num_training_batches
-        stepped = (index + 1) % self.trainer.accumulate_grad_batches == 0 or last
-        if stepped:
+        behind_step = stepped(self.trainer, index)
+        if behind_step:
             for model in self.adapted().values():
                 progress, optimizer = lifecycle.Progress(min(step, self.steps), self.steps), self.optimizers(False)
                 with self._aside(model) if lifecycle.prepares_again(model, progress) else nullcontext() as losses:
                     lifecycle.after_step(model, progress, losses, optimizer)  # type: ignore[arg-type]
-        if last or (stepped and (step % max(1, self.steps // 200) == 0 or step == self.steps)):
+        if last or (behind_step and (step % max(1, self.steps // 200) == 0 or step == self.steps)):
             loss = self.check_loss()
             self.history.append(
                 {"step": step, "epoch": self.trainer.current_epoch, "lr": self.rate_of_step, "loss": loss}

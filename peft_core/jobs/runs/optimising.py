@@ -4,7 +4,7 @@ trained on."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -24,6 +24,18 @@ def rate_at(step: int, warm: int, steps: int, final: float = 0.0) -> float:
         return (step + 1) / warm
     done = min(1.0, (step - warm) / max(1, steps - warm))
     return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+
+
+@contextmanager
+def put_back(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Behind the block they hold what they held before it, to the last bit."""
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)
 
 
 class Optimising(LightningModule):
@@ -83,17 +95,14 @@ class Optimising(LightningModule):
         """Within the block the models hold the mean of their weights, where one is kept, and behind it what they held, to
         the last bit."""
         groups = [] if self.averaging is None else [g for g in self.averaging.param_groups if g["train_mode"]]
-        kept = [(p, p.detach().clone()) for group in groups for p in group["params"]]
-        if groups:
-            self.settle()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for parameter, value in kept:
-                    parameter.copy_(value)
-            for group in groups:
-                group["train_mode"] = True
+        with put_back(p for group in groups for p in group["params"]):
+            if groups:
+                self.settle()
+            try:
+                yield
+            finally:
+                for group in groups:
+                    group["train_mode"] = True
 
     def settle(self) -> None:
         """The models hold that mean for good, where there is one."""

@@ -66,7 +66,9 @@ def make_optimizer(
 
 def check_optimizer(name: str, lr: float | None = None) -> None:
     """Raises PeftError: its package is missing, or `lr` is no factor where it finds the rate by itself."""
-    if name in PACKAGES:
+    if name == "adamw8bit":
+        load_bitsandbytes()
+    elif name in PACKAGES:
         load_package(name)
     if name == "prodigy" and lr is not None and not 0.1 <= lr <= 10:
         raise PeftError(f"prodigy finds its rate, and --lr is a factor on it, usually 1: give --lr 1, not {lr:g}.")

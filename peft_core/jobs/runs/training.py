@@ -32,7 +32,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO  # noqa: E402
 from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
 
 __all__ = ["AtomicCheckpoints", "Callback", "EarlyStopping", "LightningModule", "SaveState", "among_devices", "keep_trainables",
-           "make_trainer", "planned_steps", "quiet", "read_checkpoint", "seed_everything", "train", "Trainer"]  # fmt: skip
+           "make_trainer", "planned_steps", "quiet", "read_checkpoint", "seed_everything", "stepped", "train",
+           "Trainer"]  # fmt: skip
 CHECKPOINT = "last.ckpt"
 
 
@@ -173,6 +174,12 @@ def keep_trainables(checkpoint: dict[str, Any], models: Mapping[str, nn.Module])
     checkpoint.pop("hyper_parameters", None)
 
 
+def stepped(trainer: Trainer, index: int) -> bool:
+    """Whether the optimiser stepped after this batch of an epoch: gradients are added up over several, at its end over fewer."""
+    number = index + 1
+    return number % trainer.accumulate_grad_batches == 0 or number == trainer.num_training_batches
+
+
 class SaveState(Callback):
     """Writes `last.ckpt` at the end of each epoch, and between optimiser steps once `every` seconds have passed.
 
@@ -189,7 +196,7 @@ class SaveState(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: Any, out: Any, batch: Any, index: int) -> None:
         module.note(index)
         number = index + 1
-        if number == trainer.num_training_batches or number % trainer.accumulate_grad_batches:
+        if number == trainer.num_training_batches or not stepped(trainer, index):
             return
         late = time.monotonic() - self.last >= self.every
         if trainer.world_size > 1:  # all processes must agree, and asking costs a message

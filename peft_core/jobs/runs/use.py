@@ -206,18 +206,11 @@ def print_predictions(
 
 
 class Ready:
-    """The pictures of some paths, each as `run` made it ready; those that cannot be read are passed over, to be told at the end.
+    """These pictures, each as `run.ready` makes it; those that cannot be read are passed over, to be told at the end."""
 
-    Args:
-        run: has `found` and `ready`, as `Run`.
-
-    Raises:
-        PeftError: a path that does not exist, or no picture at all.
-    """
-
-    def __init__(self, run: Any, paths: Sequence[str]) -> None:
-        self.run, self.paths = run, run.found(paths)
-        self.read: list[Path] = []
+    def __init__(self, run: Any, paths: Sequence[str | Path]) -> None:
+        self.run, self.paths = run, paths
+        self.read: list[Any] = []
         self.bad: list[str] = []
 
     def __iter__(self) -> Iterator[Any]:
@@ -244,7 +237,7 @@ def print_table(
 ) -> int:  # fmt: skip
     """A CSV (or a list in JSON) of pictures, with what `lines` gives for each of those that `run` made ready, one or several
     rows of these columns; as `print_predictions`. In JSON a picture has its path and what `listed` makes of its rows."""
-    ready = Ready(run, pictures)
+    ready = Ready(run, run.found(pictures))
     text = io.StringIO() if out is not None else sys.stdout
     writer = csv.writer(text, lineterminator="\n")
     found_of: list[dict[str, Any]] = []
