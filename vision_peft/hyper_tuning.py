@@ -132,6 +132,7 @@ def hyper_tuning(
     """
     from peft_core import adapt
     from peft_core.jobs.hub.reach import absolute
+    from peft_core.jobs.runs.optimising import rate_at
     from peft_core.lifecycle import parameter_groups
     from vision_peft.backbones import load_backbone
     from vision_peft.derived import free_folder
@@ -167,7 +168,7 @@ def hyper_tuning(
     groups = parameter_groups(predicting.hypermodel, lr, weight_decay)
     optimizer = torch.optim.AdamW(groups)
     warm = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warm, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, warm, steps))
     mean_loss = 0.0
     for step in range(steps):
         task = train.draw(step)
@@ -191,12 +192,6 @@ def hyper_tuning(
     print(f"{folder}: of {scored} tasks of {name}, nearest class mean of the frozen model {100 * accuracy['frozen']:.1f} %, "
           f"with what is predicted {100 * accuracy['predicted']:.1f} %")  # fmt: skip
     return {"accuracy": accuracy, "evaluated_on": name}
-
-
-def _rate(step: int, warm: int, steps: int) -> float:
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + torch.tensor((step - warm) / max(1, steps - warm) * torch.pi).cos().item())
 
 
 def _by_set(data: ClassificationData, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,7 +6,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from peft_data.errors import DataError, nearest
 
+T = TypeVar("T")
 # What Pillow's decoders raise for files that are broken in one way or another.
 UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
@@ -61,6 +62,14 @@ def own_size(path: Path) -> tuple[int, int]:
     """
     with open_picture(path) as image:
         return (image.width, image.height) if _lies(image) else (image.height, image.width)
+
+
+def size_or(path: Path, otherwise: T) -> tuple[int, int] | T:
+    """`own_size`, or something else where the file's header cannot be read."""
+    try:
+        return own_size(path)
+    except UNREADABLE:
+        return otherwise
 
 
 def _lies(image: Image.Image) -> bool:

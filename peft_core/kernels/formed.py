@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
+from peft_core.kernels.rebuild import Recipe, autocast_dtype, keep, kept_for, kept_of, pieces, whole
 from peft_core.kernels.sparse import convolve, product
 from peft_core.kernels.twice import gradients, is_differentiated
 
@@ -57,15 +57,14 @@ class _Formed(torch.autograd.Function):
         x = x if dtype is None else x.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
             y = _run(x, new.to(x.dtype), None if shift is None else shift.to(x.dtype), geometry)
-        ctx.form, ctx.geometry, ctx.recipe, ctx.kept = form, geometry, recipe, len(kept)
-        ctx.dtype, ctx.cast = x.dtype, dtype
-        ctx.save_for_backward(*(kept if recipe else (x,)), weight, bias, *tensors)
+        ctx.form, ctx.geometry, ctx.cast = form, geometry, dtype
+        keep(ctx, x, recipe, kept, dtype, weight, bias, *tensors)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved, geometry = ctx.saved_tensors, ctx.geometry
-        kept, (weight, bias, *tensors) = saved[: ctx.kept], saved[ctx.kept :]
+        geometry = ctx.geometry
+        kept, (weight, bias, *tensors) = kept_of(ctx)
         if is_differentiated():
 
             def run(x: Tensor, weight: Tensor, bias: Tensor | None, *tensors: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peft_core.kernels.lowrank_linear import Part, lowrank_linear, merged, merging_pays, own_rows, parts_and_factors
-from peft_core.kernels.rebuild import autocast_dtype
+from peft_core.kernels.rebuild import autocast_dtype, cast_of
 from peft_core.kernels.twice import gradients, is_differentiated
 
 
@@ -32,7 +32,7 @@ class _FrozenDownLinear(torch.autograd.Function):
                 new = merged(weight, parts, factors).to(x.dtype)
                 y = F.linear(x, new, None if bias is None else bias.to(x.dtype))
         ctx.parts, ctx.dtype, ctx.was_cast, ctx.merges = parts, x.dtype, dtype is not None, new is not None
-        ctx.save_for_backward(weight, bias, None if new is None or new.dtype == weight.dtype else new, *tensors)
+        ctx.save_for_backward(weight, bias, cast_of(new, weight), *tensors)
         return y
 
     @staticmethod

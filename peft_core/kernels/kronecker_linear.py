@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peft_core.kernels.lowrank_linear import Part, own_rows, parts_and_factors
-from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
+from peft_core.kernels.rebuild import Recipe, autocast_dtype, keep, kept_for, kept_of, pieces, whole
 from peft_core.kernels.twice import gradients, is_differentiated
 
 
@@ -74,14 +74,13 @@ class _KroneckerLinear(torch.autograd.Function):
                     own_rows(y, part).add_(through(x, w1, w2), alpha=part.scale)
             else:
                 y = F.linear(x, merged(weight, parts, factors).to(x.dtype), None if bias is None else bias.to(x.dtype))
-        ctx.parts, ctx.recipe, ctx.dtype, ctx.kept, ctx.was_cast = parts, recipe, x.dtype, len(kept), dtype is not None
-        ctx.save_for_backward(*(kept if recipe else (x,)), weight, bias, *factors)
+        ctx.parts = parts
+        keep(ctx, x, recipe, kept, dtype, weight, bias, *factors)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        kept, (weight, bias, *factors) = saved[: ctx.kept], saved[ctx.kept :]
+        kept, (weight, bias, *factors) = kept_of(ctx)
         if is_differentiated():
             dx, dw, db, *rest = gradients(
                 lambda x, w, b, *f: F.linear(x, _plain(w, ctx.parts, f).to(x.dtype), b),

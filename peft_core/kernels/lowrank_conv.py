@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.kernels.lowrank_linear import Part, merged, merging_pays
-from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, whole
+from peft_core.kernels.rebuild import Recipe, autocast_dtype, cast_of, keep, kept_for, kept_of, whole
 from peft_core.kernels.twice import gradients, is_differentiated
 
 
@@ -109,16 +109,13 @@ class _LowRankConv(torch.autograd.Function):
             with torch.autocast(x.device.type, enabled=False):
                 new = _merged(weight, part, down, up).to(x.dtype)
                 y = F.conv2d(x, new, None if bias is None else bias.to(x.dtype), *geometry)
-        ctx.geometry, ctx.part, ctx.recipe, ctx.dtype, ctx.kept = geometry, part, recipe, x.dtype, len(kept)
-        ctx.was_cast = dtype is not None
-        cast = None if new is None or new.dtype == weight.dtype else new
-        ctx.save_for_backward(*(kept if recipe else (x,)), weight, bias, cast, inner, down, up)
+        ctx.geometry, ctx.part = geometry, part
+        keep(ctx, x, recipe, kept, dtype, weight, bias, cast_of(new, weight), inner, down, up)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        kept, (weight, bias, new, inner, down, up) = saved[: ctx.kept], saved[ctx.kept :]
+        kept, (weight, bias, new, inner, down, up) = kept_of(ctx)
         if is_differentiated():
             x = whole(ctx.recipe, kept)
             dx, dw, db, d_down, d_up = gradients(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
+from peft_core.kernels.rebuild import Recipe, autocast_dtype, cast_of, keep, kept_for, kept_of, pieces, whole
 from peft_core.kernels.twice import gradients, is_differentiated
 
 ROWS = 128
@@ -68,17 +68,13 @@ class _LowRankLinear(torch.autograd.Function):
             with torch.autocast(x.device.type, enabled=False):
                 new = merged(weight, parts, factors).to(x.dtype)
                 y = F.linear(x, new, None if bias is None else bias.to(x.dtype))
-        ctx.parts, ctx.recipe, ctx.dtype, ctx.kept = parts, recipe, x.dtype, len(kept)
-        ctx.was_cast = dtype is not None
-        # a weight cast by autocast is kept, as autocast keeps the frozen linear's; else it is formed again
-        cast = None if new is None or new.dtype == weight.dtype else new
-        ctx.save_for_backward(*(kept if recipe else (x,)), weight, bias, cast, inner, *factors)
+        ctx.parts = parts
+        keep(ctx, x, recipe, kept, dtype, weight, bias, cast_of(new, weight), inner, *factors)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        kept, (weight, bias, new, inner, *factors) = saved[: ctx.kept], saved[ctx.kept :]
+        kept, (weight, bias, new, inner, *factors) = kept_of(ctx)
         if is_differentiated():
             x = whole(ctx.recipe, kept)
             dx, dw, db, *rest = gradients(

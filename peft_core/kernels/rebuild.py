@@ -89,6 +89,25 @@ def kept_for(y: Tensor) -> tuple[Recipe | None, tuple[Tensor, ...]]:
     return recipe, kept
 
 
+def keep(ctx: Any, x: Tensor, recipe: Recipe | None, kept: tuple[Tensor, ...], dtype: torch.dtype | None,
+         *others: Tensor | None) -> None:  # fmt: skip
+    """Of a layer's forward: x as it was read (under autocast to `dtype` where it is not None), or what it is made of, and other
+    tensors, for `kept_of` in its backward."""
+    ctx.recipe, ctx.kept, ctx.dtype, ctx.was_cast = recipe, len(kept), x.dtype, dtype is not None
+    ctx.save_for_backward(*(kept if recipe else (x,)), *others)
+
+
+def kept_of(ctx: Any) -> tuple[tuple[Tensor, ...], Any]:
+    """What `keep` kept of x, for `whole` and `pieces`, and the others; unpacked once, as checkpointing allows no more."""
+    saved = ctx.saved_tensors
+    return saved[: ctx.kept], saved[ctx.kept :]
+
+
+def cast_of(new: Tensor | None, weight: Tensor) -> Tensor | None:
+    """A changed weight that autocast had cast, which is kept, as autocast keeps the frozen linear's; others are formed again."""
+    return None if new is None or new.dtype == weight.dtype else new
+
+
 def _of_product(y: Tensor) -> tuple[Recipe | None, tuple[Tensor, ...]]:
     node: Any = y.grad_fn
     if node is None or node.name() != "MulBackward0" or y._version or _saved_tensors_are_hooked():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peft_core.kernels.column_sums import column_sums
-from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
+from peft_core.kernels.rebuild import Recipe, autocast_dtype, keep, kept_for, kept_of, pieces, whole
 from peft_core.kernels.twice import gradients, is_differentiated
 
 
@@ -22,14 +22,12 @@ class _ScaledInputs(torch.autograd.Function):
         x = x if dtype is None else x.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
             y = F.linear(x, (weight * scale).to(x.dtype), None if bias is None else bias.to(x.dtype))
-        ctx.recipe, ctx.kept, ctx.dtype, ctx.was_cast = recipe, len(kept), x.dtype, dtype is not None
-        ctx.save_for_backward(*(kept if recipe else (x,)), weight, bias, scale, weak)
+        keep(ctx, x, recipe, kept, dtype, weight, bias, scale, weak)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        kept, (weight, bias, scale, weak) = saved[: ctx.kept], saved[ctx.kept :]
+        kept, (weight, bias, scale, weak) = kept_of(ctx)
         if is_differentiated():
             dx, _, db, dl = gradients(
                 lambda x, w, b, s: F.linear(x, (w * s).to(x.dtype), b),

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.kernels.lowrank_linear import own_rows
-from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
+from peft_core.kernels.rebuild import Recipe, autocast_dtype, cast_of, keep, kept_for, kept_of, pieces, whole
 from peft_core.kernels.twice import gradients, is_differentiated
 
 SAMPLED_BELOW = 0.04
@@ -60,17 +60,13 @@ class _SparseLinear(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             new = merged(weight, parts, pairs).to(x.dtype)
             y = F.linear(x, new, None if bias is None else bias.to(x.dtype))
-        ctx.parts, ctx.recipe, ctx.dtype, ctx.kept = parts, recipe, x.dtype, len(kept)
-        ctx.was_cast = dtype is not None
-        # a weight cast by autocast is kept, as autocast keeps the frozen linear's; else it is formed again
-        cast = None if new.dtype == weight.dtype else new
-        ctx.save_for_backward(*(kept if recipe else (x,)), weight, bias, cast, *pairs)
+        ctx.parts = parts
+        keep(ctx, x, recipe, kept, dtype, weight, bias, cast_of(new, weight), *pairs)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        kept, (weight, bias, new, *pairs) = saved[: ctx.kept], saved[ctx.kept :]
+        kept, (weight, bias, new, *pairs) = kept_of(ctx)
         if is_differentiated():
             dx, dw, db, *rest = gradients(
                 lambda x, w, b, *p: F.linear(x, merged(w, ctx.parts, p).to(x.dtype), b),
@@ -226,16 +222,13 @@ class _SparseConv(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             new = merged(weight, (part,), pair).to(x.dtype)
             y = convolve(x, new, None if bias is None else bias.to(x.dtype), geometry)
-        ctx.geometry, ctx.part, ctx.recipe, ctx.dtype, ctx.kept = geometry, part, recipe, x.dtype, len(kept)
-        ctx.was_cast = dtype is not None
-        cast = None if new.dtype == weight.dtype else new
-        ctx.save_for_backward(*(kept if recipe else (x,)), weight, bias, cast, *pair)
+        ctx.geometry, ctx.part = geometry, part
+        keep(ctx, x, recipe, kept, dtype, weight, bias, cast_of(new, weight), *pair)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        kept, (weight, bias, new, values, indices) = saved[: ctx.kept], saved[ctx.kept :]
+        kept, (weight, bias, new, values, indices) = kept_of(ctx)
         if is_differentiated():
             dx, dw, db, d_values, _ = gradients(
                 lambda x, w, b, *p: convolve(x, merged(w, (ctx.part,), p).to(x.dtype), b, ctx.geometry),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peft_core.kernels.lowrank_linear import Part, own_rows
-from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
+from peft_core.kernels.rebuild import Recipe, autocast_dtype, cast_of, keep, kept_for, kept_of, pieces, whole
 from peft_core.kernels.sparse import product
 from peft_core.kernels.twice import gradients, is_differentiated
 
@@ -46,17 +46,14 @@ class _SummedLinear(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             new = merged(weight, parts, ups).to(x.dtype)
             y = F.linear(x, new, None if bias is None else bias.to(x.dtype))
-        ctx.parts, ctx.recipe, ctx.dtype, ctx.kept = parts, recipe, x.dtype, len(kept)
-        ctx.was_cast = dtype is not None
-        # a weight cast by autocast is kept, as autocast keeps the frozen linear's; else it is formed again
-        cast = None if new.dtype == weight.dtype else new
-        ctx.save_for_backward(*(kept if recipe else (x,)), weight, bias, cast, *ups)
+        ctx.parts = parts
+        keep(ctx, x, recipe, kept, dtype, weight, bias, cast_of(new, weight), *ups)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved, parts = ctx.saved_tensors, ctx.parts
-        kept, (weight, bias, new, *ups) = saved[: ctx.kept], saved[ctx.kept :]
+        parts = ctx.parts
+        kept, (weight, bias, new, *ups) = kept_of(ctx)
         if is_differentiated():
             dx, dw, db, *rest = gradients(
                 lambda x, w, b, *u: F.linear(x, merged(w, parts, u).to(x.dtype), b),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peft_core.kernels.lowrank_linear import Part, factor_gradients, merged, through_up
-from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
+from peft_core.kernels.rebuild import Recipe, autocast_dtype, keep, kept_for, kept_of, pieces, whole
 from peft_core.kernels.twice import gradients, is_differentiated
 
 
@@ -29,15 +29,13 @@ class _VectorPairLinear(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             new = merged(weight, parts, factors_of(quads)).to(x.dtype)
             y = F.linear(x, new, None if bias is None else bias.to(x.dtype))
-        ctx.parts, ctx.recipe, ctx.dtype, ctx.kept = parts, recipe, x.dtype, len(kept)
-        ctx.was_cast = dtype is not None
-        ctx.save_for_backward(*(kept if recipe else (x,)), weight, bias, *quads)
+        ctx.parts = parts
+        keep(ctx, x, recipe, kept, dtype, weight, bias, *quads)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        kept, (weight, bias, *quads) = saved[: ctx.kept], saved[ctx.kept :]
+        kept, (weight, bias, *quads) = kept_of(ctx)
         if is_differentiated():
             dx, dw, db, *rest = gradients(
                 lambda x, w, b, *q: F.linear(x, merged(w, ctx.parts, factors_of(q)).to(x.dtype), b),

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from peft_data import DataError, open_data
-from peft_data.detect import world_detect
 from peft_data.detect.boxes import DetectionData
-from peft_data.segment import world_dense
+from peft_data.world import dense
 from PIL import Image
 
 XML = "<annotation>{}</annotation>"
@@ -69,8 +68,7 @@ def test_voc(tmp_path: Path) -> None:
 
 def test_drawn_boxes_lie_around_their_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEFT_DATA_CACHE", str(tmp_path))
-    for module in (world_detect, world_dense):
-        monkeypatch.setattr(module, "SPLITS", {"train": 10, "val": 2, "test": 2})
+    monkeypatch.setattr(dense, "SPLITS", {"train": 10, "val": 2, "test": 2})
     data, masks = (
         open_data("world/detect/rooms", task="detect", size=32),
         open_data("world/dense/rooms", task="segment", size=32),

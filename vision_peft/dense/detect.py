@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from peft_data.batches import Batch
-from peft_data.pictures import UNREADABLE, own_size
+from peft_data.pictures import size_or
 from PIL import ImageDraw
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from vision_peft.dense.boxes import detections, loss
 from vision_peft.dense.detector import detector
 from vision_peft.dense.precision import BoxScores, scores
 from vision_peft.dense.segment import palette
-from vision_peft.dense.task import MapsTask
+from vision_peft.dense.task import MapsTask, alike
 from vision_peft.tasks.base import Rows, by_name
 from vision_peft.tasks.outcome import each_class, write
 
@@ -56,11 +56,9 @@ class Detect(MapsTask):
 
     def augmented(self, augment: Any, batch: Batch, chance: torch.Generator) -> tuple[Tensor, Tensor]:
         """Pictures and their boxes, both mirrored or none."""
-        state = chance.get_state()
-        images = augment(batch.images, chance)
-        chance.set_state(state)
-        sides = torch.tensor([0, 1], dtype=images.dtype, device=images.device).expand(len(images), 1, 1, 2)
-        turned = (augment(sides, chance)[:, 0, 0, :1] == 1) & (batch.labels[..., 0] >= 0)
+        sides = torch.tensor([0, 1], device=batch.images.device).expand(len(batch.images), 1, 1, 2)
+        images, sides = alike(augment, chance, batch.images, sides)
+        turned = (sides[:, 0, 0, :1] == 1) & (batch.labels[..., 0] >= 0)
         boxes = batch.labels.clone()
         boxes[..., 1] = torch.where(turned, images.shape[-1] - batch.labels[..., 3], batch.labels[..., 1])
         boxes[..., 3] = torch.where(turned, images.shape[-1] - batch.labels[..., 1], batch.labels[..., 3])
@@ -142,10 +140,7 @@ class Detect(MapsTask):
             raise PeftError(f"--out {out} must be a .json file: predict writes the boxes of all pictures into it.")
         ready, found = Ready(run, paths), []
         for row, boxes in enumerate(run.stream(ready, batch_size)):
-            try:
-                height, width = own_size(ready.read[row])
-            except UNREADABLE:
-                height, width = run.fit.size
+            height, width = size_or(ready.read[row], run.fit.size)
             high, wide = height / run.fit.size[0], width / run.fit.size[1]
             each = [
                 {"class": self.class_names[int(kind)], "score": round(score, 4),

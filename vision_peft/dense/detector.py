@@ -12,7 +12,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from peft_core.errors import PeftError
 from peft_core.jobs.hub.backbone import Backbone
 from vision_peft.dense.maps import OnMaps, check_maps, image_at, is_plain
-from vision_peft.dense.model import conv, resized
+from vision_peft.dense.model import brought, conv, top_down
 
 LEVELS, CONVOLUTIONS = 3, 2
 GROUP = 32
@@ -42,13 +42,7 @@ class BoxHead(nn.Module):
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Outputs as `vision_peft.dense.boxes` has them, of pictures of this height and width."""
         maps = list(maps) * (len(self.scales) // len(maps))  # one map of a plain ViT at several sizes
-        levels = []
-        for norm, lateral, scale, each in zip(self.norms, self.lateral, self.scales, maps, strict=True):
-            height, width = (max(1, round(side * scale)) for side in each.shape[-2:])
-            levels.append(lateral(resized(norm(each), (height, width))))
-        for level in range(len(self.smooth) - 1, -1, -1):
-            up = resized(levels[level + 1], levels[level].shape[-2:])
-            levels[level] = self.smooth[level](levels[level] + up)
+        levels = top_down(brought(maps, self.scales, self.norms, self.lateral), self.smooth)
         found = self.fcos(levels)
         parts = [found["cls_logits"], found["bbox_ctrness"], found["bbox_regression"]]
         around = torch.cat([places_of(each.shape[-2:], size, each.device) for each in levels])
@@ -89,15 +83,10 @@ def detector(
     if width % GROUP:
         raise PeftError(f"--dense.width {width} of a detector must be a multiple of {GROUP}: choose 64, 128 or 256.")
     model, about = image_at(load, name, drop_path, size)
-    count = len(model.feature_info)
-    if is_plain(model):
-        scales = (2.0, 1.0, 0.5) if head == "pyramid" else (1.0,)
-        levels = [count - 1]
-    else:
-        levels = list(range(count))[-LEVELS:]
-        scales = (1.0,) * len(levels)
-    widths = [model.feature_info[each]["num_chs"] for each in levels]
-    widths = widths * len(scales) if is_plain(model) else widths
+    plain = is_plain(model)
+    levels = list(range(len(model.feature_info)))[-1 if plain else -LEVELS :]
+    scales = (2.0, 1.0, 0.5) if plain and head == "pyramid" else (1.0,) * len(levels)
+    widths = [model.feature_info[each]["num_chs"] for each in levels] * (len(scales) // len(levels))
     check_maps(model, levels, about, name)
     made = Detector(model, BoxHead(widths, scales, outputs, width, head == "pyramid"), levels)
     return made, about

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,25 @@ def conv(inside: int, out: int, kernel: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inside, out, kernel, padding=kernel // 2, bias=False), LayerNorm2d(out), nn.GELU())
 
 
+def brought(
+    maps: Sequence[Tensor], scales: Sequence[float], norms: Iterable[nn.Module], lateral: Iterable[nn.Module]
+) -> list[Tensor]:
+    """Each map normalised, at `scale` times its size, and at the width of its layer."""
+    levels = []
+    for norm, layer, scale, each in zip(norms, lateral, scales, maps, strict=True):
+        height, width = (max(1, round(side * scale)) for side in each.shape[-2:])
+        levels.append(layer(resized(norm(each), (height, width))))
+    return levels
+
+
+def top_down(levels: Sequence[Tensor], smooth: nn.ModuleList) -> list[Tensor]:
+    """l_i ← smooth_i(l_i + up(l_{i+1})) from the coarsest but one on; the levels as they are where there is no such layer."""
+    levels = list(levels)
+    for level in reversed(range(len(smooth))):
+        levels[level] = smooth[level](levels[level] + resized(levels[level + 1], levels[level].shape[-2:]))
+    return levels
+
+
 class PyramidHead(nn.Module):
     """UPerNet (Xiao et al., ECCV 2018) with few channels: the coarsest map with its means over 1, 2, 3 and 6 parts a side, then
     top down l_i ← conv(l_i + up(l_{i+1})), all levels fused at the finest. The maps of a plain ViT, all of one size, come to
@@ -69,18 +88,14 @@ class PyramidHead(nn.Module):
         self.out = nn.Conv2d(width, outputs, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        levels = []
-        for norm, lateral, scale, each in zip(self.norms, self.lateral, self.scales, maps, strict=True):
-            height, width = (max(1, round(side * scale)) for side in each.shape[-2:])
-            levels.append(lateral(resized(norm(each), (height, width))))
+        levels = brought(maps, self.scales, self.norms, self.lateral)
         top, size = levels[-1], levels[-1].shape[-2:]
         parts = [
             resized(part(F.adaptive_avg_pool2d(top, bins)), size)
             for part, bins in zip(self.pooled, (1, 2, 3, 6), strict=True)
         ]
         levels[-1] = self.context(torch.cat([top, *parts], 1))
-        for level in range(len(levels) - 2, -1, -1):
-            levels[level] = self.smooth[level](levels[level] + resized(levels[level + 1], levels[level].shape[-2:]))
+        levels = top_down(levels, self.smooth)
         finest = levels[0].shape[-2:]
         return self.out(self.fuse(torch.cat([resized(each, finest) for each in levels], 1)))
 

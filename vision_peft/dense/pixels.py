@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import torch
 from peft_data.batches import Batch
-from peft_data.pictures import UNREADABLE, own_size
+from peft_data.pictures import size_or
 from torch import Tensor
 
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.use import Ready
-from vision_peft.dense.task import MapsTask
+from vision_peft.dense.task import MapsTask, alike
 
 
 class Pixels(MapsTask):
@@ -34,10 +34,8 @@ class Pixels(MapsTask):
 
     def augmented(self, augment: Any, batch: Batch, chance: torch.Generator) -> tuple[Tensor, Tensor]:
         """Pictures and the labels of their pixels, both mirrored or none."""
-        state = chance.get_state()
-        images = augment(batch.images, chance)
-        chance.set_state(state)
-        return images, augment(batch.labels[:, None], chance)[:, 0]
+        images, labels = alike(augment, chance, batch.images, batch.labels[:, None])
+        return images, labels[:, 0]
 
     def write_predictions(self, run: Any, paths: Sequence[str], out: str | None, batch_size: int, program: str) -> int:
         """Writes a file for each picture, at the picture's own size, into the folder `out`, and prints `path,file`."""
@@ -57,11 +55,7 @@ class Pixels(MapsTask):
                 name = f"{path.stem}_{number}"
             taken.add(name)
             target = folder / f"{name}{self.suffix}"
-            try:
-                size = own_size(path)
-            except UNREADABLE:
-                size = tuple(prediction.shape[-2:])
-            self.save(prediction, size, target)
+            self.save(prediction, size_or(path, run.fit.size), target)
             table.writerow((path, target))
         print("path,file\n" + text.getvalue(), end="")
         return ready.told(program)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from peft_data.base import ClassificationData
-from torch import nn
+from torch import Tensor, nn
 
 from peft_core.errors import PeftError
 from peft_core.jobs.hub.backbone import Backbone
@@ -16,6 +17,15 @@ from vision_peft.dense.model import dense_model
 from vision_peft.tasks.base import Task, refuse_smoothing
 
 AUGMENTS = ("none", "flip")
+
+
+def alike(augment: Callable, chance: torch.Generator, *batches: Tensor) -> list[Tensor]:
+    """Each of the batches changed by the same draws."""
+    state, out = chance.get_state(), []
+    for each in batches:
+        chance.set_state(state)
+        out.append(augment(each, chance))
+    return out
 
 
 class MapsTask(Task):

@@ -15,7 +15,7 @@ from peft_data.annotations.base import Annotated, split_up
 from peft_data.base import ClassificationData, Pictures
 from peft_data.errors import DataError, listing
 from peft_data.findings import with_findings
-from peft_data.pictures import UNREADABLE, own_size
+from peft_data.pictures import size_or
 from peft_data.splits import check_shares
 
 SLACK = 2.0
@@ -80,7 +80,7 @@ def detection(
     where = {row: path for part in three for row, path in zip(part.labels.tolist(), part.items, strict=True)}
     empty, wrong, row = 0, [], 0
     with ThreadPoolExecutor(8) as threads:
-        sizes = list(threads.map(_size, [where[each] for each in range(start)]))
+        sizes = list(threads.map(lambda row: size_or(where[row], None), range(start)))  # None: told where it is decoded
     for part in parts.values():
         for things, boxes, hard in zip(part.things, part.boxes, part.hard, strict=True):
             made, outside, none = _parts(boxes, sizes[row])
@@ -99,13 +99,6 @@ def detection(
         notes.append(f"{empty} boxes have no width or no height and are left out")
     data = DetectionData(Path(name).stem, tuple(classes), *three, boxes=tuple(kept))
     return with_findings(data, notes, drawn=drawn)
-
-
-def _size(path: Path) -> tuple[int, int] | None:
-    try:
-        return own_size(path)
-    except UNREADABLE:
-        return None  # told where it is decoded
 
 
 def _said(size: tuple[int, int] | None) -> str:

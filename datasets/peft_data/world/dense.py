@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 
+from peft_data.base import Pictures
+from peft_data.errors import DataError, nearest
+
+from .cache import cached
 from .canvas import finish
 from .draw import Draw
 from .natural import cluttered
@@ -18,6 +22,8 @@ from .textures import TEXTURES
 SIZE = 96
 SPLITS = {"train": 800, "val": 200, "test": 200}
 BLOCK = 40
+VERSION = 3
+"""Part of the cache's key: raised whenever any kept byte changes."""
 THINGS = ("square", "star", "plus", "half moon", "gear", "heart", "arrow", "rosette")
 ROOM = ("wall", "floor", "circle", "square", "triangle", "hexagon", "drop", "star")
 PATTERNS = ("plain", "stripes", "checks", "dots", "rings", "bricks", "mesh", "scales")
@@ -84,3 +90,26 @@ def draw_dense(task: str, split: str, n: int, seed: int = 0, size: int = SIZE) -
         )
     names = ("pictures", "masks", "depths", "boxes", "kinds")
     return {name: torch.cat(each) for name, each in zip(names, zip(*parts, strict=True), strict=True)}
+
+
+def kept_dense(
+    name: str, names: Collection[str], seed: int, size: int
+) -> tuple[str, list[Pictures], dict[str, torch.Tensor]]:
+    """The task of a name `world/<kind>/<task>`; train, val and test, whose labels are rows of the tensors; and `masks`, `boxes`
+    and `kinds` (`draw_dense`) of all of them. They are drawn and kept once for all kinds.
+
+    Raises:
+        DataError: it is none of `names`, or there is no space to keep it.
+    """
+    task = name.rpartition("/")[2]
+    if name not in names:
+        raise DataError(f"there is no task {task!r} in the drawn world{nearest(name, names)}")
+
+    def make() -> dict[str, torch.Tensor]:
+        drawn = [draw_dense(task, split, count, seed, size) for split, count in SPLITS.items()]
+        return {key: torch.cat([each[key] for each in drawn]) for key in ("pictures", "masks", "boxes", "kinds")}
+
+    kept, counts = cached(f"world/dense-v{VERSION}/{task}-{size}px-seed{seed}", make), list(SPLITS.values())
+    rows = torch.arange(sum(counts)).split(counts)
+    parts = zip(SPLITS, kept.pop("pictures").split(counts), rows, strict=True)
+    return task, [Pictures(pictures, own, split=split) for split, pictures, own in parts], kept

@@ -18,6 +18,14 @@ SCHEDULE_FREE = ("schedule_free",)
 """Those that keep such a mean in place of a falling rate."""
 
 
+def rate_at(step: int, warm: int, steps: int, final: float = 0.0) -> float:
+    """Of the highest rate: it rises over `warm` steps, then falls to `final` along a cosine."""
+    if step < warm:
+        return (step + 1) / warm
+    done = min(1.0, (step - warm) / max(1, steps - warm))
+    return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+
+
 class Optimising(LightningModule):
     """What `Learning` says of its settings is done here."""
 
@@ -44,10 +52,7 @@ class Optimising(LightningModule):
         def factor(step: int) -> float:
             if self.averaging is not None:
                 return 1.0
-            if step < warm:
-                return (step + 1) / warm
-            done = min(1.0, (step - warm) / max(1, self.steps - warm))
-            return self.final_lr + (1 - self.final_lr) * (1 + math.cos(math.pi * done)) / 2
+            return rate_at(step, warm, self.steps, self.final_lr)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
