@@ -174,6 +174,18 @@ class Learner(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         return self.clip.image_features(images, self.projected)
 
+    def frozen_features(self, images: Tensor | None) -> Tensor:
+        """B E, not normalised: what the model's image tower gives without what is learnt, for a loss to compare with.
+
+        Raises:
+            PeftError: there are no images, because features were cached.
+        """
+        if images is None:
+            name = self.method.name
+            raise PeftError(f"{name} compares with the frozen image features, so its loss needs the images.")
+        with torch.no_grad():
+            return self.clip.model.encode_image(images, normalize=False)
+
     def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
         """B C from image features B E; `weights` are `weights()`, where they are at hand."""
         return self.clip.compare(features, self.weights() if weights is None else weights)

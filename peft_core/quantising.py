@@ -74,8 +74,7 @@ def as_they_were(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[No
         yield
     finally:
         for path, module in packed.items():
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, module)
+            _put(model, path, module)
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:

@@ -11,7 +11,6 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,18 +20,6 @@ from torch import Tensor
 PACKAGES = ("peft_core", "vision_peft", "clip_peft", "diffusion_peft", "peft_data")
 WATCHED: list[str] = []
 """Functions and methods whose shapes are checked, by their dotted names."""
-
-
-def declaring() -> list[str]:
-    """The modules that declare shapes."""
-    root = Path(__file__).parent.parent
-    found = []
-    for package in PACKAGES:
-        folder = root / "datasets" if package == "peft_data" else root
-        for file in sorted((folder / package).rglob("*.py")):
-            if "Annotated[Tensor" in file.read_text(encoding="utf-8"):
-                found.append(".".join(file.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"))
-    return found
 
 
 def shapes_of(function: Callable[..., Any]) -> dict[str, str]:

@@ -10,7 +10,6 @@ from clip_peft.frozen import Clip
 from clip_peft.learner import Learner, OpenVocabularyMethod
 from clip_peft.parts.deep_prompts import CoupledPrompts
 from clip_peft.parts.feature_adapter import FeatureAdapter
-from peft_core.errors import PeftError
 from peft_core.values import Count, NotNegative, Share
 
 
@@ -80,11 +79,8 @@ class _CoPrompt(CoupledPrompts):
         return super().logits(self.of_pictures(features), weights)
 
     def loss(self, features: Tensor, labels: Tensor, images: Tensor | None = None) -> Tensor:
-        if images is None:
-            raise PeftError("co_prompt compares with the frozen image features, so its loss needs the images.")
-        with torch.no_grad():
-            other = images[:, 1] if images.dim() == 5 else images
-            frozen = F.normalize(self.clip.model.encode_image(other, normalize=False), dim=-1)
+        other = images[:, 1] if images is not None and images.dim() == 5 else images
+        frozen = F.normalize(self.frozen_features(other), dim=-1)
         hand = self.hand[torch.randint(len(self.hand_passes), ())]
         f, t = F.normalize(self.of_pictures(features), dim=-1), self.weights()
         apart = (1 - (t * hand).sum(-1)).mean() + (1 - (f * frozen).sum(-1)).mean()

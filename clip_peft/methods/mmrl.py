@@ -179,10 +179,7 @@ class _MMRL(TemplateLearner):
         return share * of_class + (1 - share) * of_tokens if self.names == self.trained else of_class
 
     def loss(self, features: Tensor, labels: Tensor, images: Tensor | None = None) -> Tensor:
-        if images is None:
-            raise PeftError("mmrl compares with the frozen image features, so its loss needs the images.")
-        with torch.no_grad():
-            frozen = self.clip.model.encode_image(images, normalize=False)
+        frozen = self.frozen_features(images)
         texts, share = self.weights(), self.method.share
         of_class, of_tokens = (F.cross_entropy(logits, labels) for logits in self.apart(features, texts))
         far = 2 - F.cosine_similarity(features.chunk(2, dim=-1)[0], frozen).mean() - (texts * self.hand).sum(-1).mean()

@@ -11,7 +11,6 @@ from clip_peft.frozen import Clip, raw_features
 from clip_peft.learner import Learner
 from clip_peft.parts.context import ContextMethod
 from clip_peft.parts.deep_prompts import DeepPrompts
-from peft_core.errors import PeftError
 from peft_core.values import Count, NotNegative, Positive, Range
 
 
@@ -76,10 +75,8 @@ class _PromptSRC(DeepPrompts):
         return list(self.image_prompts)
 
     def loss(self, features: Tensor, labels: Tensor, images: Tensor | None = None) -> Tensor:
-        if images is None:
-            raise PeftError("promptsrc compares with the frozen image features, so its loss needs the images.")
+        frozen = F.normalize(self.frozen_features(images), dim=-1)
         with torch.no_grad():
-            frozen = F.normalize(self.clip.model.encode_image(images, normalize=False), dim=-1)
             teacher = self.clip.compare(frozen, self.hand)
         f, t = F.normalize(features, dim=-1), self.weights()
         logits = self.clip.compare(features, t)

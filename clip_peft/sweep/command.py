@@ -80,10 +80,13 @@ def sweep(
     folder, methods = Path(how["out"]).expanduser().absolute(), plan["methods"]
     own = own_settings(plan)
     asked = list(trials(plan["protocol"], plan["data"], plan["targets"], methods, plan["seeds"], plan["shots"]))
-    recipes = {
-        trial.method: fit.resolve([("", settings_of(trial, folder, own[trial.method], plan["backbone"]))])
-        for trial in asked
-    }  # a mistake is told before anything runs
+
+    def settings(trial: Trial) -> dict[str, Any]:
+        return settings_of(trial, folder, own[trial.method], plan["backbone"])
+
+    each_once = {trial.method: trial for trial in asked}
+    # a mistake is told before anything runs
+    recipes = {method: fit.resolve([("", settings(trial))]) for method, trial in each_once.items()}
     from clip_peft.sweep.report import write_rates, write_tables
     from clip_peft.sweep.worker import carry_out
     from peft_core.jobs.sweep.folder import SweepFolder
@@ -95,7 +98,10 @@ def sweep(
     began, chosen = time.monotonic(), {}
 
     def parcel(trial: Trial, out: Path) -> tuple[Any, ...]:
-        return trial, settings_of(trial, folder, own[trial.method], plan["backbone"]), overwrite
+        return trial, settings(trial), overwrite
+
+    def found_by(trial: Trial, outcome: Outcome) -> list[Row]:
+        return (outcome.results or {}).get("rows") or unscored(trial)
 
     def say(trial: Trial, outcome: Outcome, found: list[Row], counted: str) -> None:
         words = ", ".join(
@@ -107,23 +113,25 @@ def sweep(
         """Method -> its rate, chosen on val."""
         lr: dict[str, float] = {name: each["lr"] for name, each in recipes.items() if each["lr"] != "find"}
         times = ordered(plan["rates"])
+        tried: dict[Trial, Tried] = {}
         found: dict[Tried, list[Row]] = {}
+
+        def noted(trial: Trial, outcome: Outcome) -> None:
+            got = found_by(trial, outcome)
+            found.setdefault(tried[trial], []).extend(got)
+            say(trial, outcome, got, f"rate {tried[trial].times:g} ×")
+            if not got[0]["trained_parameters"] and not outcome.error:
+                lr.pop(trial.method, None)
+
         for some in (times[:1], times[1:]):  # who trains nothing shows with the first
-            tried = {trial: rate for rate, trial in candidates(asked, lr, some)}
-
-            def noted(trial: Trial, outcome: Outcome, tried: dict[Trial, Tried] = tried) -> None:
-                got = (outcome.results or {}).get("rows") or unscored(trial)
-                found.setdefault(tried[trial], []).extend(got)
-                say(trial, outcome, got, f"rate {tried[trial].times:g} ×")
-                if not got[0]["trained_parameters"] and not outcome.error:
-                    lr.pop(trial.method, None)
-
-            pool.run(tried, noted)
+            now = {trial: rate for rate, trial in candidates(asked, lr, some)}
+            tried |= now
+            pool.run(now, noted)
         write_rates(folder, found, lr)
         return {name: f"{one.times * lr[name]:.6g}" for name, one in best(found).items() if name in lr}
 
     def done(trial: Trial, outcome: Outcome) -> None:
-        rows[trial] = (outcome.results or {}).get("rows") or unscored(trial)
+        rows[trial] = found_by(trial, outcome)
         failed.extend([f"{trial}: {outcome.error}"] if outcome.error else [])
         say(trial, outcome, rows[trial], f"{len(rows)}/{len(asked)}")
         if len(rows) % 8 == 0 or len(rows) == len(asked):
@@ -133,7 +141,8 @@ def sweep(
     with SweepFolder(how["out"], plan, overwrite, "clip_peft sweep", WRITTEN):
         workers, threads = default_workers(how["workers"], how["threads"])
         with Pool(workers, threads, folder, carry_out, parcel) as pool:
-            chosen.update(choose(pool) if plan["rates"] else {})
+            if plan["rates"]:
+                chosen.update(choose(pool))
             waiting = [at_rates(trial, chosen) for trial in asked]
             first = {(trial.data, trial.method): trial for trial in reversed(waiting)}
             pool.run(first.values(), done)
@@ -158,7 +167,8 @@ def own_settings(plan: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
 def settings_of(trial: Trial, folder: Path, own: Iterable[tuple[str, str]], backbone: str) -> dict[str, Any]:
     """`fit`'s settings of a run."""
     place = f"{slug(trial.data)}/{slug(trial.method)}/{trial.shots}shots-{trial.classes}-seed{trial.seed}"
-    place += "".join(f"-{key}{value}" for key, value in trial.options if key in CHOSEN)
+    again = [(key, value) for key, value in trial.options if key in CHOSEN]
+    place += "".join(f"-{key}{value}" for key, value in again)
     settings = {"data": {"name": trial.data}, "method": {"name": trial.method}, "backbone": backbone}
     settings |= {
         "shots": trial.shots,
@@ -166,5 +176,4 @@ def settings_of(trial: Trial, folder: Path, own: Iterable[tuple[str, str]], back
         "seed": trial.seed,
         "out": str(folder / "runs" / place),
     }
-    settings = nested(nested(settings, trial.options), own)
-    return nested(settings, [(key, value) for key, value in trial.options if key in CHOSEN])
+    return nested(settings, [*trial.options, *own, *again])

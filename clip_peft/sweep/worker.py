@@ -55,8 +55,8 @@ def carry_out(trial: Trial, settings: dict[str, Any], overwrite: bool) -> Outcom
 def use_seconds(run: Path) -> float:
     """Seconds that the run takes to name a picture, everything of it computed anew but the class texts: of this process's
     processors, or of the clock where it runs on a GPU. Kept beside the run."""
-    adapter = _adapter(run)
-    if (run / USE).is_file() and (found := read_json(run / USE, "delete it")).get("adapter") == adapter:
+    made_from = {"adapter": _adapter(run)}
+    if (found := _kept(run / USE, made_from)) is not None:
         return found["seconds"]
     loaded = load_run(str(run), CLIP)
     data, fit = Data.of(loaded.config), loaded.fit
@@ -70,7 +70,7 @@ def use_seconds(run: Path) -> float:
         for _ in batches_of_logits(loaded.encoder, decoded):
             pass
         times.append((now() - began) / len(decoded))
-    write_files(run, {USE: json.dumps({"adapter": adapter, "seconds": min(times)}).encode()})
+    write_files(run, {USE: json.dumps(made_from | {"seconds": min(times)}).encode()})
     return min(times)
 
 
@@ -81,10 +81,8 @@ def scored(run: Path, data: dict[str, Any], target: str | None, classes: str) ->
     chosen = (other or Data(data["name"], {key: value for key, value in data.items() if key != "name"})).absolute()
     made_from = {"adapter": _adapter(run), "data": fingerprint(chosen.open())}
     name = f"scores-{slug(target or data['name'])}-{classes}.json"
-    if (run / name).is_file():
-        found = read_json(run / name, "delete it")
-        if all(found.get(key) == value for key, value in made_from.items()):
-            return found
+    if (found := _kept(run / name, made_from)) is not None:
+        return found
     try:
         found = report(str(run), chosen if target else None, "test", classes, True, quiet=True)
     except OtherClasses:
@@ -92,6 +90,12 @@ def scored(run: Path, data: dict[str, Any], target: str | None, classes: str) ->
     found |= made_from
     write_files(run, {name: json.dumps(found).encode()})
     return found
+
+
+def _kept(file: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """What a file beside a run holds, if it was made from the same."""
+    found = read_json(file, "delete it") if file.is_file() else {}
+    return found if all(found.get(key) == value for key, value in made_from.items()) else None
 
 
 def _adapter(run: Path) -> str:

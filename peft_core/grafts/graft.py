@@ -7,7 +7,7 @@ whose forward runs with the changed weight (`weight_changes`); everything else a
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -130,6 +130,7 @@ class Delta(Graft):
     reads_input: bool = False
     called: bool = True
     """False where the module's owner reads its weight and does not call it."""
+    _looked: tuple[Any, Any] | None = None
 
     def __init__(self, rows: tuple[int, int] | None = None):
         super().__init__()
@@ -168,6 +169,14 @@ class Delta(Graft):
 
     def on_output(self, y: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define on_output(y) where it maps the output")
+
+    def once_a_step(self, parameters: Iterable[Tensor], others: Any, look: Callable[[], Any]) -> Any:
+        """look(), which depends on these parameters and on `others`: what costs a synchronisation is looked for anew only after
+        an optimiser step, or where another parameter stands in one's place."""
+        key = (*((id(parameter), parameter._version) for parameter in parameters), others)
+        if self._looked is None or self._looked[0] != key:
+            self._looked = key, look()
+        return self._looked[1]
 
     def look_up(self, ids: Tensor, rows: Tensor) -> Tensor:
         """Of an embedding: the rows for these ids, from those that the stock table gives."""

@@ -135,7 +135,6 @@ class Decomposed(LowRank):
     def __init__(self, weight: Tensor, rows: tuple[int, int] | None, rank: int, scale: float, current: Tensor):
         super().__init__(weight, rows, rank, scale)
         self.magnitude = nn.Parameter(row_norms(current.to(self.A.dtype)))
-        self._checked: tuple[Any, Tensor | None] | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         v = torch.add(weight, (self.B @ self.A).view(weight.shape), alpha=self.scale)
@@ -145,16 +144,16 @@ class Decomposed(LowRank):
     @torch.no_grad()
     def weak(self, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, deltas: list["Decomposed"]
              ) -> Tensor | None:  # fmt: skip
-        """Rows of V x / ‖V‖ that are computed again, of all these changes of one weight; looked for once after each
-        optimiser step, as it costs a synchronisation."""
-        key = (tuple((id(delta.magnitude), delta.magnitude._version) for delta in deltas), dtype, x.device)
-        if self._checked is None or self._checked[0] != key:
+        """Rows of V x / ‖V‖ that are computed again, of all these changes of one weight."""
+
+        def look() -> Tensor | None:
             magnitude = torch.full((len(weight),), torch.inf, dtype=self.magnitude.dtype, device=weight.device)
             for delta in deltas:
                 magnitude[slice(None) if delta.rows is None else slice(*delta.rows)] = delta.magnitude.detach()
             spread = spread_of(x, weight) * (magnitude / row_norms(weight))
-            self._checked = key, weak_rows(spread, bias, magnitude, dtype)
-        return self._checked[1]
+            return weak_rows(spread, bias, magnitude, dtype)
+
+        return self.once_a_step((delta.magnitude for delta in deltas), (dtype, x.device), look)
 
     kernel = staticmethod(decomposed_linear)
     conv_kernel = None

@@ -59,10 +59,10 @@ class Hypermodel(nn.Module):
         self.reads = nn.Sequential(nn.LayerNorm(2 * features), nn.Linear(2 * features, width))
         self.enters = nn.Linear(self.start.shape[1], width)
         heads = next(heads for heads in range(max(1, width // 32), 0, -1) if width % heads == 0)
-        make = lambda: nn.TransformerDecoderLayer(  # noqa: E731
-            width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        self.decoder = nn.ModuleList(
+            nn.TransformerDecoderLayer(width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+            for _ in range(layers)
         )
-        self.decoder = nn.ModuleList(make() for _ in range(layers))
         self.leaves = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.start.shape[1], bias=False))
         leaves: Any = self.leaves[1]
         nn.init.normal_(leaves.weight, std=1e-3)

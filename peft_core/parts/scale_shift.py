@@ -103,7 +103,6 @@ class ScaleShift(Delta):
         options: dict[str, Any] = dict(device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
         self.gamma = nn.Parameter(torch.empty(out, **options).normal_(1.0, init_std))
         self.beta = nn.Parameter(torch.empty(out, **options).normal_(0.0, init_std))
-        self._checked: tuple[Any, Tensor | None] | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         return (weight * self.gamma.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
@@ -113,12 +112,13 @@ class ScaleShift(Delta):
 
     @torch.no_grad()
     def weak(self, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Rows whose z is computed again; looked for once after each optimiser step, as it costs a synchronisation."""
-        key = (id(self.gamma), self.gamma._version, id(self.beta), self.beta._version, dtype, x.device)
-        if self._checked is None or self._checked[0] != key:
+        """Rows whose z is computed again."""
+
+        def look() -> Tensor | None:
             shift = self.beta if bias is None else torch.addcmul(self.beta, bias, self.gamma)
             spread = spread_of(x, weight) * self.gamma.detach().abs()
-            self._checked = key, weak_rows(spread, shift, self.gamma, dtype)
-        return self._checked[1]
+            return weak_rows(spread, shift, self.gamma, dtype)
+
+        return self.once_a_step((self.gamma, self.beta), (dtype, x.device), look)
 
     kernel = staticmethod(scale_shift_linear)

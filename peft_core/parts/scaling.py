@@ -22,15 +22,14 @@ class _Scale(Delta):
     """Holds l, starting at 1."""
 
     scale: nn.Parameter
-    _checked: tuple[Any, Tensor | None] | None = None
 
     @torch.no_grad()
     def weak(self, scale: Tensor, deltas: Sequence[Any]) -> Tensor | None:
-        """What l hides; looked for once after each optimiser step, as it costs a synchronisation."""
-        key = (tuple((id(delta.scale), delta.scale._version, delta.factor) for delta in deltas), scale.device)
-        if self._checked is None or self._checked[0] != key:
-            self._checked = key, weak_rows(scale, None, scale, scale.dtype)
-        return self._checked[1]
+        """What l hides."""
+        others = ([delta.factor for delta in deltas], scale.device)
+        return self.once_a_step(
+            (delta.scale for delta in deltas), others, lambda: weak_rows(scale, None, scale, scale.dtype)
+        )
 
 
 class OutputScale(_Scale):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peft_core.errors import PeftError
 from peft_core.files import read_json
-from peft_core.saved.fingerprint import BUCKETS
+from peft_core.saved.fingerprint import BUCKETS, is_sketch
 
 WEIGHTS, CARD, FORMAT = "adapter.safetensors", "adapter.json", 2
 
@@ -55,8 +55,7 @@ def _wrong_in(card: Any) -> str | None:
         return found
     if not card["adaptations"]:
         return "adaptations is empty"
-    numbers = card["backbone"]["fingerprint"]
-    if len(numbers) != BUCKETS or not all(isinstance(number, int | float) for number in numbers):
+    if not is_sketch(card["backbone"]["fingerprint"]):
         return f"backbone.fingerprint is no list of {BUCKETS} numbers"
     also = card.get("also_trained", [])
     return (

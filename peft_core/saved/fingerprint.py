@@ -3,7 +3,7 @@
 import re
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,15 @@ def backbone_of(model: nn.Module, without: Iterable[str] = ()) -> dict[str, Any]
             frozen = {k: p for k, p in frozen.items() if k not in own}
             if not own & left_out:
                 frozen[f"{path}.weight"], sizes[f"{path}.weight"] = packed, packed.shape[0] * packed.shape[1]
-    whole, without_positions = _sketches(frozen)
-    positions = sum(sizes[key] for key in frozen if _OF_SIZE.search(key))
-    count = sum(sizes[key] for key in frozen)
+    positions = {key: frozen.pop(key) for key in list(frozen) if _OF_SIZE.search(key)}
+    without_positions, whole = _sketches(frozen, positions)
+    count, more = (sum(sizes[key] for key in part) for part in (frozen, positions))
     return {
         "class": f"{stock.__module__}.{stock.__qualname__}",
         "name": _name(model),
-        "parameters": count,
+        "parameters": count + more,
         "fingerprint": whole,
-        **({"any_size": {"parameters": count - positions, "fingerprint": without_positions}} if positions else {}),
+        **({"any_size": {"parameters": count, "fingerprint": without_positions}} if more else {}),
         "configuration": configuration_of(model),
         **({"quantised": ", ".join(sorted(kinds))} if kinds else {}),
     }
@@ -75,25 +75,22 @@ def _name(model: nn.Module) -> str | None:
     return ".".join(part for part in (config["architecture"], config.get("tag")) if part)
 
 
-def _sketches(tensors: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Of all tensors, and of those that are no positions."""
+def _sketches(*parts: dict[str, Any]) -> Iterator[list[float]]:
+    """Of each part's tensors together with those of the parts before it."""
     sums, squares = [0.0] * BUCKETS, [0.0] * BUCKETS
-    found = []
-    for key, tensor in sorted(tensors.items(), key=lambda item: bool(_OF_SIZE.search(item[0]))):
-        if not found and _OF_SIZE.search(key):
-            found.append(_ratios(sums, squares))
-        tensor = dense(tensor, torch.float32) if isinstance(tensor, Packed) else tensor
-        if tensor.is_meta:
-            raise PeftError("a model on the meta device has no weights to save or to load an adapter onto.")
-        bucket, values = zlib.crc32(key.encode()) % BUCKETS, whole_of(tensor).float()
-        sums[bucket] += values.sum(dtype=torch.float64).item()
-        squares[bucket] += values.square().sum(dtype=torch.float64).item()
-    whole = _ratios(sums, squares)
-    return whole, found[0] if found else whole
+    for tensors in parts:
+        for key, tensor in tensors.items():
+            tensor = dense(tensor, torch.float32) if isinstance(tensor, Packed) else tensor
+            if tensor.is_meta:
+                raise PeftError("a model on the meta device has no weights to save or to load an adapter onto.")
+            bucket, values = zlib.crc32(key.encode()) % BUCKETS, whole_of(tensor).float()
+            sums[bucket] += values.sum(dtype=torch.float64).item()
+            squares[bucket] += values.square().sum(dtype=torch.float64).item()
+        yield [round(s / max(q, 1e-30) ** 0.5, 4) for s, q in zip(sums, squares, strict=True)]
 
 
-def _ratios(sums: Iterable[float], squares: Iterable[float]) -> list[float]:
-    return [round(s / max(q, 1e-30) ** 0.5, 4) for s, q in zip(sums, squares, strict=True)]
+def is_sketch(found: Any) -> bool:
+    return isinstance(found, list) and len(found) == BUCKETS and all(isinstance(each, int | float) for each in found)
 
 
 def _of_any_size(here: dict[str, Any], there: dict[str, Any]) -> bool:
@@ -104,9 +101,7 @@ def _of_any_size(here: dict[str, Any], there: dict[str, Any]) -> bool:
         and isinstance(other, dict)
         and here["parameters"] != there["parameters"]
         and own["parameters"] == other.get("parameters")
-        and isinstance(other.get("fingerprint"), list)
-        and len(other["fingerprint"]) == BUCKETS
-        and all(isinstance(number, int | float) for number in other["fingerprint"])
+        and is_sketch(other.get("fingerprint"))
     )
 
 

@@ -28,6 +28,10 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
+def command_of(protocol: str, data: str, out: Path, *words: str) -> list[str]:
+    return ["sweep", "--protocol", protocol, "--data", data, "--out", str(out), *words]
+
+
 def row(method: str, column: str, accuracy: float | None, data: str = "a", seed: int = 1, shots: int = 16) -> dict:
     return {"data": data, "method": method, "shots": shots, "seed": seed, "column": column, "accuracy": accuracy}
 
@@ -92,8 +96,8 @@ def test_what_protocols_train_and_score() -> None:
 def swept(backbone: str, photos: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A base-to-new sweep's command line; it has run."""
     out = tmp_path_factory.mktemp("sweeps") / "b2n"
-    line = ["sweep", "--protocol", "base_to_new", "--data", photos, "--methods", "coop", "taskres", "--seeds", "1", "2"]
-    line += ["--shots", "2", "--backbone", backbone, "--out", str(out), "--workers", "1", "--set", *SET]
+    line = command_of("base_to_new", photos, out, "--methods", "coop", "taskres", "--seeds", "1", "2", "--shots", "2")
+    line += ["--backbone", backbone, "--workers", "1", "--set", *SET]
     assert main(line) == 0
     return line
 
@@ -129,29 +133,17 @@ def test_the_same_command_reads_what_is_there(swept: list[str], capsys: pytest.C
 
 def test_transfer_in_processes(backbone: str, photos: str, tmp_path: Path) -> None:
     os.symlink(photos, tmp_path / "again")
-    line = ["sweep", "--protocol", "cross_dataset", "--data", photos, "--targets", str(tmp_path / "again"), "--methods"]
-    line += ["zero_shot", "--seeds", "1", "--backbone", backbone, "--out", str(tmp_path / "out"), "--workers", "2"]
+    line = command_of("cross_dataset", photos, tmp_path / "out", "--targets", str(tmp_path / "again"))
+    line += ["--methods", "zero_shot", "--seeds", "1", "--backbone", backbone, "--workers", "2"]
     assert main(line) == 0
     (one, other) = csv_rows(tmp_path / "out/results.csv")
     assert one["column"] == "source" and one["accuracy"] == other["accuracy"]
 
 
 def test_rates_are_chosen_on_val(photos: str, backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    line = [
-        "sweep",
-        "--protocol",
-        "few_shot",
-        "--data",
-        photos,
-        "--methods",
-        "zero_shot",
-        "taskres",
-        "--seeds",
-        "1",
-        "2",
-    ]
-    line += ["--shots", "1", "2", "--rates", "1", "100", "--backbone", backbone, "--out", str(tmp_path / "out")]
-    line += ["--workers", "1", "--set", *SET[:-2], SET[-1]]
+    line = command_of("few_shot", photos, tmp_path / "out", "--methods", "zero_shot", "taskres", "--seeds", "1", "2")
+    line += ["--shots", "1", "2", "--rates", "1", "100", "--backbone", backbone, "--workers", "1"]
+    line += ["--set", *SET[:-2], SET[-1]]
     assert main(line) == 0
     tried = csv_rows(tmp_path / "out/rates.csv")
     assert [(row["method"], row["times"]) for row in tried] == [("taskres", "1.0"), ("taskres", "100.0")]
@@ -198,8 +190,8 @@ def test_the_shipped_presets_are_plans(name: str, protocol: str) -> None:
 
 
 def test_a_run_that_fails_is_told(photos: str, backbone: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    line = ["sweep", "--protocol", "all_classes", "--data", photos, "--methods", "coop", "--seeds", "1", "--shots", "2"]
-    line += ["--backbone", backbone, "--out", str(tmp_path / "out"), "--workers", "1", "--set", "method.context=30"]
+    line = command_of("all_classes", photos, tmp_path / "out", "--methods", "coop", "--seeds", "1", "--shots", "2")
+    line += ["--backbone", backbone, "--workers", "1", "--set", "method.context=30"]
     assert main(line) == 1
     said = capsys.readouterr()
     assert "a text of this model holds 24 tokens" in said.err and "- failed: " in said.out
@@ -224,17 +216,5 @@ def test_a_run_that_fails_is_told(photos: str, backbone: str, tmp_path: Path, ca
     ],
 )
 def test_mistakes(words: list[str], says: str, photos: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    line = [
-        "sweep",
-        "--protocol",
-        "few_shot",
-        "--data",
-        photos,
-        "--methods",
-        "coop",
-        "--out",
-        str(tmp_path / "out"),
-        *words,
-    ]
-    assert main(line) == 2
+    assert main(command_of("few_shot", photos, tmp_path / "out", "--methods", "coop", *words)) == 2
     assert says in capsys.readouterr().err and not (tmp_path / "out").exists()

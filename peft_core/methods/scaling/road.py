@@ -73,7 +73,6 @@ class Turn(Delta):
         self.variant, self.pairs = variant, group // 2
         nn.init.zeros_(self.theta)
         nn.init.ones_(self.alpha)
-        self._checked: tuple[Any, bool] | None = None
 
     def columns(self) -> tuple[Tensor, Tensor]:
         """What y and its turned pairs are multiplied by: two vectors (groups, 2, g/2)."""
@@ -87,11 +86,7 @@ class Turn(Delta):
         return first.view(-1, 2, self.pairs), second.view(-1, 2, self.pairs)
 
     def can_be_undone(self) -> bool:
-        """Looked for once after each optimiser step, as it costs a synchronisation."""
-        key = (id(self.theta), self.theta._version, id(self.alpha), self.alpha._version)
-        if self._checked is None or self._checked[0] != key:
-            self._checked = key, can_be_undone(*self.columns())
-        return self._checked[1]
+        return self.once_a_step((self.theta, self.alpha), None, lambda: can_be_undone(*self.columns()))
 
     def forward(self, weight: Tensor) -> Tensor:
         return turned_rows(weight.flatten(1), *self.columns()).view(weight.shape).to(weight.dtype)
