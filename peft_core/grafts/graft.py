@@ -174,9 +174,10 @@ class Delta(Graft):
         """look(), which depends on these parameters and on `others`: what costs a synchronisation is looked for anew only after
         an optimiser step, or where another parameter stands in one's place."""
         key = (*((id(parameter), parameter._version) for parameter in parameters), others)
-        if self._looked is None or self._looked[0] != key:
-            self._looked = key, look()
-        return self._looked[1]
+        looked = self._looked
+        if looked is None or looked[0] != key:
+            self._looked = looked = key, look()
+        return looked[1]
 
     def look_up(self, ids: Tensor, rows: Tensor) -> Tensor:
         """Of an embedding: the rows for these ids, from those that the stock table gives."""
