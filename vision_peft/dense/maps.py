@@ -84,6 +84,8 @@ def _of_transformers(model: FromTransformers, about: Backbone, name: str, size: 
     about = dataclasses.replace(about, input_size=(size, size)) if size else about
     try:
         return TransformersMaps(model.model, about.input_size, model.source), about
+    except PeftError:
+        raise
     except (AssertionError, ValueError, RuntimeError) as error:
         raise _refused(name, about.input_size[0], error) from error
 
