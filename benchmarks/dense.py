@@ -3,8 +3,8 @@
     python -m benchmarks.dense --out sweeps/dense
     python -m benchmarks.dense --out sweeps/boxes --data world/detect/rooms --head pyramid --seeds 0
 
-Each run is `vision_peft fit` with the task and the recipe of the data, trained on train + val and scored once on test; finished ones
-are not run again, and one that was stopped goes on.
+Each run is `vision_peft fit` with the task and the recipe of the data, trained on train + val and scored once on test; finished
+ones are not run again, and one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def main(argv: list[str] | None = None) -> str:
         for data in chosen.data:
             for method in chosen.methods:
                 how = {"epochs": chosen.epochs, "backbone": chosen.backbone}
-                how |= {"dense": {"size": chosen.size, "head": chosen.head}, "trainer": {"accelerator": chosen.device.type}}
+                how |= {
+                    "dense": {"size": chosen.size, "head": chosen.head},
+                    "trainer": {"accelerator": chosen.device.type},
+                }
                 if (lr := chosen.lr or LR.get(method)) is not None:
                     how["lr"] = lr
                 out = f"{folders[data]}/{method}-{seed}"

@@ -56,7 +56,9 @@ def test_what_a_run_is_made_from(tmp_path: Path) -> None:
         picture(tmp_path / "images" / f"{row}.png")
         depth(tmp_path / "depths" / f"{row}.png", np.full((6, 8), row + 1, np.uint16))
     data = opened(tmp_path, val=0.0, test=0.34)
-    assert data.maps.whole and data.answers(data.train) != opened(tmp_path, val=0.0, test=0.34, scale=2).answers(data.train)
+    assert data.maps.whole and data.answers(data.train) != opened(tmp_path, val=0.0, test=0.34, scale=2).answers(
+        data.train
+    )
     first = data.answers(data.train)
     for row in range(3):
         depth(tmp_path / "depths" / f"{row}.png", np.full((6, 8), 300, np.uint16))

@@ -37,10 +37,10 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_from_maps_to_maps(steps: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out, data = tmp_path / "run", {"name": str(steps), "scale": 1000}
     settings = SMALL | {"augment": "flip", "lr": 0.03, "batch_size": 7, "method": "linear"}
-    settings["trainer"] = {"max_epochs": 40, "accelerator": "cpu"}
+    settings["trainer"] = {"max_epochs": 30, "accelerator": "cpu"}
     fit(data=data, task="depth", dense={"size": 32}, out=str(out), **settings)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert results["delta1"] > 0.8 and results["rmse"] < 0.6 * results["rmse_of_the_mean"]
+    assert results["delta1"] > 0.6 and results["rmse"] < 0.7 * results["rmse_of_the_mean"]
     report = (out / "report.html").read_text(encoding="utf-8")
     assert "test/14.png" in report and f"predict --run {out} --out predicted" in report
     assert (out / "predictions.csv").read_text(encoding="utf-8").startswith("path,delta1,delta2,delta3,abs_rel,rmse")
@@ -51,7 +51,7 @@ def test_a_run_from_maps_to_maps(steps: Path, tmp_path: Path, capsys: pytest.Cap
     found = Image.open(tmp_path / "said" / "17.png")
     true = np.asarray(Image.open(steps / "depths" / "test" / "17.png"))
     assert found.mode == "I;16" and found.size == (48, 36)
-    assert (np.abs(np.asarray(found) / true.clip(1) - 1) < 0.25)[true > 0].mean() > 0.7
+    assert (np.abs(np.asarray(found) / true.clip(1) - 1) < 0.25)[true > 0].mean() > 0.6
     assert main(["test", "--run", str(out)]) == 0
     assert f"δ < 1.25 of {results['delta1']:.4f}, relative error" in capsys.readouterr().out
     (said,) = load_run(out).predict(steps / "images" / "test" / "17.png")

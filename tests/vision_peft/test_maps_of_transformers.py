@@ -1,4 +1,4 @@
-"""Feature maps of transformers' models: those that the stock model has, adapted, merged, and in a run that plain transformers loads."""
+"""Feature maps of transformers' models: the stock model's, adapted, merged; and of a run that plain transformers loads."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,9 @@ from vision_peft.fit import fit
 FLAT: dict[str, Any] = dict(
     hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2, image_size=32, patch_size=8
 )
-STAGES: dict[str, Any] = dict(depths=[1, 1, 1, 1], hidden_sizes=[8, 12, 16, 24], image_size=32, layer_scale_init_value=0.5)
+STAGES: dict[str, Any] = dict(
+    depths=[1, 1, 1, 1], hidden_sizes=[8, 12, 16, 24], image_size=32, layer_scale_init_value=0.5
+)
 MODELS: dict[str, Any] = {
     "ViT": lambda: transformers.ViTModel(transformers.ViTConfig(**FLAT), add_pooling_layer=False),
     "Dinov2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**FLAT, layerscale_value=0.5)),
@@ -40,7 +42,13 @@ MODELS: dict[str, Any] = {
     "Hiera": lambda: transformers.HieraModel(transformers.HieraConfig(
         image_size=[64, 64], embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 1, 2, 2])),
 }  # fmt: skip
-NORMS = {"ViT": "layernorm", "Dinov2": "layernorm", "DINOv3ViT": "norm", "CLIPVision": "post_layernorm", "SiglipVision": "post_layernorm"}
+NORMS = {
+    "ViT": "layernorm",
+    "Dinov2": "layernorm",
+    "DINOv3ViT": "norm",
+    "CLIPVision": "post_layernorm",
+    "SiglipVision": "post_layernorm",
+}
 """Of a model of layers, what each of its maps passes."""
 
 
@@ -100,7 +108,7 @@ def test_maps_are_the_stock_models(name: str) -> None:
 
 
 def test_other_sizes_and_boxes() -> None:
-    x = torch.randn(1, 3, 48, 48)
+    x = torch.randn(2, 3, 48, 48)
     for name in ("ViT", "DINOv3ViT", "Swin", "ConvNext"):
         model, about = detector(load, name, 3, 0.0, "pyramid", 48, 32)
         assert about.input_size == (48, 48) and model(x).shape[2] == 3 + 9
@@ -139,7 +147,9 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_that_plain_transformers_loads(halves: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+def test_a_run_that_plain_transformers_loads(
+    halves: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
     settings = SMALL | {"method": "lora", "trainer": {"max_epochs": 1, "accelerator": "cpu"}}
     fit(data=str(halves), task="segment", backbone=f"hf:{halves / 'vit'}", out=str(tmp_path / "run"), **settings)
     assert json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))["mIoU"] >= 0

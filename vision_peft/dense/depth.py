@@ -132,7 +132,9 @@ class Depth(Pixels):
 
     @classmethod
     def of_card(cls, card: Mapping[str, Any]) -> Depth:
-        hints = {"depth_mean": float} | dict.fromkeys(("depth_spread", "depth_low", "depth_high", "depth_scale"), Positive)
+        hints = {"depth_mean": float} | dict.fromkeys(
+            ("depth_spread", "depth_low", "depth_high", "depth_scale"), Positive
+        )
         found = (typed(card.get(key), hint, f"{key} in the adapter's card") for key, hint in hints.items())
         return cls(card["class_names"], typed(card.get("dense"), dict[str, Any], "dense in the adapter's card"), *found)
 
@@ -199,7 +201,9 @@ class Depth(Pixels):
             parts = [pictures.images[row].permute(1, 2, 0).numpy()]
             parts += [_coloured(each.numpy(), self.low, self.high) for each in (pictures.labels[row], said)]
             share = run.scores.figures[row, 0].item()
-            cells.append((Image.fromarray(np.concatenate(parts, 1)), f"{pictures.names[row]}: {100 * share:.0f} %", False))
+            cells.append(
+                (Image.fromarray(np.concatenate(parts, 1)), f"{pictures.names[row]}: {100 * share:.0f} %", False)
+            )
         return page.picture_grid(cells, wide=True)
 
     def how_to_read(self, model: Any) -> list[str]:

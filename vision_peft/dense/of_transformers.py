@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -88,7 +87,9 @@ class TransformersMaps(nn.Module):
                 found, received = self.eval()._run(x)
         finally:
             self.train(was)
-        self.pools = self.norm is not None and received[self.norm].dim() == 2  # it normalises what it pools, and no token
+        self.pools = (
+            self.norm is not None and received[self.norm].dim() == 2
+        )  # it normalises what it pools, and no token
         # from map to map sides shrink and channels grow
         self.channels_last = self.asked and found[MAPS][-1].shape[1] < found[MAPS][0].shape[1]
         return self._maps(found, received, x, False)
@@ -160,11 +161,10 @@ def _picture(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return tokens[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
 
 
-def _makes_maps(model: Any) -> bool:
-    """Whether what the model says that it gives has maps."""
-    words = re.findall(r"\w+", str(inspect.signature(model.forward).return_annotation))
-    known = vars(sys.modules[type(model).__module__])
-    return any(MAPS in getattr(known.get(word), "__dataclass_fields__", ()) for word in words)
+def _makes_maps(model: nn.Module) -> bool:
+    """Whether its family's outputs have maps among them."""
+    known = vars(sys.modules[type(model).__module__]).values()
+    return any(MAPS in getattr(each, "__dataclass_fields__", ()) for each in known)
 
 
 def _stages(model: nn.Module) -> list[str]:

@@ -59,9 +59,7 @@ def places_in(folder: Path, words: Sequence[str]) -> dict[str, Pair]:
             return {"train": two}
         return {split: (each, two[1] / each.name) for split, each in inside.items()}
     around = {
-        split: two
-        for each in folders_in(folder)
-        if (split := split_of(each.name)) and (two := _two(each, words))
+        split: two for each in folders_in(folder) if (split := split_of(each.name)) and (two := _two(each, words))
     }
     return around if "train" in around else {}
 
