@@ -1,6 +1,6 @@
 """Sums over rows of gradients and of their products with what was kept, on a CPU a piece at a time, which stays in the cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import torch
@@ -21,8 +21,20 @@ def in_pieces(*tensors: Annotated[Tensor, "N D"]) -> Iterator[tuple[Tensor, ...]
 
 def column_sums(g: Annotated[Tensor, "N D"], y: Annotated[Tensor, "N D"]) -> tuple[Tensor, Tensor]:
     """Σ g and Σ g ⊙ y over the rows, in float32 or better."""
-    dtype, found = torch.promote_types(g.dtype, torch.float32), list[tuple[Tensor, Tensor]]()
-    for gs, ys in in_pieces(g, y):
-        found.append((gs.sum(0, dtype=dtype), (gs * ys).sum(0, dtype=dtype)))
-    one, other = (torch.stack(each).sum(0) if len(found) > 1 else each[0] for each in zip(*found, strict=True))
+    dtype = _exact(g)
+    found = [(gs.sum(0, dtype=dtype), (gs * ys).sum(0, dtype=dtype)) for gs, ys in in_pieces(g, y)]
+    one, other = (_added(each) for each in zip(*found, strict=True))
     return one, other
+
+
+def column_products(g: Annotated[Tensor, "N D"], y: Annotated[Tensor, "N D"]) -> Annotated[Tensor, "D"]:
+    """Σ g ⊙ y over the rows, in float32 or better."""
+    return _added([(gs * ys).sum(0, dtype=_exact(g)) for gs, ys in in_pieces(g, y)])
+
+
+def _exact(g: Tensor) -> torch.dtype:
+    return torch.promote_types(g.dtype, torch.float32)
+
+
+def _added(found: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(found)).sum(0) if len(found) > 1 else found[0]

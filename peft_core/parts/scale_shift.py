@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from peft_core.grafts.graft import Delta
 from peft_core.grafts.weight_changes import changed_bias, changed_weight
-from peft_core.kernels.column_sums import column_sums
+from peft_core.kernels.column_sums import column_products, column_sums
 from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, whole
 from peft_core.kernels.twice import spread_of, weak_rows
 
@@ -46,7 +46,7 @@ class _ScaleShiftLinear(torch.autograd.Function):
             x = whole(ctx.recipe, tuple(kept))
             x = x.reshape(-1, x.shape[-1]).to(y.dtype)
             z = F.linear(x, weight[weak].to(y.dtype), None if bias is None else bias[weak].to(y.dtype))
-            d_gamma = d_gamma.index_copy(0, weak, column_sums(g[:, weak], z)[1].to(gamma.dtype))
+            d_gamma = d_gamma.index_copy(0, weak, column_products(g[:, weak], z).to(gamma.dtype))
         if ctx.needs_input_grad[2]:
             db = d_beta * gamma
         return dx, None, db, d_gamma, d_beta, None, None, None, None

@@ -141,7 +141,9 @@ def _load(made: Any, spec: str, source: str, config: Any) -> nn.Module:
         logging.set_verbosity(told)
     changed = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
     if lost := sorted(key for key in (*info["missing_keys"], *changed) if not key.startswith(_NEW)):
-        raise PeftError(f"the weights of {spec} do not fit a {type(model).__name__}: they have no {lost[0]}.")
+        raise PeftError(
+            f"the weights of {spec} do not fit a {type(model).__name__}: they have no {lost[0]}; give a checkpoint of it."
+        )
     return model
 
 
