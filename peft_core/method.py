@@ -183,10 +183,11 @@ class Plan(Where):
         """y ← y + change(x) for what a place's whole module reads and gives.
 
         Raises:
-            PeftError: its owner never calls it.
+            PeftError: it is no linear layer, or its owner never calls it.
         """
-        if not place.called or place.rows is not None:
-            why = "it is no module that is called"
+        linear = isinstance(self.model.get_submodule(place.module), nn.Linear)  # whose channels come last
+        if not (linear and place.called and place.rows is None):
+            why = "it is no linear layer that is called"
             raise PeftError(f"{self.method.name} cannot stand beside {place.role} at {place.module}: {why}.")
         self.join(place.module, f"{place.role}_beside", Beside(change))
 

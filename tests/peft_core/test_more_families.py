@@ -138,6 +138,11 @@ def test_roles_of_layers_without_a_file_of_their_own():
     assert lacks(make_method("vpt"), resnet) == "tokens" and describe(nn.Linear(2, 2)) is None
 
 
+def test_beside_a_convolution_over_single_pixels_stands_nothing():
+    with pytest.raises(PeftError, match="cannot stand beside fc1 at .*: it is no linear layer that is called"):
+        adapt(FAMILIES["convnext"].model(), "adapter", position="linears")
+
+
 def test_batch_norm_of_a_frozen_convolutional_model_stays_in_eval():
     model = adapt(FAMILIES["resnet"].model(), "lora", rank=2).train()
     before = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
