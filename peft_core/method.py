@@ -175,7 +175,9 @@ class Plan(Where):
 
     def add_to_output(self, module: str, change: nn.Module, output: int = 0) -> None:
         """y ← y + change(y) at the module's output, or at one of several."""
-        branch = Branch(change, read=False)
+        self._add_branch_to(module, Branch(change, read=False), output)
+
+    def _add_branch_to(self, module: str, branch: Branch, output: int) -> None:
         branch.output = output
         self.grafts.append((module, "output", branch))
 
@@ -193,7 +195,9 @@ class Plan(Where):
 
     def add_behind(self, sublayer: SubLayer, change: nn.Module) -> None:
         """x ← x + y + change(y), where y is what the residual step adds: behind layer scale, gate and drop path."""
-        self.add_to_output(self._gate(sublayer), change, sublayer.output)
+        branch, first = Branch(change, read=False), self.stream_of(sublayer).channels_first
+        branch.first = first, first
+        self._add_branch_to(self._gate(sublayer), branch, sublayer.output)
 
     def add_before(self, sublayer: SubLayer, change: nn.Module) -> None:
         """x ← x + change(x) for what the step's body reads: a change of the weights that read it, into which it merges, or,
@@ -219,6 +223,8 @@ class Plan(Where):
         """x ← x + y + change(x), where y is what the residual step adds; with `normed` change reads norm x, as the step's
         body does, with `read`, a module's path, what that module receives."""
         branch = change if isinstance(change, Branch) else Branch(change, read=True)
+        first = self.stream_of(sublayer).channels_first
+        branch.first = first and not normed and read in (None, sublayer.entry), first
         gate, branch.output = self._gate(sublayer), sublayer.output
         self.grafts.append((gate, f"{sublayer.kind}_branch", branch))
         if normed and sublayer.windowed and not sublayer.post:

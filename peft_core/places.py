@@ -132,6 +132,8 @@ class Where:
         kinds = tuple(kinds)
         for kind in ("attn", "mlp"):  # what every block has; cross attention only some
             known = {sublayer.tower for sublayer in self.anatomy.sublayers if sublayer.kind == kind}
+            if self.anatomy.single and kind == "attn" and "mlp" in kinds:
+                continue
             if kind in kinds and (unknown := [tower for tower in self._towers() if tower not in known]):
                 alone = not any(sublayer.tower == unknown[0] for sublayer in self.anatomy.sublayers)
                 raise no_step(self.method.name, self.anatomy.family, kind, alone, unknown[0], known)

@@ -50,6 +50,8 @@ class Stream:
     prefix: int = 0
     grid: tuple[int, int] | None = None
     """Height and width of the patches; None for words and where the picture's size decides."""
+    channels_first: bool = False
+    """Blocks hand on pictures B D H W, and what a step's body reads has its channels last."""
     tokens_refused: str | None = None
     """Why no further tokens may join it."""
     patch: int = 16
@@ -140,6 +142,8 @@ class Anatomy:
     """Of a U shape: the blocks from the narrowest on, each with the channels of what it gives, B C H W."""
     members: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Tower -> the modules and parameters outside blocks that are its own."""
+    single: bool = False
+    """Each block has one residual step, of the kind mlp: what joins attention and MLP joins that."""
     unknown: dict[str, str] = field(default_factory=dict)
     """Towers of which no family knows the class."""
     embed: Callable[[Any, Tensor], Tensor] | None = None

@@ -6,6 +6,7 @@ convolutions that standardise their weight, are left out. Of timm's models none 
 layer's weight without calling the layer.
 """
 
+import dataclasses
 from typing import Any
 
 from torch import nn
@@ -101,6 +102,11 @@ def _shared(names: list[str]) -> str:
             break
         same.append(each[0])
     return ".".join(same)
+
+
+def placed(place: Place, where: dict[str, int]) -> Place:
+    """The same in the block that it stands in, of blocks by their path."""
+    return dataclasses.replace(place, block=_block_of(place.module, where))
 
 
 def _block_of(path: str, where: dict[str, int]) -> int | None:

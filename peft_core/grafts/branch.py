@@ -17,6 +17,8 @@ class Branch(Graft):
 
     key: str = ""
     reads: int | str = 0
+    first: tuple[bool, bool] = (False, False)
+    """Whether what change reads, and what it is added to, are pictures B D H W; change has D last."""
 
     def __init__(self, change: nn.Module, read: bool, joins: bool = False):
         super().__init__()
@@ -32,10 +34,11 @@ class Branch(Graft):
 
     def add(self, y: Tensor, x: Tensor) -> Tensor:
         """y + factor · change(x)."""
-        change = self.change(x)
+        reads, gives = self.first
+        change = self.change(x.movedim(1, -1) if reads else x)
         if self.factor != 1.0:
             change = change * self.factor
-        return y + change.to(y.dtype)
+        return y + (change.movedim(-1, 1) if gives else change).to(y.dtype)
 
 
 class Given(Graft):
