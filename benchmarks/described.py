@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from benchmarks.measuring import options
 from peft_core.anatomies import Anatomy, describe, submodule
@@ -49,6 +50,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Hiera": ("hiera", dict(image_size=[64, 64], embed_dim=8, depths=[1, 1, 1], num_heads=[1, 2, 4], num_query_pool=2)),
 }
 """transformers' families -> the kind of their configuration, and what makes it small."""
+
+
+class Unwritten(TorchFunctionMode):
+    """What starts weights does nothing on the meta device, where it is slow and has nothing to write into."""
+
+    STARTS = frozenset(
+        "normal_ uniform_ erfinv_ mul_ add_ div_ clamp_ zero_ fill_ constant_ trunc_normal_ kaiming_uniform_ copy_".split()
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if getattr(func, "__name__", "") in self.STARTS:
+            tensor = args[0] if args else (kwargs or {}).get("tensor")
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                return tensor
+        return func(*args, **(kwargs or {}))
 
 
 def checked(model: nn.Module, name: str) -> Anatomy | None:
@@ -112,7 +128,7 @@ def of_transformers() -> dict[str, Callable[[], nn.Module]]:
 def counted(models: dict[str, Callable[[], nn.Module]], device: str = "meta") -> Iterator[tuple[str, str | None, str]]:
     """Of each model its name, its family (None where it or one of its towers is unknown), and why."""
     for name, make in models.items():
-        with torch.device(device):
+        with torch.device(device), Unwritten():
             model = make()
         anatomy = checked(model, name)
         if anatomy is None:

@@ -173,12 +173,10 @@ class Plan(Where):
         self.grafts.append((place.module, f"{place.role}_stock", graft))
         return graft
 
-    def add_to_output(self, module: str, change: nn.Module, output: int = 0) -> None:
-        """y ← y + change(y) at the module's output, or at one of several."""
-        self._add_branch_to(module, Branch(change, read=False), output)
-
-    def _add_branch_to(self, module: str, branch: Branch, output: int) -> None:
-        branch.output = output
+    def add_to_output(self, module: str, change: nn.Module, output: int = 0, first: bool = False) -> None:
+        """y ← y + change(y) at the module's output, or at one of several; with `first` y is B D H W, and change has D last."""
+        branch = Branch(change, read=False)
+        branch.output, branch.first = output, (first, first)
         self.grafts.append((module, "output", branch))
 
     def add_beside(self, place: Place, change: nn.Module) -> None:
@@ -187,17 +185,14 @@ class Plan(Where):
         Raises:
             PeftError: it is no linear layer, or its owner never calls it.
         """
-        linear = isinstance(self.model.get_submodule(place.module), nn.Linear)  # whose channels come last
-        if not (linear and place.called and place.rows is None):
-            why = "it is no linear layer that is called"
-            raise PeftError(f"{self.method.name} cannot stand beside {place.role} at {place.module}: {why}.")
+        if not (place.called and place.rows is None and isinstance(self.model.get_submodule(place.module), nn.Linear)):
+            where = f"{place.role} at {place.module}: it is no linear layer that is called"
+            raise PeftError(f"{self.method.name} cannot stand beside {where}.")
         self.join(place.module, f"{place.role}_beside", Beside(change))
 
     def add_behind(self, sublayer: SubLayer, change: nn.Module) -> None:
         """x ← x + y + change(y), where y is what the residual step adds: behind layer scale, gate and drop path."""
-        branch, first = Branch(change, read=False), self.stream_of(sublayer).channels_first
-        branch.first = first, first
-        self._add_branch_to(self._gate(sublayer), branch, sublayer.output)
+        self.add_to_output(self._gate(sublayer), change, sublayer.output, self.stream_of(sublayer).channels_first)
 
     def add_before(self, sublayer: SubLayer, change: nn.Module) -> None:
         """x ← x + change(x) for what the step's body reads: a change of the weights that read it, into which it merges, or,
@@ -223,9 +218,8 @@ class Plan(Where):
         """x ← x + y + change(x), where y is what the residual step adds; with `normed` change reads norm x, as the step's
         body does, with `read`, a module's path, what that module receives."""
         branch = change if isinstance(change, Branch) else Branch(change, read=True)
-        first = self.stream_of(sublayer).channels_first
+        gate, branch.output, first = self._gate(sublayer), sublayer.output, self.stream_of(sublayer).channels_first
         branch.first = first and not normed and read in (None, sublayer.entry), first
-        gate, branch.output = self._gate(sublayer), sublayer.output
         self.grafts.append((gate, f"{sublayer.kind}_branch", branch))
         if normed and sublayer.windowed and not sublayer.post:
             self.grafts.append((sublayer.norm, f"{sublayer.kind}_normed", Given(branch)))

@@ -50,8 +50,6 @@ class Stream:
     prefix: int = 0
     grid: tuple[int, int] | None = None
     """Height and width of the patches; None for words and where the picture's size decides."""
-    channels_first: bool = False
-    """Blocks hand on pictures B D H W, and what a step's body reads has its channels last."""
     tokens_refused: str | None = None
     """Why no further tokens may join it."""
     patch: int = 16
@@ -67,6 +65,7 @@ class Stream:
     first_norm: str | None = None
     last_norm: str | None = None
     """The norm that it passes before the first block, and behind the last."""
+    channels_first: bool = False  # blocks hand on pictures B D H W, and a step's body reads B H W D
 
     @property
     def takes_tokens(self) -> bool:
@@ -142,21 +141,19 @@ class Anatomy:
     """Of a U shape: the blocks from the narrowest on, each with the channels of what it gives, B C H W."""
     members: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Tower -> the modules and parameters outside blocks that are its own."""
-    single: bool = False
-    """Each block has one residual step, of the kind mlp: what joins attention and MLP joins that."""
     unknown: dict[str, str] = field(default_factory=dict)
     """Towers of which no family knows the class."""
     embed: Callable[[Any, Tensor], Tensor] | None = None
     """(model, input) -> what the first block receives, and (model, what the last block gives) -> output, for `Prefix`."""
     finish: Callable[[Any, Tensor], Tensor] | None = None
+    single: bool = False  # each block has one residual step, of the kind mlp: what joins attention and MLP joins that
 
     def roles(self) -> set[str]:
         return {place.role for place in self.places}
 
     def expand(self, targets: Sequence[str]) -> list[str]:
         """Groups become their roles, `qkv` becomes q, k, v where they are separate modules."""
-        known = self.roles()
-        wanted: list[str] = []
+        known, wanted = self.roles(), list[str]()
         for target in (targets,) if isinstance(targets, str) else targets:
             names: Iterable[str] = GROUPS.get(target, (target,))
             if target == "qkv" and "qkv" not in known:

@@ -1,9 +1,11 @@
 """ConvNeXt and its second version of timm and transformers, DINOv3's among them: one residual step a block, x ← x + drop(γ ⊙
-MLP(norm(DW x))). Blocks are counted through all stages; each stage has a stream of its own, B D H W, and a step's MLP reads B H W D.
+MLP(norm(DW x))). Blocks are counted through all stages; each stage has a stream of its own, B D H W, and a step's MLP reads
+B H W D.
 
 Models whose MLP is of convolutions over single pixels (timm's smallest) are known by their layers.
 """
 
+import re
 from typing import Any
 
 from torch import nn
@@ -32,16 +34,26 @@ def describe(model: Any) -> Anatomy | None:
     anatomy.blocks = {None: list(places)}
     anatomy.places = [by_leaves.placed(place, places) for place in anatomy.places]
     anatomy.single = True
+    height, width = _size(model)
     for path, block in blocks:
         entry: Any = _part(block, "enters")[1]
-        name = f"width{entry.out_channels}"
-        anatomy.streams[name] = Stream(entry.out_channels, tokens_refused=_REFUSED, channels_first=True)
+        stage = int(re.findall(r"stages\.(\d+)\.", path)[-1])
+        name, stride = f"stage{stage + 1}", 4 << stage
+        grid = (height // stride, width // stride)
+        anatomy.streams[name] = Stream(entry.out_channels, 0, grid, _REFUSED, channels_first=True)
         at = {part: join(path, _part(block, part)[0]) for part in _PARTS}
         anatomy.sublayers.append(
             SubLayer("mlp", places[path], at["norm"], at["body"], (at["into"],), at["out"], join(path, "drop_path"),
                      stream=name, enters=at["enters"])
         )  # fmt: skip
     return anatomy
+
+
+def _size(model: Any) -> tuple[int, int]:
+    """Height and width of the pictures that it was trained on."""
+    known = getattr(model, "pretrained_cfg", None)
+    size = known["input_size"][1:] if known else getattr(model.config, "image_size", 224)
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _part(block: nn.Module, part: str) -> tuple[str, nn.Module | None]:

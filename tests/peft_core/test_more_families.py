@@ -54,6 +54,7 @@ FAMILIES = {
     "hiera": of_timm("hiera_tiny_224", 64, img_size=(64, 64), embed_dim=16, stages=(1, 1, 1, 1), drop_path_rate=0.0),
     "convnext": of_timm("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)),
     "convnextv2": of_timm("convnextv2_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)),
+    "convnext_linear": of_timm("convnext_tiny", depths=(1, 2, 1, 1), dims=(8, 16, 24, 32), ls_init_value=0.5),
     "resnet": of_timm("test_resnet", 64),
     "mobilenet": of_timm("mobilenetv3_small_050", 64, drop_rate=0.0),
     "parallel": of_timm("vit_small_patch16_18x2_224", **SMALL),
@@ -65,7 +66,9 @@ FAMILIES = {
     ),
 }  # fmt: skip
 METHODS = {"lora": {"rank": 2}, "bitfit": {}, "ssf": {}, "adaptformer": {"bottleneck": 8, "dropout": 0.0}}
-BY_LAYERS = ("convnext", "convnextv2", "resnet", "mobilenet", "parallel", "cait", "hf_hiera", "hf_convnext")
+BY_LAYERS = ("convnext", "convnextv2", "resnet", "mobilenet", "parallel", "cait", "hf_hiera")
+SINGLE = ("convnext_linear", "hf_convnext")
+"""Of one residual step a block, on pictures whose channels come first."""
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -76,6 +79,37 @@ def test_methods(name: str, method: str):
         assert refusal is not None and "known by its layers alone" in refusal
     else:
         assert refusal is None
+
+
+JOINING: dict[str, dict[str, Any]] = {
+    "adapter": {"bottleneck": 4, "position": "houlsby"}, "lo_rand": {"rank": 2}, "mona": {"bottleneck": 4, "dropout": 0.0},
+    "conv_pass": {"bottleneck": 4, "dropout": 0.0}, "rep_adapter": {"bottleneck": 4, "groups": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("method", JOINING)
+def test_what_joins_residual_steps_joins_convnexts(name: str, method: str):
+    made = make_method(method, **JOINING[method])
+    assert check(FAMILIES[name], made) is None
+    with pytest.raises(PeftError, match="says of no attn where it can be joined"):
+        adapt(FAMILIES[name].model(), "sct")
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_branch_reads_the_picture_before_the_block_and_is_added_behind_its_scale(name: str):
+    family = FAMILIES[name]
+    model = adapt(family.model(), "adaptformer", bottleneck=4, dropout=0.0).eval()
+    path = family.anatomy.blocks[None][1]
+    block: Any = model.get_submodule(path)
+    change = block.drop_path.peft.adaptformer.mlp_branch.change
+    nn.init.normal_(change.up.weight)
+    seen: dict[str, Any] = {}
+    block.register_forward_hook(lambda module, args, y: seen.update(x=args[0], y=y))
+    family(model)
+    stock = family.model().eval().get_submodule(path)
+    want = stock(seen["x"]) + change(seen["x"].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(seen["y"], want)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -91,7 +125,7 @@ def test_places_are_called(name: str):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tokens_are_refused_in_a_sentence(name: str):
-    for method in ("vpt", "lst") if name in BY_LAYERS else ("vpt",):
+    for method in ("vpt", "lst") if name in BY_LAYERS + SINGLE else ("vpt",):
         with pytest.raises(PeftError, match="cannot take extra tokens|needs one stream all through"):
             adapt(FAMILIES[name].model(), method)
 

@@ -114,7 +114,8 @@ def test_other_sizes_and_boxes() -> None:
         assert about.input_size == (48, 48) and model(x).shape[2] == 3 + 9
         anatomy: Any = model.peft_anatomy()
         grids = [stream.grid for stream in anatomy.streams.values()]
-        assert grids == {"Swin": [(24, 24), (12, 12), (6, 6), (3, 3)], "ConvNext": []}.get(name, [(6, 6)])
+        sides = {"Swin": (24, 12, 6, 3), "ConvNext": (12, 6, 3, 1)}.get(name, (6,))
+        assert grids == [(side, side) for side in sides]
     with pytest.raises(PeftError, match="Hiera takes no pictures of 96 pixels .*choose another --dense.size"):
         dense_model(load, "Hiera", 3, 0.0, "linear", 96, 8)
     with pytest.raises(PeftError, match="gives no feature maps"):
