@@ -12,6 +12,7 @@ from peft_data.options import arguments, takes
 from clip_peft.fit import fit
 from clip_peft.sweep.protocols import OPTIONS, Row, Trial, seeds_of, trials, unscored
 from clip_peft.sweep.rates import Tried, at_rates, best, candidates, ordered
+from clip_peft.tasks import check_classes
 from peft_core.errors import PeftError
 from peft_core.files import read_text
 from peft_core.jobs.cli.command import command
@@ -84,6 +85,7 @@ def sweep(
         raise PeftError(
             "--search is ELEVATER's, and looks for rates itself: give it with --protocol elevater, without --rates."
         )
+    check_classes(plan["methods"], "sweep")
     folder, methods = Path(how["out"]).expanduser().absolute(), plan["methods"]
     own = own_settings(plan)
     asked = list(trials(plan["protocol"], plan["data"], plan["targets"], methods, plan["seeds"], plan["shots"]))

@@ -49,7 +49,13 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("method", GRAFTS | OTHERS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "generated" in own else ())
+        for name, own in (GRAFTS | OTHERS).items()
+    ],
+)
 def test_every_method_is_trained_kept_and_read_again(method: str, backbone: str, photos: str, tmp_path: Path) -> None:
     settings = GRAFTS | OTHERS
     choice = {"name": method, **settings[method], **({"views": 5} if "views" in settings[method] else {})}

@@ -249,6 +249,10 @@ def test_a_run_that_fails_is_told(photos: str, backbone: str, tmp_path: Path, ca
         (["--set", "kgcoop:lr=1"], 'the sweep has no method "kgcoop", did you mean "coop"?'),
         (["--methods", "coop", "--set", "method.weight=3"], 'none of coop has "weight"'),
         (["--sweep", "world_opn"], 'unknown sweep "world_opn", did you mean "world_open"?'),
+        (
+            ["--protocol", "few_shot", "--methods", "coop", "dual_coop"],
+            "dual_coop learns any number of labels a picture, which",
+        ),
         (["--protocol", "few_shot", "--search", "true"], "--search is ELEVATER's, and looks for rates itself"),
         (["--protocol", "imbalanced", "--rates", "1", "3"], "--rates chooses on val, and imbalanced is for methods"),
         (["--set", "seed=3"], "--set cannot set seed"),
