@@ -120,6 +120,7 @@ def test_elevater_climbs_to_the_best_decay_of_each_rate() -> None:
     assert (settings["epochs"], settings["lr"], settings["hold_out"]) == ("1", "1e-06", "0.2")
 
 
+@pytest.mark.slow
 def test_a_search_trains_what_it_found(
     photos: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -127,11 +128,12 @@ def test_a_search_trains_what_it_found(
     monkeypatch.setattr(elevater, "DECAYS", elevater.DECAYS[:17])
     monkeypatch.setattr(elevater, "SPANS", ())
     line = command_of("elevater", photos, tmp_path / "out", "--methods", "taskres", "zero_shot", "--seeds", "0")
-    assert main([*line, "--search", "true", "--backbone", backbone, "--workers", "1", "--set", *SET]) == 0
+    own = [word for word in SET if not word.startswith("coop:")]
+    assert main([*line, "--search", "true", "--backbone", backbone, "--workers", "1", "--set", *own]) == 0
     said = capsys.readouterr()
     rows = csv_rows(tmp_path / "out/results.csv")
     assert [row["method"] for row in rows] == ["taskres", "zero_shot"] and rows[0]["lr"] == "0.002"
-    runs = [path.name for path in (tmp_path / "out/runs").rglob("5shots*")]
+    runs = [path.name for path in (tmp_path / "out/runs").rglob("5shots*") if path.is_dir()]
     assert len([name for name in runs if "hold_out0.2" in name]) == 3 and len(runs) == 5  # of zero_shot the first alone
     assert "[search, 3," in said.err and "2 of 2 runs" in said.out
 
