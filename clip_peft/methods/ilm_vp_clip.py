@@ -10,7 +10,7 @@ from clip_peft.learner import Learner, OpenVocabularyMethod
 from clip_peft.text.templates import templates
 from peft_core.errors import PeftError
 from peft_core.method import Method
-from peft_core.parts.label_map import counted, matched
+from peft_core.parts.tokens.label_map import counted, matched
 from peft_core.parts.tokens.pixels import AddedFrame
 from peft_core.values import Count
 

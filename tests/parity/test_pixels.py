@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clip_peft import OpenVocabulary
 from peft_core import adapt, lifecycle
 from peft_core.lifecycle import Losses, Progress
-from peft_core.parts.label_map import matched
+from peft_core.parts.tokens.label_map import matched
 from peft_core.parts.tokens.pixels import frame_of
 from tests.parity import clip_model
 from tests.parity.golden import golden, values

@@ -9,7 +9,7 @@ from peft_core import lifecycle
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Graft
 from peft_core.method import Method, Plan
-from peft_core.parts.label_map import counted, matched
+from peft_core.parts.tokens.label_map import counted, matched
 from peft_core.parts.tokens.pixels import Frame, PixelPrompt
 from peft_core.stock import find_heads
 from peft_core.values import Count
