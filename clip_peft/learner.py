@@ -89,6 +89,8 @@ class Learner(nn.Module):
 
     encodes_as_model: ClassVar[bool] = False
     """Whether `encode`, where it is a learner's own, still gives what the model's image tower gives."""
+    prepares_each_epoch: ClassVar[bool] = False
+    """Whether `prepare` is called before every epoch."""
     projected: ClassVar[bool] = True
     """Whether image features are taken behind the image tower's projection; False takes its input."""
     of_regions: ClassVar[bool] = False
@@ -203,6 +205,9 @@ class Learner(nn.Module):
         return self.logits(self.encode(images))
 
     # ---- training and use ------------------------------------------------------------------------------------------
+
+    def prepare(self, losses: Iterable[Tensor]) -> None:
+        """Before an epoch: the losses of training batches, each computed, by `loss`, only when it is asked for."""
 
     def parameter_groups(self, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
         """Groups for an optimiser, with whatever else it takes; where none, all parameters that train, decay on matrices."""
