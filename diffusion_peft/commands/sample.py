@@ -10,6 +10,7 @@ from diffusion_peft.base.prompt_syntax import notes_on
 from diffusion_peft.base.texts import has_token
 from diffusion_peft.commands.ranges import Denoising, Side
 from diffusion_peft.control.use import read_conditions
+from diffusion_peft.drawing.composing import Way
 from diffusion_peft.drawing.draw import Drawing, grid, png_of
 from diffusion_peft.use.adapters import split_scale
 from diffusion_peft.use.run import combine
@@ -31,6 +32,8 @@ def sample(
     condition: list[str] | None = None,
     compute: bool = False,
     until: Share | None = None,
+    how: Way = "add",
+    switch_every: Count = 5,
     base: str | None = None,
     out: str | None = None,
     count: Count = 4,
@@ -56,6 +59,10 @@ def sample(
         condition: A file for each control, of --run first: a picture, or boxes as .json.
         compute: The files are pictures, from which edges, depth … are computed first.
         until: Share of the denoising steps in which controls act; as the run says by default.
+        how: How several adapters act: add, all at once; switch, by turns; composite, each by itself, and the mean of what they
+            say; k_lora and k_lora_star, of a subject and a style each layer takes one, anew at each step; b_lora, the first one's
+            content half and the second's style half.
+        switch_every: Denoising steps between two turns of switch.
         base: Another base than the run's; needed where the adapters are files alone.
         out: Folder for the pictures; by default RUN/drawn, else drawn.
         count: Pictures a prompt, with seeds seed, seed + 1, …
@@ -86,7 +93,7 @@ def sample(
     for note in (*notes_on([*prompt, negative]), *_on_tokens(loaded.tokens, [*prompt, negative])):
         tell(f"note: {note}")
     drawing = Drawing(steps, guidance, height, width, at_once)
-    rows = loaded.sample(prompt, count, seed, negative, drawing, given, until)
+    rows = loaded.sample(prompt, count, seed, negative, drawing, given, until, how, switch_every)
     files = {f"{r:02d}-{seed + n}.png": png_of(image) for r, row in enumerate(rows) for n, image in enumerate(row)}
     write_files(folder, files | {"grid.png": png_of(grid(rows))})
     print(f"{len(files)} pictures in {folder}; all of them in {folder / 'grid.png'}, a row a prompt")

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from diffusion_peft.base.bases import Base, load_base
 from diffusion_peft.base.texts import check_length
+from diffusion_peft.drawing.composing import Composition, Way
 from diffusion_peft.drawing.draw import (
     Chunk,
     Drawing,
+    calls_of,
     check_drawing,
     check_precision,
     draw,
@@ -79,20 +81,24 @@ class Run:
         how: Drawing | None = None,
         conditions: Sequence[Given] = (),
         until: float | None = None,
+        way: Way = "add",
+        every: int = 5,
     ) -> list[list[Image.Image]]:
         """`count` pictures of each prompt, with seeds seed, seed + 1, …
 
         Args:
             conditions: one for each of `controls`, a picture or boxes, for all pictures; without any, they are off.
             until: share of the denoising steps in which controls act; each run's own where None.
+            way: how several adapters act (`drawing.composing`). every: steps between two of them by turns.
 
         Raises:
-            PeftError: a prompt of too many tokens, another number of conditions than of controls.
+            PeftError: a prompt of too many tokens, another number of conditions than of controls, adapters that cannot act so.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         asked = [(text, seed + n) for text in texts for n in range(count)]
         given = [[each] * len(asked) for each in conditions]
-        pictures = self.draw_each(asked, how or Drawing(), given, negative, until)
+        how = how or Drawing()
+        pictures = self.draw_each(asked, how, given, negative, until, composition=self.composed(way, how, every))
         return [pictures[start : start + count] for start in range(0, len(pictures), count)]
 
     def draw_each(
@@ -103,6 +109,7 @@ class Run:
         negative: str = "",
         until: float | None = None,
         done: Callable[[int, Image.Image], object] = lambda number, image: None,
+        composition: Composition | None = None,
     ) -> list[Image.Image]:
         """A picture for each (prompt, seed); `conditions` are, for each control, one a picture.
 
@@ -119,7 +126,20 @@ class Run:
         known = {text: embed(self.base, text, self.clip_skip) for text in dict.fromkeys(text for text, _ in asked)}
         against = embed_negative(self.base, negative, self.clip_skip)
         wanted = [(known[text], seed) for text, seed in asked]
-        return draw(self.base, self.unet, wanted, against, how, done=done, before=self.before(conditions, how, until))
+        before = self.before(conditions, how, until)
+        return draw(self.base, self.unet, wanted, against, how, done=done, before=before, composition=composition)
+
+    def composed(self, way: Way, how: Drawing, every: int = 5) -> Composition | None:
+        """How the adapters act; None where all do all the time.
+
+        Raises:
+            PeftError: too few or too many of them, a base or controls with which they cannot act so.
+        """
+        if way == "add":
+            return None
+        from diffusion_peft.use.composed import composition_of
+
+        return composition_of(self, way, calls_of(self.base, how.steps), every)
 
     def before(
         self, conditions: Sequence[Sequence[Given]], how: Drawing, until: float | None = None
@@ -132,7 +152,7 @@ class Run:
         from diffusion_peft.control.use import giving
 
         side = self.base.resolution
-        return giving(self.base, self.controls, conditions, (how.height or side, how.width or side), how.steps, until)
+        return giving(self.base, self.controls, conditions, (how.height or side, how.width or side), how, until)
 
     def vectors(self) -> dict[str, list[Tensor]]:
         """Each new token's vectors n D, one tensor a text encoder."""
