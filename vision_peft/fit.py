@@ -76,7 +76,7 @@ def fit(
     Args:
         data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION.
         task: `classify` (one class a picture), `multi_label` (any number of labels), `regression` (a number),
-            `segment` (a class a pixel), `detect` (boxes).
+            `segment` (a class a pixel), `depth` (a distance a pixel), `detect` (boxes).
         backbone: `reference`, a timm name, a model folder, or ARCHITECTURE@FILE.safetensors.
         quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4, int2; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.

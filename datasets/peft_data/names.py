@@ -17,6 +17,7 @@ TASKS = {
     "multi_label": "multi_label",
     "regression": "regression",
     "segment": "segment",
+    "depth": "depth",
     "detect": "detect",
 }
 """What a model can be trained for → the folder of this package with the formats of its data."""

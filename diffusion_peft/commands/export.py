@@ -86,6 +86,7 @@ def export(
         layers = half_of(layers_of(loaded.unet, _weights_name(loaded)), half, run)
         file = export_layers({"unet": loaded.unet}, {"unet": layers}, target, format, getattr(torch, dtype))
     elif format in list_formats():
+        _check_whole(loaded, run)
         file = export_adapter(
             loaded.unet, loaded.base.text_encoders, target, format, name=_weights_name(loaded),
             dtype=getattr(torch, dtype), as_=form, compress=1.0 if compress is None else compress,
@@ -112,6 +113,17 @@ def _of_kind(loaded: Run) -> str:
         return "embeddings"
     adaptation = pick(loaded.unet, found[0])[0]
     return "custom_diffusion" if adaptation.trained and adaptation.method.keeps_originals else "diffusers_lora"
+
+
+def _check_whole(loaded: Run, run: str) -> None:
+    """Raises PeftError: a LoRA file would hold a part of what was trained."""
+    own = {name for name in _adaptations(loaded) if not name.endswith("__tokens")}
+    if len(own) > 1:
+        rest = ", ".join(sorted(name.partition("__")[2] for name in own - {_weights_name(loaded)}))
+        raise PeftError(
+            f"{run} trained {rest} besides, which a LoRA file cannot hold: `diffusion_peft merge --run {run} --out FOLDER` "
+            "writes the whole pipeline."
+        )
 
 
 def _adaptations(run: Run) -> list[str]:

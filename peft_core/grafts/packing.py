@@ -60,7 +60,8 @@ def unpack(
         stop = read[name] = start + part.packed_size({own: expected[key] for own, key in keys.items()})
         if data.dtype != torch.uint8 or stop > len(data):
             raise PeftError(
-                f"the packed weights of {name} do not fit this model: {len(data)} bytes, and it takes more."
+                f"the packed weights of {name} do not fit this model: {len(data)} bytes, and it takes more; load "
+                "them onto the model that they were saved from."
             )
         left |= {keys[own]: tensor for own, tensor in part.unpack(data[start:stop]).items()}
     for name, stop in read.items():
@@ -68,7 +69,8 @@ def unpack(
             if beside and any(isinstance(m, PackedOnDisk) and m.packs_stock for m in model.modules()):
                 raise PeftError(f"{name} packs the head, which is the model's own: load it first.")
             raise PeftError(
-                f"the packed weights of {name} do not fit this model: {len(data)} bytes, and it takes {stop}."
+                f"the packed weights of {name} do not fit this model: {len(data)} bytes, and it takes {stop}; load "
+                "them onto the model that they were saved from."
             )
     return left
 

@@ -21,8 +21,27 @@ def in_pieces(*tensors: Annotated[Tensor, "N D"]) -> Iterator[tuple[Tensor, ...]
 
 def column_sums(g: Annotated[Tensor, "N D"], y: Annotated[Tensor, "N D"]) -> tuple[Tensor, Tensor]:
     """Σ g and Σ g ⊙ y over the rows, in float32 or better."""
-    dtype, found = torch.promote_types(g.dtype, torch.float32), list[tuple[Tensor, Tensor]]()
-    for gs, ys in in_pieces(g, y):
-        found.append((gs.sum(0, dtype=dtype), (gs * ys).sum(0, dtype=dtype)))
-    one, other = (torch.stack(each).sum(0) if len(found) > 1 else each[0] for each in zip(*found, strict=True))
-    return one, other
+    one, other = zip(*((_sum(gs), _sum(gs * ys)) for gs, ys in _exact(g, y)), strict=True)
+    return torch.stack(one).sum(0), torch.stack(other).sum(0)
+
+
+def column_products(g: Annotated[Tensor, "N D"], y: Annotated[Tensor, "N D"]) -> Annotated[Tensor, "D"]:
+    """Σ g ⊙ y over the rows, in float32 or better."""
+    return torch.stack([_sum(gs * ys) for gs, ys in _exact(g, y)]).sum(0)
+
+
+def _exact(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces; on a CPU, where they stay in the cache, with the digits of a sum."""
+    for piece in in_pieces(*tensors):
+        yield tuple(map(_wide, piece)) if piece[0].device.type == "cpu" else piece
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Over rows; a CPU's product with ones reads them at the speed of memory, its sum does not."""
+    if x.device.type == "cpu":
+        return x.new_ones(len(x)) @ x
+    return x.sum(0, dtype=torch.promote_types(x.dtype, torch.float32))

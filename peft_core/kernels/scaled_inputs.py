@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from peft_core.kernels.column_sums import column_sums
+from peft_core.kernels.column_sums import column_products
 from peft_core.kernels.rebuild import Recipe, autocast_dtype, keep, kept_for, kept_of, pieces, whole
 from peft_core.kernels.twice import gradients, is_differentiated
 
@@ -39,9 +39,9 @@ class _ScaledInputs(torch.autograd.Function):
         found, lost, start = [], [], 0
         for x in pieces(ctx.recipe, kept):
             rows, start = slice(start, start + len(x)), start + len(x)
-            found.append(column_sums(dx[rows], x.to(g.dtype))[1])
+            found.append(column_products(dx[rows], x.to(g.dtype)))
             if weak is not None:
-                lost.append(column_sums(g[rows] @ weight[:, weak].to(g.dtype), x[:, weak].to(g.dtype))[1])
+                lost.append(column_products(g[rows] @ weight[:, weak].to(g.dtype), x[:, weak].to(g.dtype)))
         dl = torch.stack(found).sum(0).to(scale.dtype) / scale
         if weak is not None:
             dl = dl.index_copy(0, weak, torch.stack(lost).sum(0).to(scale.dtype))

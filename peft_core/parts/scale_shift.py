@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from peft_core.grafts.graft import Delta
 from peft_core.grafts.weight_changes import changed_bias, changed_weight
-from peft_core.kernels.column_sums import column_sums
+from peft_core.kernels.column_sums import column_products, column_sums
 from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, whole
 from peft_core.kernels.twice import spread_of, weak_rows
 
@@ -46,7 +46,7 @@ class _ScaleShiftLinear(torch.autograd.Function):
             x = whole(ctx.recipe, tuple(kept))
             x = x.reshape(-1, x.shape[-1]).to(y.dtype)
             z = F.linear(x, weight[weak].to(y.dtype), None if bias is None else bias[weak].to(y.dtype))
-            d_gamma = d_gamma.index_copy(0, weak, column_sums(g[:, weak], z)[1].to(gamma.dtype))
+            d_gamma = d_gamma.index_copy(0, weak, column_products(g[:, weak], z).to(gamma.dtype))
         if ctx.needs_input_grad[2]:
             db = d_beta * gamma
         return dx, None, db, d_gamma, d_beta, None, None, None, None
@@ -116,8 +116,7 @@ class ScaleShift(Delta):
 
         def look() -> Tensor | None:
             shift = self.beta if bias is None else torch.addcmul(self.beta, bias, self.gamma)
-            spread = spread_of(x, weight) * self.gamma.detach().abs()
-            return weak_rows(spread, shift, self.gamma, dtype)
+            return weak_rows(shift, self.gamma, dtype, lambda: spread_of(x, weight) * self.gamma.abs())
 
         return self.once_a_step((self.gamma, self.beta), (dtype, x.device), look)
 

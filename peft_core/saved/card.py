@@ -13,6 +13,7 @@ from peft_core.files import read_json
 from peft_core.saved.fingerprint import BUCKETS, is_sketch
 
 WEIGHTS, CARD, FORMAT = "adapter.safetensors", "adapter.json", 2
+_OTHER = "load it onto the model that it was saved from, with the same classes"
 
 
 def read_card(folder: str | os.PathLike) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def check_tensors(tensors: dict[str, Tensor], weights: dict[str, Tensor], folder
     kinds = {key: value.is_floating_point() for key, value in tensors.items()}
     for key in sorted(kinds.keys() & weights.keys()):
         if weights[key].is_floating_point() != kinds[key]:
-            raise PeftError(f"{folder} does not fit this model: {key} is {weights[key].dtype} in the file.")
+            raise PeftError(f"{folder} does not fit this model: {key} is {weights[key].dtype} in the file; {_OTHER}.")
     expected = {key: tuple(value.shape) for key, value in tensors.items()}
     found = {key: tuple(value.shape) for key, value in weights.items()}
     wrong = sorted(key for key in expected.keys() & found.keys() if expected[key] != found[key])
@@ -112,9 +113,9 @@ def check_tensors(tensors: dict[str, Tensor], weights: dict[str, Tensor], folder
         key = wrong[0]
         raise PeftError(
             f"{folder} does not fit this model: {key} is {found[key]} in the file and {expected[key]} here"
-            f"{f' (and {len(wrong) - 1} more)' if wrong[1:] else ''}."
+            f"{f' (and {len(wrong) - 1} more)' if wrong[1:] else ''}; {_OTHER}."
         )
     for what, keys in (("lacks", expected.keys() - found.keys()), ("has also", found.keys() - expected.keys())):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise PeftError(f"{folder} does not fit this model: the file {what} {min(keys)}{more}.")
+            raise PeftError(f"{folder} does not fit this model: the file {what} {min(keys)}{more}; {_OTHER}.")

@@ -256,6 +256,19 @@ def test_best_methods_get_more_seeds(tasks: list[str], tiny_backbone: str, tmp_p
         run(tasks[:1], tiny_backbone, tmp_path / "s", best=1)
 
 
+def test_one_choice_for_all_data_sets(tasks: list[str], tiny_backbone: str, tmp_path: Path) -> None:
+    options = {"methods": ["linear"], "seeds": [0], "grid": ["lr=1e-7,1e-2"], "choose_on": tasks}
+    assert run(tasks[:1], tiny_backbone, tmp_path / "s", **options) == 0
+    with open(tmp_path / "s/grid.csv") as file:
+        tried = [(row["settings"], float(row["accuracy"])) for row in csv.DictReader(file)]
+    means = {rate: sum(score for other, score in tried if other == rate) for rate, _ in tried}
+    (row,) = rows(tmp_path / "s")
+    assert len(tried) == 4 and len(means) == 2 and row["settings"] == max(means, key=means.__getitem__)
+    assert "chosen once, by the mean val accuracy of" in (tmp_path / "s/table.md").read_text()
+    with pytest.raises(PeftError, match="choose_on is .* there, .* here"):
+        run(tasks[:1], tiny_backbone, tmp_path / "s", **options | {"choose_on": tasks[:1]})
+
+
 def test_legacy_is_labelled(tasks: list[str], tiny_backbone: str, tmp_path: Path) -> None:
     options = {"methods": ["lora"], "seeds": [0], "protocol": "legacy"}
     assert run(tasks[:1], tiny_backbone, tmp_path / "s", **options) == 0
@@ -274,10 +287,11 @@ def test_ray_gives_the_same(tasks: list[str], tiny_backbone: str, tmp_path: Path
         run(tasks[:1], tiny_backbone, tmp_path / "none", **options, ray="127.0.0.1:1")
 
 
-def test_the_readme_s_sweep_is_a_plan() -> None:
-    plan = planned(sweep, PLANNED, {"sweep": "readme"})
-    names = ("data", "methods", "seeds", "grid", "set", "backbone", "protocol")
-    found = make_plan(*(plan[key] or [] for key in names[:5]), "reference", "honest")
-    assert (
-        len(found.tasks) == 19 and "linear" in found.methods and plan["best"] == 5 and plan["best_seeds"] == [0, 1, 2]
-    )
+@pytest.mark.parametrize(
+    ("name", "tasks", "runs"), [("readme", 19, 0), ("world_weights", 8, 6 * 58), ("world_streams", 8, 6 * 50)]
+)
+def test_the_shipped_sweeps_are_plans(name: str, tasks: int, runs: int) -> None:
+    plan = planned(sweep, PLANNED, {"sweep": name})
+    names = ("data", "methods", "seeds", "grid", "set", "backbone", "protocol", "choose_on")
+    found = make_plan(*(plan[key] for key in names))
+    assert len(found.tasks) == tasks and "linear" in found.methods and len(list(found.choosing())) == runs

@@ -51,6 +51,17 @@ def test_a_grid_goes_to_the_methods_that_have_the_field() -> None:
     assert job.folder == "runs/world_count/vpt/lr=1e-3/val-seed0"
 
 
+def test_a_choice_for_all_data_sets_is_made_on_those_that_are_named() -> None:
+    tasks, methods = ["world/count", "digits", "world/cells"], ["linear", "lora"]
+    found = make_plan(tasks, methods, [0], ["lora:lr=1e-3,3e-3"], [], "reference", "honest", ["world/road", "digits"])
+    assert [str(job) for job in found.choosing()] == [
+        f"{task} lora lr={rate} seed 0" for task in ("world/road", "digits") for rate in ("1e-3", "3e-3")
+    ]
+    for grid, protocol in (([], "honest"), (["lr=1e-3,3e-3"], "legacy")):
+        with pytest.raises(PeftError, match="choose_on names the data sets"):
+            make_plan(tasks, methods, [0], grid, [], "reference", protocol, ["digits"])
+
+
 def test_final_runs_follow_the_choice_and_leave_out_what_could_not_be_chosen() -> None:
     found = plan(("method.rank=4,8",))
     jobs = list(found.final({("digits", "lora"): (("method.rank", "8"),)}, found.methods, found.seeds))

@@ -1,4 +1,4 @@
-"""A timm backbone at a size, giving feature maps for a head."""
+"""A backbone of timm or transformers at a size, giving feature maps for a head."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from peft_core.anatomies import Anatomy, describe
 from peft_core.errors import PeftError
 from peft_core.jobs.hub.backbone import Backbone
+from peft_core.jobs.hub.transformers_models import FromTransformers
+from vision_peft.dense.of_transformers import TransformersMaps
 
 
 class OnMaps(nn.Module):
     """A backbone's feature maps with a head.
 
     Args:
-        image: a timm model without head, whose `forward_intermediates` gives maps.
+        image: a model of timm (or in its form) without head, whose `forward_intermediates` gives maps.
         head: reads them.
         indices: which of its maps.
     """
@@ -58,11 +60,13 @@ def image_at(
     Raises:
         PeftError: a backbone without feature maps, or one that cannot be brought to that size.
     """
-    image, about = load(name, 0, drop_path)
-    model: Any = image
+    model: Any
+    model, about = load(name, 0, drop_path)
+    if isinstance(model, FromTransformers):
+        return _of_transformers(model, about, name, size)
     if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
         raise PeftError(
-            f"{name} gives no feature maps: choose a ViT, Swin, ConvNeXt or CNN of timm (`list backbones`)."
+            f"{name} gives no feature maps: choose a ViT, Swin, ConvNeXt or CNN of timm (`list backbones`) or transformers (hf:)."
         )
     if size and (size, size) != about.input_size:
         about = dataclasses.replace(about, input_size=(size, size))
@@ -72,10 +76,23 @@ def image_at(
                     warnings.simplefilter("ignore")  # timm's, of how it resizes tables of positions
                     model.set_input_size(img_size=(size, size))
         except (AssertionError, ValueError, RuntimeError) as error:
-            raise PeftError(
-                f"{name} takes no pictures of {size} pixels ({error}): choose another --dense.size."
-            ) from error
+            raise _refused(name, size, error) from error
     return model, about
+
+
+def _of_transformers(model: FromTransformers, about: Backbone, name: str, size: int) -> tuple[nn.Module, Backbone]:
+    about = dataclasses.replace(about, input_size=(size, size)) if size else about
+    try:
+        return TransformersMaps(model.model, about.input_size, model.source), about
+    except PeftError:
+        raise
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise _refused(name, about.input_size[0], error) from error
+
+
+def _refused(name: str, size: int, error: Exception) -> PeftError:
+    words = " ".join(str(error).split())[:160]
+    return PeftError(f"{name} takes no pictures of {size} pixels ({words}): choose another --dense.size.")
 
 
 def check_maps(model: Any, levels: Sequence[int], about: Backbone, name: str) -> None:
@@ -87,9 +104,6 @@ def check_maps(model: Any, levels: Sequence[int], about: Backbone, name: str) ->
                 torch.zeros(1, 3, *about.input_size), indices=list(levels), intermediates_only=True
             )
     except (AssertionError, RuntimeError, ValueError) as error:
-        words = " ".join(str(error).split())[:160]
-        raise PeftError(
-            f"{name} takes no pictures of {about.input_size[0]} pixels ({words}): choose another --dense.size."
-        ) from error
+        raise _refused(name, about.input_size[0], error) from error
     finally:
         model.train(was)

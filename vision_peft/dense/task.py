@@ -14,6 +14,7 @@ from peft_core.errors import PeftError
 from peft_core.jobs.hub.backbone import Backbone
 from peft_core.values import typed
 from vision_peft.dense.model import dense_model
+from vision_peft.dense.of_transformers import TransformersMaps
 from vision_peft.tasks.base import Task, refuse_smoothing
 
 AUGMENTS = ("none", "flip")
@@ -41,14 +42,22 @@ class MapsTask(Task):
 
     @classmethod
     def of(cls, data: ClassificationData, settings: Mapping[str, Any]) -> MapsTask:
+        return cls(data.class_names, cls.options(settings))
+
+    @classmethod
+    def options(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What of `DenseFlags` is given.
+
+        Raises:
+            PeftError: settings that maps cannot be trained with.
+        """
         refuse_smoothing(cls.name, settings)
         if settings["augment"] not in AUGMENTS or settings["resize"] != "squash":
             raise PeftError(
                 f"--task {cls.name} takes --augment {' or '.join(AUGMENTS)} and --resize squash: what is cut or bent needs its "
                 "pixels' labels changed alike."
             )
-        options = settings["dense"].options if settings.get("dense") else {}
-        return cls(data.class_names, options)
+        return settings["dense"].options if settings.get("dense") else {}
 
     @classmethod
     def of_card(cls, card: Mapping[str, Any]) -> MapsTask:
@@ -67,6 +76,10 @@ class MapsTask(Task):
         return type(self).make(load, settings["backbone"], self.width, settings["drop_path"], **self.dense)
 
     def how_to_load(self, name: str, arguments: Mapping[str, Any], transform: str, file: Path, model: Any) -> str:
+        x = f"x = timm.data.create_transform({transform})(PIL.Image.open('picture.png').convert('RGB'))[None]"
+        if isinstance(model.image, TransformersMaps):
+            linear = self.dense["head"] == "linear"
+            return _indented([x, *model.image.how_to_load(file, linear), *self.how_to_read(model)])
         given = {key: value for key, value in arguments.items() if key not in ("checkpoint_path", "num_classes")}
         words = ", ".join([f'"{name}"', "num_classes=0", *(f"{key}={value!r}" for key, value in given.items())])
         size = (
@@ -76,12 +89,15 @@ class MapsTask(Task):
             f"model, state = timm.create_model({words}), safetensors.torch.load_file({str(file)!r})",
             *(size if hasattr(model.image, "set_input_size") else []),
             'model.load_state_dict({key[6:]: each for key, each in state.items() if key.startswith("image.")})',
-            f"x = timm.data.create_transform({transform})(PIL.Image.open('picture.png').convert('RGB'))[None]",
+            x,
             f"maps = model.eval().forward_intermediates(x, indices={model.indices}, intermediates_only=True, norm={model.plain})",
         ]
-        lines += self.how_to_read(model)
-        return "\n".join(f"  {line}" for line in lines)
+        return _indented([*lines, *self.how_to_read(model)])
 
     def how_to_read(self, model: Any) -> list[str]:
         """Python from its `maps` and `state` to `outputs`."""
         return ['# the head reads these maps; its weights begin with "head." (peft_core.load_run runs both)']
+
+
+def _indented(lines: Sequence[str]) -> str:
+    return "\n".join(f"  {line}" for line in lines)

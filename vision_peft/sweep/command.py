@@ -19,6 +19,7 @@ def sweep(
     *,
     backbone: str | None = None,
     protocol: Literal["honest", "legacy"] | None = None,
+    choose_on: list[str] | None = None,
     best: Whole | None = None,
     best_seeds: list[Seed] | None = None,
     ray: str | None = None,
@@ -34,6 +35,8 @@ def sweep(
         set: OPTION=VALUE for all runs, e.g. trainer.max_epochs=5 data.root=~/vtab-1k; METHOD:OPTION=… for one method.
         backbone: As for fit.
         protocol: `honest` chooses from the grid on val and retrains on train + val; `legacy` chooses on test.
+        choose_on: Data sets whose val pictures choose a method's point of the grid for all data sets, by the mean of their
+            accuracies; by default each data set chooses its own.
         best: After the seeds, give so many of the best methods, and linear, the seeds of best_seeds too.
         best_seeds: See best.
         ray: A Ray cluster's address (auto, HOST:PORT, ray://…), or `local`.
@@ -50,6 +53,6 @@ def sweep(
 
 PLANNED: dict[str, Any] = {
     "data": [], "methods": [], "seeds": [0], "grid": [], "set": [], "backbone": "reference", "protocol": "honest",
-    "best": 0, "best_seeds": [],
+    "choose_on": [], "best": 0, "best_seeds": [],
 }  # fmt: skip
 """What a sweep's plan consists of, and what it is where nothing is said."""

@@ -37,6 +37,7 @@ class Plan:
         points: label -> the points of that method's grid; [()] without a grid.
         common: label -> settings of every run of that method.
         protocol: `honest` chooses points on val; `legacy` on test, as it does the epoch.
+        choose_on: the data sets whose mean chooses a method's point for all; () where each chooses its own.
     """
 
     tasks: tuple[str, ...]
@@ -46,6 +47,7 @@ class Plan:
     common: dict[str, Point]
     backbone: str
     protocol: str
+    choose_on: tuple[str, ...] = ()
 
     def job(self, task: str, method: str, seed: int, point: Point, split: str) -> Job:
         settings: dict[str, Any] = {"data": {"name": task}, "method": {"name": self.methods[method]}}
@@ -53,9 +55,9 @@ class Plan:
         return Job(task, method, seed, point, split, nested(settings, (*self.common[method], *point)))
 
     def choosing(self) -> Iterator[Job]:
-        """The runs that choose a point of the grid for each task and method, all at the first seed."""
+        """The runs that choose a point of the grid for each task (or for all) and method, at the first seed."""
         split = "test" if self.protocol == "legacy" else "val"
-        for task, method in itertools.product(self.tasks, self.methods):
+        for task, method in itertools.product(self.choose_on or self.tasks, self.methods):
             if len(self.points[method]) > 1:
                 yield from (self.job(task, method, self.seeds[0], point, split) for point in self.points[method])
 
@@ -78,12 +80,13 @@ def make_plan(
     common: Sequence[str],
     backbone: str,
     protocol: str,
+    choose_on: Sequence[str] = (),
 ) -> Plan:
     """A plan from what stands on the command line.
 
     Raises:
         PeftError: a pattern without a match, an unknown task, method or option (each with the nearest), a value that the
-            option does not take.
+            option does not take, data sets to choose on without a choice.
     """
     if not seeds:
         raise PeftError("a sweep needs at least one seed: give --seeds 0.")
@@ -95,9 +98,13 @@ def make_plan(
         "--grid", grid, named, lambda flag, o: check_option(flag, o, fit, (*DECIDED, *FOR_ALL), names)
     )
     points = {label: grid_points(options[label]) for label in named}
-    plan = Plan(
-        tasks, named, tuple(dict.fromkeys(seeds)), points, {k: tuple(v) for k, v in fixed.items()}, backbone, protocol
-    )
+    chosen_on = expand_data(choose_on) if choose_on else ()
+    if chosen_on and (protocol == "legacy" or all(len(each) == 1 for each in points.values())):
+        raise PeftError(
+            "choose_on names the data sets whose val pictures choose from a grid: give --grid, and not legacy."
+        )
+    common_points = {label: tuple(each) for label, each in fixed.items()}
+    plan = Plan(tasks, named, tuple(dict.fromkeys(seeds)), points, common_points, backbone, protocol, chosen_on)
     check_values(plan)
     return plan
 

@@ -24,7 +24,10 @@ def describe_protocol(plan: Plan) -> str:
         )
     how = "honest protocol: trained on train + val, last epoch, scored once on test"
     if _searched(plan):
-        how += f"; the settings of each task were chosen on val after training on train, at seed {plan.seeds[0]}"
+        of = "each task were chosen on val"
+        if plan.choose_on:
+            of = f"each method were chosen once, by the mean val accuracy of {' and '.join(plan.choose_on)},"
+        how += f"; the settings of {of} after training on train, at seed {plan.seeds[0]}"
     return how
 
 

@@ -27,7 +27,9 @@ PROGRAM = "vision_peft sweep"
 
 def run_sweep(plain: dict[str, Any], out: str, *, workers: int, threads: int, ray: str | None, overwrite: bool) -> int:
     """Runs what is missing of a sweep and writes its table: 0, or 1 if a run failed. The arguments are `sweep`'s."""
-    plan = make_plan(*(plain[key] for key in ("data", "methods", "seeds", "grid", "set", "backbone", "protocol")))
+    plan = make_plan(
+        *(plain[key] for key in ("data", "methods", "seeds", "grid", "set", "backbone", "protocol", "choose_on"))
+    )
     further = [seed for seed in plain["best_seeds"] if seed not in plan.seeds]
     with SweepFolder(out, plain, overwrite, PROGRAM) as folder:
         check_versions(folder, plan, further, overwrite)
@@ -119,14 +121,24 @@ class Runner:
         self.progress.step(job, len(self.failed))
 
     def choose(self, results: dict[Job, dict[str, Any]]) -> dict[tuple[str, str], Point]:
-        """The point that scored best for each task and method; the first of equals."""
-        best: dict[tuple[str, str], Job] = {}
-        for job, found in results.items():
-            other = best.setdefault((job.task, job.method), job)
-            if (found["accuracy"] or 0.0) > (results[other]["accuracy"] or 0.0):
-                best[job.task, job.method] = job
-        self.choices = [record(job, results[job], job.folder) for job in best.values()]
-        return {key: job.point for key, job in best.items()}
+        """The point that scored best for each task and method, on the task or on all those to choose on; the first of equals."""
+        together = self.plan.choose_on
+        scores: dict[tuple[str, str], dict[Point, list[Job]]] = {}
+        for job in results:
+            points = scores.setdefault(("" if together else job.task, job.method), {})
+            points.setdefault(job.point, []).append(job)
+
+        def score(jobs: list[Job]) -> float:
+            """The mean; where a run failed, nothing."""
+            whole = len(jobs) == max(1, len(together))
+            return sum(results[job]["accuracy"] or 0.0 for job in jobs) / len(jobs) if whole else -1.0
+
+        best = {key: max(points.values(), key=score) for key, points in scores.items()}
+        self.choices = [record(job, results[job], job.folder) for jobs in best.values() for job in jobs]
+        chosen = {key: jobs[0].point for key, jobs in best.items() if score(jobs) >= 0}
+        return {
+            (t, method): p for (task, method), p in chosen.items() for t in (self.plan.tasks if together else [task])
+        }
 
     def records(self) -> list[dict[str, Any]]:
         """Rows of results.csv, in the plan's order."""

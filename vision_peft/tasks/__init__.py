@@ -11,12 +11,13 @@ from peft_core.errors import PeftError
 if TYPE_CHECKING:
     from vision_peft.tasks.base import Task
 
-TaskName = Literal["classify", "multi_label", "regression", "segment", "detect"]
+TaskName = Literal["classify", "multi_label", "regression", "segment", "depth", "detect"]
 _FILES = {
     "classify": "vision_peft.tasks.classify",
     "multi_label": "vision_peft.tasks.multi_label",
     "regression": "vision_peft.tasks.regression",
     "segment": "vision_peft.dense.segment",
+    "depth": "vision_peft.dense.depth",
     "detect": "vision_peft.dense.detect",
     "several": "vision_peft.tasks.several",  # what data of that kind say themselves
 }

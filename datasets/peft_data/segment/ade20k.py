@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from peft_data.annotations.beside import pairs_in
 from peft_data.base import ClassificationData
 from peft_data.errors import DataError
-from peft_data.segment.layouts import classes_in, pairs_in, segmentation
+from peft_data.segment.layouts import ALSO, classes_in, segmentation
 from peft_data.texts import read_lines
 
 NAMES: dict[str, str] = {}
@@ -26,7 +27,7 @@ def load(name: str, root: str | None, seed: int) -> ClassificationData:
     """
     folder = Path(root or name).resolve()
     parts = {
-        split: pairs_in(folder / "images" / own, folder / "annotations" / own)
+        split: pairs_in(folder / "images" / own, folder / "annotations" / own, ALSO)
         for split, own in (("train", "training"), ("test", "validation"))
         if (folder / "images" / own).is_dir()
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,8 +15,8 @@ from torch import Tensor
 from peft_data.base import ClassificationData, Pictures
 from peft_data.cache import pool
 from peft_data.cache_file import cache_key
-from peft_data.errors import DataError, listing
-from peft_data.pictures import UNREADABLE, open_picture, own_size
+from peft_data.errors import DataError
+from peft_data.pictures import UNREADABLE, open_picture
 
 IGNORED = 255
 """The index of pixels that do not count."""
@@ -130,22 +129,6 @@ class SegmentationData(ClassificationData):
             raise DataError(
                 f"{self.name} has {len(self.class_names)} classes of pixels: 2 to {IGNORED} can be told apart"
             )
-
-
-def same_sizes(pictures: Sequence[Path], masks: Sequence[Path]) -> None:
-    """Raises DataError: lists masks whose size is not their picture's."""
-
-    def odd(pair: tuple[Path, Path]) -> str | None:
-        try:
-            own, other = map(own_size, pair)
-        except UNREADABLE:
-            return None  # told where it is decoded
-        return None if own == other else f"{pair[1]} is {other[1]} × {other[0]}, {pair[0].name} {own[1]} × {own[0]}"
-
-    with ThreadPoolExecutor(8) as threads:
-        wrong = [each for each in threads.map(odd, zip(pictures, masks, strict=True)) if each]
-    if wrong:
-        raise DataError(f"{len(wrong)} masks have another size than their pictures: make them anew{listing(wrong)}")
 
 
 def read_classes(file: Path, text: Sequence[tuple[int, str]]) -> tuple[tuple[str, ...], dict[Colour, int] | None]:

@@ -113,3 +113,13 @@ def kept_dense(
     rows = torch.arange(sum(counts)).split(counts)
     parts = zip(SPLITS, kept.pop("pictures").split(counts), rows, strict=True)
     return task, [Pictures(pictures, own, split=split) for split, pictures, own in parts], kept
+
+
+def kept_depths(task: str, seed: int, size: int) -> torch.Tensor:
+    """The depths of a task's pictures, float16 `N S S` in the order of `kept_dense`; drawn and kept once."""
+
+    def make() -> dict[str, torch.Tensor]:
+        drawn = [draw_dense(task, split, count, seed, size)["depths"] for split, count in SPLITS.items()]
+        return {"depths": torch.cat(drawn).half()}
+
+    return cached(f"world/dense-v{VERSION}/{task}-{size}px-seed{seed}-depths", make)["depths"]

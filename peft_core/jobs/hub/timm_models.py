@@ -163,15 +163,16 @@ def _load_weights(model: nn.Module, path: Path, architecture: str, with_head: bo
     heads = () if with_head else (heads,) if isinstance(heads, str) else tuple(heads)
     own = model.state_dict()
     mine = {key: value for key, value in own.items() if not key.startswith(heads)}
+    other = "choose the architecture it is of"
     for key, value in mine.items():
         if key not in state:
-            raise PeftError(f"{path} does not fit {architecture}: it has no {key}.")
+            raise PeftError(f"{path} does not fit {architecture}: it has no {key}; {other}.")
         if state[key].shape != value.shape:
             shapes = f"{tuple(state[key].shape)} in the file and {tuple(value.shape)} in the model"
-            raise PeftError(f"{path} does not fit {architecture}: {key} is {shapes}.")
+            raise PeftError(f"{path} does not fit {architecture}: {key} is {shapes}; {other}.")
     if more := sorted(key for key in state if key not in own and not key.startswith(heads)):
         shown = ", ".join(more[:3]) + (f" and {len(more) - 3} more" if more[3:] else "")
-        raise PeftError(f"{path} does not fit {architecture}, which has no {shown}: choose the architecture it is of.")
+        raise PeftError(f"{path} does not fit {architecture}, which has no {shown}: {other}.")
     with torch.no_grad():
         model.load_state_dict({key: state[key] for key in mine}, strict=False)
 

@@ -79,8 +79,8 @@ def is_folder(spec: str) -> bool:
 
 
 def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) -> tuple[nn.Module, Backbone]:
-    """A pretrained model with a new head of `num_classes` classes, or with its own where None, and what its
-    image processor expects of pictures.
+    """A pretrained model with a new head of `num_classes` classes, without one where 0, or with its own where None, and what
+    its image processor expects of pictures.
 
     Args:
         spec: `hf:` and `owner/model`, or a folder with config.json, model.safetensors and preprocessor_config.json.
@@ -105,7 +105,7 @@ def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) ->
     made: Any = transformers.AutoModelForImageClassification if known else transformers.AutoModel
     if num_classes is None and not known:
         raise PeftError(f"{spec} has no head of its own: choose a classifier, or a method that trains a head.")
-    if known and num_classes is not None:
+    if known and num_classes:
         config.num_labels = num_classes
     model = _load(made, spec, source, config)
     anatomy = describe(model)
@@ -114,6 +114,8 @@ def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) ->
         raise PeftError(
             f"{spec} is a {type(model).__name__}, which is no model of pictures: choose an image classifier's backbone."
         )
+    if num_classes == 0:
+        return FromTransformers(getattr(model, model.base_model_prefix) if known else model, source=source), about
     if num_classes is None or known:
         return FromTransformers(model, source=source), about
     width = getattr(config, "hidden_size", None)
@@ -139,7 +141,9 @@ def _load(made: Any, spec: str, source: str, config: Any) -> nn.Module:
         logging.set_verbosity(told)
     changed = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
     if lost := sorted(key for key in (*info["missing_keys"], *changed) if not key.startswith(_NEW)):
-        raise PeftError(f"the weights of {spec} do not fit a {type(model).__name__}: they have no {lost[0]}.")
+        raise PeftError(
+            f"the weights of {spec} do not fit a {type(model).__name__}: they have no {lost[0]}; give a checkpoint of it."
+        )
     return model
 
 

@@ -43,7 +43,8 @@ class SweepFolder:
             content = read_yaml(config)
             if content.get("command") != program:
                 raise PeftError(f"{self.path} holds something else than a sweep: give --out another folder.")
-            differing = [key for key in plan if content.get(key) != plan[key]]
+            new = {key for key in plan if key not in content and not plan[key]}  # options that the folder is older than
+            differing = [key for key in plan if key not in new and content.get(key) != plan[key]]
             if differing and not overwrite:
                 key = differing[0]
                 raise PeftError(
