@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -25,7 +26,7 @@ from benchmarks.measuring import CPU, machine
 from diffusion_peft.base.offload import mapped
 from peft_core import adapt
 
-SHAPE = dict(
+SHAPE: dict[str, Any] = dict(
     sample_size=128, patch_size=2, in_channels=16, attention_head_dim=64, num_attention_heads=24, joint_attention_dim=4096,
     caption_projection_dim=1536, pooled_projection_dim=2048, out_channels=16, pos_embed_max_size=192,
 )  # fmt: skip
@@ -78,8 +79,9 @@ def side(folder: Path, how: str) -> None:
     else:
         model = SD3Transformer2DModel.from_pretrained(folder, torch_dtype=torch.bfloat16)
     model.requires_grad_(False)
+    torch.manual_seed(0)
     adapt(model, "lora", rank=16)
-    model.enable_gradient_checkpointing()
+    model.enable_gradient_checkpointing()  # type: ignore[operator]
     model.train()
     before = status("VmRSS")
     chance = torch.Generator().manual_seed(1)

@@ -10,6 +10,7 @@ from diffusion_peft.base.prompt_syntax import notes_on
 from diffusion_peft.base.texts import has_token
 from diffusion_peft.commands.ranges import Denoising, Side
 from diffusion_peft.control.use import read_conditions
+from diffusion_peft.drawing.composing import Way
 from diffusion_peft.drawing.draw import Drawing, film_of, grid, png_of
 from diffusion_peft.use.adapters import split_scale
 from diffusion_peft.use.run import combine
@@ -31,6 +32,8 @@ def sample(
     condition: list[str] | None = None,
     compute: bool = False,
     until: Share | None = None,
+    how: Way = "add",
+    switch_every: Count = 5,
     source: list[str] | None = None,
     source_guidance: Annotated[float, Range(least=1)] | None = None,
     base: str | None = None,
@@ -60,6 +63,10 @@ def sample(
         condition: A file for each control, of --run first: a picture, or boxes as .json.
         compute: The files are pictures, from which edges, depth … are computed first.
         until: Share of the denoising steps in which controls act; as the run says by default.
+        how: How several adapters act: add, all at once; switch, by turns; composite, each by itself, and the mean of what they
+            say; k_lora and k_lora_star, of a subject and a style each layer takes one, anew at each step; b_lora, the first one's
+            content half and the second's style half.
+        switch_every: Denoising steps between two turns of switch.
         source: Pictures to be edited as each prompt says, by a run on pairs of source and target.
         source_guidance: Weight of the source, of UNets; by default 1.5, that of their pipelines.
         base: Another base than the run's; needed where the adapters are files alone.
@@ -95,12 +102,14 @@ def sample(
         tell(f"note: {note}")
     frames = loaded.frames if frames is None else frames
     drawing = Drawing(steps, guidance, height, width, at_once, source_guidance, frames)
+    if source and how != "add":
+        raise PeftError("--how is for drawing from words: leave --source out.")
     if source:
         from diffusion_peft.editing.use import edited
 
         rows = edited(loaded, source, prompt, count, seed, negative, drawing)
     else:
-        rows = loaded.sample(prompt, count, seed, negative, drawing, given, until)
+        rows = loaded.sample(prompt, count, seed, negative, drawing, given, until, way=how, every=switch_every)
     files = {f"{r:02d}-{seed + n}.png": png_of(image) for r, row in enumerate(rows) for n, image in enumerate(row)}
     films = {f"{r:02d}-{seed + n}.webp": film_of(image) for r, row in enumerate(rows) for n, image in enumerate(row)}
     kept = {name: film for name, film in films.items() if film is not None}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diffusion_peft.base.bases import Base
 from diffusion_peft.base.prompts import Prompt, batched
+from diffusion_peft.drawing.composing import Composition
 from peft_core.errors import PeftError
 
 Chunk = range
@@ -125,13 +126,16 @@ def draw(
     done: Callable[[int, Image.Image], object] = lambda number, image: None,
     before: Callable[[Chunk], object] = lambda chunk: None,
     sources: Sequence[Tensor] = (),
+    composition: Composition | None = None,
 ) -> list[Image.Image]:
     """A picture for each (prompt, seed); `done(number, picture)` is called after each, `before(numbers)` before a batch and,
-    with no numbers, at the end. `sources` are the latents of a source picture for each (`Family.source`), or none."""
+    with no numbers, at the end. `sources` are the latents of a source picture for each (`Family.source`), or none; `composition`
+    says which adapters act when."""
     vae = base.part("vae") if vae is None else vae
     none = {name: None for name in base.index if name.startswith(("text_encoder", "tokenizer"))}
     how = how.of(base)
-    pipeline = base.pipeline(**{base.denoiser: unet}, vae=vae, **none)
+    composition = composition or Composition(unet, [])
+    pipeline = base.pipeline(**{base.denoiser: composition.denoiser}, vae=vae, **none)
     device = next(unet.parameters()).device
     pipeline.vae.to(device)
     pictures: list[Image.Image] = []
@@ -141,7 +145,9 @@ def draw(
                 chunk = prompts[start : start + how.at_once]
                 before(range(start, start + len(chunk)))
                 source = torch.stack(list(sources[start : start + len(chunk)])) if len(sources) else None
-                for image in _draw_chunk(base, pipeline, chunk, negative, how, device, source):
+                with composition.drawing(pipeline.scheduler):
+                    images = _draw_chunk(base, pipeline, chunk, negative, how, device, source)
+                for image in images:
                     done(len(pictures), image)
                     pictures.append(image)
     finally:
@@ -150,11 +156,20 @@ def draw(
 
 
 def calls_of(base: Base, steps: int) -> int:
-    """How often the UNet is called for a picture in so many denoising steps: some schedulers take more than one a step."""
+    """How often the scheduler goes on in so many denoising steps: some take more than one a step."""
     stock = base.part("scheduler")
+    if stock.config.get("use_dynamic_shifting"):  # its times wait for the picture's size
+        return steps
     scheduler = type(stock).from_config(stock.config)
     scheduler.set_timesteps(steps)
     return len(scheduler.timesteps)
+
+
+def passes_of(base: Base, how: Drawing) -> int:
+    """How often the denoiser is called for a picture: some pipelines call it once more a step for guidance."""
+    guidance = how.of(base).guidance
+    assert guidance is not None
+    return calls_of(base, how.steps) * base.family.passes(base, guidance)
 
 
 def _draw_chunk(

@@ -113,11 +113,11 @@ def _listed(table: Path, options: dict[str, Any], prompt: str | None) -> list[Ro
     for number, row in table_rows(table):
         where = f"line {number} of {table}"
         *sides, text = _values(row, [*row], options, prompt, where)
-        files = [table.parent / str(side or "") for side in sides]
+        files = source, target = [table.parent / str(side or "") for side in sides]
         for part, side, file in zip((SOURCE, TARGET), sides, files, strict=True):
             if not file.is_file():
                 lone.append(f"{where} names {side}, which is not there" if side else f"{where} names no {part}")
-        rows.append((where, *files, None if text is None else str(text)))
+        rows.append((where, source, target, None if text is None else str(text)))
     if lone:
         raise PeftError(f"{len(lone)} pairs of {table.parent} miss their half:{listing(lone)}")
     return rows
@@ -137,7 +137,8 @@ def _of_data_set(data: str, options: dict[str, Any], prompt: str | None) -> list
         source, target, text = _values(row, tables["train"].column_names, options, prompt, name)
         if source is None or target is None:
             lone.append(name)
-        rows.append((name, source, target, text))
+        else:
+            rows.append((name, source, target, text))
     if lone:
         raise PeftError(f"{len(lone)} pairs of {data} miss their half:{listing(lone)}")
     return rows

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from diffusion_peft.base.bases import Base, load_base
 from diffusion_peft.base.offload import check_offload
 from diffusion_peft.base.texts import check_length
+from diffusion_peft.drawing.composing import Composition, Way
 from diffusion_peft.drawing.draw import (
     Chunk,
     Drawing,
+    calls_of,
     check_drawing,
     check_precision,
     draw,
@@ -84,6 +86,8 @@ class Run:
         conditions: Sequence[Given] = (),
         until: float | None = None,
         source: Tensor | None = None,
+        way: Way = "add",
+        every: int = 5,
     ) -> list[list[Image.Image]]:
         """`count` pictures of each prompt, with seeds seed, seed + 1, …
 
@@ -91,15 +95,18 @@ class Run:
             source: latents of the picture that all are made of (`editing.use`), of bases that draw from one.
             conditions: one for each of `controls`, a picture or boxes, for all pictures; without any, they are off.
             until: share of the denoising steps in which controls act; each run's own where None.
+            way: how several adapters act (`drawing.composing`). every: steps between two of them by turns.
 
         Raises:
-            PeftError: a prompt of too many tokens, another number of conditions than of controls.
+            PeftError: a prompt of too many tokens, another number of conditions than of controls, adapters that cannot act so.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         asked = [(text, seed + n) for text in texts for n in range(count)]
         given = [[each] * len(asked) for each in conditions]
+        how = how or Drawing()
         sources = [] if source is None else [source] * len(asked)
-        pictures = self.draw_each(asked, how or Drawing(), given, negative, until, sources=sources)
+        composition = self.composed(way, how, every)
+        pictures = self.draw_each(asked, how, given, negative, until, sources=sources, composition=composition)
         return [pictures[start : start + count] for start in range(0, len(pictures), count)]
 
     def draw_each(
@@ -111,6 +118,7 @@ class Run:
         until: float | None = None,
         done: Callable[[int, Image.Image], object] = lambda number, image: None,
         sources: Sequence[Tensor] = (),
+        composition: Composition | None = None,
     ) -> list[Image.Image]:
         """A picture for each (prompt, seed); `conditions` are, for each control, one a picture, `sources` one a picture.
 
@@ -132,7 +140,20 @@ class Run:
         against = embed_negative(self.base, negative, self.clip_skip)
         wanted = [(known[text], seed) for text, seed in asked]
         before = self.before(conditions, how, until)
-        return draw(self.base, self.unet, wanted, against, how, done=done, before=before, sources=sources)
+        more = {"sources": sources, "composition": composition}
+        return draw(self.base, self.unet, wanted, against, how, done=done, before=before, **more)  # type: ignore[arg-type]
+
+    def composed(self, way: Way, how: Drawing, every: int = 5) -> Composition | None:
+        """How the adapters act; None where all do all the time.
+
+        Raises:
+            PeftError: too few or too many of them, a base or controls with which they cannot act so.
+        """
+        if way == "add":
+            return None
+        from diffusion_peft.use.composed import composition_of
+
+        return composition_of(self, way, calls_of(self.base, how.steps), every)
 
     def before(
         self, conditions: Sequence[Sequence[Given]], how: Drawing, until: float | None = None
@@ -145,7 +166,7 @@ class Run:
         from diffusion_peft.control.use import giving
 
         side = self.base.resolution
-        return giving(self.base, self.controls, conditions, (how.height or side, how.width or side), how.steps, until)
+        return giving(self.base, self.controls, conditions, (how.height or side, how.width or side), how, until)
 
     def vectors(self) -> dict[str, list[Tensor]]:
         """Each new token's vectors n D, one tensor a text encoder."""

@@ -94,6 +94,10 @@ class Family:
         """What a base is drawn with."""
         return self.usual_guidance
 
+    def passes(self, base: Base, guidance: float) -> int:
+        """How often its pipeline calls the denoiser a step, under guidance of this weight."""
+        return 1
+
     # ---- pictures ----------------------------------------------------------------------------------------------------
 
     def shrinks(self, base: Base) -> int:

@@ -50,6 +50,9 @@ class Flux(Family):
     def guidance(self, base: Base) -> float:
         return self.usual_guidance if self.is_distilled(base) else 1.0  # schnell has none
 
+    def passes(self, base: Base, guidance: float) -> int:
+        return 1 if self.is_distilled(base) or guidance <= 1 else 2
+
     def said(self, pipeline: Any, text: str, device: torch.device) -> Prompt:
         hidden, pooled, _ = pipeline.encode_prompt(text, text, device=device, max_sequence_length=512)
         return Prompt(hidden, pooled)
