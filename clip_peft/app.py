@@ -12,8 +12,8 @@ from peft_core.jobs.app.parts import Field, Part, Shown, predictions
 
 def use(run: Any, pictures: Sequence[str], given: Mapping[str, Any]) -> Shown:
     names = [name.strip() for name in (given["classes"] or "").split(",") if name.strip()]
-    run = run.with_classes(asked_for(names) if names else run.card["class_names"])
-    return predictions(run, pictures, int(given["top"] or 1))
+    run = run.with_classes(asked_for(names, alone=run.alone) if names else run.card["class_names"])
+    return predictions(run, pictures, int(given["top"] or run.top))
 
 
 PART = Part(

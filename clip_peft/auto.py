@@ -7,6 +7,7 @@ from typing import Any
 from peft_data.options import arguments, takes
 
 from clip_peft.fit import fit
+from clip_peft.tasks import check_classes
 from clip_peft.training.few_shot import Classes, chosen
 from peft_core.jobs.auto.options import check, searching
 from peft_core.jobs.cli.command import command
@@ -44,6 +45,7 @@ def auto(*, data: Data, shots: Whole = 16, classes: Classes = "all", **common: A
     opened = chosen(data.open(), shots, how["seed"], classes)
     methods = how["methods"] or list(SETTINGS)
     check(opened, methods, "clip")
+    check_classes(methods, "auto")
     parts = (opened.name, how["backbone"].rpartition("/")[2], "auto", f"{shots}shots", classes, f"seed{how['seed']}")
     how["out"] = how["out"] or run_name(*parts)
     plan = {key: how[key] for key in ("backbone", "shots", "classes", "epochs", "seed")}

@@ -21,6 +21,7 @@ def compare(runs: list[str], *, out: str | None = None) -> str:
     return COMPARISON.carry_out(runs, out)
 
 
+OF_LABELS = "a run on pictures with any number of labels, scored by mAP: its report has each label's average precision"
 OF_PAIRS = "a run of pairs, scored by retrieval: its report has R@1, R@5 and R@10 before and after"
 
 
@@ -49,5 +50,5 @@ COMPARISON = Comparison(
     },
     size=lambda one: one["parameters"]["trainable"],
     of_size="trained parameters",
-    other=lambda one: OF_PAIRS if "before" in one and "after" in one else None,
+    other=lambda one: OF_PAIRS if "before" in one and "after" in one else OF_LABELS if "mAP" in one else None,
 )

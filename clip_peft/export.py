@@ -27,7 +27,9 @@ from peft_core.values import Range
 if TYPE_CHECKING:  # its import takes five seconds, and --help wants none of it
     from clip_peft.run import ClipRun
 
-What = Literal["weights", "model", "onnx"]
+What = Literal["weights", "model", "onnx", "transformers"]
+USUAL = ("weights", "model", "onnx")
+MERGED = ("model", "transformers")
 
 
 @command("clip")
@@ -45,19 +47,20 @@ def export(
     Args:
         run: The run folder.
         out: The folder to write.
-        what: weights, model, onnx; by default each of them that the method has.
+        what: weights, model, onnx, by default each of them that the method has; transformers, the merged model as a folder of
+            transformers' CLIPModel.
         format: all, onnx, or stock: what plain open_clip loads, the merged model, else class weights for the stock features.
         classes: Names to make the weights and the ONNX file for; by default those it was trained on.
         opset: ONNX operator set.
     """
     folder = out_folder(out, run)
     loaded = load_run(run, ("clip_peft",))
-    loaded = loaded.with_classes(asked_for(classes)) if classes else loaded
+    loaded = loaded.with_classes(asked_for(classes, alone=loaded.alone)) if classes else loaded
     if loaded.places is not None:
         raise PeftError(f"{loaded.model.method.name} exports the classes it was trained on: leave --classes out.")
     if not loaded.class_names and not what and format == "all":
         what = ["model"]  # there is nothing else to a run that names no classes
-    reasons = {kind: reason for kind in ("weights", "model", "onnx") if (reason := why_not(loaded, kind))}
+    reasons = {kind: reason for kind in (*USUAL, *(what or ())) if (reason := why_not(loaded, kind))}
     if format != "all":
         what = ["onnx"] if format == "onnx" else ["weights" if "model" in reasons else "model"]
     if not what and len(reasons) == 3:
@@ -65,8 +68,9 @@ def export(
     for kind in what or ():
         if kind in reasons:
             raise PeftError(reasons[kind])
-    for kind in what or [kind for kind in ("weights", "model", "onnx") if kind not in reasons]:
-        {"weights": write_weights, "model": write_model, "onnx": write_onnx}[kind](loaded, folder, opset)
+    writers = {"weights": write_weights, "model": write_model, "onnx": write_onnx, "transformers": write_transformers}
+    for kind in what or [kind for kind in USUAL if kind not in reasons]:
+        writers[kind](loaded, folder, opset)
     for reason in [] if what else reasons.values():
         print(f"left out: {reason}")
     return folder
@@ -87,10 +91,10 @@ def why_not(run: ClipRun, kind: str) -> str | None:
     """Why a run cannot be exported as that; None where it can."""
     method: Method = run.whole.method
     name, beside = method.name, method if isinstance(method, OpenVocabularyMethod) else None
-    if kind != "model" and not run.class_names:
+    if kind not in MERGED and not run.class_names:
         return "this run learnt pairs and has no classes: name some with --classes, or export the model."
     inside = grafted(method)
-    if kind == "model":
+    if kind in MERGED:
         if not inside and not (beside and beside.merges):
             others = " or ".join(each for each in ("weights", "onnx") if not why_not(run, each))
             instead = f"export {others}" if others else "use `predict`"
@@ -123,12 +127,27 @@ def write_weights(run: ClipRun, folder: Path, opset: int) -> None:
     print(f"{folder}/weights.safetensors: weights {tuple(weights.shape)} for normalised image features of {of}")
 
 
+def merged_model(run: ClipRun) -> Any:
+    """The run's model with what was learnt in its weights."""
+    whole = run.whole
+    if not grafted(whole.method):
+        whole.learner.write_into(whole.model)
+    elif "_peft_record" in whole.model.__dict__:
+        merge(dequantise(whole.model))
+    return whole.model
+
+
+def write_transformers(run: ClipRun, folder: Path, opset: int) -> None:
+    from clip_peft.as_transformers import clip_model_files
+
+    look = {"mean": run.mean, "std": run.std, "size": run.fit.size, "resize": run.fit.mode,
+            "interpolation": run.fit.interpolation}  # fmt: skip
+    write_files(folder, clip_model_files(merged_model(run), run.whole.learner.clip.tokenizer, look))
+    print(f'{folder}/model.safetensors: the merged weights for transformers: CLIPModel.from_pretrained("{folder}")')
+
+
 def write_model(run: ClipRun, folder: Path, opset: int) -> None:
-    model: Any = run.model.model
-    if not grafted(run.model.method):  # type: ignore[union-attr]
-        run.model.learner.write_into(model)  # type: ignore[union-attr]
-    else:
-        merge(dequantise(model))
+    model: Any = merged_model(run)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     files = {"open_clip_model.safetensors": save(_unshared(state), as_metadata(run))}
     config = model_config(run)
@@ -177,14 +196,14 @@ class Deployed(nn.Module):
 
     def __init__(self, run: ClipRun) -> None:
         super().__init__()
-        self.whole = whole = run.whole
+        self.whole, self.finished = (whole := run.whole), run.task.finished
         self.register_buffer("mean", torch.tensor(run.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(run.std).view(1, 3, 1, 1))
         self.register_buffer("weights", whole.class_weights().clone())
 
     def forward(self, image: Tensor) -> Tensor:
         features = self.whole.encode((image - self.mean) / self.std)
-        return self.whole.logits(features, self.weights).softmax(-1)
+        return self.finished(self.whole.logits(features, self.weights))
 
 
 def write_onnx(run: ClipRun, folder: Path, opset: int) -> None:

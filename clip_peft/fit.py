@@ -8,6 +8,7 @@ from peft_data.augment import augmentation
 from peft_data.options import arguments, takes
 
 from clip_peft.pairs.fit import RECIPE, fit_pairs
+from clip_peft.tasks import kind_of
 from clip_peft.training.few_shot import Classes, Spread, chosen
 from peft_core.config_files import list_configs
 from peft_core.errors import PeftError
@@ -19,8 +20,8 @@ from peft_core.jobs.hub.precision import Quantize
 from peft_core.jobs.hub.reach import absolute
 from peft_core.jobs.runs.fitting import fitted
 from peft_core.jobs.runs.folder import RunFolder, run_name
-from peft_core.jobs.runs.saying import sure_words
-from peft_core.values import NotNegative, Positive, Whole
+from peft_core.method import Method
+from peft_core.values import NotNegative, Positive, Rate, Whole
 
 
 def recipe_of(settings: dict[str, Any]) -> str:
@@ -34,7 +35,7 @@ def recipe_of(settings: dict[str, Any]) -> str:
 @command("clip", recipe_of, {
     RUN: "data backbone method recipe shots spread classes template epochs",
     TRAINING: "lr batch_size optimizer weight_decay final_lr steps_per_shot warmup_epochs warmup_lr stepwise augment",
-    "scoring": "eval_on choose_on",
+    "scoring": "eval_on choose_on hold_out",
     MACHINE: "out seed overwrite save_every quantize precision cache_views text_memory trainer",
 }, recipes={RECIPE: fit_pairs})  # fmt: skip
 @takes(training, seed=1, batch_size=32, weight_decay=5e-4)
@@ -50,6 +51,7 @@ def fit(
     template: str | None = None,
     eval_on: Literal["test", "val"] = "test",
     choose_on: Literal["val", "train"] = "val",
+    hold_out: Rate = 0.0,
     cache_views: Whole = 10,
     augment: str = "crop_flip",
     optimizer: Literal["sgd", "adamw", "adam", "prodigy", "schedule_free"] = "sgd",
@@ -66,14 +68,15 @@ def fit(
     """Train a prompt, adapter or cache on a few pictures a class, score it, and write a run folder.
 
     Args:
-        data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION.
+        data: A data set (`list data`) or a folder of pictures; its options are --data.OPTION. For dual_coop pictures of any
+            number of labels: a .csv of one column a label, lists, COCO, VOC.
         backbone: `reference`, open_clip's ARCHITECTURE/TAG, hf-hub:OWNER/MODEL, a folder, or ARCHITECTURE@FILE.safetensors.
         quantize: Bits of the frozen linears: nf4 (bitsandbytes), int8, int4, int2; adapters are trained beside them.
         method: A method or preset (`list methods`); its settings are --method.SETTING.
         recipe: A name (`list recipes`) or a YAML's path; by default the method's own. `pairs` trains on pictures with captions,
             with options of its own: `fit --recipe pairs --help`.
         out: The run folder; by default runs/DATA-BACKBONE-METHOD-SHOTS-CLASSES-SEED.
-        shots: Training pictures a class, drawn as CoOp draws them; 0 takes all.
+        shots: Training pictures a class, drawn as CoOp draws them; 0 takes all (of pictures with several labels always).
         spread: `natural` draws shots × classes pictures whatever their class, so that classes have more and fewer.
         classes: `base` trains and scores the first half of the labels, `new` the others.
         seed: Of the draw, the start, the order of the pictures and all chance in training.
@@ -82,6 +85,7 @@ def fit(
         eval_on: Score test, or val, to choose settings by.
         choose_on: What a cache's strengths are chosen on: val, or the training pictures, each left out in turn (where there is
             no val, too).
+        hold_out: Part of each class's drawn training pictures that is val in place of the data's own.
         cache_views: Augmented views of each picture whose features are computed once, where the image tower is frozen;
             0 turns the cache off.
         augment: none, flip, crop_flip, crop_half_flip (parts of half the area or more) or randaug.
@@ -100,9 +104,9 @@ def fit(
         text_memory: Bytes that the texts of a step may take; beyond, classes run in chunks.
     """
     settings = arguments(locals())
-    settings["data"] = data = data.absolute()
+    settings["data"] = data = for_method(data, method.build()).absolute()
     augmentation(augment)
-    opened = chosen(data.open(), shots, settings["seed"], classes, spread)
+    opened = chosen(data.open(), shots, settings["seed"], classes, spread, hold_out)
     if not len(opened.train):
         raise PeftError(
             f"{opened.name} has no training pictures: it is there to score other runs on with `test --data`."
@@ -113,13 +117,17 @@ def fit(
     return fitted(folder, opened, settings, "clip_peft.training.job", headline)
 
 
+def for_method(data: Data, method: Method) -> Data:
+    """The data as the method learns them: pictures of a class each, or of any number of labels."""
+    task = getattr(method, "task", data.task)
+    return data if task == data.task else data.of_task(task)
+
+
 def headline(results: dict[str, Any]) -> str:
-    if results["accuracy"] is None:
+    if results["evaluated_on"] is None:
         scored = "not scored (there are no pictures apart from the training ones)"
     else:
         which = "" if results["classes"] == "all" else f"{results['classes']} classes of "
-        zero = results.get("zero_shot_accuracy")
-        beside = "" if zero is None else f", zero-shot {zero:.4f}"
-        scored = f"accuracy {results['accuracy']:.4f}{sure_words(results)}{beside}, ECE {results['ece']:.4f}"
-        scored += f" on {which}{results['evaluated_on']}"
+        words = kind_of(results.get("task", "classify")).words(results)
+        scored = f"{words} on {which}{results['evaluated_on']}"
     return f"{scored}, {results['parameters']['trainable']:,} trained parameters"

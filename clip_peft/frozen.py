@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_peft.projection import ImageProjection
+from clip_peft.regions import regions
 from clip_peft.text.prompts import Prompts, checked_tokenizer, make_prompts, text_ids
 from clip_peft.text.run import TextPass
 from clip_peft.text.templates import templates
@@ -50,11 +51,13 @@ class Clip:
         """One a template (see clip_peft.text.templates)."""
         return [self.text_pass(self.prompts(names, one)) for one in templates(template)]
 
-    def image_features(self, images: Tensor, projected: bool = True) -> Tensor:
-        """B E, as the image tower gives them (not normalised), or what its projection receives; without graph where nothing of
-        the tower trains."""
+    def image_features(self, images: Tensor, projected: bool = True, of_regions: bool = False) -> Tensor:
+        """B E, as the image tower gives them (not normalised), or what its projection receives, or B R E of its places; without
+        graph where nothing of the tower trains."""
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.model.visual.parameters())
         with torch.set_grad_enabled(trains):
+            if of_regions:
+                return regions(self.model.visual, images)
             return self.model.encode_image(images, normalize=False) if projected else self.projection.before(images)
 
     @property

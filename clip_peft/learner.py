@@ -37,6 +37,9 @@ class OpenVocabularyMethod(Method):
     """Whether what it says of a picture depends on those that came before (`Learner.begin`)."""
     second_view: ClassVar[bool] = False
     """Whether training gives its loss two augmentations of each picture, images B 2 3 H W."""
+    task: ClassVar[str] = "classify"
+    """What the labels of its pictures are: a class, or `multi_label`, any number of them (labels B C of 1, 0 and −1 where nobody
+    knows), each of the probability σ(logit)."""
     merges: ClassVar[bool] = False
     """Whether what it learns takes the place of a stock weight (`Learner.write_into`)."""
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -86,8 +89,12 @@ class Learner(nn.Module):
 
     encodes_as_model: ClassVar[bool] = False
     """Whether `encode`, where it is a learner's own, still gives what the model's image tower gives."""
+    prepares_each_epoch: ClassVar[bool] = False
+    """Whether `prepare` is called before every epoch."""
     projected: ClassVar[bool] = True
     """Whether image features are taken behind the image tower's projection; False takes its input."""
+    of_regions: ClassVar[bool] = False
+    """Whether image features are those of a picture's places, B R E (`clip_peft.regions`)."""
 
     def __init__(self, clip: Clip, method: OpenVocabularyMethod, names: Sequence[str]):
         super().__init__()
@@ -172,7 +179,7 @@ class Learner(nn.Module):
     # ---- image side ------------------------------------------------------------------------------------------------
 
     def encode(self, images: Tensor) -> Tensor:
-        return self.clip.image_features(images, self.projected)
+        return self.clip.image_features(images, self.projected, self.of_regions)
 
     def frozen_features(self, images: Tensor | None) -> Tensor:
         """B E, not normalised: what the model's image tower gives without what is learnt, for a loss to compare with.
@@ -198,6 +205,9 @@ class Learner(nn.Module):
         return self.logits(self.encode(images))
 
     # ---- training and use ------------------------------------------------------------------------------------------
+
+    def prepare(self, losses: Iterable[Tensor]) -> None:
+        """Before an epoch: the losses of training batches, each computed, by `loss`, only when it is asked for."""
 
     def parameter_groups(self, lr: float, weight_decay: float) -> Iterable[dict[str, Any]]:
         """Groups for an optimiser, with whatever else it takes; where none, all parameters that train, decay on matrices."""

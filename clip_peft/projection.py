@@ -61,7 +61,7 @@ class ImageProjection:
             instead = nn.Linear(layer.in_features, layer.in_features, device="meta")
             instead.weight = nn.Parameter(torch.eye(layer.in_features).to(layer.weight), requires_grad=False)
             instead.bias = nn.Parameter(layer.weight.new_zeros(layer.in_features), requires_grad=False)
-        features = _with(self.visual, self.path, instead)(images)
+        features = put_at(self.visual, self.path, instead)(images)
         return features if isinstance(features, Tensor) else features[0]
 
     @torch.no_grad()
@@ -76,13 +76,13 @@ def _found(module: Any, path: str) -> Any:
     return module
 
 
-def _with(module: nn.Module, path: str, other: nn.Module | None) -> nn.Module:
+def put_at(module: nn.Module, path: str, other: nn.Module | None) -> nn.Module:
     """The module with another one (no parameter, where None) at a path, which shares all else with it."""
     first, _, rest = path.partition(".")
     twin = copy.copy(module)
     if other is None:
         twin._parameters = {**module._parameters, first: None}
     else:
-        inner = _with(module.get_submodule(first), rest, other) if rest else other
+        inner = put_at(module.get_submodule(first), rest, other) if rest else other
         twin._modules = {**module._modules, first: inner}
     return twin

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from clip_peft.fit import for_method
 from clip_peft.text.prompts import asked_for
-from clip_peft.training.evaluate import figures, score, test_augment
+from clip_peft.training.evaluate import test_augment
 from clip_peft.training.features import default_cache
 from clip_peft.training.few_shot import of_classes
 from peft_core import PeftError
@@ -48,7 +49,7 @@ def report(run: str, data: Data | None, split: str, classes: str, cache: bool, q
         raise PeftError(
             f"{run} learnt pairs, whose scores stand in its results.json: name a data set of classes with --data."
         )
-    chosen = data or Data.of(loaded.config)
+    chosen = for_method(data or Data.of(loaded.config), loaded.whole.method)
     which = ("all" if data else loaded.config["classes"]) if classes == "trained" else classes
     opened = of_classes(chosen.open(), which)  # type: ignore[arg-type]
     pictures = getattr(opened, split)
@@ -59,14 +60,13 @@ def report(run: str, data: Data | None, split: str, classes: str, cache: bool, q
     decoded = chosen.decode(pictures, fit.size, test_augment(at.encoder.whole.method), **fit.how)
     if cache:
         at.encoder.folder = Path(chosen.options.get("cache_dir") or default_cache())
-    found = figures(score(at.encoder, decoded, len(opened.class_names), at.places), decoded, opened.class_names)
+    found = at.task.figures(at.task.scores(at.encoder, decoded, at.places), decoded)
     if not quiet:
         of = "" if which == "all" else f"{which} classes, "
-        accuracy, ece = f"accuracy {found['accuracy']:.4f}", f"ECE {found['ece']:.4f}"
-        print(
-            f"{accuracy}, {ece} on {len(decoded):,} pictures of {opened.name} {split} ({of}{len(opened.class_names)} names)"
-        )
-        print_classes(found["per_class"])
+        names = f"({of}{len(opened.class_names)} names)"
+        print(f"{at.task.words(found)} on {len(decoded):,} pictures of {opened.name} {split} {names}")
+        each = {name: own["average_precision"] for name, own in found.get("per_label", {}).items()}
+        print_classes(found.get("per_class", each))
     return found
 
 
@@ -76,7 +76,7 @@ def predict(
     *,
     run: str,
     classes: list[str] | None = None,
-    top: Count = 5,
+    top: Count | None = None,
     batch_size: Count = 64,
     out: str | None = None,
     json: bool = False,
@@ -87,14 +87,14 @@ def predict(
         pictures: Files and folders; folders are searched through.
         run: The run folder.
         classes: Names to choose from, any; by default those it was trained on.
-        top: Classes a picture.
+        top: Classes a picture; by default 5, or of any number of labels those whose probability reaches their threshold.
         batch_size: Pictures at once.
         out: A .csv file (.json with --json) to write in place of printing.
         json: JSON in place of CSV: a list of {path, classes: [{class, probability}]}.
     """
     target = None if out is None else str(out_file(out, ".json" if json else ".csv", run))
     loaded = load_run(run, CLIP if classes else CLASSIFIERS)
-    loaded = loaded.with_classes(asked_for(classes)) if classes else loaded
+    loaded = loaded.with_classes(asked_for(classes, alone=loaded.alone)) if classes else loaded
     if not loaded.class_names:
         raise PeftError(f"{run} learnt pairs and has no classes of its own: name some with --classes.")
-    return print_predictions(loaded, pictures, "clip_peft", top, batch_size, target, json)
+    return print_predictions(loaded, pictures, "clip_peft", top or getattr(loaded, "top", 5), batch_size, target, json)

@@ -14,13 +14,14 @@ from peft_core.attach import is_inserted, modules_of
 from peft_core.method import Method
 from peft_core.registry import find_method, make_method
 from peft_core.testing import BrokenContract, check, contract, lacks, loss, perturb
-from tests.tiny import MODELS, Tiny, pictures, vit
+from tests.tiny import FURTHER, MODELS, Tiny, pictures, vit
 
 REFUSED = {
     ("ia3", "eva_fused"): "bias lies outside",
     ("adapter", "mmdit"): "between two modules",
     ("compacter", "mmdit"): "between two modules",
     ("conv_pass", "mmdit"): "between two modules",
+    ("controlnet", "mmdit"): "join norm and other channels than 3 are for UNets",
     ("aim", "norms_behind"): "norms behind",
     ("hiwi", "rms_norm"): "it has no bias",
 }
@@ -56,7 +57,7 @@ def everywhere() -> list[tuple[str, Method]]:
     return found + [("vit", make_method(kind, **s, targets=("patch_embed", "qkv"))) for kind, s in kinds]
 
 
-ONLY = {"lora_file": ("unet",)}
+ONLY = {"lora_file": ("unet",), "omini_control": ("flux",)}
 """Of what is made for the modules of one model."""
 ALIKE = (
     "deit",
@@ -93,7 +94,7 @@ def pairs() -> Iterator[Any]:
     ("name", "method"), [*pairs()], ids=lambda value: value if isinstance(value, str) else title(value)
 )
 def test_contract(name: str, method: Method):
-    family = MODELS[name]
+    family = (MODELS | FURTHER)[name]
     lacking, odd = lacks(method, family.anatomy), REFUSED.get((method.name, name))
     way = ("copied", "pickled")[zlib.crc32(f"{name} {title(method)}".encode()) % 2]  # each method in both ways
     refusal = check(family, method, [way])
@@ -119,7 +120,7 @@ def test_every_method_works_somewhere():
     for method in examples():
         assert any(
             lacks(method, family.anatomy, quantised) is None
-            for family in MODELS.values()
+            for family in (MODELS | FURTHER).values()
             for quantised in (False, True)
         ), title(method)
 

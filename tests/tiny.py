@@ -9,7 +9,7 @@ from typing import Any
 import open_clip
 import timm
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
@@ -35,10 +35,17 @@ class Tiny(Family):
     Args:
         tokens: whether it takes prompts as it is, without a tower named.
         linears: roles of its linear layers and convolutions.
+        idle: parameters of methods here that no output depends on, as nobody reads what the last block makes of words, or of a
+            condition.
     """
 
     tokens: bool = True
     linears: tuple[str, ...] = ("q", "k", "v", "proj", "fc1", "fc2")
+    idle: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def unused(self) -> set[str]:
+        return super().unused | set(self.idle)
 
 
 def vit(name: str = "vit_tiny_patch16_224", **changes: Any) -> Callable[[], nn.Module]:
@@ -157,6 +164,23 @@ def mmdit() -> nn.Module:
     )  # fmt: skip
 
 
+def flux() -> nn.Module:
+    return FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=24,
+        pooled_projection_dim=16, axes_dims_rope=(4, 4, 8), guidance_embeds=True,
+    )  # fmt: skip
+
+
+def pieces_with_text() -> dict[str, Any]:
+    g = torch.Generator().manual_seed(3)
+    places = torch.stack([torch.zeros(16), torch.arange(16) // 4, torch.arange(16) % 4], 1)
+    return dict(
+        hidden_states=torch.randn(2, 16, 16, generator=g), encoder_hidden_states=torch.randn(2, 5, 24, generator=g),
+        pooled_projections=torch.randn(2, 16, generator=g), timestep=torch.tensor([0.3, 0.7]), guidance=torch.ones(2),
+        txt_ids=torch.zeros(5, 3), img_ids=places,
+    )  # fmt: skip
+
+
 def noise_with_text() -> dict[str, Any]:
     g = torch.Generator().manual_seed(3)
     return dict(
@@ -182,6 +206,7 @@ def condition() -> dict[str, Tensor]:
         picture=torch.rand(2, 3, 8, 8, generator=g), features=torch.randn(2, 5, 6, generator=g),
         null=torch.zeros(2, 5, 6), boxes=torch.cat([corner, corner + 0.3], -1),
         phrases=torch.randn(2, 3, 24, generator=g), present=torch.tensor([[1.0, 1, 0], [1, 0, 0]]),
+        latents=torch.randn(2, 4, 8, 8, generator=g),
     )  # fmt: skip
 
 
@@ -209,6 +234,17 @@ def timm_model(name: str, size: int = 32, **changes: Any) -> Callable[[], nn.Mod
 
 SWIN: dict[str, Any] = dict(
     img_size=56, embed_dim=16, depths=(1, 2), num_heads=(2, 4), num_classes=5, drop_path_rate=0.0
+)
+
+WORDS_OF_THE_LAST = tuple(
+    f"peft.controlnet.branch.net.transformer_blocks.0.{path}.{kind}"
+    for path in ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "ff_context.net.0.proj", "ff_context.net.2")
+    for kind in ("weight", "bias")
+)
+OF_THE_CONDITION = tuple(
+    f"single_transformer_blocks.0.{path}.peft.omini_control.low_rank.{letter}"
+    for path in ("attn.to_q", "proj_mlp", "proj_out")
+    for letter in "AB"
 )
 
 MODELS: dict[str, Tiny] = {
@@ -242,8 +278,15 @@ MODELS: dict[str, Tiny] = {
                  "time_embed"),
     ),
     "mmdit": Tiny(
-        mmdit, noise_with_text, lambda y: y.sample,
+        mmdit, noise_with_text, lambda y: y.sample, prepare=give_condition, idle=WORDS_OF_THE_LAST,
         linears=("q", "k", "v", "proj", "fc1", "fc2", "context_q", "context_k", "context_v", "context_proj", "context_fc1",
                  "context_fc2", "modulation", "context_modulation", "patch_embed", "context_embed", "proj_io"),
     ),
 }  # fmt: skip
+
+FURTHER: dict[str, Tiny] = {
+    "flux": Tiny(
+        flux, pieces_with_text, lambda y: y.sample, tokens=False, prepare=give_condition, idle=OF_THE_CONDITION
+    )
+}
+"""For methods of one model alone (`tests/test_contract.py`)."""

@@ -51,6 +51,7 @@ def commands() -> list[Command]:
     from vision_peft.auto_peft.command import auto_peft
     from vision_peft.bit_delta import bit_delta
     from vision_peft.compare import compare
+    from vision_peft.dam_vp import dam_vp
     from vision_peft.fit import fit
     from vision_peft.glora import glora
     from vision_peft.hyper_tuning import hyper_tuning
@@ -60,8 +61,8 @@ def commands() -> list[Command]:
     from vision_peft.use import export, merge_, predict, test
 
     return [
-        fit, auto, test, predict, merge_, export, compare, sweep, noah, auto_peft, laplace, bit_delta, glora, hyper_tuning, app,
-        list_,
+        fit, auto, test, predict, merge_, export, compare, sweep, noah, auto_peft, laplace, bit_delta, glora, hyper_tuning,
+        dam_vp, app, list_,
     ]  # fmt: skip
 
 

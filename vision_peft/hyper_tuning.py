@@ -150,7 +150,7 @@ def hyper_tuning(
 
     def tasks(split: Pictures, number: int) -> Tasks:
         decoded = data.decode(split, about.input_size) if len(split) else None
-        parts = [] if decoded is None else list(_by_set(opened, decoded.images, decoded.labels))
+        parts = [] if decoded is None else list(by_set(opened, decoded.images, decoded.labels))
         return Tasks(parts, ways, shots, queries, seed + number)
 
     def read(pictures: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ def hyper_tuning(
     return {"accuracy": accuracy, "evaluated_on": name}
 
 
-def _by_set(data: ClassificationData, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def by_set(data: ClassificationData, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The pictures and classes of each data set of several; of one, all of them."""
     start = 0
     for _, count in getattr(data, "parts", ((data.name, len(data.class_names)),)):

@@ -2,12 +2,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner
-from clip_peft.parts.context import ContextLearner, ContextMethod, start_context
+from clip_peft.parts.conditional import ConditionalContext
+from clip_peft.parts.context import ContextMethod, start_context
 from peft_core.values import Count
 
 
@@ -37,24 +35,4 @@ class CoCoOp(ContextMethod):
         return (cls(reduction=1),)
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
-        return _CoCoOp(clip, self, names, start_context(clip, self.name, self.context, self.init))
-
-
-class _CoCoOp(ContextLearner):
-    def __init__(self, clip: Clip, method: CoCoOp, names: Sequence[str], context: Tensor):
-        super().__init__(clip, method, names, context)
-        features, device = clip.tower.features, context.device
-        hidden = max(1, features // method.reduction)
-        self.meta_net = nn.Sequential(
-            nn.Linear(features, hidden, device=device), nn.ReLU(), nn.Linear(hidden, clip.tower.width, device=device)
-        )
-
-    def class_features(self) -> Tensor:
-        """Those of the context alone, which stand for no image."""
-        return F.normalize(self.text_pass(self.context), dim=-1)
-
-    def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
-        f = F.normalize(features, dim=-1)
-        shift = self.meta_net(f.to(self.context.dtype))
-        texts = F.normalize(self.text_pass((self.context + shift[:, None])[:, None]), dim=-1)  # B C E
-        return self.clip.compare(features[:, None], texts)[:, 0]
+        return ConditionalContext(clip, self, names, start_context(clip, self.name, self.context, self.init))

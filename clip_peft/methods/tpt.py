@@ -2,13 +2,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor
-
 from clip_peft.frozen import Clip
 from clip_peft.learner import Learner
-from clip_peft.parts.context import ContextLearner, ContextMethod, start_context
-from clip_peft.parts.views import AUGMIX, OfViews, Part, Views, surest, tuned
+from clip_peft.parts.context import ContextMethod, start_context
+from clip_peft.parts.tuned_prompt import TunedPrompt
+from clip_peft.parts.views import AUGMIX, Part, Views
 from peft_core.values import Count, Positive, Range
 
 
@@ -44,18 +42,4 @@ class TPT(ContextMethod):
     vit_b16: ClassVar[tuple[tuple[dict[str, Any], int], ...]] = (({}, 0),)
 
     def learner(self, clip: Clip, names: Sequence[str]) -> Learner:
-        learner = _TPT(clip, self, names, start_context(clip, self.name, self.context, self.init))
-        learner.context.requires_grad_(False)
-        return learner
-
-
-class _TPT(OfViews, ContextLearner):
-    def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
-        """B C of the first views, from B V E."""
-        f, method = self.views_of(features), self.method
-        kept = surest(self.clip.compare(f, self.weights()), method.confident)
-        context = tuned(self.context[None], self._texts, self.clip.compare, f, kept, method.lr, method.steps)
-        return self.clip.compare(f[:, :1], self._texts(context))[:, 0]
-
-    def _texts(self, context: Tensor) -> Tensor:
-        return F.normalize(self.text_pass(context), dim=-1)  # B C E
+        return TunedPrompt(clip, self, names, start_context(clip, self.name, self.context, self.init))

@@ -45,6 +45,10 @@ class ContextLearner(Learner):
     def hand_features(self) -> Tensor:
         return mean_features(self.hand_passes)
 
+    def raw_texts(self, features: Tensor) -> Tensor:
+        """C E (or, where each of the pictures with features B E has its own, B C E) as the text tower gives them."""
+        return self.text_pass(self.context)
+
     def class_features(self) -> Tensor:
         return F.normalize(self.text_pass(self.context), dim=-1)
 

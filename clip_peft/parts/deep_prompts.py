@@ -12,16 +12,17 @@ from clip_peft.parts.image_prompts import ImageTower, check_depth, check_format
 
 
 class DeepPrompts(ContextLearner):
-    """`method.context` vectors before the name and new ones, `deep`, at the text blocks 1 … depth − 1; what stands behind the
-    patches at each of the image tower's first blocks is a subclass's, in `of_image`."""
+    """`context` vectors (where None, `method.context`) before the name and new ones, `deep`, at the text blocks 1 … depth − 1;
+    what stands behind the patches at each of the image tower's first blocks is a subclass's, in `of_image`."""
 
-    def __init__(self, clip: Clip, method: Any, names: Sequence[str], reference: str | Sequence[str] | None = None):
-        image = ImageTower(clip.model.visual, method.name)
+    def __init__(self, clip: Clip, method: Any, names: Sequence[str], reference: str | Sequence[str] | None = None,
+                 context: int | None = None):  # fmt: skip
+        image, count = ImageTower(clip.model.visual, method.name), context or method.context
         check_depth(method.name, method.depth, len(clip.tower.blocks), len(image.blocks))
-        start = start_context(clip, method.name, method.context, method.init, rest=True)
-        super().__init__(clip, method, names, start, rest_of(method.init, clip, method.context), reference=reference)
+        start = start_context(clip, method.name, count, method.init, rest=True)
+        super().__init__(clip, method, names, start, rest_of(method.init, clip, count), reference=reference)
         self.image_tower = image
-        self.deep = nn.ParameterList([nn.Parameter(clip.random(method.context)) for _ in range(method.depth - 1)])
+        self.deep = nn.ParameterList([nn.Parameter(clip.random(count)) for _ in range(method.depth - 1)])
 
     def of_image(self) -> list[Tensor]:
         """The image prompts, M V for each block."""
@@ -34,6 +35,9 @@ class DeepPrompts(ContextLearner):
     def text_parameters(self) -> list[nn.Parameter]:
         return [self.context, *self.deep]
 
+    def raw_texts(self, features: Tensor) -> Tensor:
+        return self.text_pass(self.context, list(self.deep))
+
     def class_features(self) -> Tensor:
         return F.normalize(self.text_pass(self.context, list(self.deep)), dim=-1)
 
@@ -45,8 +49,9 @@ class DeepPrompts(ContextLearner):
 class CoupledPrompts(DeepPrompts):
     """The image tower's prompts are F_j(P_j) of the text prompts P_0 … P_{J−1} (M D), F_j a linear D → V of its own."""
 
-    def __init__(self, clip: Clip, method: Any, names: Sequence[str], reference: str | Sequence[str] | None = None):
-        super().__init__(clip, method, names, reference)
+    def __init__(self, clip: Clip, method: Any, names: Sequence[str], reference: str | Sequence[str] | None = None,
+                 context: int | None = None):  # fmt: skip
+        super().__init__(clip, method, names, reference, context)
         widths, device = (clip.tower.width, self.image_tower.width), self.context.device
         self.project = nn.ModuleList([nn.Linear(*widths, device=device) for _ in range(method.depth)])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from peft_data.options import arguments, takes
 from clip_peft.fit import fit
 from clip_peft.sweep.protocols import OPTIONS, Row, Trial, seeds_of, trials, unscored
 from clip_peft.sweep.rates import Tried, at_rates, best, candidates, ordered
+from clip_peft.tasks import check_classes
 from peft_core.errors import PeftError
 from peft_core.files import read_text
 from peft_core.jobs.cli.command import command
@@ -22,11 +23,11 @@ from peft_core.jobs.sweep.preset import planned
 from peft_core.values import Positive, Whole
 
 DECIDED = ("data", "method", "backbone", "out", "shots", "classes", "seed", "overwrite")
-CHOSEN = ("eval_on", "lr")
+CHOSEN = ("eval_on", "hold_out", "lr", "weight_decay")
 """What the choice of rates sets of fit's options, whatever --set says: a rate is a multiple of the one that --set gives."""
 PLANNED: dict[str, Any] = {
     "protocol": None, "data": [], "methods": [], "seeds": [], "shots": [], "targets": [], "set": [],
-    "backbone": "reference", "rates": [],
+    "backbone": "reference", "rates": [], "search": False,
 }  # fmt: skip
 """What a sweep consists of, and what it is where nothing is said."""
 WRITTEN = ("runs", "rates.csv", "results.csv", "table.md", "report.html")
@@ -51,6 +52,7 @@ def sweep(
     shots: list[Whole] | None = None,
     targets: list[str] | None = None,
     rates: list[Positive] | None = None,
+    search: bool | None = None,
     backbone: str | None = None,
     **common: Any,
 ) -> int:
@@ -65,6 +67,8 @@ def sweep(
         targets: What cross_dataset and domain_generalisation score; from coop/imagenet, by default CoOp's.
         rates: Multiples of each recipe's learning rate, e.g. 1 0.1 10, to choose from on val: for each method the one of the best
             mean over the data sets, trained with the most shots and the first seed.
+        search: Of elevater: each run's rate and weight decay are searched for, as its toolkit does, on a fifth of its training
+            pictures: up to 90 runs of 10 epochs before each.
         set: OPTION=VALUE of fit for all runs, e.g. epochs=50 data.root=~/data; METHOD:OPTION=VALUE for one method.
         backbone: As for fit.
         overwrite: Run again what was run with other settings.
@@ -77,6 +81,11 @@ def sweep(
             raise PeftError(f"a sweep needs --{name}, or a preset that says it (--sweep NAME).")
     if plan["rates"] and "choose_on" in OPTIONS.get(plan["protocol"], {}):
         raise PeftError(f"--rates chooses on val, and {plan['protocol']} is for methods without: leave --rates out.")
+    if plan["search"] and (plan["protocol"] != "elevater" or plan["rates"]):
+        raise PeftError(
+            "--search is ELEVATER's, and looks for rates itself: give it with --protocol elevater, without --rates."
+        )
+    check_classes(plan["methods"], "sweep")
     folder, methods = Path(how["out"]).expanduser().absolute(), plan["methods"]
     own = own_settings(plan)
     asked = list(trials(plan["protocol"], plan["data"], plan["targets"], methods, plan["seeds"], plan["shots"]))
@@ -87,6 +96,7 @@ def sweep(
     each_once = {trial.method: trial for trial in asked}
     # a mistake is told before anything runs
     recipes = {method: fit.resolve([("", settings(trial))]) for method, trial in each_once.items()}
+    from clip_peft.sweep.elevater import first_of, searched
     from clip_peft.sweep.report import write_rates, write_tables
     from clip_peft.sweep.worker import carry_out
     from peft_core.jobs.sweep.folder import SweepFolder
@@ -130,12 +140,29 @@ def sweep(
         write_rates(folder, found, lr)
         return {name: f"{one.times * lr[name]:.6g}" for name, one in best(found).items() if name in lr}
 
+    def search_on(pool: Pool) -> list[Trial]:
+        """What was asked, with the rate and the decay that were found for each; as it is where nothing trains."""
+        found: dict[Trial, Row] = {}
+
+        def noted(trial: Trial, outcome: Outcome) -> None:
+            found[trial], *_ = got = found_by(trial, outcome)
+            say(trial, outcome, got, f"search, {len(found)}")
+
+        def run(some: Sequence[Trial]) -> dict[Trial, Any]:
+            pool.run([one for one in some if one not in found], noted)
+            return {one: found[one]["accuracy"] for one in some}
+
+        run([first_of(trial) for trial in asked])
+        train = [trial for trial in asked if found[first_of(trial)]["trained_parameters"] != 0]
+        better = dict(searched(train, run))
+        return [better.get(trial, trial) for trial in asked]
+
     def done(trial: Trial, outcome: Outcome) -> None:
         rows[trial] = found_by(trial, outcome)
         failed.extend([f"{trial}: {outcome.error}"] if outcome.error else [])
         say(trial, outcome, rows[trial], f"{len(rows)}/{len(asked)}")
         if len(rows) % 8 == 0 or len(rows) == len(asked):
-            inorder = [row for one in asked for row in rows.get(at_rates(one, chosen), ())]
+            inorder = [row for one in waiting for row in rows.get(one, ())]
             write_tables(folder, plan, inorder, failed, f"{len(rows)} of {len(asked)} runs")
 
     with SweepFolder(how["out"], plan, overwrite, "clip_peft sweep", WRITTEN):
@@ -143,7 +170,7 @@ def sweep(
         with Pool(workers, threads, folder, carry_out, parcel) as pool:
             if plan["rates"]:
                 chosen.update(choose(pool))
-            waiting = [at_rates(trial, chosen) for trial in asked]
+            waiting = search_on(pool) if plan["search"] else [at_rates(trial, chosen) for trial in asked]
             first = {(trial.data, trial.method): trial for trial in reversed(waiting)}
             pool.run(first.values(), done)
             for trial in waiting:  # what learns nothing is the same with any shots and any seed

@@ -63,8 +63,11 @@ def spoken(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
-def asked_for(names: Sequence[str]) -> tuple[str, ...]:
+def asked_for(names: Sequence[str], alone: bool = False) -> tuple[str, ...]:
     """Class names that a user types, rather than a data set's.
+
+    Args:
+        alone: whether one name may stand alone, as a label that a picture has or has not.
 
     Raises:
         PeftError: one alone, one that stands there twice, or several in one, with commas.
@@ -79,6 +82,8 @@ def asked_for(names: Sequence[str]) -> tuple[str, ...]:
     if "," in first:
         parts = " ".join(shlex.quote(part.strip()) for part in first.split(",") if part.strip())
         raise PeftError(f'"{first}" is a single class name: separate several by spaces, --classes {parts}.')
+    if alone:
+        return names
     raise PeftError(f'with "{first}" alone every picture is one: name a second class, such as "something else".')
 
 

@@ -46,6 +46,13 @@ class Contrast(Learning):
     def rates(self) -> list[tuple[nn.Module, float]]:
         return [(self.model, self.lr)]
 
+    def on_train_epoch_start(self) -> None:
+        begins, learner = self.prepared != self.trainer.current_epoch, self.model.learner
+        super().on_train_epoch_start()
+        if begins and learner.prepares_each_epoch:
+            with self._aside(None) as losses:
+                learner.prepare(losses)
+
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         step = self.trainer.current_epoch * int(self.trainer.num_training_batches) + index
         self.chance = generator_of(self.seed, self.global_rank, step)

@@ -10,7 +10,7 @@ import torch
 from peft_data.cache import DecodedPictures, decoded
 from torch import Tensor
 
-from clip_peft.frozen import mean_features
+from clip_peft.frozen import cosine, mean_features
 from clip_peft.learner import grafted
 from clip_peft.text.templates import DEFAULT
 from clip_peft.training.features import CHUNK, Encoder
@@ -53,6 +53,8 @@ def batches_of_logits(encoder: Encoder, pictures: Any, shuffled: bool = False) -
             yield whole.logits(whole.encode(encoder.images(pictures.whole(rows))), weights)
         return
     features = encoder.views(pictures, [None, *range(1, views)], test_augment(whole.method))
+    if views and (count := getattr(method, "generated", 0)):
+        features += encoder.generated(pictures, whole.learner.variations, count)
     size = CHUNK if not views else 4
     order = torch.arange(len(pictures))
     if shuffled and method.of_stream:
@@ -66,20 +68,23 @@ def batches_of_logits(encoder: Encoder, pictures: Any, shuffled: bool = False) -
     yield from torch.cat(named)[order.argsort()].split(size) if named else ()
 
 
-@torch.no_grad()
 def zero_shot(encoder: Encoder, pictures: Any, template: Any = None) -> float:
-    """The stock model's accuracy on the same pictures and names, by the method's own texts (`template` for methods that graft,
-    else the method's), to stand beside what was learnt."""
+    """The stock model's accuracy on the same pictures and names, to stand beside what was learnt (see zero_shot_cosines)."""
+    right = (zero_shot_cosines(encoder, pictures, template).argmax(-1) == pictures.labels).sum()
+    return int(right) / len(pictures)
+
+
+@torch.no_grad()
+def zero_shot_cosines(encoder: Encoder, pictures: Any, template: Any = None) -> Tensor:
+    """N C, on the CPU: how near the stock model's picture and class are, by the method's own texts (`template` for methods that
+    graft, else the method's)."""
     whole = encoder.whole.eval()
     clip, names = whole.learner.clip, whole.class_names
     text = template or getattr(whole.learner.method, "template", DEFAULT)
     with disabled(whole.model) if grafted(whole.method) else contextlib.nullcontext():
         weights = mean_features(clip.text_passes(names, text))
-        right = 0
-        for start, features in encoder.stock_features(pictures):
-            best = (features.to(encoder.device) @ weights.t().to(features.dtype)).argmax(-1).cpu()
-            right += int((best == pictures.labels[start : start + len(best)]).sum())
-    return right / len(pictures)
+        found = [cosine(features.to(encoder.device), weights).cpu() for _, features in encoder.stock_features(pictures)]
+    return torch.cat(found)
 
 
 def test_augment(method: Any) -> str:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from filelock import FileLock
 from peft_data.augment import normalise
 from peft_data.cache import decoded
@@ -62,16 +64,23 @@ class Encoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Features … E, float32, of uint8 … 3 H W through the stock image tower."""
+        """Features … E (or … R E), float32, of uint8 … 3 H W through the stock image tower."""
         with torch.autocast(self.device.type, enabled=False):
-            clip, projected = self.whole.learner.clip, self.whole.learner.projected
-            flat = clip.image_features(self.images(images.flatten(0, -4)), projected)
-        return flat.float().view(*images.shape[:-3], -1)
+            learner = self.whole.learner
+            flat = learner.clip.image_features(
+                self.images(images.flatten(0, -4)), learner.projected, learner.of_regions
+            )
+        return flat.float().view(*images.shape[:-3], *flat.shape[1:])
 
     def stock_features(self, pictures: Any) -> Iterator[tuple[int, Tensor]]:
         """(first row, features B E) of pictures as they are, through the stock image tower; kept ones where it is frozen."""
         learner = self.whole.learner
         project = (lambda x: x) if learner.projected else learner.clip.projection
+        if learner.of_regions:
+            for start in range(0, len(pictures), CHUNK):
+                images = self.images(pictures.whole(range(start, min(start + CHUNK, len(pictures)))))
+                yield start, learner.clip.image_features(at_own_size(self.whole.model.visual, images)).float()
+            return
         if self.frozen:
             (features,) = self.views(pictures, [None])
             yield from ((i, project(features[i : i + CHUNK].to(self.device))) for i in range(0, len(features), CHUNK))
@@ -83,28 +92,45 @@ class Encoder:
         """N E for each view of pictures (uint8 N 3 H W, decoded ones, or in their own frames): None is the picture as it is
         tested, v its v-th augmentation."""
         pictures = decoded(pictures) if isinstance(pictures, Tensor) else pictures
+
+        def made(view: int | None, rows: range) -> Tensor:
+            return pictures.whole(rows) if view is None else pictures.augmented(rows, augment, seed, view)
+
+        def named(view: int | None) -> str:
+            return "as it is" if view is None or augment == "none" else f"{augment} {view} {seed}"
+
+        return self._all(pictures, [(named(view), partial(made, view)) for view in which])
+
+    def generated(self, pictures: Any, variations: Callable[[Tensor, int], Tensor], count: int) -> list[Tensor]:
+        """N E for each of `count` variations of pictures; what makes them says in its `repr` what they depend on."""
+        pictures = decoded(pictures) if isinstance(pictures, Tensor) else pictures
+
+        def made(number: int, rows: range) -> Tensor:
+            return variations(pictures.whole(rows), number)
+
+        return self._all(pictures, [(f"{variations!r} {number}", partial(made, number)) for number in range(count)])
+
+    def _all(self, pictures: Any, which: Sequence[tuple[str, Callable[[range], Tensor]]]) -> list[Tensor]:
+        """N E for each name of a view and what gives the images of some rows."""
         was_training = self.whole.model.training
         self.whole.model.eval()
         try:
             digest = pictures.digest() if self.folder else ""
             digest = digest and f"{self.tower()} {digest}"
-            return [self._view(pictures, view, augment, seed, digest) for view in which]
+            return [self._view(pictures, what, made, digest) for what, made in which]
         finally:
             self.whole.model.train(was_training)
 
-    def _view(self, pictures: Any, view: int | None, augment: str, seed: int, digest: str) -> Tensor:
+    def _view(self, pictures: Any, what: str, made: Callable[[range], Tensor], digest: str) -> Tensor:
         def pieces() -> list[Tensor]:
-            found = []
-            for start in range(0, len(pictures), CHUNK):
-                rows = range(start, min(start + CHUNK, len(pictures)))
-                images = pictures.whole(rows) if view is None else pictures.augmented(rows, augment, seed, view)
-                found.append(self.encode(images).cpu())
-            return found
+            starts = range(0, len(pictures), CHUNK)
+            return [self.encode(made(range(start, min(start + CHUNK, len(pictures))))).cpu() for start in starts]
 
         if self.folder is None or not digest:
             return torch.cat(pieces())
-        what = "as it is" if view is None or augment == "none" else f"{augment} {view} {seed}"
-        what += "" if self.whole.learner.projected else " before the projection"
+        learner = self.whole.learner
+        what += "" if learner.projected else " before the projection"
+        what += " of places" if learner.of_regions else ""
         key = f"{VERSION} {self.mean} {self.std} {digest} {what}"
         path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.f32"
         with _locked(path):
@@ -122,12 +148,22 @@ class Encoder:
                 finally:
                     part.unlink(missing_ok=True)
         size = path.stat().st_size // 4
-        return torch.from_file(str(path), shared=False, size=size, dtype=torch.float32).view(len(pictures), -1)
+        found = torch.from_file(str(path), shared=False, size=size, dtype=torch.float32).view(len(pictures), -1)
+        return found.unflatten(1, (-1, learner.clip.tower.features)) if learner.of_regions else found
 
     def tower(self) -> str:
         """A hash of the image tower: of its weights, and of its settings (activation, heads, pooling)."""
         visual: Any = self.whole.model.visual
         return f"{_of_weights(visual)} {hashlib.sha256(settings_of(visual).encode()).hexdigest()}"
+
+
+def at_own_size(visual: Any, images: Tensor) -> Tensor:
+    """Images as large as the tower was made for."""
+    side = visual.image_size
+    size = (side, side) if isinstance(side, int) else tuple(side)
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size=size, mode="bicubic", antialias=True)
 
 
 class Views:

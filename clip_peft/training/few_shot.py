@@ -72,7 +72,8 @@ def few_shot(data: ClassificationData, shots: int, seed: int, spread: Spread = "
 
 
 def of_classes(data: ClassificationData, which: Classes) -> ClassificationData:
-    """The data with the first ⌈n/2⌉ of its n labels (`base`), with the others (`new`), counted from 0, or with all."""
+    """The data with the first ⌈n/2⌉ of its n labels (`base`), with the others (`new`), counted from 0, or with all. Pictures of
+    any number of labels all stay, with those of their labels that do."""
     if which == "all":
         return data
     half = math.ceil(len(data.class_names) / 2)
@@ -81,7 +82,8 @@ def of_classes(data: ClassificationData, which: Classes) -> ClassificationData:
         raise DataError(
             f"{data.name} has {len(data.class_names)} classes, too few for base and new ones: it needs four"
         )
-    parts = [_relabelled(getattr(data, split), kept, split) for split in ("train", "val", "test")]
+    relabelled = _relabelled if data.task == "classify" else _of_columns
+    parts = [relabelled(getattr(data, split), kept, split) for split in ("train", "val", "test")]
     return replace(data, class_names=tuple(data.class_names[label] for label in kept), train=parts[0], val=parts[1],
                    test=parts[2])  # fmt: skip
 
@@ -94,8 +96,49 @@ def _relabelled(pictures: Pictures, kept: range, split: str) -> Pictures:
     return replace(part, labels=part.labels - kept.start)
 
 
+def _of_columns(pictures: Pictures, kept: range, split: str) -> Pictures:
+    return replace(pictures, labels=pictures.labels[:, kept.start : kept.stop]) if len(pictures) else pictures
+
+
+def held_out(data: ClassificationData, share: float) -> ClassificationData:
+    """`data` whose val are the first ⌈share · n⌉ of the n training pictures of each class, which then do not train; as
+    ELEVATER's toolkit parts them.
+
+    Raises:
+        DataError: no picture is left of a class, or a picture has any number of labels.
+    """
+    if not share:
+        return data
+    if data.task != "classify":
+        raise DataError(f"pictures of {data.name} have any number of labels, so none are held out of a class's")
+    labels, val = data.train.labels, list[int]()
+    for label, count in enumerate(torch.bincount(labels, minlength=len(data.class_names)).tolist()):
+        kept = math.ceil(count * share)
+        if count and kept == count:
+            name = data.class_names[label]
+            raise DataError(
+                f"of {name} all {count} training pictures would be held out: give more --shots, or --hold_out 0"
+            )
+        val += (labels == label).nonzero()[:kept, 0].tolist()
+    rest = [row for row in range(len(labels)) if row not in {*val}]
+    return replace(data, train=data.train.subset(rest), val=replace(data.train.subset(sorted(val)), split="val"))
+
+
 def chosen(
-    data: ClassificationData, shots: int, seed: int, which: str, spread: Spread = "balanced"
+    data: ClassificationData,
+    shots: int,
+    seed: int,
+    which: str,
+    spread: Spread = "balanced",
+    hold_out: float = 0.0,
 ) -> ClassificationData:
-    """What a run trains and is scored on: the draw, then the classes, as CoOp does it."""
-    return of_classes(few_shot(data, shots, seed, spread), cast(Classes, which))
+    """What a run trains and is scored on: the draw, then the classes, as CoOp does it; then what is held out.
+
+    Raises:
+        DataError: shots of a class, where a picture has any number of labels.
+    """
+    if shots and data.task != "classify":
+        raise DataError(
+            f"pictures of {data.name} have any number of labels, and no shots of one: give --shots 0, for all"
+        )
+    return held_out(of_classes(few_shot(data, shots, seed, spread), cast(Classes, which)), hold_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import warnings
@@ -18,15 +19,14 @@ from peft_data.video.batches import batches_of
 from clip_peft import saved
 from clip_peft.learner import OpenVocabularyMethod, grafted
 from clip_peft.open_vocabulary import NamesReadAlike, OpenVocabulary
+from clip_peft.tasks import task_of
 from clip_peft.text.prompts import alike, spoken, text_ids
 from clip_peft.text.templates import DEFAULT, TEMPLATES
 from clip_peft.training.choosing import choose, each_left_out
 from clip_peft.training.contrast import Contrast
-from clip_peft.training.evaluate import figures, score, test_augment, test_views, zero_shot
+from clip_peft.training.evaluate import test_augment, test_views
 from clip_peft.training.features import Encoder, Views, default_cache, frozen_image_tower
-from clip_peft.training.results import write_outcome
-from clip_peft.training.telling import Watch, backbone_words, next_commands, results_method, seldom, shown_beside
-from clip_peft.training.twice import same_in_two_classes
+from clip_peft.training.telling import Watch, backbone_words, next_commands, results_method, seldom
 from peft_core import count_parameters
 from peft_core.errors import PeftError
 from peft_core.jobs.data import left_out
@@ -34,7 +34,6 @@ from peft_core.jobs.hub.open_clip_models import load_backbone, picture_fit
 from peft_core.jobs.hub.precision import in_few_bits
 from peft_core.jobs.hub.references import REFERENCE
 from peft_core.jobs.reports.classified import Finished
-from peft_core.jobs.reports.remarks import remarks
 from peft_core.jobs.runs import outcome, training
 from peft_core.jobs.runs.folder import RunFolder
 from peft_core.jobs.runs.process import tell
@@ -88,8 +87,8 @@ def run(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NamesReadAlike)  # among the notes
         whole = OpenVocabulary(model, method, data.class_names, tokenizer, memory=settings["text_memory"], **options)
-    twice = same_in_two_classes(data.train)
-    told = [*notes_on_names(whole, settings["backbone"]), *([twice] if twice else [])]
+    task = task_of(method)(data.class_names)
+    told = [*notes_on_names(whole, settings["backbone"]), *task.notes(data)]
     for note in told:
         tell(f"note: {note}")
     bf16 = wants_bf16(settings["precision"], whole)
@@ -101,7 +100,9 @@ def run(
 
     whole.to(trainer.strategy.root_device)
     fit = picture_fit(model, about)
-    card |= about.card() | {"resize": fit.mode, "interpolation": fit.interpolation}
+    if side := getattr(method, "side", None):
+        fit = dataclasses.replace(fit, size=(side, side))
+    card |= about.card() | {"resize": fit.mode, "interpolation": fit.interpolation, "input_size": fit.size}
     train = settings["data"].decode(data.train, fit.size, settings["augment"], **fit.how)
     tested = test_augment(method)
     val, scored = (
@@ -147,7 +148,7 @@ def run(
             tell(f"note: {told[-1]}")
         if val and folder.found is not None and not test_views(method):
             watch.every = math.ceil(epochs / 10)
-            watch.look = lambda: {"accuracy": score(encoder, val, len(data.class_names)).accuracy}
+            watch.look = lambda: task.on_the_way(encoder, val)
     count = parameters(whole)
     counts = outcome.share_words(count["trainable"], count["total"])
     named = outcome.plan(
@@ -174,20 +175,16 @@ def run(
         whole.to(trainer.strategy.root_device)
     if not trainer.is_global_zero:
         return {}
-    if val and not by_leaving:
-        features = encoder.views(val, [None])[0].to(encoder.device)
-        found = choose(whole, [(whole.learner.eval(), features, val.labels.to(encoder.device))], "val")
+    if val and (task.calibrates or not by_leaving):
+        found = task.choose(encoder, val) or found
     began = time.monotonic()
     with waiting(f"scoring {len(scored or ()):,} pictures"):
-        scores = score(encoder, scored, len(data.class_names)) if scored else None
+        scores = task.scores(encoder, scored) if scored else None
     kept = whole.method.keeps_originals  # else there is no stock model to go back to
-    beside = zero_shot(encoder, scored, options.get("template")) if scored and kept else None
+    beside = task.zero_shot(encoder, scored, options.get("template")) if scored and kept else None
     results = {
-        "accuracy": None,
-        "interval": scores.interval if scores else None,
-        "zero_shot_accuracy": beside,
-        "ece": None,
-        **(figures(scores, scored, data.class_names) if scores and scored else {"per_class": {}, "bins": []}),
+        task.beside: beside,
+        **task.figures(scores, scored),
         "evaluated_on": settings["eval_on"] if scored else None,
         "classes": settings["classes"],
         "shots": settings["shots"],
@@ -212,13 +209,11 @@ def run(
     }  # fmt: skip
     if folder.found is not None:
         history = contrast.history if contrast else []
-        results["remarks"] = remarks(
-            scores, history, data.class_names, zero_shot=shown_beside(whole, beside), epochs=epochs
-        )
+        results["remarks"] = task.remarks(whole, scores, results, history)
     folder.next = next_commands(folder, outcome.first_picture(getattr(data, settings["eval_on"])), settings["classes"])
-    card |= {key: results[key] for key in ("accuracy", "ece", "evaluated_on", "classes", "shots")}
+    card |= task.card(results) | {key: results[key] for key in ("evaluated_on", "classes", "shots")}
     keep()
-    return write_outcome(Finished(folder, data, results, contrast.history if contrast else [], scores, scored))
+    return task.write(Finished(folder, data, results, contrast.history if contrast else [], scores, scored))
 
 
 def training_views(

@@ -24,15 +24,40 @@ def write_outcome(run: classified.Finished) -> dict[str, Any]:
 
 
 def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
-    count, seconds = results["parameters"], results["seconds"]
     found = results["chosen"]
+    first, *rest = common_rows(results)
     rows = [
-        ("data", f"{results['data']}: {results['pictures']['train']:,} training pictures, {results['pictures']['scored']:,} "
-                 f"scored ({results['evaluated_on'] or 'nothing'})"),
-        ("classes", f"{results['classes']}, {len(results['per_class'])}"),
+        first,
         ("zero-shot accuracy of the same pictures",
          "" if results["zero_shot_accuracy"] is None else f"{100 * results['zero_shot_accuracy']:.2f} %"),
         ("expected calibration error", "" if results["ece"] is None else f"{results['ece']:.4f}"),
+        *rest,
+    ]  # fmt: skip
+    rows.insert(1, ("classes", f"{results['classes']}, {len(results['per_class'])}"))
+    if found:
+        values = ", ".join(f"{name} {value:g}" for name, value in found["settings"].items())
+        words = f"{values}: {found['accuracy']:.4f} of {found['pictures']:,}"
+        rows.insert(4, (f"chosen on {found['on']}", words))
+    return rows
+
+
+def labels_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The report's first table of a run on pictures with any number of labels."""
+    first, *rest = common_rows(results)
+    zero = results["zero_shot_mAP"]
+    return [
+        first,
+        ("labels", f"{results['classes']}, {len(results['per_label'])}"),
+        ("zero-shot mAP of the same pictures", "" if zero is None else f"{zero:.4f}"),
+        *rest,
+    ]
+
+
+def common_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
+    count, seconds = results["parameters"], results["seconds"]
+    return [
+        ("data", f"{results['data']}: {results['pictures']['train']:,} training pictures, {results['pictures']['scored']:,} "
+                 f"scored ({results['evaluated_on'] or 'nothing'})"),
         ("method", outcome.method_words(results["method"])),
         ("backbone", f"{results['backbone']}, weights {results['checkpoint_family']}"),
         ("precision", results["precision"]),
@@ -43,8 +68,3 @@ def summary_rows(results: dict[str, Any]) -> list[tuple[str, Any]]:
                     f"{seconds['evaluate']:.1f} scoring"),
         *outcome.closing_rows(results),
     ]  # fmt: skip
-    if found:
-        values = ", ".join(f"{name} {value:g}" for name, value in found["settings"].items())
-        words = f"{values}: {found['accuracy']:.4f} of {found['pictures']:,}"
-        rows.insert(4, (f"chosen on {found['on']}", words))
-    return rows

@@ -52,11 +52,6 @@ def backbone_words(about: Any, size: tuple[int, int], data: ClassificationData) 
     return f"{about.name}, {size[0]} × {size[1]} pixels{only_drawn(about.name, data.name)}"
 
 
-def shown_beside(whole: OpenVocabulary, zero_shot: float | None) -> float | None:
-    """What is compared with the trained model's accuracy; nothing where nothing was learnt."""
-    return zero_shot if whole.trainable() or hasattr(whole.learner, "remember") else None
-
-
 def next_commands(folder: RunFolder, picture: str, classes: str) -> list[str]:
     run, name = shlex.quote(str(folder.path)), str(folder.path).rstrip("/")
     table = f"clip_peft predict --run {run} --out {shlex.quote(f'{name}.csv')} {picture}"

@@ -16,6 +16,7 @@ from torch import nn
 from diffusion_peft.base.families import Family, families
 from diffusion_peft.base.known import check_config, check_parts, completed
 from diffusion_peft.base.loading import download, first_line, is_hub_id, quiet_loading
+from diffusion_peft.base.offload import mapped
 from diffusion_peft.base.single_file import as_folder, is_single_file
 from peft_core.errors import PeftError
 from peft_core.files import read_json
@@ -36,6 +37,7 @@ class Base:
         folder: with model_index.json and a folder a part.
         family: what is known of bases like it.
         dtype: of denoiser and text encoders; the VAE stays in float32 (SDXL's gives NaN in float16).
+        offload: whether the denoiser's weights stay on disk (`base.offload`).
     """
 
     name: str
@@ -44,6 +46,7 @@ class Base:
     dtype: torch.dtype = torch.float32
     index: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
+    offload: bool = False
 
     def config(self, part: str) -> dict[str, Any]:
         """A part's configuration, without loading it.
@@ -72,9 +75,16 @@ class Base:
             try:
                 with quiet_loading():
                     maker = getattr(importlib.import_module(library), cls)
-                    loaded = maker.from_pretrained(self.folder / name, **options)
+                    if name == self.denoiser and self.offload:
+                        loaded = mapped(maker, self.folder / name, self.dtype)
+                    else:
+                        loaded = maker.from_pretrained(self.folder / name, **options)
+            except PeftError:
+                raise
             except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
                 raise PeftError(f"{self.name}: its part {name} cannot be loaded ({first_line(error)}).") from error
+            if name == self.denoiser and self.edits:
+                self.family.widen(self, loaded)
             if isinstance(loaded, nn.Module):
                 loaded.requires_grad_(False).eval()
             self.parts[name] = loaded
@@ -96,6 +106,31 @@ class Base:
     def denoiser(self) -> str:
         """The part that is adapted."""
         return self.family.denoiser
+
+    @property
+    def edits(self) -> bool:
+        """Whether its denoiser is told a source picture too."""
+        return self.index["_class_name"] == self.family.editor
+
+    def take_sources(self) -> None:
+        """Makes it a base whose denoiser is told a source picture too, drawn by its family's editing pipeline.
+
+        Raises:
+            PeftError: there is none.
+        """
+        if self.edits:
+            return
+        if self.family.editor is None:
+            raise PeftError(
+                f"{self.name} is {self.family.title}, which takes no source picture: pairs of source and target are for "
+                f"{', '.join(each.title for each in families() if each.editor)}."
+            )
+        import diffusers
+
+        takes = inspect.signature(getattr(diffusers, self.family.editor).__init__).parameters
+        kept = {name: value for name, value in self.index.items() if not isinstance(value, list) or name in takes}
+        self.index = kept | {"_class_name": self.family.editor}
+        self.free(self.denoiser)
 
     @property
     def text_parts(self) -> list[str]:
@@ -154,7 +189,7 @@ class Base:
         return self.pipeline(**dict.fromkeys(rest) | parts)
 
 
-def load_base(spec: str, dtype: str = "float32") -> Base:
+def load_base(spec: str, dtype: str = "float32", offload: str = "none") -> Base:
     """A base by `reference`, a diffusers folder, a hub id, FILE.safetensors or CONFIG_FOLDER@FILE.safetensors.
 
     Raises:
@@ -174,7 +209,7 @@ def load_base(spec: str, dtype: str = "float32") -> Base:
     else:
         raise PeftError(f"there is no base folder {spec}: give a diffusers folder, a hub id, a file, or `reference`.")
     index, kin = _index(spec, folder)
-    base = Base(spec, folder, kin[0], DTYPES[dtype], index)
+    base = Base(spec, folder, kin[0], DTYPES[dtype], index, offload=offload == "blocks")
     base.family = next((family for family in kin if family.claims(base)), kin[0])
     check_parts(base.family, base.name, base.index)
     base.family.check(base)

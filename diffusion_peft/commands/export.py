@@ -9,7 +9,9 @@ import torch
 
 from diffusion_peft.files.custom_diffusion import write_concept
 from diffusion_peft.files.embeddings import write_embedding
-from diffusion_peft.formats import export_adapter, list_formats
+from diffusion_peft.files.halves import Half, check_halves, half_of
+from diffusion_peft.files.layers import layers_of
+from diffusion_peft.formats import export_adapter, export_layers, list_formats
 from diffusion_peft.use.adapters import keep_off
 from diffusion_peft.use.run import Run, combine
 from peft_core.attach import Adaptation, pick
@@ -44,6 +46,7 @@ def export(
     out: str | None = None,
     as_: Literal["own", "lora", "diff"] = "own",
     compress: Annotated[float, Range(above=0, most=1)] | None = None,
+    half: Half | None = None,
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
 ) -> Path:
     """Write a run's adapter as a file that other tools load.
@@ -56,15 +59,18 @@ def export(
         as_: Of a LoRA file: own, the method's own factors; lora, what it does to the weights as plain LoRA, by SVD; diff,
             whole differences of the weights (kohya).
         compress: With --as lora, which it implies, keep this share of the singular values, e.g. 0.6.
+        half: Of a LoRA of SDXL, its content or its style alone, as B-LoRA has them.
         dtype: Of the tensors of a LoRA file.
     """
     if format not in FORMATS:
         raise PeftError(f'unknown format "{format}"{nearest(format, FORMATS)} (known: {", ".join(FORMATS)}).')
     if format in ("diffusers", "stock"):
         format = _of_kind(combine([(run, 1.0)]))
-    for flag, given in (("--compress", compress is not None), ("--as", as_ != "own")):
+    for flag, given in (("--compress", compress is not None), ("--as", as_ != "own"), ("--half", half is not None)):
         if given and format not in list_formats():
             raise PeftError(f"{flag} makes LoRA layers: it goes with --format {' or '.join(list_formats())}.")
+    if half is not None and (as_ != "own" or compress is not None):
+        raise PeftError("--half writes LoRA layers as they are: leave --as and --compress out.")
     if compress is not None and as_ == "diff":
         raise PeftError("--compress shortens LoRA layers: it goes with --as lora, not diff.")
     form = "lora" if compress is not None else as_
@@ -75,7 +81,12 @@ def export(
             f"--out {target}: what is written is safetensors; give a folder, or a name that ends in .safetensors."
         )
     keep_off(target, [run])
-    if format in list_formats():
+    if half is not None:
+        check_halves(loaded.base.kind, loaded.base.name)
+        layers = half_of(layers_of(loaded.unet, _weights_name(loaded)), half, run)
+        file = export_layers({"unet": loaded.unet}, {"unet": layers}, target, format, getattr(torch, dtype))
+    elif format in list_formats():
+        _check_whole(loaded, run)
         file = export_adapter(
             loaded.unet, loaded.base.text_encoders, target, format, name=_weights_name(loaded),
             dtype=getattr(torch, dtype), as_=form, compress=1.0 if compress is None else compress,
@@ -102,6 +113,17 @@ def _of_kind(loaded: Run) -> str:
         return "embeddings"
     adaptation = pick(loaded.unet, found[0])[0]
     return "custom_diffusion" if adaptation.trained and adaptation.method.keeps_originals else "diffusers_lora"
+
+
+def _check_whole(loaded: Run, run: str) -> None:
+    """Raises PeftError: a LoRA file would hold a part of what was trained."""
+    own = {name for name in _adaptations(loaded) if not name.endswith("__tokens")}
+    if len(own) > 1:
+        rest = ", ".join(sorted(name.partition("__")[2] for name in own - {_weights_name(loaded)}))
+        raise PeftError(
+            f"{run} trained {rest} besides, which a LoRA file cannot hold: `diffusion_peft merge --run {run} --out FOLDER` "
+            "writes the whole pipeline."
+        )
 
 
 def _adaptations(run: Run) -> list[str]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from peft_data.options import arguments, takes
 
+from diffusion_peft.commands.checks import absolute, check_offload, check_slider, check_val
 from diffusion_peft.commands.ranges import Denoising, Side, Vectors
 from diffusion_peft.commands.task import task_of
 from diffusion_peft.control.options import ControlOptions, check_control, is_control
 from diffusion_peft.data.concepts import Concept, read_concepts
+from diffusion_peft.data.films import WORLD
 from diffusion_peft.data.fingerprint import fingerprint
 from diffusion_peft.data.masks import ALPHA, BESIDE, OFF, check_where
 from diffusion_peft.data.pictures import check_place
 from diffusion_peft.data.shares import share_of
+from diffusion_peft.editing.options import EditOptions, check_edit, is_edit, looks_paired
 from diffusion_peft.personalize.slider_options import SliderOptions
 from diffusion_peft.training.flow_options import FlowOptions
 from diffusion_peft.training.needs import needs_of
@@ -39,16 +41,18 @@ def recipe_of(settings: dict[str, Any]) -> str:
         return name
     if is_control(settings):
         return "control"
+    if is_edit(settings) or looks_paired(settings["data"]):
+        return "edit"
     return "dreambooth" if settings["prompt"] else "text_to_image"
 
 
 @command("diffusion", recipe_of, {
-    RUN: "data base method recipe prompt steps epochs",
+    RUN: "data base method recipe prompt frames steps epochs",
     "a subject or a new word": "class_prompt prior_count placeholder initializer text_method",
-    "sliders, controls, flows": "slider control flow",
+    "sliders, controls, edits, flows": "slider control edit flow",
     TRAINING: "lr batch_size optimizer resolution flip",
     "samples": "sample_prompts sample_count sample_every guidance",
-    MACHINE: "out seed overwrite dtype quantize cache trainer",
+    MACHINE: "out seed overwrite dtype quantize offload cache trainer",
 })  # fmt: skip
 @takes(training, lr=1e-4, weight_decay=1e-2, final_lr=1.0)
 def fit(
@@ -56,9 +60,11 @@ def fit(
     data: str | None = None,
     base: str = "reference",
     quantize: Quantize = "none",
+    offload: Literal["none", "blocks"] = "none",
     method: MethodChoice = "lora",  # type: ignore[assignment]
     text_method: MethodChoice | None = None,
     prompt: str | None = None,
+    frames: Count = 1,
     class_prompt: str | None = None,
     prior: str | None = None,
     prior_count: Count = 100,
@@ -68,6 +74,7 @@ def fit(
     vectors: Vectors = 1,
     slider: SliderOptions = None,  # type: ignore[assignment]
     control: ControlOptions = None,  # type: ignore[assignment]
+    edit: EditOptions = None,  # type: ignore[assignment]
     flow: FlowOptions = None,  # type: ignore[assignment]
     caption_prefix: str = "",
     caption_dropout: Rate = 0.0,
@@ -105,14 +112,17 @@ def fit(
     Args:
         data: A folder of pictures (captions as .txt beside them or metadata.jsonl), a drawn subject world/subjects/0, or a
             list of concepts in a .json file. For a control a folder of images/, conditions/ and captions/, one with
-            metadata.jsonl, hf/<repo>, or world/control/canny.
+            metadata.jsonl, hf/<repo>, or world/control/canny. For edits a folder of source/, target/ and instructions/, a
+            metadata.jsonl or .csv with such columns, or hf/<repo>.
         base: `reference`, a diffusers folder or hub id (Stable Diffusion 1 to 3, Flux, Z-Image, Qwen-Image, Sana, PixArt,
             Lumina 2), and of Stable Diffusion 1.x to XL FILE.safetensors or CONFIG_FOLDER@FILE.safetensors.
         quantize: Bits of the denoiser's frozen linears: nf4 (bitsandbytes), int8, int4, int2; adapters are trained beside them.
+        offload: blocks: the denoiser's frozen weights stay on disk and are read a block at a time, on a processor.
         method: A method or preset for the UNet or transformer (`list methods`); textual_inversion trains new tokens alone.
         text_method: A method for the text encoders, which stay frozen without one.
         recipe: A name (`list recipes`) or a YAML's path; by default dreambooth with a prompt, else text_to_image.
         prompt: What every picture is called, in place of captions.
+        frames: Frames of a clip, on Wan: --data is then a folder of videos, or world/motion/direction.
         class_prompt: What the class is called; pictures of it are drawn from the base and trained on besides.
         prior: A folder with such pictures.
         prior_count: How many of them.
@@ -122,6 +132,7 @@ def fit(
         vectors: Vectors a new token.
         slider: Prompts of a concept slider, e.g. --slider.positive "a large toy"; or --data with folders low and high.
         control: What a control method (controlnet, t2i_adapter, …) trains on, e.g. --control.condition canny.
+        edit: What edits, pairs of source and target with an instruction, are trained on, e.g. --edit.drop 0.05.
         flow: How bases trained by flow matching (Stable Diffusion 3, Flux, Sana, …) are, e.g. --flow.density logit_normal.
         caption_prefix: Put before every caption.
         caption_dropout: Share of captions that are left empty.
@@ -205,7 +216,10 @@ def check(settings: dict[str, Any]) -> list[Concept]:
                 )
     if not is_control(settings):
         check_unused(settings, {"control": "control methods (controlnet, t2i_adapter, …)"})
+    if is_control(settings) or settings["slider"].options:
+        check_unused(settings, {"edit": "pairs of source and target, not for controls and sliders"})
     check_val(settings)
+    check_offload(settings)
     check_optimizer(settings["optimizer"], settings["lr"])
     if settings["optimizer"] == "schedule_free" and settings["ema"]:
         raise PeftError("schedule_free keeps a mean of the weights by itself: leave --ema out.")
@@ -213,6 +227,10 @@ def check(settings: dict[str, Any]) -> list[Concept]:
         return check_control(settings)
     if settings["slider"].options:
         return check_slider(settings)
+    if looks_paired(settings["data"]):
+        settings["edit"].options.setdefault("drop", None)
+    if is_edit(settings):
+        return check_edit(settings)
     if settings["data"] is None:
         raise PeftError(
             "fit needs --data: a folder of pictures, world/subjects/0, or a list of concepts in a .json file."
@@ -224,47 +242,12 @@ def check(settings: dict[str, Any]) -> list[Concept]:
         )
     for concept in concepts:
         for place in filter(None, (concept.data, concept.prior)):
-            check_place(place)
+            if settings["frames"] == 1 or not place.startswith(WORLD):
+                check_place(place)
         check_where(concept.masks or BESIDE)
         if concept.prior is not None and concept.class_prompt is None:
             raise PeftError("--prior needs --class_prompt: what its pictures are called.")
     return concepts
-
-
-def check_val(settings: dict[str, Any]) -> None:
-    """Raises PeftError: `--val` that is no share and no folder, or what goes with it alone."""
-    val = settings["val"]
-    if val is None:
-        if settings["patience"] or settings["val_every"]:
-            raise PeftError(
-                "--patience and --val_every are about the loss of held-out pictures: give --val 0.1, or a folder."
-            )
-    elif share_of(val) is None:
-        settings["val"] = place = str(absolute(val))
-        check_place(place)
-        if str(settings["data"]).endswith(".json"):
-            raise PeftError(
-                f"{settings['data']} lists several concepts, of which --val holds out a share: give --val 0.1."
-            )
-
-
-def check_slider(settings: dict[str, Any]) -> list[Concept]:
-    """Raises PeftError: options that a slider has no use for."""
-    for key in ("text_method", "placeholder", "class_prompt"):
-        if settings[key] is not None:
-            raise PeftError(f"a slider changes the UNet from prompts or picture pairs: it has no use for --{key}.")
-    return []
-
-
-def absolute(spec: str | None) -> str | None:
-    """A path made absolute, so that the run can be used from another folder; names stay."""
-    if spec is None or spec == "reference" or spec.startswith("world/"):
-        return spec
-    config, at, name = spec.rpartition("@")
-    path = Path(name).expanduser()
-    if not path.exists():
-        return spec
-    return f"{absolute(config) if at else ''}{at}{path.absolute()}"
 
 
 def headline(results: dict[str, Any]) -> str:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from diffusion_peft.use.adapters import keep_off, split_scale
+from diffusion_peft.use.adapters import config_of, keep_off, split_scale
 from diffusion_peft.use.merged import merged_pipeline, new_folder, save_pipeline
-from diffusion_peft.use.run import combine
+from diffusion_peft.use.run import Run, combine
 from peft_core.errors import PeftError
 from peft_core.jobs.cli.command import command
-from peft_core.values import Count, Range, Seed
+from peft_core.values import Count, NotNegative, Positive, Range, Seed
 
 
 @command("diffusion")
 def merge_(*, out: str | None = None, into: str | None = None, run: str | None = None, adapter: list[str] | None = None,
            scale: float = 1.0, base: str | None = None,
-           how: Literal["cat", "svd", "ties", "dare", "dare_ties", "magnitude"] = "cat", rank: Count | None = None,
-           density: Annotated[float, Range(above=0, most=1)] = 0.5, seed: Seed = 0,
+           how: Literal["cat", "svd", "ties", "dare", "dare_ties", "magnitude", "zip", "b_lora", "k_lora"] = "cat",
+           rank: Count | None = None, density: Annotated[float, Range(above=0, most=1)] = 0.5,
+           data: list[str] | None = None, prompt: list[str] | None = None, steps: Count = 100, lr: Positive = 0.01,
+           overlap: NotNegative = 0.01, seed: Seed = 0,
            format: Literal["diffusers_lora", "kohya"] = "diffusers_lora",
            dtype: Literal["float32", "float16", "bfloat16"] = "float32", allow_pickle: bool = False,
            partial: bool = False) -> Path:  # fmt: skip
@@ -31,10 +34,16 @@ def merge_(*, out: str | None = None, into: str | None = None, run: str | None =
         scale: Weight of the run's adapter.
         base: Another base than the run's.
         how: Of --into: cat, exactly, the ranks side by side; svd, the nearest of --rank; ties, dare, dare_ties, magnitude: of
-            changes that are trimmed, or dropped at random, first.
-        rank: Of the layers of --into; by default the largest of the adapters'.
+            changes that are trimmed, or dropped at random, first; zip: a subject and a style, by coefficients that are learnt on
+            both's pictures; b_lora: the first one's content half and the second's style half (SDXL).
+        rank: Of the layers of --into; by default the largest of the adapters'. zip keeps both ranks side by side without one.
         density: The share of entries that ties, dare and magnitude keep.
-        seed: Of what dare drops.
+        data: Of zip: the pictures of each adapter, in their order; by default those that its run was trained on.
+        prompt: Of zip: what they are called; by default as its run called them.
+        steps: Of zip.
+        lr: Of zip's coefficients.
+        overlap: Of zip: the weight of what both adapters would say through the same inputs.
+        seed: Of what dare drops, and of zip's noise.
         format: Of --into.
         dtype: Of the weights that are written.
         allow_pickle: Read pickles (.pt, .bin), tensors and plain values only.
@@ -49,15 +58,99 @@ def merge_(*, out: str | None = None, into: str | None = None, run: str | None =
         )
     if out is None and into is None:
         raise PeftError("merge needs --out, a folder for the whole pipeline, or --into, one LoRA file.")
-    if into is not None:
-        from diffusion_peft.use.joined import join_into
+    if into is None:
+        target = new_folder(str(out))
+        keep_off(target, [path for path, _ in adapters])
+        loaded = combine(adapters, base, allow_pickle=allow_pickle, partial=partial)
+        return save_pipeline(merged_pipeline(loaded), target, dtype)
+    from diffusion_peft.use.joined import join_into
 
-        keep_off(Path(into), [path for path, _ in adapters])
-        loaded = combine([(path, 1.0) for path, _ in adapters], base, allow_pickle=allow_pickle, partial=partial)
-        file = join_into(loaded, [weight for _, weight in adapters], into, format, dtype, how, rank, density, seed)
-        print(f"{file}: {len(adapters)} adapter{'s' * (len(adapters) > 1)} in one LoRA file")
-        return file
-    target = new_folder(str(out))
-    keep_off(target, [path for path, _ in adapters])
-    loaded = combine(adapters, base, allow_pickle=allow_pickle, partial=partial)
-    return save_pipeline(merged_pipeline(loaded), target, dtype)
+    keep_off(Path(into), [path for path, _ in adapters])
+    settings = _of_zip(adapters, data, prompt) if how == "zip" else []
+    if how != "zip" and (data or prompt):
+        raise PeftError("--data and --prompt are what --how zip learns its coefficients on: leave them out.")
+    if how == "k_lora":
+        raise PeftError(
+            "K-LoRA chooses between a subject and a style anew at each denoising step, which no file can hold: draw with "
+            "`sample --how k_lora`."
+        )
+    if how in ("zip", "b_lora") and len(adapters) != 2:
+        raise PeftError(f"--how {how} takes two adapters, of a subject and of a style, not {len(adapters)}.")
+    loaded = combine([(path, 1.0) for path, _ in adapters], base, allow_pickle=allow_pickle, partial=partial)
+    if how == "b_lora":
+        make: Any = _halves(loaded)
+    elif how == "zip":
+        from diffusion_peft.personalize.zip_lora import Zipping
+
+        make = _zip(loaded, settings, Zipping(steps, lr, overlap, seed), rank)
+    else:
+        from diffusion_peft.files.joining import joined
+
+        def make(part: str, sets: list, weights: list) -> dict:
+            return joined(sets, weights, how, rank, density, seed)  # type: ignore[arg-type]
+
+    file = join_into(loaded, [weight for _, weight in adapters], into, format, dtype, make)
+    print(f"{file}: {len(adapters)} adapter{'s' * (len(adapters) > 1)} in one LoRA file")
+    return file
+
+
+def _of_zip(
+    adapters: Sequence[tuple[str, Any]], data: list[str] | None, prompt: list[str] | None
+) -> list[dict[str, Any]]:
+    """`fit`'s settings for each adapter's pictures and words.
+
+    Raises:
+        PeftError: a file's pictures are not given, another number of them than of adapters.
+    """
+    from diffusion_peft.commands.fit import fit
+
+    for flag, given in (("data", data), ("prompt", prompt)):
+        if given is not None and len(given) != len(adapters):
+            raise PeftError(f"--{flag} is one for each adapter, {len(adapters)}, not {len(given)}.")
+    found = []
+    for number, (path, _) in enumerate(adapters):
+        folder = Path(path).expanduser()
+        config = config_of(folder) if folder.is_dir() else None
+        if config is None and data is None:
+            raise PeftError(
+                f"--how zip learns on the pictures that {path} was trained on, which a file does not name: give --data, a folder "
+                "for each adapter."
+            )
+        settings = fit.defaults({}) | (config or {})
+        settings |= {"data": data[number]} if data else {}
+        found.append(settings | ({"prompt": prompt[number]} if prompt else {}))
+    return found
+
+
+def _zip(loaded: Run, settings: list[dict[str, Any]], how: Any, rank: int | None) -> Any:
+    from diffusion_peft.files.joining import joined
+    from diffusion_peft.personalize.zip_lora import zipped
+    from diffusion_peft.use.joined import own_names, weighed
+
+    denoiser = loaded.base.denoiser
+    for part, model in loaded.models.items():
+        if part != denoiser and any(own_names(model, name) for name in loaded.names):
+            raise PeftError(f"--how zip merges changes of the {denoiser}, and one of these changes the {part} too.")
+
+    def make(part: str, sets: list, weights: list[float]) -> dict:
+        own = [weighed(layers, weight) for layers, weight in zip(sets, weights, strict=True)]
+        found = zipped(loaded.base, own, settings, how)
+        return found if rank is None else joined([found], [1.0], "svd", rank, 1.0, 0)
+
+    return make
+
+
+def _halves(loaded: Run) -> Any:
+    from diffusion_peft.files.halves import HALVES, check_halves, half_of
+    from diffusion_peft.use.joined import weighed
+
+    check_halves(loaded.base.kind, loaded.base.name)
+
+    def make(part: str, sets: list, weights: list[float]) -> dict:
+        found: dict = {}
+        for half, layers, weight, name in zip(HALVES, sets, weights, loaded.names, strict=True):
+            if part == loaded.base.denoiser:
+                found |= weighed(half_of(layers, half, name.partition("_")[2]), weight)
+        return found
+
+    return make

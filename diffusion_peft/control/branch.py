@@ -49,12 +49,15 @@ class Control(Call):
     """The root of a control method. Without a condition the UNet is the base.
 
     A condition is a mapping of tensors whose first dimension is the pictures of a batch: `picture` B C H W in [0, 1],
-    `features` B N D of an image tower, or `boxes` B N 4, `phrases` B N D and `present` B N. Where the UNet is called with
-    twice as many rows (classifier-free guidance, the negative half first), `guided` says what both halves get. A thread
-    that was given a condition of its own keeps to it; others take the last one that was given anywhere.
+    `latents` B C h w of it as the denoiser has them, `features` B N D of an image tower, or `boxes` B N 4, `phrases` B N D and
+    `present` B N. Where the UNet is called with twice as many rows (classifier-free guidance, the negative half first), `guided`
+    says what both halves get. A thread that was given a condition of its own keeps to it; others take the last one that was
+    given anywhere.
     """
 
     wants: ClassVar[tuple[str, ...]] = ("picture",)
+    stream: ClassVar[str] = "sample"
+    """The denoiser's argument for what is noisy."""
     size: tuple[int, int] | None = None
     """Channels of the picture, and its pixels a latent along each side."""
     given: Given
@@ -89,7 +92,7 @@ class Control(Call):
             return args, kwargs
         use.made += 1
         given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
-        x = given["sample"]
+        x = given[self.stream]
         self.check(x, condition)
         if torch.is_grad_enabled():
             use.features = None

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft_data.errors import listing
 from peft_data.pictures import UNREADABLE, is_picture, read_picture
-from peft_data.walk import files_in
 from PIL import Image
 
 from diffusion_peft.control.conditions import check_condition
 from diffusion_peft.control.grounding import check_boxes
+from diffusion_peft.data.paired import by_name
 from diffusion_peft.data.pictures import METADATA, Picture, read_caption, read_rows
 from peft_core.errors import PeftError, nearest
 from peft_core.files import read_json
@@ -101,9 +101,9 @@ def _folder_rows(folder: Path, kind: str) -> list[Row]:
         raise PeftError(
             f"{folder} has no images/: a folder of pairs has images/, conditions/ and captions/, or {METADATA}."
         )
-    pictures = _by_name(images, is_picture)
+    pictures = by_name(images, is_picture)
     wanted = (lambda f: f.suffix.lower() == ".json") if kind == "box" else is_picture
-    others = _by_name(conditions, wanted) if conditions.is_dir() else {}
+    others = by_name(conditions, wanted) if conditions.is_dir() else {}
     if others or kind in ("box", "mask"):
         lone = [f"images/{stem}{pictures[stem].suffix} has no condition" for stem in pictures.keys() - others.keys()]
         lone += [f"conditions/{stem}{others[stem].suffix} has no picture" for stem in others.keys() - pictures.keys()]
@@ -118,21 +118,6 @@ def _folder_rows(folder: Path, kind: str) -> list[Row]:
         text = next((read_caption(each) for each in texts if each.is_file()), None)
         rows.append((f"images/{file.relative_to(images).as_posix()}", file, condition, text))
     return rows
-
-
-def _by_name(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, Path]:
-    """A folder's files by their paths there without suffix.
-
-    Raises:
-        PeftError: two files of one name.
-    """
-    found: dict[str, Path] = {}
-    for file in files_in(folder, wanted):
-        name = file.relative_to(folder).with_suffix("").as_posix()
-        if name in found:
-            raise PeftError(f"{file} and {found[name].name} have one name: which of them belongs to the pair?")
-        found[name] = file
-    return found
 
 
 def read_boxes(file: Path) -> Grounded:

@@ -57,9 +57,11 @@ def write_model(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype
 
 def write_image_prompt(unet: nn.Module, adaptation: Any, control: Any, out: Path, dtype: torch.dtype | None) -> None:
     tensors = {f"image_proj.{key}": value for key, value in original_names(control.net.state_dict()).items()}
-    for number, layer in zip(attention_numbers(unet), control.partners, strict=True):
-        tensors[f"ip_adapter.{number}.to_k_ip.weight"] = layer.make.to_k.weight
-        tensors[f"ip_adapter.{number}.to_v_ip.weight"] = layer.make.to_v.weight
+    numbers = attention_numbers(unet) if hasattr(unet, "down_blocks") else range(len(control.partners))
+    for number, layer in zip(numbers, control.partners, strict=True):
+        for name in ("to_k", "to_v"):
+            for key, value in getattr(layer.make, name).named_parameters():
+                tensors[f"ip_adapter.{number}.{name}_ip.{key}"] = value
     _write(out, "ip_adapter.safetensors", tensors, dtype)
 
 

@@ -13,7 +13,7 @@ from diffusion_peft.control.data import Grounded, Pair
 from diffusion_peft.control.examples import Shown
 from diffusion_peft.control.inputs import Inputs, as_picture
 from diffusion_peft.control.use import Conditions
-from diffusion_peft.drawing.draw import calls_of
+from diffusion_peft.drawing.draw import passes_of
 from diffusion_peft.training.samples import Samples
 
 
@@ -33,7 +33,7 @@ class ControlSamples(Samples):
         assert self.shown is not None and self.inputs is not None
         entries = [entry for entry in self.shown.conditions[: len(self.texts)] for _ in range(self.count)]
         assert self.base is not None
-        return Conditions(unet, [(None, self.inputs, entries)], self.until, calls_of(self.base, self.how.steps))
+        return Conditions(unet, [(None, self.inputs, entries)], self.until, passes_of(self.base, self.how))
 
     def framed(self, rows: Sequence[Sequence[Image.Image]]) -> list[list[tuple[Image.Image, str]]]:
         assert self.shown is not None

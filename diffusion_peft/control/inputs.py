@@ -50,10 +50,7 @@ class PictureInputs(Inputs):
         self.kind, self.channels = kind, channels
 
     def entry(self, pair: Pair, crop: Crop, flip: bool = False) -> Tensor:
-        picture = as_picture(pair, self.kind)
-        flat = self.kind in ("mask", "canny", "scribble", "colour", "pose")
-        how = Image.Resampling.NEAREST if flat else Image.Resampling.LANCZOS
-        values = cut(picture, crop, flip, how)
+        values = at_crop(as_picture(pair, self.kind), self.kind, crop, flip)
         if self.channels == 1:
             values = values.mean(0, keepdim=True)
         return ((values + 1) * 127.5).round().to(torch.uint8)
@@ -63,6 +60,46 @@ class PictureInputs(Inputs):
         if dropped is not None:
             picture[dropped] = 0
         return {"picture": picture}
+
+
+class LatentInputs(Inputs):
+    """Conditions that are pictures of the same size, for transformers: `latents` B C h w as the denoiser has them, the mean of
+    the VAE's posterior, from which diffusers' scripts draw. Without a condition they are those of a black picture."""
+
+    def __init__(self, kind: str, base: Base, cache: Cache, device: torch.device) -> None:
+        self.kind, self.base, self.cache, self.device = kind, base, cache, device
+        self.mark = fingerprint(base.part("vae"))
+        self.black: dict[tuple[int, ...], Tensor] = {}
+
+    def entry(self, pair: Pair, crop: Crop, flip: bool = False) -> Tensor:
+        picture = as_picture(pair, self.kind)
+        key = key_of("control", self.mark, hashlib.sha256(picture.tobytes()).hexdigest(), picture.size, crop, flip)
+        known = self.cache.get(key)
+        if known is None:
+            known = {"latents": self.encoded(at_crop(picture, self.kind, crop, flip))}
+            self.cache.put(key, known)
+        latents = known["latents"]
+        if latents.shape not in self.black:  # while the VAE is there
+            self.black[latents.shape] = self.encoded(torch.full((3, *crop.size), -1.0))
+        return latents
+
+    @torch.no_grad()
+    def encoded(self, pixels: Tensor) -> Tensor:
+        mean, _ = self.base.family.encode(self.base.part("vae").to(self.device), pixels[None].to(self.device))
+        shift, scale = self.base.family.normal(self.base)
+        return (mean[0].float().cpu() - shift) * scale
+
+    def batch(self, entries: Sequence[Tensor], dropped: Tensor | None = None) -> dict[str, Tensor]:
+        latents = torch.stack(list(entries))
+        if dropped is not None:
+            latents[dropped] = self.black[latents.shape[1:]]
+        return {"latents": latents}
+
+
+def at_crop(picture: Image.Image, kind: str, crop: Crop, flip: bool) -> Tensor:
+    """C H W in [−1, 1]; what has few colours keeps them."""
+    flat = kind in ("mask", "canny", "scribble", "colour", "pose")
+    return cut(picture, crop, flip, Image.Resampling.NEAREST if flat else Image.Resampling.LANCZOS)
 
 
 def as_picture(pair: Pair, kind: str) -> Image.Image:
@@ -167,4 +204,6 @@ def inputs_for(
         return BoxInputs(base)
     if method.takes == "features":
         return FeatureInputs(kind, options["image_encoder"], method.plus, method.width, cache, device)  # type: ignore[attr-defined]
-    return PictureInputs(kind, method.channels)  # type: ignore[attr-defined]
+    if base.denoiser == "unet":
+        return PictureInputs(kind, method.channels)  # type: ignore[attr-defined]
+    return LatentInputs(kind, base, cache, device)

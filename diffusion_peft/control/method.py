@@ -21,6 +21,10 @@ class ControlMethod(Method):
     suits: ClassVar[tuple[str, ...]] = ("diffusers UNet",)
     takes: ClassVar[Literal["picture", "features", "boxes"]] = "picture"
     """Which conditions: pictures of the same size, features of an image tower (a picture as prompt), or boxes with phrases."""
+    transformers: ClassVar[tuple[str, ...]] = ()
+    """Kinds of bases (`Family.kind`) that are no UNets and that it works on."""
+    unets: ClassVar[bool] = True
+    """Whether it works on UNets."""
     file: ClassVar[str] = ""
     """What `export --format control` writes, in words."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from diffusion_peft.base.bases import Base
+from diffusion_peft.base.families import of_kind
 from diffusion_peft.control.examples import prepare_pairs
 from diffusion_peft.control.grids import ControlSamples
 from diffusion_peft.control.inputs import tower_of
@@ -17,18 +18,31 @@ from diffusion_peft.data.concepts import Concept
 from diffusion_peft.training.denoise import Denoiser
 from diffusion_peft.training.samples import Samples
 from diffusion_peft.training.tasks import Task
+from peft_core.errors import PeftError
 from peft_core.jobs.reports import page as report
 from peft_core.method import Method
 
 
 class ControlTask(Task):
     module = Controlled
-    unets_alone = "controls are"
 
     def __init__(self, settings: dict[str, Any], concepts: list[Concept]) -> None:
         super().__init__(settings, concepts)
         self.control = settings["control"].all()
         self.control["image_encoder"] = tower_of(self.control, settings["data"])
+
+    def check_base(self, base: Base) -> None:
+        method = self.settings["method"].build()
+        if not (method.unets if base.denoiser == "unet" else base.kind in method.transformers):
+            known = ["UNets"] * method.unets + [of_kind(kind).title for kind in method.transformers]
+            raise PeftError(
+                f"{method.name} is for {' and for '.join(known)}, and {base.name} is {base.family.title}: choose another base."
+            )
+        if base.family.flows and self.control["early"]:
+            raise PeftError(
+                f"--control.early is for the times of a discrete schedule, and {base.name} is a flow: leave it out."
+            )
+        super().check_base(base)
 
     def method(self, base: Base) -> Method:
         return fitted(self.settings["method"], base, self.control)

@@ -21,7 +21,7 @@ from diffusion_peft.control.options import ControlOptions, is_control
 from diffusion_peft.data.buckets import Size, fit_to
 from diffusion_peft.data.cache import Cache
 from diffusion_peft.data.pictures import Picture
-from diffusion_peft.drawing.draw import Chunk, calls_of
+from diffusion_peft.drawing.draw import Chunk, Drawing, passes_of
 from peft_core.attach import pick
 from peft_core.errors import PeftError
 
@@ -50,7 +50,7 @@ def uses_of(base: Base, config: dict[str, Any], prefix: str) -> list[Use]:
     options = ControlOptions("", config.get("control") or {}).all()
     options["image_encoder"] = tower_of(options, str(config["data"]))
     kind = options["condition"] or str(config["data"]).split("/")[2]
-    unet = base.part("unet")
+    unet = base.part(base.denoiser)
     found = []
     for name, _ in controls_of(unet):
         if name.startswith(prefix):
@@ -66,7 +66,7 @@ class Conditions:
     Args:
         entries: one a picture, by control: (adaptation's name or None, inputs, entries).
         until: share of the denoising steps in which the controls act.
-        steps: calls of the UNet a picture (`calls_of`).
+        steps: calls of the denoiser a picture (`passes_of`).
     """
 
     def __init__(
@@ -121,7 +121,7 @@ def giving(
     uses: Sequence[Use],
     given: Sequence[Sequence[Given]],
     size: Size,
-    steps: int,
+    how: Drawing,
     until: float | None = None,
 ) -> Callable[[Chunk], object]:
     """What `draw` calls before each batch.
@@ -129,7 +129,7 @@ def giving(
     Args:
         given: for each control, a condition for each picture.
         size: height and width of the pictures in pixels.
-        steps: denoising steps. until: share of them in which the controls act; each run's own where None.
+        until: share of the denoising steps in which the controls act; each run's own where None.
 
     Raises:
         PeftError: a condition of another shape than the pictures.
@@ -143,7 +143,9 @@ def giving(
                 known[id(condition)] = use.inputs.entry(_pair(condition, size, use.kind), fit_to(*size, [size]))
             entries.append(known[id(condition)])
         share = use.until if until is None else until
-        sets.append(Conditions(base.part("unet"), [(use.name, use.inputs, entries)], share, calls_of(base, steps)))
+        sets.append(
+            Conditions(base.part(base.denoiser), [(use.name, use.inputs, entries)], share, passes_of(base, how))
+        )
 
     def before(chunk: Chunk) -> None:
         for each in sets:

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffusion_peft.base.bases import Base
 from diffusion_peft.base.texts import add_token, check_length, count_tokens, expand, has_token, initial_ids, longest
+from diffusion_peft.data.films import open_films
 from diffusion_peft.data.masks import BESIDE
 from diffusion_peft.data.pictures import Picture, open_pictures
 from peft_core.errors import PeftError, nearest
@@ -115,13 +116,15 @@ def add_tokens(base: Base, concepts: list[Concept], vectors: int) -> list[NewTok
     return found
 
 
-def captioned(base: Base, concept: Concept, caption_prefix: str = "") -> tuple[list[Picture], list[tuple[str, ...]]]:
-    """A concept's pictures, and for each the texts that it may get.
+def captioned(
+    base: Base, concept: Concept, caption_prefix: str = "", frames: int = 1
+) -> tuple[list[Picture], list[tuple[str, ...]]]:
+    """A concept's pictures, or its clips of so many frames, and for each the texts that it may get.
 
     Raises:
         PeftError: pictures without any words, a prompt of too many tokens.
     """
-    pictures = open_pictures(concept.data, concept.masks or BESIDE)
+    pictures = open_pictures(concept.data, concept.masks or BESIDE) if frames == 1 else open_films(concept.data, frames)
     if concept.prompt is not None:
         check_length(base, concept.prompt, "the prompt")
         return pictures, [(concept.prompt,)] * len(pictures)

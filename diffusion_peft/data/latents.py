@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_peft.base.bases import Base
 from diffusion_peft.base.prompts import stacked
 from diffusion_peft.base.texts import ids_of
-from diffusion_peft.data.buckets import Crop, cut
+from diffusion_peft.data.buckets import Crop
 from diffusion_peft.data.cache import Cache, fingerprint, key_of
 from diffusion_peft.data.pictures import Picture
 from peft_core.jobs.runs.process import tell
@@ -50,7 +50,7 @@ def encode_pictures(
             if not todo and len(pictures) > 20:
                 tell(f"encoding {len(pictures)} pictures once")
             todo += 1
-            mean, logvar = base.family.encode(vae.to(device), cut(picture.read(), crop, flip)[None].to(device))
+            mean, logvar = base.family.encode(vae.to(device), picture.pixels(crop, flip)[None].to(device))
             entry = {"mean": mean[0].float().cpu(), "logvar": logvar[0].float().cpu()}
             cache.put(key, entry)
         found.append(Latent(entry["mean"], entry["logvar"], (picture.height, picture.width, *crop.corner, *crop.size)))

@@ -17,7 +17,7 @@ from peft_data.walk import LeftOut, files_in
 from PIL import Image
 from torch import Tensor
 
-from diffusion_peft.data.buckets import Crop
+from diffusion_peft.data.buckets import Crop, cut
 from diffusion_peft.data.masks import OFF, apart, check_masks, find_masks, read_mask, weights_of
 from peft_core.errors import PeftError
 from peft_core.files import parse_json, read_text
@@ -47,6 +47,10 @@ class Picture:
     def read(self) -> Image.Image:
         """8-bit RGB, upright."""
         return read_picture(self.source)
+
+    def pixels(self, crop: Crop, flip: bool) -> Tensor:
+        """C H W from −1 to 1, as it is cut."""
+        return cut(self.read(), crop, flip)
 
     def weights(self, crop: Crop, flip: bool, size: tuple[int, int], outside: float) -> Tensor | None:
         """What each of its h w latents weighs, 1 h w; `outside` where its mask is black. None without a mask."""

@@ -37,7 +37,8 @@ def prepare(
     """
     side, least = resolution(base, settings["resolution"])
     buckets = make_buckets(side, bucket_step(side, least)) if settings["buckets"] else [(side, side)]
-    found = [captioned(base, concept, settings["caption_prefix"]) for concept in concepts]
+    told = settings["caption_prefix"], settings["frames"]
+    found = [captioned(base, concept, *told) for concept in concepts]
     share = share_of(settings["val"])
     apart = [
         set_aside(len(pictures), share, settings["seed"], c.data)
@@ -45,7 +46,7 @@ def prepare(
     ]
     if settings["val"] is not None and share is None:  # a folder, of the one concept
         own = concepts[0].masks if concepts[0].masks in (ALPHA, OFF) else BESIDE
-        found.append(captioned(base, replace(concepts[0], data=settings["val"], masks=own), settings["caption_prefix"]))
+        found.append(captioned(base, replace(concepts[0], data=settings["val"], masks=own), *told))
         apart.append(set(range(len(found[-1][0]))))
     say_if_small([picture for pictures, _ in found for picture in pictures], side)
     said = [text for _, texts in found for each in texts for text in each]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def prior_pictures(
     how = how.of(base)
     marks = [fingerprint(part) for part in (base.part(base.denoiser), base.part("vae"), *base.text_encoders)]
     skipped = (clip_skip,) if clip_skip else ()
-    key = key_of("prior", prompt, seed, astuple(how)[:-1], base.config("scheduler"), *skipped, *marks)[:24]
+    key = key_of("prior", prompt, seed, how.of_a_picture(), base.config("scheduler"), *skipped, *marks)[:24]
     folder = (where or cache_root()) / "prior" / key
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from diffusion_peft.base.bases import Base
 from diffusion_peft.base.prompts import Prompt, batched
+from diffusion_peft.drawing.composing import Composition
 from peft_core.errors import PeftError
 
 Chunk = range
@@ -29,6 +31,8 @@ class Drawing:
         guidance: weight of the prompt against the negative one; as the base's pipeline has it where None.
         height, width: in pixels; the base's where None.
         at_once: pictures in one batch.
+        frames: of a film, of bases that draw them; a picture is a film's frames side by side, which has them as info["film"].
+        source_guidance: weight of a source picture, of bases that have one; as their pipeline has it where None.
     """
 
     steps: int = 30
@@ -36,10 +40,17 @@ class Drawing:
     height: int | None = None
     width: int | None = None
     at_once: int = 8
+    source_guidance: float | None = None
+    frames: int = 1
 
     def of(self, base: Base) -> Drawing:
         """With the base's own guidance where none is given."""
         return self if self.guidance is not None else replace(self, guidance=base.family.guidance(base))
+
+    def of_a_picture(self) -> tuple[Any, ...]:
+        """What a picture drawn from words alone depends on."""
+        film = () if self.frames == 1 else (self.frames,)
+        return self.steps, self.guidance, self.height, self.width, *film
 
     def said(self) -> dict[str, Any]:
         """In a table of figures."""
@@ -47,7 +58,12 @@ class Drawing:
 
 
 def check_drawing(base: Base, how: Drawing) -> None:
-    """Raises PeftError: steps, sides or a batch that this base cannot draw."""
+    """Raises PeftError: steps, sides, frames or a batch that this base cannot draw."""
+    if how.frames > 1 and not base.family.films:
+        raise PeftError(f"--frames is for bases that draw films, and {base.name} is {base.family.title}: leave it out.")
+    if (how.frames - 1) % (every := base.family.film_step(base)):
+        near = (how.frames - 1) // every * every + 1
+        raise PeftError(f"{base.name} takes {every} n + 1 frames: try --frames {near}.")
     times = int(base.config("scheduler").get("num_train_timesteps", 1000))
     if not 1 <= how.steps <= times:
         raise PeftError(f"{base.name} is drawn in 1 to {times} steps, not {how.steps}.")
@@ -109,22 +125,29 @@ def draw(
     vae: nn.Module | None = None,
     done: Callable[[int, Image.Image], object] = lambda number, image: None,
     before: Callable[[Chunk], object] = lambda chunk: None,
+    sources: Sequence[Tensor] = (),
+    composition: Composition | None = None,
 ) -> list[Image.Image]:
     """A picture for each (prompt, seed); `done(number, picture)` is called after each, `before(numbers)` before a batch and,
-    with no numbers, at the end."""
+    with no numbers, at the end. `sources` are the latents of a source picture for each (`Family.source`), or none; `composition`
+    says which adapters act when."""
     vae = base.part("vae") if vae is None else vae
     none = {name: None for name in base.index if name.startswith(("text_encoder", "tokenizer"))}
     how = how.of(base)
-    pipeline = base.pipeline(**{base.denoiser: unet}, vae=vae, **none)
+    composition = composition or Composition(unet, [])
+    pipeline = base.pipeline(**{base.denoiser: composition.denoiser}, vae=vae, **none)
     device = next(unet.parameters()).device
     pipeline.vae.to(device)
     pictures: list[Image.Image] = []
     try:
-        with _eval_mode(unet):
+        with _eval_mode(unet), _told_in_its_own_precision(unet, base.edits and base.denoiser == "unet"):
             for start in range(0, len(prompts), how.at_once):
                 chunk = prompts[start : start + how.at_once]
                 before(range(start, start + len(chunk)))
-                for image in _draw_chunk(base, pipeline, chunk, negative, how, device):
+                source = torch.stack(list(sources[start : start + len(chunk)])) if len(sources) else None
+                with composition.drawing(pipeline.scheduler):
+                    images = _draw_chunk(base, pipeline, chunk, negative, how, device, source)
+                for image in images:
                     done(len(pictures), image)
                     pictures.append(image)
     finally:
@@ -133,16 +156,26 @@ def draw(
 
 
 def calls_of(base: Base, steps: int) -> int:
-    """How often the UNet is called for a picture in so many denoising steps: some schedulers take more than one a step."""
+    """How often the scheduler goes on in so many denoising steps: some take more than one a step."""
     stock = base.part("scheduler")
+    if stock.config.get("use_dynamic_shifting"):  # its times wait for the picture's size
+        return steps
     scheduler = type(stock).from_config(stock.config)
     scheduler.set_timesteps(steps)
     return len(scheduler.timesteps)
 
 
+def passes_of(base: Base, how: Drawing) -> int:
+    """How often the denoiser is called for a picture: some pipelines call it once more a step for guidance."""
+    guidance = how.of(base).guidance
+    assert guidance is not None
+    return calls_of(base, how.steps) * base.family.passes(base, guidance)
+
+
 def _draw_chunk(
-    base: Base, pipeline: Any, chunk: Sequence[tuple[Prompt, int]], negative: Prompt, how: Drawing, device: torch.device
-) -> list[Image.Image]:
+    base: Base, pipeline: Any, chunk: Sequence[tuple[Prompt, int]], negative: Prompt, how: Drawing, device: torch.device,
+    source: Tensor | None,
+) -> list[Image.Image]:  # fmt: skip
     dtype = getattr(pipeline, base.denoiser).dtype
     wanted = on_device(batched([prompt for prompt, _ in chunk]), device, dtype)
     against = on_device(batched([negative] * len(chunk)), device, dtype)
@@ -151,12 +184,42 @@ def _draw_chunk(
         "num_inference_steps": how.steps, "height": how.height or base.resolution, "width": how.width or base.resolution,
         "generator": [torch.Generator().manual_seed(seed) for _, seed in chunk],
     }  # fmt: skip
+    if base.edits:
+        given = None if source is None else source.to(device, dtype)
+        call |= base.family.edited(given, how.source_guidance, call["height"], call["width"])
+        takes = inspect.signature(pipeline.__call__).parameters
+        call = {name: value for name, value in call.items() if name in takes}
+    if base.family.films:
+        with _decoding_in_its_own_precision(pipeline.vae):
+            return [as_picture(film) for film in pipeline(**call, num_frames=how.frames, output_type="pil").frames]
     if base.denoiser != "unet":
         with _decoding_in_its_own_precision(pipeline.vae):
             return pipeline(**call, output_type="pil").images
     latents = pipeline(**call, output_type="latent").images
     decoded = [decode(pipeline.vae, latent[None]) for latent in latents]
     return pipeline.image_processor.postprocess(torch.cat(decoded), output_type="pil")
+
+
+def as_picture(film: Sequence[Image.Image]) -> Image.Image:
+    """Its frames side by side."""
+    if len(film) == 1:
+        return film[0]
+    sheet = grid([film])
+    sheet.info["film"] = list(film)
+    return sheet
+
+
+@contextmanager
+def _told_in_its_own_precision(unet: nn.Module, needed: bool) -> Iterator[None]:
+    """SDXL's editing pipeline brings a source to the VAE's precision, and the latents with it."""
+    if not needed:
+        yield
+        return
+    hook = unet.register_forward_pre_hook(lambda model, args: (args[0].to(model.dtype), *args[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager
@@ -203,6 +266,18 @@ def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:
         for x, picture in enumerate(row):
             sheet.paste(picture, (x * (width + gap), y * (height + gap)))
     return sheet
+
+
+def film_of(image: Image.Image, milliseconds: int = 62) -> bytes | None:
+    """A picture's film as an animated WebP without loss, 16 frames a second; None where it has none."""
+    frames = image.info.get("film")
+    if frames is None:
+        return None
+    buffer = io.BytesIO()
+    frames[0].save(
+        buffer, format="WEBP", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0, lossless=True
+    )
+    return buffer.getvalue()
 
 
 def png_of(image: Image.Image) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Drawer:
         Raises:
             PeftError: a prompt of too many tokens, an adapter that has no scale.
         """
-        key = key_of("drawn", self.mark, astuple(self.how)[:-1], self.dtype, scale)[:12]
+        key = key_of("drawn", self.mark, self.how.of_a_picture(), self.dtype, scale)[:12]
         folder = self.root / f"{self.label}-{key}"
         files = [folder / file_name(text, seed) for text, seed in asked]
         missing = [place for place, file in enumerate(files) if not file.is_file()]

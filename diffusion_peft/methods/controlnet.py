@@ -8,6 +8,8 @@ from diffusion_peft.control.branch import Control, add_residuals
 from diffusion_peft.control.encoders import SHRINK, empty_copy, new_parts, openness, own_copy, run_encoder
 from diffusion_peft.control.files import write_model
 from diffusion_peft.control.method import ControlMethod
+from diffusion_peft.control.transformers import beside
+from peft_core.errors import PeftError
 from peft_core.grafts.calls import state
 from peft_core.grafts.graft import Call, Graft
 from peft_core.method import Method, Plan
@@ -110,20 +112,28 @@ class ControlNet(ControlMethod):
     convolutional encoder brings the condition to the latents' size. 361,279,120 parameters on SD 1.5, 1,251,014,160 on
     SDXL. No gradient flows into the UNet's own encoder.
 
+    Of Stable Diffusion 3 and Flux.1 the first blocks are copied (12; 4 with two streams and 4 with one), and linears that start
+    at zero add what they give to the transformer's own, as diffusers' scripts have it; the condition comes through the VAE.
+
     Args:
         join: `zero` as in the paper; `norm` adds residuals of ordinary convolutions that take mean and deviation of the
             features they are added to (ControlNeXt's cross normalisation), so the branch acts from the first step on.
         strength: size of such residuals.
         channels: of the condition.
         shrink: the VAE's pixels a latent along each side; `fit` takes the base's, 8 elsewhere.
+        layers, single_layers: how many of a transformer's blocks are copied; the scripts' where None.
     """
 
     join: Literal["zero", "norm"] = "zero"
     strength: NotNegative = 0.2
     channels: Count = 3
     shrink: Count | None = None
+    layers: Count | None = None
+    single_layers: Count | None = None
 
-    file: ClassVar[str] = "a folder for ControlNetModel.from_pretrained"
+    suits: ClassVar[tuple[str, ...]] = ("diffusers UNet", "diffusers MMDiT", "diffusers DiT")
+    transformers: ClassVar[tuple[str, ...]] = ("sd3", "flux")
+    file: ClassVar[str] = "a folder for ControlNetModel.from_pretrained (SD3ControlNetModel, FluxControlNetModel)"
     write = staticmethod(write_model)
     not_mergeable: ClassVar[str | None] = "it reads a condition; `export --format control` writes a ControlNetModel."
 
@@ -136,6 +146,16 @@ class ControlNet(ControlMethod):
         return cls(shrink=1), cls(shrink=1, join="norm")
 
     def install(self, plan: Plan) -> None:
+        if plan.anatomy.family != self.suits[0]:
+            if self.join != "zero" or self.channels != 3:
+                raise PeftError(
+                    "controlnet's join norm and other channels than 3 are for UNets: a transformer's condition comes through its "
+                    "VAE, and its residuals through zero linears; leave them out."
+                )
+            plan.join("", "branch", beside(plan.model, self.layers, self.single_layers, plan.options_at("proj_out")))
+            return
+        if self.layers or self.single_layers:
+            raise PeftError("controlnet copies a UNet's encoder as a whole: leave layers and single_layers out.")
         options = plan.options_at("conv_in")
         net: Any = empty_copy(plan.model, self.shrink, self.channels)
         own_copy(plan.model, net, options)

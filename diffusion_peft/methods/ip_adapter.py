@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from diffusion_peft.control.branch import Control, Handed, handed
 from diffusion_peft.control.files import write_image_prompt
+from diffusion_peft.control.flux_pictures import Answered, Asked, PictureOfFlux
 from diffusion_peft.control.method import ControlMethod
+from peft_core.anatomies import Anatomy
 from peft_core.errors import PeftError
 from peft_core.grafts.attention import KeysValues
 from peft_core.grafts.graft import match
@@ -75,9 +77,14 @@ class IPAdapter(ControlMethod):
     projected from a frozen image tower; they start as the text's. The scale is λ, at use too. On SD 1.5 22,319,616
     parameters (4 tokens, 1024-wide features), 49,087,488 (plus, 1280-wide); on SDXL 349,188,096 and 423,748,864.
 
+    On Flux.1 it is XLabs' (x-flux, diffusers' `FluxIPAdapterAttnProcessor`): Q before its places turn it, in the blocks with two
+    streams, and the answer is added behind the block; K_i and V_i have biases and start at zero, so the model is the base at step
+    0. Its training code is not published; it is trained as on UNets, by the base's own loss. A Flux that is not distilled and is
+    drawn with guidance sees the picture in both its passes. 490,874,880 parameters (768-wide features).
+
     Args:
         width: of the image tower's features: of the pooled one, with `plus` of the patches before the last layer. `fit` takes
-            its tower's, elsewhere it is ViT-H's, 1024 and 1280.
+            its tower's, elsewhere it is ViT-H's, 1024 and 1280, on Flux ViT-L's, 768.
         tokens: 4 from the pooled feature; the number of queries with `plus`, 16 in the paper.
         plus: a resampler of all patches (four layers of cross attention from learnt queries) in place of one projection.
     """
@@ -87,6 +94,8 @@ class IPAdapter(ControlMethod):
     plus: bool = False
 
     identity: ClassVar[bool] = False
+    suits: ClassVar[tuple[str, ...]] = ("diffusers UNet", "diffusers DiT")
+    transformers: ClassVar[tuple[str, ...]] = ("flux",)
     renamed: ClassVar[dict[str, str]] = {"to_out.0.peft.{name}.image.": "peft.{name}.keys_values.make."}
     takes: ClassVar[Literal["picture", "features", "boxes"]] = "features"
     file: ClassVar[str] = "ip_adapter.safetensors for load_ip_adapter"
@@ -99,9 +108,15 @@ class IPAdapter(ControlMethod):
     def examples(cls) -> Iterable[Method]:
         return cls(width=6), cls(width=6, plus=True)
 
+    def identical(self, anatomy: Anatomy) -> bool:
+        return anatomy.family != self.suits[0]
+
     def install(self, plan: Plan) -> None:
         if (self.width or 1) < 1 or (self.tokens is not None and self.tokens < 1):
             raise PeftError(f"ip_adapter got width {self.width} and tokens {self.tokens}: they must be 1 or more.")
+        if plan.anatomy.family != self.suits[0]:
+            self.join_flux(plan)
+            return
         options, config = plan.options_at("conv_in"), cast("Any", plan.model.config)
         text = int(config.cross_attention_dim)
         with torch.device(options["device"]):
@@ -115,6 +130,27 @@ class IPAdapter(ControlMethod):
             root.partners.append(layer)
             plan.join(sublayer.body, "handed", Handed())
             plan.extend_keys_values(sublayer, layer)
+
+    def join_flux(self, plan: Plan) -> None:
+        from diffusers.models.embeddings import ImageProjection
+
+        model: Any = plan.model
+        if "FluxTransformer2DModel" not in {cls.__name__ for cls in type(model).__mro__}:
+            raise PeftError(f"ip_adapter works on UNets and on Flux.1, and this is a {type(model).__name__}.")
+        if self.plus:
+            raise PeftError("ip_adapter's resampler of patches (plus) is for UNets: leave it out.")
+        options, text, width = plan.options_at("proj_out"), model.config.joint_attention_dim, model.inner_dim
+        with torch.device(options["device"]):
+            root = PictureOfFlux(ImageProjection(self.width or 768, text, self.tokens or 4).to(options["dtype"]))
+        plan.join("", "branch", root)
+        for number in range(len(model.transformer_blocks)):
+            to_k, to_v = (nn.Linear(text, width, **options) for _ in range(2))
+            for parameter in (*to_k.parameters(), *to_v.parameters()):
+                nn.init.zeros_(parameter)
+            layer = Answered(OfTokens(to_k, to_v))
+            root.partners.append(layer)
+            plan.join(f"transformer_blocks.{number}.attn.norm_q", "asked", Asked())
+            plan.join(f"transformer_blocks.{number}", "answered", layer)
 
     def projection(self, text: int) -> nn.Module:
         from diffusers.models.embeddings import ImageProjection, IPAdapterPlusImageProjection

@@ -20,6 +20,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from diffusion_peft.control.options import is_control
+from diffusion_peft.editing.options import is_edit
 from diffusion_peft.evaluation import figures, gallery
 from diffusion_peft.evaluation.asked import Evaluation, How
 from diffusion_peft.evaluation.drawn import Asked, Drawer
@@ -62,7 +63,7 @@ MEASURED = [key for key, _ in COLUMNS[2:]]
 
 def suits(config: dict[str, Any]) -> bool:
     fitted = str(config.get("command")) == "diffusion_peft fit"
-    return fitted and not config.get("slider") and not is_control(config)
+    return fitted and not config.get("slider") and not is_control(config) and not is_edit(config)
 
 
 class Asker:

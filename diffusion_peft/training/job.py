@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_peft.base.bases import Base, load_base
+from diffusion_peft.base.offload import check_offload
 from diffusion_peft.base.prompt_syntax import notes_on
 from diffusion_peft.base.texts import check_length
 from diffusion_peft.data.examples import BucketBatches
 from diffusion_peft.data.prepare import resolution
 from diffusion_peft.drawing.draw import check_clip_skip, check_drawing, check_precision
-from diffusion_peft.evaluation.subjects import naming
 from diffusion_peft.training.denoise import Denoiser
 from diffusion_peft.training.models import models
 from diffusion_peft.training.results import write_outcome
@@ -48,7 +48,7 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     """
     began = time.monotonic()
     settings = task.settings
-    base = load_base(settings["base"], settings["dtype"])
+    base = load_base(settings["base"], settings["dtype"], settings["offload"])
     task.check_base(base)
     check_clip_skip(base, settings["clip_skip"])
     flags = trainer_flags(settings, settings["steps"])
@@ -56,6 +56,7 @@ def run(folder: RunFolder, task: Task, config: dict[str, Any]) -> dict[str, Any]
     each, share = among_devices(machine, settings["batch_size"])
     device = machine.strategy.root_device
     check_precision(settings["dtype"], device)
+    check_offload(base, device)
     samples = task.samples(folder.path)
 
     tokens = task.tokens(base)
@@ -172,15 +173,7 @@ def words(
 
 
 def next_commands(folder: RunFolder, texts: Sequence[str], task: Task) -> list[str]:
-    run = shlex.quote(str(folder.path))
-    prompt = shlex.quote(texts[0]) if texts else "PROMPT"
-    named = [naming(concept) for concept in task.concepts]
-    words = " --class_name CLASS" if any(own and of_class is None for own, of_class in named) else ""
-    return [
-        f"diffusion_peft sample --run {run} --prompt {prompt} --count 4 --seed 0",
-        f"diffusion_peft evaluate --run {run}{words} --count 2",
-        f"diffusion_peft export --run {run} --format diffusers",
-    ]
+    return task.next_commands(shlex.quote(str(folder.path)), shlex.quote(texts[0]) if texts else "PROMPT")
 
 
 def results_of(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from diffusion_peft.base.bases import Base
+from diffusion_peft.base.offload import check_frozen
 from diffusion_peft.base.texts import fix_pooling
 from diffusion_peft.base.tokens import install_words
 from diffusion_peft.data.concepts import NewToken
@@ -28,6 +29,8 @@ def models(
     unet: Any = in_few_bits(base.part(base.denoiser), settings, method)
     if "words" not in method.needs:
         adapt(unet, method).train()
+        for each in base.family.besides(base, unet):
+            adapt(unet, each)
     if settings["gradient_checkpointing"]:
         unet.enable_gradient_checkpointing()
         unet.train()
@@ -41,6 +44,8 @@ def models(
         if settings["gradient_checkpointing"]:
             encoder.gradient_checkpointing_enable()
         encoder.train()
+    if base.offload:
+        check_frozen(unet, settings["method"].name)
     for model in (unet, *texts.values()):
         half = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
         if half:

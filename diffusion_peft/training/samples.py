@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from diffusion_peft.base.bases import Base
 from diffusion_peft.drawing.draw import Chunk, Drawing, Prompt, draw, embed, embed_negative, grid, png_of
@@ -31,7 +31,7 @@ class Samples(Callback):
             settings["clip_skip"],
         )
         side = settings["resolution"]
-        self.how = Drawing(settings["sample_steps"], settings["guidance"], side, side)
+        self.how = Drawing(settings["sample_steps"], settings["guidance"], side, side, frames=settings["frames"])
         self.texts: list[str] = []
         self.prompts: list[Prompt] = []
         self.base: Base | None = None
@@ -63,9 +63,15 @@ class Samples(Callback):
             prompts = [embed(self.base, text, self.clip_skip, encoders) for text in self.texts]
             prompts.append(embed_negative(self.base, "", self.clip_skip, encoders))
         wanted = [(prompt, seed) for prompt in prompts[:-1] for seed in range(self.count)]
-        pictures = draw(self.base, module.unet, wanted, prompts[-1], self.how, before=self.before(module.unet))
+        pictures = draw(
+            self.base, module.unet, wanted, prompts[-1], self.how, before=self.before(module.unet), sources=self.sources()
+        )  # fmt: skip
         self.base.free("vae")
         return [pictures[start : start + self.count] for start in range(0, len(pictures), self.count)]
+
+    def sources(self) -> Sequence[Tensor]:
+        """The source of each picture, where bases draw from one."""
+        return ()
 
     def before(self, unet: nn.Module) -> Callable[[Chunk], object]:
         """What is called before each batch of pictures."""

@@ -12,6 +12,7 @@ from torch import nn
 from diffusion_peft.base.bases import Base
 from diffusion_peft.data.concepts import Concept, NewToken, add_tokens
 from diffusion_peft.data.prepare import prepare
+from diffusion_peft.evaluation.subjects import naming
 from diffusion_peft.training.denoise import Denoiser
 from diffusion_peft.training.flow import flow_of
 from diffusion_peft.training.noise import Discrete, Process, alphas_of
@@ -31,6 +32,8 @@ class Task:
     module: type[Denoiser] = Denoiser
     unets_alone: str | None = None
     """What it is called where it is for UNets alone."""
+    has_sources = False
+    """Whether its pictures have sources that they were made of."""
 
     def __init__(self, settings: dict[str, Any], concepts: list[Concept]) -> None:
         self.settings, self.concepts = settings, concepts
@@ -43,8 +46,14 @@ class Task:
     def check_base(self, base: Base) -> None:
         """Raises PeftError: what of the settings this base cannot take."""
         family, settings = base.family, self.settings
+        if family.must_have_source(base) and not self.has_sources:
+            raise PeftError(
+                f"{base.name} draws from a source picture, so it trains on pairs: give --data a folder with source/ and target/."
+            )
         if family.denoiser != "unet" and self.unets_alone:
             raise PeftError(f"{self.unets_alone} for UNets, and {base.name} is {family.title}: choose another base.")
+        if settings["frames"] > 1 and any(concept.class_prompt is not None for concept in self.concepts):
+            raise PeftError("--class_prompt draws single pictures of the class: leave it out, or --frames.")
         if not family.trains_texts:
             tokens = any(concept.placeholder is not None for concept in self.concepts)
             for flag, given in (
@@ -115,6 +124,16 @@ class Task:
 
     def check(self, models: Mapping[str, nn.Module]) -> None:
         """Raises PeftError: adapted models, by part, that this task cannot train."""
+
+    def next_commands(self, run: str, prompt: str) -> list[str]:
+        """What may be done with the finished run, `run` and `prompt` as they stand in a shell."""
+        words = [naming(concept) for concept in self.concepts]
+        more = " --class_name CLASS" if any(own and of_class is None for own, of_class in words) else ""
+        return [
+            f"diffusion_peft sample --run {run} --prompt {prompt} --count 4 --seed 0",
+            f"diffusion_peft evaluate --run {run}{more} --count 2",
+            f"diffusion_peft export --run {run} --format diffusers",
+        ]
 
     def options(self) -> dict[str, Any]:
         """Arguments of the module besides everybody's."""

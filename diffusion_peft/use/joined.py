@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from diffusion_peft.files.joining import How, joined
 from diffusion_peft.files.layers import Layer, layers_of
 from diffusion_peft.files.whole import changes_of, low_rank
 from diffusion_peft.formats import export_layers
@@ -16,11 +16,11 @@ from diffusion_peft.use.run import Run
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.process import tell
 
+Make = Callable[[str, list[dict[str, Layer]], list[float]], dict[str, Layer]]
+"""(part, each adapter's layers by path, their weights) → the layers of all of them."""
 
-def join_into(
-    run: Run, weights: Sequence[float | str], into: str, format: str, dtype: str, how: How, rank: int | None,
-    density: float, seed: int,
-) -> Path:  # fmt: skip
+
+def join_into(run: Run, weights: Sequence[float | str], into: str, format: str, dtype: str, make: Make) -> Path:
     """Writes the file.
 
     Args:
@@ -33,17 +33,19 @@ def join_into(
     wrong = next((weight for weight in weights if isinstance(weight, str)), None)
     if wrong is not None:
         raise PeftError(f"{wrong} names a token, and a LoRA file holds none: leave the embedding out.")
-    layers: dict[str, dict[str, Layer]] = {}
-    for part, model in run.models.items():
-        sets = [layers_on(model, name) for name in run.names]
-        if any(sets):
-            layers[part] = joined(sets, [float(weight) for weight in weights], how, rank, density, seed)
     for name in run.names:
         if not any(own_names(model, name) for model in run.models.values()):
             raise PeftError(f"{name.partition('_')[2]} changes no weights: leave it out.")
+    sets = {part: [layers_on(model, name) for name in run.names] for part, model in run.models.items()}
+    numbers = [float(weight) for weight in weights]
+    layers = {part: made for part, found in sets.items() if any(found) and (made := make(part, found, numbers))}
     if run.tokens:
         tell(f"note: the new tokens {', '.join(run.tokens)} are not in it: `export --format embeddings` writes them.")
     return export_layers(run.models, layers, into, format, getattr(torch, dtype))
+
+
+def weighed(layers: dict[str, Layer], weight: float) -> dict[str, Layer]:
+    return {path: dataclasses.replace(layer, scale=layer.scale * weight) for path, layer in layers.items()}
 
 
 def own_names(model: nn.Module, prefix: str) -> list[str]:

@@ -12,10 +12,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffusion_peft.base.bases import Base, load_base
+from diffusion_peft.base.offload import check_offload
 from diffusion_peft.base.texts import check_length
+from diffusion_peft.drawing.composing import Composition, Way
 from diffusion_peft.drawing.draw import (
     Chunk,
     Drawing,
+    calls_of,
     check_drawing,
     check_precision,
     draw,
@@ -24,6 +27,7 @@ from diffusion_peft.drawing.draw import (
     embed_negative,
 )
 from diffusion_peft.drawing.scaling import set_scales
+from diffusion_peft.editing.options import is_edit
 from diffusion_peft.use.adapters import add_file, add_run, check_there, config_of, short_names
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.process import tell
@@ -42,6 +46,7 @@ class Run:
         tokens: new tokens and their numbers of vectors.
         names: the adapters by name, with their cards ({} for files of other tools).
         controls: those of them that draw under a condition.
+        frames: of the films that they were trained on.
     """
 
     base: Base
@@ -49,6 +54,7 @@ class Run:
     tokens: dict[str, int] = field(default_factory=dict)
     names: dict[str, dict[str, Any]] = field(default_factory=dict)
     controls: list[Use] = field(default_factory=list)
+    frames: int = 1
 
     @property
     def unet(self) -> nn.Module:
@@ -79,20 +85,28 @@ class Run:
         how: Drawing | None = None,
         conditions: Sequence[Given] = (),
         until: float | None = None,
+        source: Tensor | None = None,
+        way: Way = "add",
+        every: int = 5,
     ) -> list[list[Image.Image]]:
         """`count` pictures of each prompt, with seeds seed, seed + 1, …
 
         Args:
+            source: latents of the picture that all are made of (`editing.use`), of bases that draw from one.
             conditions: one for each of `controls`, a picture or boxes, for all pictures; without any, they are off.
             until: share of the denoising steps in which controls act; each run's own where None.
+            way: how several adapters act (`drawing.composing`). every: steps between two of them by turns.
 
         Raises:
-            PeftError: a prompt of too many tokens, another number of conditions than of controls.
+            PeftError: a prompt of too many tokens, another number of conditions than of controls, adapters that cannot act so.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         asked = [(text, seed + n) for text in texts for n in range(count)]
         given = [[each] * len(asked) for each in conditions]
-        pictures = self.draw_each(asked, how or Drawing(), given, negative, until)
+        how = how or Drawing()
+        sources = [] if source is None else [source] * len(asked)
+        composition = self.composed(way, how, every)
+        pictures = self.draw_each(asked, how, given, negative, until, sources=sources, composition=composition)
         return [pictures[start : start + count] for start in range(0, len(pictures), count)]
 
     def draw_each(
@@ -103,12 +117,18 @@ class Run:
         negative: str = "",
         until: float | None = None,
         done: Callable[[int, Image.Image], object] = lambda number, image: None,
+        sources: Sequence[Tensor] = (),
+        composition: Composition | None = None,
     ) -> list[Image.Image]:
-        """A picture for each (prompt, seed); `conditions` are, for each control, one a picture.
+        """A picture for each (prompt, seed); `conditions` are, for each control, one a picture, `sources` one a picture.
 
         Raises:
-            PeftError: a prompt of too many tokens, another number of conditions than of controls.
+            PeftError: a prompt of too many tokens, another number of conditions than of controls, a source too few or too much.
         """
+        if not sources and self.base.family.must_have_source(self.base):
+            raise PeftError(f"{self.base.name} draws from a source picture: give one with `sample --source`.")
+        if len(sources) and not self.base.edits:
+            raise PeftError(f"{self.base.name} takes no source picture: leave it out, or give an editing base or run.")
         for text in dict.fromkeys(text for text, _ in asked):
             check_length(self.base, text, "the prompt")
         check_length(self.base, negative, "the negative prompt")
@@ -119,7 +139,21 @@ class Run:
         known = {text: embed(self.base, text, self.clip_skip) for text in dict.fromkeys(text for text, _ in asked)}
         against = embed_negative(self.base, negative, self.clip_skip)
         wanted = [(known[text], seed) for text, seed in asked]
-        return draw(self.base, self.unet, wanted, against, how, done=done, before=self.before(conditions, how, until))
+        before = self.before(conditions, how, until)
+        more = {"sources": sources, "composition": composition}
+        return draw(self.base, self.unet, wanted, against, how, done=done, before=before, **more)  # type: ignore[arg-type]
+
+    def composed(self, way: Way, how: Drawing, every: int = 5) -> Composition | None:
+        """How the adapters act; None where all do all the time.
+
+        Raises:
+            PeftError: too few or too many of them, a base or controls with which they cannot act so.
+        """
+        if way == "add":
+            return None
+        from diffusion_peft.use.composed import composition_of
+
+        return composition_of(self, way, calls_of(self.base, how.steps), every)
 
     def before(
         self, conditions: Sequence[Sequence[Given]], how: Drawing, until: float | None = None
@@ -132,7 +166,7 @@ class Run:
         from diffusion_peft.control.use import giving
 
         side = self.base.resolution
-        return giving(self.base, self.controls, conditions, (how.height or side, how.width or side), how.steps, until)
+        return giving(self.base, self.controls, conditions, (how.height or side, how.width or side), how, until)
 
     def vectors(self) -> dict[str, list[Tensor]]:
         """Each new token's vectors n D, one tensor a text encoder."""
@@ -162,6 +196,7 @@ def combine(
     dtype: str = "float32",
     allow_pickle: bool = False,
     partial: bool = False,
+    offload: str = "none",
 ) -> Run:
     """Several adapters on one base, each with its scale: run folders, LoRA files, embedding files.
 
@@ -170,6 +205,7 @@ def combine(
         base: by default that of the first run.
         allow_pickle: read pickles with torch's weights-only loader.
         partial: go without those parts of LoRA files that find no place.
+        offload: none, or blocks: the denoiser's weights stay on disk.
 
     Raises:
         PeftError: no base, an adapter of another base or program, adapters that both overwrite stock weights.
@@ -182,7 +218,10 @@ def combine(
     if named is None:
         raise PeftError("which base? Name it with --base, as none of these adapters is a run folder.")
     check_precision(dtype, drawing_device())
-    run = Run(load_base(named, dtype))
+    run = Run(load_base(named, dtype, offload))
+    check_offload(run.base, drawing_device())
+    if any(config is not None and is_edit(config) for config in configs):
+        run.base.take_sources()
     for folder, config, name, (_, weight) in zip(folders, configs, short_names(folders), adapters, strict=True):
         has_scale = True
         if config is None:
@@ -191,7 +230,7 @@ def combine(
         elif isinstance(weight, str):
             raise PeftError(f"{folder} is a run, whose scale is a number, not {weight}.")
         else:
-            run.clip_skip = config["clip_skip"]
+            run.clip_skip, run.frames = config["clip_skip"], config.get("frames") or 1
             run.names[name] = add_run(run.base, run.tokens, folder, name)
             if config.get("control") is not None:
                 from diffusion_peft.control.use import uses_of

@@ -1,6 +1,6 @@
 """Sums over rows of gradients and of their products with what was kept, on a CPU a piece at a time, which stays in the cache."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated
 
 import torch
@@ -21,20 +21,27 @@ def in_pieces(*tensors: Annotated[Tensor, "N D"]) -> Iterator[tuple[Tensor, ...]
 
 def column_sums(g: Annotated[Tensor, "N D"], y: Annotated[Tensor, "N D"]) -> tuple[Tensor, Tensor]:
     """Σ g and Σ g ⊙ y over the rows, in float32 or better."""
-    dtype = _exact(g)
-    found = [(gs.sum(0, dtype=dtype), (gs * ys).sum(0, dtype=dtype)) for gs, ys in in_pieces(g, y)]
-    one, other = (_added(each) for each in zip(*found, strict=True))
-    return one, other
+    one, other = zip(*((_sum(gs), _sum(gs * ys)) for gs, ys in _exact(g, y)), strict=True)
+    return torch.stack(one).sum(0), torch.stack(other).sum(0)
 
 
 def column_products(g: Annotated[Tensor, "N D"], y: Annotated[Tensor, "N D"]) -> Annotated[Tensor, "D"]:
     """Σ g ⊙ y over the rows, in float32 or better."""
-    return _added([(gs * ys).sum(0, dtype=_exact(g)) for gs, ys in in_pieces(g, y)])
+    return torch.stack([_sum(gs * ys) for gs, ys in _exact(g, y)]).sum(0)
 
 
-def _exact(g: Tensor) -> torch.dtype:
-    return torch.promote_types(g.dtype, torch.float32)
+def _exact(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces; on a CPU, where they stay in the cache, with the digits of a sum."""
+    for piece in in_pieces(*tensors):
+        yield tuple(map(_wide, piece)) if piece[0].device.type == "cpu" else piece
 
 
-def _added(found: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(found)).sum(0) if len(found) > 1 else found[0]
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Over rows; a CPU's product with ones reads them at the speed of memory, its sum does not."""
+    if x.device.type == "cpu":
+        return x.new_ones(len(x)) @ x
+    return x.sum(0, dtype=torch.promote_types(x.dtype, torch.float32))

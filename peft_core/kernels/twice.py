@@ -8,7 +8,7 @@ from torch import Tensor
 
 from peft_core.errors import PeftError
 
-SMALL, FAR, SAMPLE = 1e-3, 2.0, 256
+SMALL, FAR, SAMPLE = 1e-3, 2.0, 64
 
 
 def transforms_are_active() -> bool:
@@ -32,26 +32,39 @@ def gradients(run: Callable[..., Tensor], inputs: Sequence[Any], grad: Tensor, w
 
 
 @torch.no_grad()
+def small_rows(divisor: Annotated[Tensor, "out"]) -> Annotated[Tensor | None, "weak"]:
+    """Indices of the outputs y = d ⊙ z from which z cannot be won back, as |d| is near 0. None where there are none."""
+    return _found(divisor.abs() < SMALL)
+
+
+@torch.no_grad()
 def weak_rows(
-    spread: Annotated[Tensor, "out"],
     shift: Annotated[Tensor | None, "out"],
     divisor: Annotated[Tensor, "out"],
     dtype: torch.dtype,
+    spread: Callable[[], Annotated[Tensor, "out"]],
 ) -> Annotated[Tensor | None, "weak"]:
-    """Indices of the outputs y = d ⊙ z + shift from which z cannot be won back: |d| is near 0, or the shift, rounded to 16
-    bits with y, leaves no digits of z. None where there are none.
+    """As `small_rows`, of y = d ⊙ z + shift: also those where the shift, rounded to 16 bits with y, leaves no digits of z.
 
-    spread: the standard deviation of d ⊙ z on a sample, (out).
+    spread: gives the standard deviation of d ⊙ z on a sample, (out); asked where digits are few.
     """
     weak = divisor.abs() < SMALL
     if shift is not None and torch.finfo(dtype).bits <= 16:
-        weak = weak | (shift.abs() > FAR * spread)
+        weak = weak | (shift.abs() > FAR * spread())
+    return _found(weak)
+
+
+def _found(weak: Tensor) -> Tensor | None:
     found = weak.nonzero().flatten()
     return found if len(found) else None
 
 
 @torch.no_grad()
 def spread_of(x: Annotated[Tensor, "... in"], weight: Annotated[Tensor, "out in"]) -> Annotated[Tensor, "out"]:
-    """The standard deviation of x Wᵀ over the first rows of x: (out)."""
-    rows = x.detach().reshape(-1, x.shape[-1])[:SAMPLE].to(weight.dtype)
-    return (rows @ weight.t()).std(0, unbiased=False) if len(rows) else weight.new_zeros(len(weight))
+    """The standard deviation of x Wᵀ over some rows of x, evenly apart: (out)."""
+    rows = x.detach().reshape(-1, x.shape[-1])
+    rows = rows[:: max(1, len(rows) // SAMPLE)].to(weight.dtype)
+    if not len(rows):
+        return weight.new_zeros(len(weight))
+    z = (rows - rows.mean(0)) @ weight.t()
+    return z.square().mean(0).sqrt()

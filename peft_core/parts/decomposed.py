@@ -150,8 +150,7 @@ class Decomposed(LowRank):
             magnitude = torch.full((len(weight),), torch.inf, dtype=self.magnitude.dtype, device=weight.device)
             for delta in deltas:
                 magnitude[slice(None) if delta.rows is None else slice(*delta.rows)] = delta.magnitude.detach()
-            spread = spread_of(x, weight) * (magnitude / row_norms(weight))
-            return weak_rows(spread, bias, magnitude, dtype)
+            return weak_rows(bias, magnitude, dtype, lambda: spread_of(x, weight) * (magnitude / row_norms(weight)))
 
         return self.once_a_step((delta.magnitude for delta in deltas), (dtype, x.device), look)
 

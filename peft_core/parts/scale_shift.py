@@ -116,8 +116,7 @@ class ScaleShift(Delta):
 
         def look() -> Tensor | None:
             shift = self.beta if bias is None else torch.addcmul(self.beta, bias, self.gamma)
-            spread = spread_of(x, weight) * self.gamma.detach().abs()
-            return weak_rows(spread, shift, self.gamma, dtype)
+            return weak_rows(shift, self.gamma, dtype, lambda: spread_of(x, weight) * self.gamma.abs())
 
         return self.once_a_step((self.gamma, self.beta), (dtype, x.device), look)
 

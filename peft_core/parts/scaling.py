@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from peft_core.grafts.graft import Delta
 from peft_core.grafts.weight_changes import changed_weight
 from peft_core.kernels.scaled_inputs import scaled_inputs_linear
-from peft_core.kernels.twice import weak_rows
+from peft_core.kernels.twice import small_rows
 from peft_core.parts.factors import new_parameter, rows_of
 from peft_core.parts.scale_shift import scaled_and_shifted
 
@@ -27,9 +27,7 @@ class _Scale(Delta):
     def weak(self, scale: Tensor, deltas: Sequence[Any]) -> Tensor | None:
         """What l hides."""
         others = ([delta.factor for delta in deltas], scale.device)
-        return self.once_a_step(
-            (delta.scale for delta in deltas), others, lambda: weak_rows(scale, None, scale, scale.dtype)
-        )
+        return self.once_a_step((delta.scale for delta in deltas), others, lambda: small_rows(scale))
 
 
 class OutputScale(_Scale):

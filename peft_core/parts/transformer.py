@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.kernels.gelu_linear import gelu_linear
+from peft_core.kernels.narrow_attention import narrow_attention
 
 
 class SmallBlock(nn.Module):
@@ -22,4 +23,11 @@ class SmallBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         x = x + self.proj(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
+        return x + gelu_linear(self.fc1(self.norm2(x)), self.fc2.weight, self.fc2.bias)
+
+    def inferred(self, x: Tensor, tokens: int | None = None) -> Tensor:
+        """What forward gives, without gradients, or its first `tokens` tokens alone."""
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        q, x = q[:, :tokens], x[:, :tokens]
+        x = x + self.proj(narrow_attention(q, k, v, self.causal).flatten(2))
         return x + gelu_linear(self.fc1(self.norm2(x)), self.fc2.weight, self.fc2.bias)

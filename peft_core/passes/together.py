@@ -1,7 +1,7 @@
 """Several adapted models of one backbone on the same input: what is frozen in them is run once, each goes on from where its own
-change begins, and side networks read one frozen pass."""
+change begins, and side networks read one frozen pass, those of one form by one product."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from peft_core.attach import Record, slots_of
 from peft_core.errors import PeftError
 from peft_core.grafts.around import Surrounded
 from peft_core.grafts.calls import closing, opening
-from peft_core.grafts.graft import entering, leaving
+from peft_core.grafts.graft import entering, grafts, leaving
+from peft_core.grafts.side import Side
 from peft_core.kernels import rebuild
 
 
@@ -23,7 +24,9 @@ class Together:
     acts for each of them. Models of families that cannot be run from a block on, and such as act on their own input, run whole.
 
     The models are for inference from here on: a frozen weight that equals another model's becomes the same tensor, so that they
-    hold the backbone once.
+    hold the backbone once, and layers of side networks that read the same are copied into one. A side network's class says how
+    with `form()`, which is what they must have alike, and `together(nets)`, which gives what each makes, B n D, of features and
+    of how many tokens the rest of the model reads (None: all).
 
     Args:
         models: adapted models of one backbone in eval mode, with heads of their own; an iterator may make each in its turn.
@@ -49,6 +52,7 @@ class Together:
             self._one.append(one)
         if not self._one:
             raise PeftError("there is no model to run: give one at least.")
+        self._besides = _beside(self._one)
 
     def _share(self, model: nn.Module) -> None:
         """Frozen tensors that equal those of a model before become the same ones."""
@@ -69,7 +73,9 @@ class Together:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> list[Tensor]:
         known: dict[int, Tensor] = {}
-        return [one.run(x, known) for one in self._one]
+        made = [row for beside in self._besides for row in beside.run(x, known)]
+        tokens = {id(one): each for one, each in made}
+        return [one.finished(x, tokens[id(one)]) if id(one) in tokens else one.run(x, known) for one in self._one]
 
 
 class _One:
@@ -106,6 +112,51 @@ class _One:
         finally:
             closing(self.model, (x,), None)
 
+    def features(self, x: Tensor, known: dict[int, Tensor]) -> list[Tensor]:
+        """What the frozen model's blocks receive, and what the last one gives."""
+        embed: Any = self.anatomy.embed
+        h = _known(known, 0, lambda: embed(self.model, x))
+        found = [h]
+        for number, block in enumerate(self.blocks, 1):
+            h = _known(known, number, lambda h=h, block=block: block.forward(h))
+            found.append(h)
+        return found
+
+    def finished(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """The model's output from what its blocks give."""
+        finish: Any = self.anatomy.finish
+        opening(self.model, (x,))
+        try:
+            return finish(self.model, tokens)
+        finally:
+            closing(self.model, (x,), None)
+
+    def side(self) -> Side | None:
+        """The side network behind the last block, where it alone acts on the stream."""
+        if self.whole or not self.embeds or not all(self.clean):
+            return None
+        *others, last = (list(grafts(block)) for block in self.blocks)
+        alone = not any(others) and len(last) == 1 and isinstance(last[0], Side) and not last[0].adds
+        return last[0] if alone else None
+
+    def reads(self, side: Side) -> list[int] | None:
+        """Which blocks' input a side network reads; None where it reads something else."""
+        at = {
+            key: n
+            for n, block in enumerate(self.blocks)
+            for key, arg in block.__dict__.get("peft_taps", ())
+            if arg == 0
+        }
+        return [at[tap.key] for tap in side.taps] if all(tap.key in at for tap in side.taps) else None
+
+    @torch.no_grad()
+    def reads_the_first_alone(self) -> bool:
+        """Whether what follows the blocks reads their first token and no other."""
+        (stream,) = self.anatomy.streams.values()
+        like = next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
+        some = torch.arange(8 * stream.width).to(like).sin().view(1, 8, -1)
+        return torch.equal(self.finished(some, some), self.finished(some, some[:, :1]))
+
     @staticmethod
     def _step(number: int, block: Any, h: Tensor, known: dict[int, Tensor]) -> tuple[Tensor, bool]:
         """What a stock block gives with what joins at its ends, and whether it is still the frozen model's."""
@@ -114,6 +165,36 @@ class _One:
         y = _known(known, number + 1, lambda: block.forward(h)) if same else block.forward(*args, **kwargs)
         given = leaving(block, args, kwargs, y) if leaving in block._forward_hooks.values() else y
         return given, same and given is y
+
+
+class _Beside:
+    """Models whose side networks read the same, by one product."""
+
+    def __init__(self, members: Sequence[tuple["_One", Side]], reads: Sequence[int]) -> None:
+        self.members, self.reads = members, reads
+        nets: list[Any] = [side.net for _, side in members]
+        self.net = type(nets[0]).together(nets)
+        self.tokens = 1 if all(one.reads_the_first_alone() for one, _ in members) else None
+
+    def run(self, x: Tensor, known: dict[int, Tensor]) -> Iterable[tuple["_One", Tensor]]:
+        """Each model with what stands in place of what its blocks give; nothing where one's side network does not act."""
+        if torch.is_autocast_enabled(x.device.type) or any(one.side() is not side for one, side in self.members):
+            return ()
+        features = self.members[0][0].features(x, known)
+        made = self.net([*(features[number] for number in self.reads), features[-1]], self.tokens)
+        return [(one, each.to(features[-1].dtype)) for (one, _), each in zip(self.members, made, strict=True)]
+
+
+def _beside(ones: Sequence[_One]) -> list[_Beside]:
+    """Those of the models' side networks that have a form in common."""
+    alike: dict[Any, list[tuple[_One, Side]]] = {}
+    for one in ones:
+        side = one.side()
+        reads = None if side is None else one.reads(side)
+        if side is not None and reads is not None and hasattr(side.net, "together"):
+            form: Any = side.net.form()  # type: ignore[operator]
+            alike.setdefault((type(side.net), form, tuple(reads)), []).append((one, side))
+    return [_Beside(members, reads) for (*_, reads), members in alike.items() if len(members) > 1]
 
 
 def _known(known: dict[int, Tensor], number: int, make: Callable[[], Tensor]) -> Tensor:

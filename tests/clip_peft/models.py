@@ -80,6 +80,17 @@ def coca() -> Any:
     return randomised(open_clip.CoCa(embed_dim=16, multimodal_cfg=multimodal, text_cfg=text, vision_cfg=vision))
 
 
+def residual_clip() -> Any:
+    """A ResNet of four blocks as image tower, at open_clip's own start."""
+    vision = dict(image_size=32, layers=(1, 1, 1, 1), width=8, patch_size=None)  # known by its layers alone
+    text = dict(context_length=24, vocab_size=49408, width=32, heads=2, layers=2)
+    return open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text).eval()
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
 def plain(model: Any, prompts: Any, context: Tensor | None = None, deep: tuple[Tensor, ...] = ()) -> Tensor:
     """All tokens of all classes through the stock blocks of a causal tower: context M D or C M D, one image."""
     tower = getattr(model, "text", model)

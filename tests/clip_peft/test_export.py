@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -10,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from clip_peft.as_transformers import why_no_clip_model
 from clip_peft.export import export, merge_
 from clip_peft.fit import fit
 from peft_core import PeftError, list_methods, load_run
 from peft_core.registry import find_method
 from tests.clip_peft.conftest import SHORT
+from tests.clip_peft.models import coca, custom_clip, siglip
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,43 @@ def test_a_merged_model_is_plain_open_clip(trained, tmp_path: Path, capsys: pyte
     assert json.loads((tmp_path / "merged/classes.json").read_text())["image_features"] == "the merged model (merge)"
 
 
+def test_a_merged_model_is_plain_transformers(trained, tmp_path: Path) -> None:
+    import transformers
+
+    path = trained("clip_lora")
+    export(run=path, out=str(tmp_path), what=["transformers"])
+    model: Any = transformers.CLIPModel.from_pretrained(tmp_path).eval()
+    run = load_run(path)
+    words = ["a red ring", "Great white SHARK", "king-of-the-castle (toy)"]
+    whole, length = run.model.model, run.model.learner.clip.tower.context_length
+    ids = run.model.learner.clip.tokenizer(words, context_length=length)
+    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)(
+        words, padding="max_length", max_length=length
+    ).input_ids
+    for own, other in zip(ids.tolist(), theirs, strict=True):
+        end = own.index(max(own)) + 1
+        assert own[:end] == other[:end] and set(other[end:]) <= {max(own)}
+    x = run.encoder.images(images(run))
+    with torch.no_grad():
+        found = model(pixel_values=x, input_ids=torch.tensor(theirs))
+        pairs = (found.image_embeds, whole.encode_image(x)), (found.text_embeds, whole.encode_text(ids))
+        for their, our in pairs:
+            torch.testing.assert_close(their, F.normalize(our, dim=-1), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model.logit_scale, whole.logit_scale)
+    pixels = images(run)[0].permute(1, 2, 0).numpy()
+    processor = transformers.CLIPImageProcessor.from_pretrained(tmp_path)
+    seen = processor(pixels, return_tensors="pt").pixel_values
+    torch.testing.assert_close(seen, x[:1].cpu(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"), [(custom_clip, None), (siglip, "is no ViT of open_clip's"), (coca, "pools its tokens")]
+)
+def test_which_models_transformers_has(model, reason: str | None) -> None:
+    found = why_no_clip_model(model())
+    assert found is None if reason is None else reason in str(found)
+
+
 def test_a_projection_merges_into_plain_open_clip(trained, tmp_path: Path) -> None:
     path = trained("prolip")
     merge_(run=path, out=str(tmp_path / "merged"))
@@ -80,7 +120,8 @@ def own_settings(method: str) -> dict:
     return {key: value for key, value in dataclasses.asdict(first).items() if value != getattr(type(first)(), key)}
 
 
-NAMED = [name for name in list_methods(grafts=False) if not find_method(name).of_pictures and name != "maple"]
+FIRST = {name: next(iter(find_method(name).examples())) for name in list_methods(grafts=False)}
+NAMED = [name for name, one in FIRST.items() if one.task == "classify" and not one.of_pictures and name != "maple"]
 
 
 @pytest.mark.parametrize(

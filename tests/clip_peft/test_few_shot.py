@@ -104,6 +104,16 @@ def test_the_draw_comes_before_the_classes():
     assert torch.equal(base.train.items, both.train.items[:12]) and len(base.train) == 12
 
 
+def test_a_part_of_each_class_is_held_out():
+    whole = data([20] * 3)
+    drawn = chosen(whole, 5, 1, "all", hold_out=0.2)
+    draw = few_shot(whole, 5, 1).train
+    assert drawn.val.labels.tolist() == [0, 1, 2] and len(drawn.train) == 12 and len(drawn.test) == len(whole.test)
+    assert torch.equal(drawn.val.items, draw.items[::5])  # the first of each class
+    with pytest.raises(DataError, match="of class 0 all 1 training pictures would be held out"):
+        chosen(whole, 1, 1, "all", hold_out=0.2)
+
+
 def test_a_natural_draw_takes_pictures_whatever_their_class():
     whole = data([40, 4, 2])
     drawn = few_shot(whole, 4, 1, "natural")

@@ -43,11 +43,19 @@ def test_run_folder(coop_run: Path) -> None:
 
 GRAFTS = {"clip_lora": {}, "bitfit": {"tower": "text"}, "vpt": {"tokens": 2, "tower": "image"}}
 OTHERS = {
-    name: asdict(next(iter(find_method(name).examples()))) for name in list_methods(grafts=False) if name != "coop"
+    name: asdict(next(iter(find_method(name).examples())))
+    for name in list_methods(grafts=False)
+    if name != "coop" and find_method(name).task == "classify"  # type: ignore[attr-defined]
 }
 
 
-@pytest.mark.parametrize("method", GRAFTS | OTHERS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "generated" in own else ())
+        for name, own in (GRAFTS | OTHERS).items()
+    ],
+)
 def test_every_method_is_trained_kept_and_read_again(method: str, backbone: str, photos: str, tmp_path: Path) -> None:
     settings = GRAFTS | OTHERS
     choice = {"name": method, **settings[method], **({"views": 5} if "views" in settings[method] else {})}

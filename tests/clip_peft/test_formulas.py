@@ -13,7 +13,7 @@ from clip_peft import OpenVocabulary
 from clip_peft.methods.prograd import projected
 from clip_peft.methods.promptsrc import epoch_weights
 from clip_peft.text.templates import templates
-from tests.clip_peft.models import NAMES, clip, close, pictures, plain, siglip, tokenizer
+from tests.clip_peft.models import NAMES, clip, close, pictures, plain, siglip, tokenizer, unit
 
 LABELS = torch.tensor([0, 3, 2, 6])
 SCALE = 100.0
@@ -23,10 +23,6 @@ def built(method: str, **hyper: Any) -> tuple[Any, Any]:
     model = clip()
     torch.manual_seed(0)
     return model, OpenVocabulary(model, method, NAMES, tokenizer(), **hyper)
-
-
-def unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True)
 
 
 def texts(model: Any, template: str = "a photo of a {}.") -> Tensor:

@@ -19,6 +19,12 @@ RUNS = {
         "optimizer": "adamw",
         "stepwise": True,
     },
+    "ilm_vp_clip": {
+        "method": {"name": "ilm_vp_clip", "template": ["a photo of a {}.", "{}."]},
+        "optimizer": "sgd",
+        "warmup_epochs": 0,
+        "lr": 1.0,
+    },
     "clip_lora": {"method": "clip_lora", "cache_views": 0, "steps_per_shot": 0, "epochs": 3},
 }
 
@@ -36,7 +42,10 @@ def run(settings: dict, die_at: int | None = None) -> int | None:
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(name, marks=pytest.mark.slow if name in ("two_stage", "clip_lora") else ()) for name in RUNS],
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("two_stage", "ilm_vp_clip", "clip_lora") else ())
+        for name in RUNS
+    ],
 )
 def test_killed_at_any_step(method: str, backbone: str, photos: str, tmp_path: Path) -> None:
     common = {"data": photos, "backbone": backbone, "shots": 2, "epochs": 3, "batch_size": 6, "save_every": 0.0}

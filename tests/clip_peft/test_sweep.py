@@ -1,14 +1,18 @@
 """Protocols: what they train and score, the table, and going on."""
 
 import csv
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from clip_peft.commands import main
 from clip_peft.fit import fit
+from clip_peft.sweep import elevater
 from clip_peft.sweep.command import PLANNED, own_settings, settings_of, sweep
+from clip_peft.sweep.elevater import searched
 from clip_peft.sweep.protocols import Trial, averages, cell, harmonic, seeds_of, table, trials
 from clip_peft.sweep.rates import Tried, at_rates, best, candidates, ordered
 from peft_core import PeftError
@@ -90,6 +94,48 @@ def test_what_protocols_train_and_score() -> None:
         list(trials("cross_dataset", ["a"], [], ["coop"], [1], []))
     with pytest.raises(PeftError, match="few_shot scores the data sets that it trains on"):
         list(trials("few_shot", ["a"], ["b"], ["coop"], [1], []))
+
+
+def test_elevater_climbs_to_the_best_decay_of_each_rate() -> None:
+    (trial,) = trials("elevater", ["d"], [], ["taskres"], [0], [])
+    asked: list[Trial] = []
+
+    def run(some: Sequence[Trial]) -> dict[Trial, float | None]:
+        """Best at a rate of 1e-3 and a decay of 10^(-6 + 37/8); every run at 1e-1 fails."""
+        asked.extend(some)
+        found = {}
+        for one in some:
+            own = dict(one.options)
+            lr, place = math.log10(float(own["lr"])), round(8 * (math.log10(float(own["weight_decay"])) + 6))
+            assert own["hold_out"] == "0.2" and own["eval_on"] == "val" and own["epochs"] == "10"
+            found[one] = None if lr > -1.5 else 1 / (1 + abs(lr + 3) + abs(place - 37) / 97)
+        return found
+
+    ((_, better),) = searched([trial], run)
+    own = dict(better.options)
+    assert own["lr"] == "0.001" and math.log10(float(own["weight_decay"])) == pytest.approx(-6 + 37 / 8, abs=1e-5)
+    assert own["epochs"] == "50" and "hold_out" not in own and better.scored == trial.scored
+    assert len(asked) == len(set(asked)) <= 6 * 15
+    settings = settings_of(asked[0], Path("x"), [("epochs", "1"), ("lr", "7")], "reference")
+    assert (settings["epochs"], settings["lr"], settings["hold_out"]) == ("1", "1e-06", "0.2")
+
+
+@pytest.mark.slow
+def test_a_search_trains_what_it_found(
+    photos: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(elevater, "RATES", (2e-3,))
+    monkeypatch.setattr(elevater, "DECAYS", elevater.DECAYS[:17])
+    monkeypatch.setattr(elevater, "SPANS", ())
+    line = command_of("elevater", photos, tmp_path / "out", "--methods", "taskres", "zero_shot", "--seeds", "0")
+    own = [word for word in SET if not word.startswith("coop:")]
+    assert main([*line, "--search", "true", "--backbone", backbone, "--workers", "1", "--set", *own]) == 0
+    said = capsys.readouterr()
+    rows = csv_rows(tmp_path / "out/results.csv")
+    assert [row["method"] for row in rows] == ["taskres", "zero_shot"] and rows[0]["lr"] == "0.002"
+    runs = [path.name for path in (tmp_path / "out/runs").rglob("5shots*") if path.is_dir()]
+    assert len([name for name in runs if "hold_out0.2" in name]) == 3 and len(runs) == 5  # of zero_shot the first alone
+    assert "[search, 3," in said.err and "2 of 2 runs" in said.out
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +251,11 @@ def test_a_run_that_fails_is_told(photos: str, backbone: str, tmp_path: Path, ca
         (["--set", "kgcoop:lr=1"], 'the sweep has no method "kgcoop", did you mean "coop"?'),
         (["--methods", "coop", "--set", "method.weight=3"], 'none of coop has "weight"'),
         (["--sweep", "world_opn"], 'unknown sweep "world_opn", did you mean "world_open"?'),
+        (
+            ["--protocol", "few_shot", "--methods", "coop", "dual_coop"],
+            "dual_coop learns any number of labels a picture, which",
+        ),
+        (["--protocol", "few_shot", "--search", "true"], "--search is ELEVATER's, and looks for rates itself"),
         (["--protocol", "imbalanced", "--rates", "1", "3"], "--rates chooses on val, and imbalanced is for methods"),
         (["--set", "seed=3"], "--set cannot set seed"),
         (["--set", "epoch=3"], 'unknown option "epoch" in --set, did you mean "epochs"?'),

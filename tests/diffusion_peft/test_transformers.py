@@ -44,9 +44,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def drawn_by(stock: Any, kind: str, side: int, **more: Any) -> np.ndarray:
     call: dict[str, Any] = dict(prompt="a red toy", num_inference_steps=2, height=side, width=side)
     call |= {"sana": {"use_resolution_binning": False}, "qwen_image": {"negative_prompt": "", "true_cfg_scale": 4.0},
-             "pixart": {"use_resolution_binning": False, "clean_caption": False}}.get(kind, {})  # fmt: skip
-    picture = stock(**call, **more, generator=torch.Generator().manual_seed(1)).images[0]
-    return np.asarray(picture).astype(int)
+             "pixart": {"use_resolution_binning": False, "clean_caption": False},
+             "wan": {"num_frames": 1, "output_type": "pil"}}.get(kind, {})  # fmt: skip
+    found = stock(**call, **more, generator=torch.Generator().manual_seed(1))
+    return np.asarray(found.frames[0][0] if kind == "wan" else found.images[0]).astype(int)
 
 
 @pytest.mark.parametrize("kind", MAKERS)

@@ -27,6 +27,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from tests.diffusion_peft.pipelines import _TEXT, livelier, tokenizer
@@ -207,9 +209,25 @@ def lumina2() -> Any:
     return pipeline
 
 
+def wan() -> Any:
+    transformer = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=32,
+        freq_dim=32, ffn_dim=32, num_layers=2, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKLWan(
+        base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True], scale_factor_temporal=2,
+        scale_factor_spatial=2, latents_mean=[0.1 * n for n in range(4)], latents_std=[1 + 0.1 * n for n in range(4)],
+    )  # fmt: skip
+    config = UMT5Config(vocab_size=256, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)
+    return diffusers.WanPipeline(
+        transformer=livelier(transformer), vae=livelier(vae), tokenizer=t5_words(), scheduler=flow(shift=3.0),
+        text_encoder=livelier(UMT5EncoderModel(config)),
+    )  # fmt: skip
+
+
 MAKERS: dict[str, Callable[[], Any]] = {
     "sd3": sd3, "flux": flux, "flux2": flux2, "z_image": z_image, "qwen_image": qwen_image, "sana": sana, "pixart": pixart,
-    "lumina2": lumina2,
+    "lumina2": lumina2, "wan": wan,
 }  # fmt: skip
 
 

@@ -28,9 +28,9 @@ def noise(name: str, *shape: int) -> Tensor:
     return ((x - x.floor() - 0.5) * 2 * 3**0.5).reshape(shape)
 
 
-def model() -> Any:
+def model(vision: dict[str, Any] = VISION) -> Any:
     """float64, in eval mode."""
-    clip = open_clip.CLIP(embed_dim=32, vision_cfg=VISION, text_cfg=TEXT, quick_gelu=True).double().eval()
+    clip = open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=TEXT, quick_gelu=True).double().eval()
     with torch.no_grad():
         for name, p in clip.named_parameters():
             if name == "logit_scale":
@@ -42,6 +42,9 @@ def model() -> Any:
             else:
                 inputs = p[0].numel() if p.dim() > 1 and not name.endswith(("proj", "projection")) else p.shape[0]
                 p.copy_(noise(name, *p.shape) * (2.0 if "mlp" in name or "attn" in name else 1.0) / inputs**0.5)
+        for name, b in clip.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                b.copy_(0.1 * noise(name, *b.shape) + (1.0 if name.endswith("var") else 0.0))
     return clip
 
 

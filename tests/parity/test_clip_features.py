@@ -6,7 +6,8 @@ half and float32 casts taken out, `.cuda()` a no-op, image encoders that give th
 stands, LP++'s bias from zero, APE-T's two numbers of channels alike (its class takes the other one's otherwise).
 Repositories: mrflogs/ICLR24 560fe21 (GDA, few-shot and base-to-new scripts), FereshteShakeri/FewShot-CLIP-Strong-Baseline f81054f
 (LP++), jusiro/CLAP dbdf409, astra-vision/ProLIP b43e795, yangyangyang127/APE 70460de, MaxZanella/MTA cafafdf,
-FarinaMatteo/zero c609f7c, kdiAAA/TDA e697fb0, elaine-sui/TPS 556db0f, azshue/TPT 63ecbac (AugMix).
+FarinaMatteo/zero c609f7c, kdiAAA/TDA e697fb0, elaine-sui/TPS 556db0f, azshue/TPT 63ecbac (AugMix),
+sunxm2357/DualCoOp 49e71d7 (a ResNet of four blocks; its fixed scale 100 is the model's).
 """
 
 import functools
@@ -188,3 +189,30 @@ def test_training_free_methods_use_no_backward(monkeypatch: pytest.MonkeyPatch):
         assert not logits.requires_grad and F.softmax(logits, -1).isfinite().all()
     with pytest.raises(AssertionError, match="a backward"):
         OpenVocabulary(model(), "tps", NAMES)(views())
+
+
+RESIDUAL = dict(image_size=64, layers=(1, 1, 1, 1), width=8, patch_size=None)
+SEVERAL = torch.tensor([[1, 0, 0, 1, -1], [0, 0, 1, -1, 0], [1, 1, 0, 0, 0], [0, -1, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    "case, hyper, side",
+    [("one", dict(context=3, negative_context=4), 64), ("each label", dict(context=2, class_specific=True), 64),
+     ("larger pictures", dict(context=4), 96)],
+)  # fmt: skip
+def test_dual_coop(case: str, hyper: dict[str, Any], side: int):
+    golden = GOLDEN[f"dual_coop {case}"]
+    whole = OpenVocabulary(model(RESIDUAL), "dual_coop", NAMES, **hyper)
+    learner: Any = whole.learner.double()
+    for name, p in learner.named_parameters():
+        with torch.no_grad():
+            p.copy_(0.5 * noise(name, *p.shape))
+    x = noise(f"images {side}", 4, 3, side, side)
+    same(whole(x), golden["logits"])
+    loss = whole.loss(x, SEVERAL)
+    same(loss, golden["loss"])
+    loss.backward()
+    for name, p in learner.named_parameters():
+        same(sketch(p.grad), golden["gradients"][name], 2e-5)
+    torch.optim.SGD(learner.parameters(), lr=0.002, momentum=0.9).step()
+    same(whole.loss(x, SEVERAL), golden["stepped"])

@@ -7,7 +7,7 @@ in a class (MaPLe, CLIP-Adapter) those of the tiny model. Gradients are kept as 
 Repositories: KaiyangZhou/CoOp ff61507 (CoOp, CoCoOp), htyao89/KgCoOp c43ccc3, BeierZhu/Prompt-align 1b76203 (ProGrad, with the
 step of its copy of Dassl), muzairkhattak/multimodal-prompt-learning 69bce21 (MaPLe), muzairkhattak/PromptSRC bb95c77,
 azshue/TPT 63ecbac, gaopengcuhk/CLIP-Adapter 08d07f8, gaopengcuhk/Tip-Adapter d0e2d6f, geekyutao/TaskRes 5195359,
-jusiro/CLAP dbdf409 (ZS-LP), MaxZanella/CLIP-LoRA 358f0d7.
+jusiro/CLAP dbdf409 (ZS-LP), MaxZanella/CLIP-LoRA 358f0d7, chunmeifeng/DiffTPT 03f1169 (its choice and steps, around `coop`).
 """
 
 import functools
@@ -171,6 +171,16 @@ def test_tpt(confident: float, steps: int):
     with torch.no_grad():
         found = whole(noise("views", 2, 20, 3, 32, 32))
     same(found, golden["logits"], 1e-4)  # AdamW's first step makes the least gradient as large as any
+    assert golden["moved"] > 1
+
+
+@pytest.mark.parametrize("similar, confident, steps", [(0.8, 0.3, 4), (0.5, 0.2, 1)])
+def test_diff_tpt(similar: float, confident: float, steps: int):
+    whole = built("diff_tpt", similar=similar, confident=confident, steps=steps)
+    golden = GOLDEN[f"diff_tpt {similar} {steps}"]
+    with torch.no_grad():
+        found = whole(noise("views", 2, 20, 3, 32, 32))
+    same(found, golden["logits"], 1e-4)  # as for tpt
     assert golden["moved"] > 1
 
 

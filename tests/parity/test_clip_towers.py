@@ -5,7 +5,7 @@ with the weights, pictures and learnt values of `clip_model`. Repositories: Fari
 all norms of their optimiser's list train, of which their code freezes ln_pre, ln_post and ln_final again; no weight decay in
 the first stage, where ours spares vectors), minglllli/CLIPFit 4dde049, ZjjConan/VLM-MultiModalAdapter c3d0bc2 (MMA: blocks 2
 and 3, width 8, scale 0.3), htyao89/Textual-based_Class-aware_prompt_tuning bd97bec (TCP: its block 8 is 1, its width 512 is 64),
-Koorye/DePT d4ff416 (on KgCoOp), yunncheng/MMRL 27d8821 (MMRL and MMRL++: blocks 2 and 3, two tokens of width
+Koorye/DePT d4ff416 (on KgCoOp, MaPLe and CoCoOp), yunncheng/MMRL 27d8821 (MMRL and MMRL++: blocks 2 and 3, two tokens of width
 8), ShuvenduRoy/CoPrompt a2a6c12 (GPT-3's texts are three templates here, of which the second one is drawn).
 """
 
@@ -159,6 +159,41 @@ def test_dept_clip():
         {key: value for key, value in g.items() if key != "weight_decay"} for g in learner.parameter_groups(3.5e-3, 0.0)
     ]
     torch.optim.SGD(groups, momentum=0.9).step()
+    same(whole.loss(pictures(), LABELS), golden["stepped"])
+
+
+@pytest.mark.parametrize("prompt, depth", [("coupled", 3), ("conditional", 9)])
+def test_dept_beside_other_prompts(prompt: str, depth: int):
+    golden = GOLDEN[f"dept {prompt}"]
+    whole = built("dept_clip", prompt=prompt, depth=depth)
+    learner: Any = whole.learner
+    same(sketch(learner.context), golden["start"])
+    parameters = {"context": learner.context}
+    if prompt == "coupled":
+        parameters |= {f"deep {i}": p for i, p in enumerate(learner.deep)}
+        for i, layer in enumerate(learner.project):
+            parameters |= {f"project {i}": layer.weight, f"bias {i}": layer.bias}
+    else:
+        theirs = ("linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias")
+        own = zip(theirs, learner.meta_net.parameters(), strict=True)
+        parameters |= {f"meta {name}": p for name, p in own}
+    head = {"text": learner.of_texts, "picture": learner.of_pictures, "head": learner.head}
+    parameters |= {f"{kind} {name}": p for kind, part in head.items() for name, p in part.named_parameters()}
+    assert set(parameters) == set(golden["gradients"])
+    for name, p in parameters.items():
+        if name.startswith(tuple(head)):
+            put(p, f"dept {name}", 0.3, add="scale" in name)
+        elif name == "context":
+            put(p, name, 0.2, add=True)
+        else:
+            put(p, name, 0.3 if name.startswith("meta") else 0.5 if name.startswith("deep") else 0.1)
+    same(whole(pictures()), golden["logits"])
+    same(whole.set_classes([*NAMES, "zebra"])(pictures())[:, :-1], golden["new"])
+    whole.set_classes(NAMES)
+    same(backward(whole), golden["loss"])
+    for name, p in parameters.items():
+        same(sketch(p.grad), golden["gradients"][name], 2e-5)  # type: ignore[arg-type]
+    torch.optim.SGD([g | {"weight_decay": 0} for g in learner.parameter_groups(3.5e-3, 0.0)], momentum=0.9).step()
     same(whole.loss(pictures(), LABELS), golden["stepped"])
 
 

@@ -2,7 +2,8 @@
 
 Each golden file names repository, commit and files. EVP (UCSC-VLAA/EVP 96b7131): two updates of the prompt and the logits around
 them, 224 pixels; its gradient's norm is over the whole picture, `share.*` is the frame's part of it. ILM-VP (OPTML-Group/ILM-VP
-84ca042): logits, gradient and label mapping. DAM-VP (shikiw/DAM-VP dec5821): prototypes, routes, prompted pictures and gradients.
+84ca042): logits, gradient and label mapping, on a classifier and on CLIP. DAM-VP (shikiw/DAM-VP dec5821): prototypes, routes,
+prompted pictures and gradients; of its meta-training two steps on two data sets, three turns each.
 """
 
 from typing import Any
@@ -12,11 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clip_peft import OpenVocabulary
 from peft_core import adapt, lifecycle
 from peft_core.lifecycle import Losses, Progress
+from peft_core.parts.tokens.label_map import matched
 from peft_core.parts.tokens.pixels import frame_of
+from tests.parity import clip_model
 from tests.parity.golden import golden, values
-from vision_peft.methods.ilm_vp import matched
+from vision_peft.dam_vp import Reptile, Seen
+from vision_peft.methods.dam_vp import centres_of
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
 
@@ -116,3 +121,53 @@ def test_dam_vps_clusters_and_prompts_are_the_authors() -> None:
         up, down, left, right = parts
         middle = torch.cat([left, torch.zeros(3, 4, 4, dtype=torch.float64), right], 2)
         torch.testing.assert_close(whole(frame, own), torch.cat([up, middle, down], 1), rtol=1e-5, atol=1e-8)
+
+
+def test_ilm_vp_on_clip_is_the_authors() -> None:
+    there = golden("pixels_ilm_vp_clip")
+    texts = ["This is a photo of a {}.", "a bad photo of a {}.", "a photo of many {}."]
+    clip: Any = OpenVocabulary(clip_model.model(), "ilm_vp_clip", clip_model.NAMES, template=texts)
+    learner = clip.learner.double()
+    with torch.no_grad():
+        program = 0.5 * clip_model.noise("program", 3, 32, 32)
+        learner.frame.prompt.copy_(program.flatten(1)[:, learner.frame.index])
+    x, labels = clip_model.noise("many images", 20, 3, 32, 32), torch.arange(20) % 5
+    learner.prepare(clip.loss(x[rows], labels[rows]) for rows in (slice(10), slice(10, 20)))
+    assert learner.sources.tolist() == there["sequence"].tolist() and learner.counts is None
+    torch.testing.assert_close(clip(x[:4]), there["logits"], rtol=1e-5, atol=1e-5)
+    loss = clip.loss(x[:4], labels[:4])
+    torch.testing.assert_close(loss, there["loss"][0], rtol=1e-5, atol=1e-6)
+    loss.backward()
+    framed = torch.ones(3, 32, 32, dtype=torch.float64)
+    framed[:, 4:-4, 4:-4] = 0
+    assert not (there["grad"] * (1 - framed)).any()
+    torch.testing.assert_close(whole(learner.frame, learner.frame.prompt.grad), there["grad"], rtol=1e-5, atol=1e-7)
+
+
+def test_dam_vps_meta_training_is_the_authors() -> None:
+    there, sets, batches = golden("pixels_dam_vp_meta"), [], []
+    model = vit(8, 4)
+    model.reset_classifier(0)  # type: ignore[operator]
+    with torch.no_grad():
+        for tensor in (model.norm.weight, model.norm.bias):  # type: ignore[union-attr]
+            tensor.mul_(there["scale"])  # type: ignore[operator]
+    model, method = adapted(model, "dam_vp", border=2)
+    frame = frame_of(model, method)
+    frame.prompts.data[0] = there["prompt"].flatten(1)[:, frame.index]
+    each = torch.tensor([1.0] * 6 + [8.0] * 6)[:, None, None, None]
+    for number, classes in enumerate((3, 5)):
+        x = values(f"{number} x", (12, 3, 8, 8)) * 4 * each
+        centres, head = centres_of(frame.features(x), 10.0), nn.Linear(16, classes).double()
+        torch.testing.assert_close(centres, there[f"centres.{number}"], rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            head.weight.copy_(values(f"{number}.head.weight", (classes, 16)) / there["scale"])
+            head.bias.copy_(values(f"{number}.head.bias", (classes,)))
+        sets.append(Seen(head, centres))
+        batches.append((x, torch.arange(12) % classes))
+    reptile = Reptile(model, frame, sets, turns=3, step=0.5, head_lr=0.1, weight_decay=1e-2)
+    for step in (1, 2):
+        loss = reptile.update(batches, there[f"lr.{step}"].item())
+        torch.testing.assert_close(whole(frame, reptile.prompt), there[f"prompt.{step}"], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(loss, there[f"loss.{step}"].item(), rtol=1e-5, atol=1e-7)
+    for number, seen in enumerate(sets):
+        torch.testing.assert_close(seen.head.weight, there[f"head.{number}"], rtol=1e-5, atol=1e-7)

@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from peft_core import PeftError, adapt
+from peft_core import PeftError, adapt, disabled
+from peft_core.kernels.narrow_attention import narrow_attention
+from peft_core.methods.side.lst import Ladder
 from peft_core.passes.together import Together
 
 METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -61,6 +64,44 @@ def test_gives_what_each_gives_alone_and_runs_frozen_blocks_once() -> None:
     assert blocks == 3 + sum(own for *_, own in METHODS.values())
     shared = {id(model.blocks[0].attn.proj.weight) for model in models}  # type: ignore[index, union-attr]
     assert len(shared) == 1
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_ladders_of_one_form_read_by_one_product(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    stock = timm.create_model("test_vit", depth=3, num_classes=5, global_pool=pool).eval()
+    x, settings = torch.randn(2, 3, 160, 160), ({"heads": 2}, {"reduction": 8}, {"temperature": 1.0}, {"skip": 2})
+    models = [stirred(stock, "lst", {"reduction": 4, "skip": None} | each) for each in settings]
+    with torch.no_grad():
+        alone = [model(x) for model in models]
+        with disabled(models[1]):
+            bare = models[1](x)
+    together, forward, ran = Together(models), Ladder.forward, []
+
+    def counted(self: Ladder, features: list[torch.Tensor]) -> torch.Tensor:
+        ran.append(self)
+        return forward(self, features)
+
+    monkeypatch.setattr(Ladder, "forward", counted)
+    for given, wanted in zip(together(x), alone, strict=True):
+        torch.testing.assert_close(given, wanted, atol=1e-5, rtol=1e-5)
+    assert len(ran) == 1  # the one of other rungs
+    with torch.autocast("cpu", torch.bfloat16):
+        together(x)
+    assert len(ran) == 1 + 4  # rounds as each alone does
+    with disabled(models[1]):
+        first, second, *_ = together(x)
+    torch.testing.assert_close(first, alone[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(second, bare, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1.0, 60.0])
+def test_narrow_attention_is_attention_whatever_the_scores(size: float) -> None:
+    q, k, v = torch.randn(3, 2, 9, 3, 4).mul(size)
+    fused = F.scaled_dot_product_attention(*(each.transpose(1, 2) for each in (q, k, v))).transpose(1, 2)
+    torch.testing.assert_close(narrow_attention(q, k, v), fused, atol=1e-5 * size, rtol=1e-5)
+    torch.testing.assert_close(narrow_attention(q[:, :2], k, v), fused[:, :2], atol=1e-5 * size, rtol=1e-5)
+    assert torch.isfinite(fused).all()
 
 
 def test_other_weights_of_the_backbone_are_not_shared() -> None:

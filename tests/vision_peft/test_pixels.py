@@ -1,17 +1,19 @@
 """Pixel prompts on classifiers: what they refuse, what stays as it is, and a run whose head is the pretrained one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from peft_core import PeftError, adapt, lifecycle, load_run
 from peft_core.lifecycle import Losses, Progress
 from peft_core.parts.tokens.pixels import frame_of, resampling
 from tests.tiny import MODELS, vit
+from vision_peft.commands import main
 from vision_peft.fit import fit
 
 
@@ -88,6 +90,36 @@ def test_dam_vp_gives_each_cluster_a_prompt_and_each_picture_its_own() -> None:
     with pytest.raises(KeyboardInterrupt):
         other(torch.randn(1, 3, 16, 16))
     assert torch.equal(frame.before(x), y)  # its own model's features, not those of one that Ctrl-C ended
+
+
+def test_the_command_makes_the_prompt_that_clusters_begin_with(
+    tmp_path: Path, small_data: str, tiny_backbone: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "meta"
+    few = ["--epochs", "1", "--turns", "2", "--batch_size", "24", "--threshold", "1e-3", "--pictures", "2"]
+    assert main(["dam_vp", "--data", small_data, "--backbone", tiny_backbone, "--out", str(out), *few]) == 0
+    prompt = load_file(out / "prompt.safetensors")["prompt"]
+    card = json.loads((out / "prompt.json").read_text(encoding="utf-8"))
+    assert card["clusters"] == [2] and card["steps"] == 2 and prompt.shape == (3, 160**2 - 118**2)
+
+    def prepared(**settings: Any) -> Any:
+        torch.manual_seed(1)
+        model = timm.create_model("test_vit", num_classes=3)
+        adapt(model, "dam_vp", threshold=1e-3, mean=(0.5,) * 3, std=(0.5,) * 3, **settings)
+        x = torch.randn(2, 3, 160, 160)
+        lifecycle.prepare(model, Losses(lambda batch: model(batch).sum(), [x]))
+        (method,) = [a.method for a in model.__dict__["_peft_record"].adaptations.values()]
+        assert method.as_trained(model).source is None
+        return frame_of(model, method)
+
+    frame = prepared(source=str(out))
+    assert frame.prompts.shape[0] == 2 and (frame.prompts == prompt).all() and not (prepared().prompts == prompt).any()
+    with pytest.raises(PeftError, match="take its border and size of pictures"):
+        prepared(source=str(out), border=4)
+    with pytest.raises(PeftError, match="holds no prompt .*: make one with `vision_peft dam_vp`"):
+        prepared(source=str(tmp_path))
+    assert main(["dam_vp", "--data", small_data, "--backbone", tiny_backbone, "--out", str(out)]) == 2
+    assert "give --out another place" in capsys.readouterr().err
 
 
 def test_a_run_without_a_new_head_maps_the_models_own_classes(small_data: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from peft_core import lifecycle
 from peft_core.errors import PeftError
 from peft_core.grafts.graft import Graft
 from peft_core.method import Method, Plan
+from peft_core.parts.tokens.label_map import counted, matched
 from peft_core.parts.tokens.pixels import Frame, PixelPrompt
 from peft_core.stock import find_heads
 from peft_core.values import Count
@@ -24,8 +25,8 @@ class ILMVP(PixelPrompt):
     each of its classes s is the answer to a picture of class t, takes the largest count as a pair, leaves both out, and so on
     (equal counts: the lower s, then the lower t). As in OPTML-Group/ILM-VP (84ca042), its form for ImageNet models: 128 of 224
     pixels (bilinear; 32 for pictures of that size), Adam at 0.01 without weight decay, a tenth of it from half and from 72 % of
-    200 epochs on, batches of 128: recipe `ilm_vp`, with this package's cosine. Its form for CLIP maps to texts of many
-    templates, and is not here. Not identical at step 0. 101,376 parameters at 224 pixels.
+    200 epochs on, batches of 128: recipe `ilm_vp`, with this package's cosine. Its form for CLIP, which maps to texts
+    of many templates, is `clip_peft`'s `ilm_vp_clip`. Not identical at step 0. 101,376 parameters at 224 pixels.
 
     Args:
         border: the frame's pixels on each side; 48/224 of the picture's side where None.
@@ -71,7 +72,7 @@ class ILMVP(PixelPrompt):
                     seen, known = mapped.seen
                     if not len(counts):
                         counts = torch.zeros(known, len(mapped.sources), device=seen.device)
-                    counts.index_put_((seen, labels), torch.ones(()).to(counts), accumulate=True)
+                    counted(counts, seen, labels)
         finally:
             mapped.watching = False
         if len(counts):
@@ -92,17 +93,6 @@ class ILMVP(PixelPrompt):
 def head_of(plan: Plan) -> list[nn.Parameter]:
     heads = find_heads(plan.model, plan.anatomy)
     return [parameter for path in heads for parameter in plan.model.get_submodule(path).parameters()]
-
-
-def matched(counts: Tensor) -> Tensor:
-    """The known class of each of the task's classes: from counts S C the largest pair, again and again among those left."""
-    left = counts.clone()
-    found = torch.zeros(left.shape[1], dtype=torch.int64)
-    for _ in range(left.shape[1]):
-        known, own = divmod(int(left.argmax()), left.shape[1])
-        found[own] = known
-        left[known], left[:, own] = -1, -1
-    return found
 
 
 class SigmoidFrame(Frame):

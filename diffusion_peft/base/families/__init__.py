@@ -21,6 +21,7 @@ from peft_core.errors import PeftError
 
 if TYPE_CHECKING:
     from diffusion_peft.base.bases import Base
+    from peft_core.method import Method
 
 AUTOENCODER = (
     "sample_size block_out_channels layers_per_block down_block_types up_block_types act_fn latent_channels "
@@ -37,6 +38,12 @@ class Family:
     kind: ClassVar[str]
     title: ClassVar[str]
     pipelines: ClassVar[tuple[str, ...]]
+    editor: ClassVar[str | None] = None
+    """That of its pipelines which draws from a source picture too."""
+    usual_drop: ClassVar[float] = 0.0
+    """Of editing: the share of pictures that are trained without their source, or instruction, or both, of each as many."""
+    films: ClassVar[bool] = False
+    """Whether it draws films; one frame is a picture."""
     denoiser: ClassVar[str] = "transformer"
     """The part that is adapted."""
     texts: ClassVar[tuple[str, ...]] = ("text_encoder",)
@@ -87,6 +94,10 @@ class Family:
         """What a base is drawn with."""
         return self.usual_guidance
 
+    def passes(self, base: Base, guidance: float) -> int:
+        """How often its pipeline calls the denoiser a step, under guidance of this weight."""
+        return 1
+
     # ---- pictures ----------------------------------------------------------------------------------------------------
 
     def shrinks(self, base: Base) -> int:
@@ -114,6 +125,37 @@ class Family:
         """(shift, scale), each () or C 1 1: the denoiser's latents are (latent − shift) · scale."""
         config = base.config("vae")
         return torch.tensor(config.get("shift_factor") or 0.0), torch.tensor(config.get("scaling_factor", 0.18215))
+
+    def film_step(self, base: Base) -> int:
+        """Frames from one latent to the next, of bases that draw films."""
+        return 1
+
+    # ---- editing -----------------------------------------------------------------------------------------------------
+
+    def must_have_source(self, base: Base) -> bool:
+        """Whether its denoiser cannot do without a source picture."""
+        return False
+
+    def widen(self, base: Base, denoiser: Any) -> None:
+        """Makes room for a source picture in the denoiser of an editing base, which then does what it did before."""
+
+    def besides(self, base: Base, denoiser: Any) -> Sequence[Method]:
+        """What of an adapted denoiser trains besides, for the source to be read."""
+        return ()
+
+    def source(self, base: Base, mean: Tensor) -> Tensor:
+        """A source's latents as the denoiser is told them, from their posterior's mean."""
+        shift, scale = self.normal(base)
+        return (mean - shift.to(mean)) * scale.to(mean)
+
+    def edited(self, source: Tensor | None, guidance: float | None, height: int, width: int) -> dict[str, Any]:
+        """What the editing pipeline is called with besides `called`.
+
+        Args:
+            source: B C h w, as `source` gives it.
+            guidance: weight of the source, of pipelines that have one.
+        """
+        return {}
 
     # ---- words and the denoiser --------------------------------------------------------------------------------------
 

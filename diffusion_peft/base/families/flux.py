@@ -29,7 +29,8 @@ def unpacked(tokens: Tensor, h: int, w: int) -> Tensor:
 
 class Flux(Family):
     kind, title = "flux", "Flux.1"
-    pipelines = ("FluxPipeline",)
+    editor = "FluxKontextPipeline"
+    pipelines = ("FluxPipeline", editor)
     texts = ("text_encoder", "text_encoder_2")
     classes = {
         "transformer": ("FluxTransformer2DModel",), "vae": ("AutoencoderKL",), "text_encoder": CLIP[0][:1],
@@ -49,6 +50,9 @@ class Flux(Family):
     def guidance(self, base: Base) -> float:
         return self.usual_guidance if self.is_distilled(base) else 1.0  # schnell has none
 
+    def passes(self, base: Base, guidance: float) -> int:
+        return 1 if self.is_distilled(base) or guidance <= 1 else 2
+
     def said(self, pipeline: Any, text: str, device: torch.device) -> Prompt:
         hidden, pooled, _ = pipeline.encode_prompt(text, text, device=device, max_sequence_length=512)
         return Prompt(hidden, pooled)
@@ -56,14 +60,24 @@ class Flux(Family):
     def predict(
         self, model: nn.Module, x: Tensor, time: Tensor, guidance: float | None, hidden: Tensor, **words: Tensor
     ) -> Tensor:
+        """A source's tokens stand behind the picture's, at the same rows and columns of another plane (Kontext)."""
         dtype: Any = model.dtype
         h, w = x.shape[-2:]
+        tokens, places = packed(x), grid_of(x)
+        count = tokens.shape[1]
+        if "source" in words:
+            tokens = torch.cat([tokens, packed(words["source"])], 1)
+            places = torch.cat([places, grid_of(words["source"], plane=1)])
         said = model(
-            hidden_states=packed(x).to(dtype), timestep=time, guidance=told(guidance, x),
+            hidden_states=tokens.to(dtype), timestep=time, guidance=told(guidance, x),
             encoder_hidden_states=hidden.to(dtype), pooled_projections=words["pooled"].to(dtype),
-            txt_ids=x.new_zeros(hidden.shape[1], 3), img_ids=grid_of(x), return_dict=False,
+            txt_ids=x.new_zeros(hidden.shape[1], 3), img_ids=places, return_dict=False,
         )[0]  # fmt: skip
-        return unpacked(said, h, w)
+        return unpacked(said[:, :count], h, w)
+
+    def edited(self, source: Tensor | None, guidance: float | None, height: int, width: int) -> dict[str, Any]:
+        """The size that is asked for, where the pipeline would bring it to a megapixel."""
+        return {"image": source, "max_area": height * width}
 
     def called(self, base: Base, wanted: Prompt, against: Prompt, guidance: float) -> dict[str, Any]:
         given = {"prompt_embeds": wanted.hidden, "pooled_prompt_embeds": wanted.pooled, "guidance_scale": guidance}
@@ -111,8 +125,8 @@ _OUTSIDE: Mapping[str, str | tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def grid_of(x: Tensor) -> Tensor:
-    """The places of packed latents, h/2·w/2 3: nothing, row, column."""
+def grid_of(x: Tensor, plane: int = 0) -> Tensor:
+    """The places of packed latents, h/2·w/2 3: plane, row, column."""
     h, w = x.shape[-2] // 2, x.shape[-1] // 2
     rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    return torch.stack([torch.zeros(h, w), rows, columns], -1).reshape(-1, 3).to(x.device)
+    return torch.stack([torch.full((h, w), float(plane)), rows, columns], -1).reshape(-1, 3).to(x.device)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from diffusion_peft.base.families import AUTOENCODER, CLIP, Family
 from diffusion_peft.base.prompts import Prompt
 from diffusion_peft.base.texts import encode, ids_of
+from peft_core.registry import facts_of, make_method, method_files
 
 if TYPE_CHECKING:
     from diffusion_peft.base.bases import Base
+    from peft_core.method import Method
 
 _UNET = (
     "sample_size in_channels out_channels down_block_types up_block_types block_out_channels layers_per_block norm_eps "
@@ -26,7 +28,9 @@ _UNET = (
 
 class StableDiffusion(Family):
     kind, title = "sd1", "Stable Diffusion 1.x"
-    pipelines = ("StableDiffusionPipeline",)
+    editor = "StableDiffusionInstructPix2PixPipeline"
+    usual_drop = 0.05
+    pipelines = ("StableDiffusionPipeline", editor)
     denoiser = "unet"
     classes = {
         "unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL",), "text_encoder": CLIP[0], "tokenizer": CLIP[1],
@@ -43,6 +47,38 @@ class StableDiffusion(Family):
 
     def is_distilled(self, base: Base) -> bool:
         return False
+
+    def latent_channels(self, base: Base) -> int:
+        return super().latent_channels(base) * (2 if base.edits else 1)
+
+    def must_have_source(self, base: Base) -> bool:
+        return base.edits
+
+    def widen(self, base: Base, denoiser: Any) -> None:
+        """conv_in reads the source behind the noised latents, with zeros at first (Brooks et al., InstructPix2Pix, CVPR 2023)."""
+        old, own = denoiser.conv_in, base.config("vae")["latent_channels"]
+        if old.in_channels > own:
+            return
+        wide = nn.Conv2d(2 * own, old.out_channels, old.kernel_size, old.stride, old.padding, device="meta")
+        with torch.no_grad():
+            wide.weight = nn.Parameter(torch.cat([old.weight, torch.zeros_like(old.weight)], 1))
+        wide.bias = old.bias
+        denoiser.conv_in = wide
+        denoiser.register_to_config(in_channels=2 * own)
+
+    def besides(self, base: Base, denoiser: Any) -> Sequence[Method]:
+        own = base.config("unet")["in_channels"]
+        if denoiser.conv_in.in_channels == own or denoiser.conv_in.weight.requires_grad:
+            return []
+        name = next(each for each in method_files() if facts_of(each).get("completes") == "source")
+        return [make_method(name, first=own)]
+
+    def source(self, base: Base, mean: Tensor) -> Tensor:
+        """Not scaled, as the authors and diffusers have it."""
+        return mean
+
+    def edited(self, source: Tensor | None, guidance: float | None, height: int, width: int) -> dict[str, Any]:
+        return {"image": source, "image_guidance_scale": 1.5 if guidance is None else guidance}
 
     def least_side(self, base: Base) -> int:
         return base.shrinks * 2 ** (len(base.config("unet")["block_out_channels"]) - 1)
@@ -62,6 +98,7 @@ class StableDiffusion(Family):
         self, model: nn.Module, x: Tensor, time: Tensor, guidance: float | None, hidden: Tensor, **words: Tensor
     ) -> Tensor:
         dtype: Any = model.dtype
+        x = torch.cat([x, words["source"]], 1) if "source" in words else x
         added = (
             {"time_ids": words["sizes"].to(dtype), "text_embeds": words["pooled"].to(dtype)}
             if "pooled" in words
@@ -84,7 +121,8 @@ class StableDiffusion2(StableDiffusion):
 
 class StableDiffusionXL(StableDiffusion):
     kind, title = "sdxl", "Stable Diffusion XL"
-    pipelines = ("StableDiffusionXLPipeline",)
+    editor = "StableDiffusionXLInstructPix2PixPipeline"
+    pipelines = ("StableDiffusionXLPipeline", editor)
     texts = ("text_encoder", "text_encoder_2")
     classes = {**StableDiffusion.classes, "text_encoder_2": CLIP[0][1:], "tokenizer_2": CLIP[1]}
     reads = (("tokenizer", None), ("tokenizer_2", None))

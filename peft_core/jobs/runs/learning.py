@@ -90,13 +90,14 @@ class Learning(Optimising):
                     lifecycle.prepare(model, losses, again)
 
     @contextmanager
-    def _aside(self, model: nn.Module) -> Iterator[lifecycle.Losses]:
-        """The losses of training batches, for methods; training goes on as if nobody had looked."""
-        sizes = {key: value.shape for key, value in adapter_state(model).items()}
+    def _aside(self, model: nn.Module | None) -> Iterator[lifecycle.Losses]:
+        """The losses of training batches, for methods; training goes on as if nobody had looked. Where several processes train,
+        what the methods of `model` prepared is then the first one's."""
+        sizes = {} if model is None else {key: value.shape for key, value in adapter_state(model).items()}
         counted = self.loss_sum.clone(), self.loss_count, self.epoch_sum.clone(), self.epoch_count
         with torch.random.fork_rng(devices=[]):
             yield self._losses(copy.copy(self.trainer.train_dataloader))  # which counts its batches by itself
-        if self.trainer.world_size > 1:  # each process saw other pictures
+        if model is not None and self.trainer.world_size > 1:  # each process saw other pictures
             self._share(model, sizes)
         self.loss_sum, self.loss_count, self.epoch_sum, self.epoch_count = counted
 

@@ -1,10 +1,11 @@
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.anatomies import Place, anatomy_of
@@ -154,3 +155,45 @@ class Ladder(nn.Module):
             read = down(match(features[i + 1], self.up.weight))
             s = block(read + mu * (s - read))  # keeps s − read for the backward pass, not both
         return self.up(s)
+
+    def form(self) -> tuple[Any, ...]:
+        """What ladders must have alike for `together`."""
+        return self.up.weight.dtype, self.up.weight.device, *self.rungs
+
+    @staticmethod
+    def together(ladders: "Sequence[Ladder]") -> "Ladders":
+        return Ladders(ladders)
+
+
+class Ladders:
+    """T ladders that read the same features, for inference: all their Downs of a rung are one matrix, which is a copy."""
+
+    def __init__(self, ladders: Sequence[Ladder]) -> None:
+        self.ladders, self.widths = ladders, [each.up.in_features for each in ladders]
+        self.first = _one_matrix([each.first for each in ladders])
+        self.downs = [_one_matrix(layers) for layers in zip(*(each.downs for each in ladders), strict=True)]
+
+    def __call__(self, features: list[Tensor], tokens: int | None = None) -> list[Tensor]:
+        """Up s of each, of all tokens or of the first ones alone."""
+        rungs = self.ladders[0].rungs
+        reads = zip(
+            *(self._reads(features[i + 1], *down) for i, down in zip(rungs, self.downs, strict=True)), strict=True
+        )
+        starts = self._reads(features[0], *self.first)
+        return [self._climbed(*each, tokens) for each in zip(self.ladders, starts, reads, strict=True)]
+
+    def _reads(self, h: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        return F.linear(h.to(weight.dtype), weight, bias).split(self.widths, -1)
+
+    @staticmethod
+    def _climbed(ladder: Ladder, s: Tensor, reads: Iterable[Tensor], tokens: int | None) -> Tensor:
+        mus, last = torch.sigmoid(ladder.gates / ladder.temperature), ladder.blocks[-1]
+        for mu, read, block in zip(mus, reads, ladder.blocks, strict=True):
+            s = block.inferred(torch.lerp(read, s, mu), tokens if block is last else None)  # type: ignore[operator]
+        return ladder.up(s)
+
+
+@torch.no_grad()
+def _one_matrix(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """W (Σ d, D) and b (Σ d) of linears that read the same."""
+    return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])

@@ -140,6 +140,17 @@ class Frame(Graft):
         return (pixels - self.mean) / self.std  # type: ignore[operator]
 
 
+class AddedFrame(Frame):
+    """The normalised picture with P (3 n), which starts at 0, added upon its frame."""
+
+    def __init__(self, size: tuple[int, int], border: int, options: dict[str, Any]) -> None:
+        super().__init__(size, border, (0.0,) * CHANNELS, (1.0,) * CHANNELS, options)
+        self.prompt = nn.Parameter(torch.zeros(CHANNELS, self.count, **options))
+
+    def pixels(self, x: Tensor) -> Tensor:
+        return self.prompt
+
+
 def resampling(side: int, to: int, how: str) -> Tensor:
     """to × side: what shrinks one side of a picture, as `F.interpolate` with antialiasing does."""
     with torch.device("cpu"):
