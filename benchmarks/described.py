@@ -96,7 +96,8 @@ def of_open_clip(folder: Path) -> dict[str, Callable[[], nn.Module]]:
 
     def made(name: str) -> nn.Module:
         config = {key: value for key, value in open_clip.get_model_config(name).items() if not key.startswith("_")}
-        cls = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
+        custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
+        cls = open_clip.CustomTextCLIP if custom else open_clip.CLIP
         cls = open_clip.CoCa if "multimodal_cfg" in config else cls
         config["vision_cfg"].pop("timm_model_pretrained", None)
         if hub := config["text_cfg"].get("hf_model_name"):
