@@ -28,7 +28,7 @@ def shapes_of(function: Callable[..., Any]) -> dict[str, str]:
     for name, hint in getattr(function, "__annotations__", {}).items():
         if "Annotated[" not in str(hint):
             continue
-        hint = eval(hint, function.__globals__) if isinstance(hint, str) else hint
+        hint = eval(hint, inspect.unwrap(function).__globals__) if isinstance(hint, str) else hint
         for part in (hint, *getattr(hint, "__args__", ())):
             words = [word for word in getattr(part, "__metadata__", ()) if isinstance(word, str)]
             if words and getattr(part, "__origin__", None) in (Tensor, Tensor | None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,9 +54,10 @@ class Labels(LabelSet):
         self.calibrate(self.scores(encoder, val))
         return {}
 
-    def zero_shot(self, encoder: Encoder, pictures: Any, template: Any = None) -> float:
-        """mAP of the stock model's cosines: each label ranks the pictures."""
-        return scores_of(zero_shot_cosines(encoder, pictures, template).float(), pictures.labels).value
+    def zero_shot(self, encoder: Encoder, pictures: Any, template: Any = None) -> float | None:
+        """mAP of the stock model's cosines: each label ranks the pictures; None where no picture has one."""
+        value = scores_of(zero_shot_cosines(encoder, pictures, template).float(), pictures.labels).value
+        return None if math.isnan(value) else value
 
     def figures(self, scores: LabelScores | None, pictures: Any) -> dict[str, Any]:  # type: ignore[override]
         return {"task": self.name} | super().figures(scores) | {"per_label": self.parts(scores)}

@@ -240,9 +240,15 @@ def check(settings: dict[str, Any]) -> list[Concept]:
         raise PeftError(
             f'{settings["method"].name} needs --placeholder "<toy>" and --initializer toy: what trains is a new token.'
         )
+    if settings["frames"] > 1 and settings["masks"] not in (None, OFF):
+        raise PeftError("--masks is for pictures, and --frames trains on clips: leave --masks out.")
     for concept in concepts:
         for place in filter(None, (concept.data, concept.prior)):
-            if settings["frames"] == 1 or not place.startswith(WORLD):
+            if settings["frames"] == 1 and place.startswith(WORLD):
+                raise PeftError(
+                    f"{place} are clips: give --frames, e.g. --frames 5, and a base that draws films (Wan)."
+                )
+            if not place.startswith(WORLD):
                 check_place(place)
         check_where(concept.masks or BESIDE)
         if concept.prior is not None and concept.class_prompt is None:

@@ -18,9 +18,9 @@ from peft_core.values import Count, NotNegative, Positive, Range, Seed
 def merge_(*, out: str | None = None, into: str | None = None, run: str | None = None, adapter: list[str] | None = None,
            scale: float = 1.0, base: str | None = None,
            how: Literal["cat", "svd", "ties", "dare", "dare_ties", "magnitude", "zip", "b_lora", "k_lora"] = "cat",
-           rank: Count | None = None, density: Annotated[float, Range(above=0, most=1)] = 0.5,
-           data: list[str] | None = None, prompt: list[str] | None = None, steps: Count = 100, lr: Positive = 0.01,
-           overlap: NotNegative = 0.01, seed: Seed = 0,
+           rank: Count | None = None, density: Annotated[float, Range(above=0, most=1)] | None = None,
+           data: list[str] | None = None, prompt: list[str] | None = None, steps: Count | None = None,
+           lr: Positive | None = None, overlap: NotNegative | None = None, seed: Seed = 0,
            format: Literal["diffusers_lora", "kohya"] = "diffusers_lora",
            dtype: Literal["float32", "float16", "bfloat16"] = "float32", allow_pickle: bool = False,
            partial: bool = False) -> Path:  # fmt: skip
@@ -37,12 +37,12 @@ def merge_(*, out: str | None = None, into: str | None = None, run: str | None =
             changes that are trimmed, or dropped at random, first; zip: a subject and a style, by coefficients that are learnt on
             both's pictures; b_lora: the first one's content half and the second's style half (SDXL).
         rank: Of the layers of --into; by default the largest of the adapters'. zip keeps both ranks side by side without one.
-        density: The share of entries that ties, dare and magnitude keep.
+        density: The share of entries that ties, dare and magnitude keep, 0.5 where not given.
         data: Of zip: the pictures of each adapter, in their order; by default those that its run was trained on.
         prompt: Of zip: what they are called; by default as its run called them.
-        steps: Of zip.
-        lr: Of zip's coefficients.
-        overlap: Of zip: the weight of what both adapters would say through the same inputs.
+        steps: Of zip, 100 where not given.
+        lr: Of zip's coefficients, 0.01 where not given.
+        overlap: Of zip: the weight of what both adapters would say through the same inputs, 0.01 where not given.
         seed: Of what dare drops, and of zip's noise.
         format: Of --into.
         dtype: Of the weights that are written.
@@ -58,6 +58,16 @@ def merge_(*, out: str | None = None, into: str | None = None, run: str | None =
         )
     if out is None and into is None:
         raise PeftError("merge needs --out, a folder for the whole pipeline, or --into, one LoRA file.")
+    given = {
+        "rank": rank,
+        "density": density,
+        "data": data,
+        "prompt": prompt,
+        "steps": steps,
+        "lr": lr,
+        "overlap": overlap,
+    }
+    _check_used([name for name, value in given.items() if value is not None], how, into is None)
     if into is None:
         target = new_folder(str(out))
         keep_off(target, [path for path, _ in adapters])
@@ -67,13 +77,6 @@ def merge_(*, out: str | None = None, into: str | None = None, run: str | None =
 
     keep_off(Path(into), [path for path, _ in adapters])
     settings = _of_zip(adapters, data, prompt) if how == "zip" else []
-    if how != "zip" and (data or prompt):
-        raise PeftError("--data and --prompt are what --how zip learns its coefficients on: leave them out.")
-    if how == "k_lora":
-        raise PeftError(
-            "K-LoRA chooses between a subject and a style anew at each denoising step, which no file can hold: draw with "
-            "`sample --how k_lora`."
-        )
     if how in ("zip", "b_lora") and len(adapters) != 2:
         raise PeftError(f"--how {how} takes two adapters, of a subject and of a style, not {len(adapters)}.")
     loaded = combine([(path, 1.0) for path, _ in adapters], base, allow_pickle=allow_pickle, partial=partial)
@@ -82,16 +85,38 @@ def merge_(*, out: str | None = None, into: str | None = None, run: str | None =
     elif how == "zip":
         from diffusion_peft.personalize.zip_lora import Zipping
 
-        make = _zip(loaded, settings, Zipping(steps, lr, overlap, seed), rank)
+        own = {name: given[name] for name in ("steps", "lr") if given[name] is not None}
+        weight = {} if overlap is None else {"weight": overlap}
+        make = _zip(loaded, settings, Zipping(**own, **weight, seed=seed), rank)
     else:
         from diffusion_peft.files.joining import joined
 
         def make(part: str, sets: list, weights: list) -> dict:
-            return joined(sets, weights, how, rank, density, seed)  # type: ignore[arg-type]
+            return joined(sets, weights, how, rank, 0.5 if density is None else density, seed)  # type: ignore[arg-type]
 
     file = join_into(loaded, [weight for _, weight in adapters], into, format, dtype, make)
     print(f"{file}: {len(adapters)} adapter{'s' * (len(adapters) > 1)} in one LoRA file")
     return file
+
+
+def _check_used(given: Sequence[str], how: str, whole: bool) -> None:
+    """Raises PeftError: options, by name, that this way of merging would make no use of."""
+    if how == "k_lora":
+        raise PeftError(
+            "K-LoRA chooses between a subject and a style anew at each denoising step, which no file can hold: draw with "
+            "`sample --how k_lora`."
+        )
+    if whole and (how != "cat" or given):
+        flag = given[0] if how == "cat" else "how"
+        raise PeftError(f"--{flag} is of --into, one LoRA file, and --out adds all adapters up: leave --{flag} out.")
+    trims, zips = ("ties", "dare", "dare_ties", "magnitude"), ("data", "prompt", "steps", "lr", "overlap")
+    if how != "zip" and {*given} & {*zips}:
+        said = ", ".join(f"--{name}" for name in zips)
+        raise PeftError(f"{said} are what --how zip learns its coefficients on, and how: leave them out.")
+    if "density" in given and how not in trims:
+        raise PeftError(f"--density is of --how {', '.join(trims)}: leave it out.")
+    if "rank" in given and how == "b_lora":
+        raise PeftError("--how b_lora keeps the ranks of both halves: leave --rank out.")
 
 
 def _of_zip(

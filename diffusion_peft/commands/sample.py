@@ -33,7 +33,7 @@ def sample(
     compute: bool = False,
     until: Share | None = None,
     how: Way = "add",
-    switch_every: Count = 5,
+    switch_every: Count | None = None,
     source: list[str] | None = None,
     source_guidance: Annotated[float, Range(least=1)] | None = None,
     base: str | None = None,
@@ -66,7 +66,7 @@ def sample(
         how: How several adapters act: add, all at once; switch, by turns; composite, each by itself, and the mean of what they
             say; k_lora and k_lora_star, of a subject and a style each layer takes one, anew at each step; b_lora, the first one's
             content half and the second's style half.
-        switch_every: Denoising steps between two turns of switch.
+        switch_every: Denoising steps between two turns of switch, 5 where not given.
         source: Pictures to be edited as each prompt says, by a run on pairs of source and target.
         source_guidance: Weight of the source, of UNets; by default 1.5, that of their pipelines.
         base: Another base than the run's; needed where the adapters are files alone.
@@ -89,6 +89,16 @@ def sample(
     adapters = ([(run, scale)] if run else []) + [split_scale(text) for text in (control or []) + (adapter or [])]
     if not adapters and base is None:
         raise PeftError("sample needs --run, --adapter or --base: see `sample --help`.")
+    if how != "switch" and switch_every is not None:
+        raise PeftError(
+            "--switch_every is how long each adapter's turn is with --how switch: leave it out, or give both."
+        )
+    if source and how != "add":
+        raise PeftError("--how is for drawing from words: leave --source out.")
+    if source and condition:
+        raise PeftError("pictures are drawn from a --source or under a --condition: leave one of them out.")
+    if source_guidance is not None and not source:
+        raise PeftError("--source_guidance weighs a --source, and there is none: leave it out, or give one.")
     folder = out_folder(out or (str(Path(run) / "drawn") if run else "drawn"), run)
     loaded = combine(adapters, base, dtype, allow_pickle, partial, offload)
     if control and len(loaded.controls) < len(control):
@@ -102,14 +112,16 @@ def sample(
         tell(f"note: {note}")
     frames = loaded.frames if frames is None else frames
     drawing = Drawing(steps, guidance, height, width, at_once, source_guidance, frames)
-    if source and how != "add":
-        raise PeftError("--how is for drawing from words: leave --source out.")
     if source:
         from diffusion_peft.editing.use import edited
 
+        if source_guidance is not None and not loaded.base.family.usual_drop:
+            raise PeftError(
+                f"--source_guidance is for UNets, and {loaded.base.name} is {loaded.base.family.title}: leave it out."
+            )
         rows = edited(loaded, source, prompt, count, seed, negative, drawing)
     else:
-        rows = loaded.sample(prompt, count, seed, negative, drawing, given, until, way=how, every=switch_every)
+        rows = loaded.sample(prompt, count, seed, negative, drawing, given, until, way=how, every=switch_every or 5)
     files = {f"{r:02d}-{seed + n}.png": png_of(image) for r, row in enumerate(rows) for n, image in enumerate(row)}
     films = {f"{r:02d}-{seed + n}.webp": film_of(image) for r, row in enumerate(rows) for n, image in enumerate(row)}
     kept = {name: film for name, film in films.items() if film is not None}

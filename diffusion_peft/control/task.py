@@ -58,6 +58,10 @@ class ControlTask(Task):
         samples.show(shown, examples.inputs)
         return examples, {"prompts": shown.prompts, "shown": [pair.picture.read() for pair in shown.pairs]}
 
+    def next_commands(self, run: str, prompt: str) -> list[str]:
+        draw, *others = super().next_commands(run, prompt)
+        return [draw.replace(" --prompt ", " --condition FILE --prompt ", 1), *others]
+
     def options(self) -> dict[str, Any]:
         return {key: self.control[key] for key in ("early", "effect_every")}
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_peft.base.families.flux import packed
-from diffusion_peft.control.branch import Condition, Control, add_residuals
+from diffusion_peft.control.branch import Condition, Control, add_residuals, controls_of
+from peft_core.attach import pick
 from peft_core.errors import PeftError
 from peft_core.kernels.quantised import dense, packed_of
 
@@ -45,6 +46,9 @@ class OfLatents(Control):
 
 class Pieces(OfLatents):
     """Of one that reads latents in pieces of 2 × 2."""
+
+    lengthens: ClassVar[bool] = False
+    """Whether it joins pieces to the picture's, so that others of this kind no longer know which are the picture's."""
 
     def check(self, x: Tensor, condition: Condition) -> None:
         h, w = condition["latents"].shape[2:]
@@ -107,6 +111,18 @@ class BesideFlux(Pieces, Beside):
         return block // math.ceil(self.depths[key] / count)
 
 
+def check_pieces(model: nn.Module, method: str, lengthens: bool) -> None:
+    """Raises PeftError: of the controls by pieces on this model and a new one, one joins pieces of its own."""
+    for name, control in controls_of(model):
+        if isinstance(control, Pieces) and (lengthens or control.lengthens):
+            (other,) = pick(model, name)
+            joins = method if lengthens else other.method.name
+            raise PeftError(
+                f"{method} cannot stand beside {other.method.name} on one Flux: {joins} joins the condition's pieces to the "
+                "picture's, which the other one counts; take one of them at a time."
+            )
+
+
 def beside(model: Any, layers: int | None, single_layers: int | None, options: dict[str, Any]) -> Beside:
     """The branch at step 0, a copy of so many blocks.
 
@@ -129,6 +145,7 @@ def beside(model: Any, layers: int | None, single_layers: int | None, options: d
         net = empty(diffusers.SD3ControlNetModel, model, config)
         kind, depths = BesideSD3, {"block_controlnet_hidden_states": most + 1}
     elif "FluxTransformer2DModel" in names:
+        check_pieces(model, "controlnet", lengthens=False)
         double, single = len(model.transformer_blocks), len(model.single_transformer_blocks)
         config = {"num_layers": counted("layers", layers, 4, double),
                   "num_single_layers": counted("single_layers", single_layers, 4, single)}  # fmt: skip

@@ -88,7 +88,7 @@ def _in_folder(data: str) -> dict[str, tuple[Path, str | None]]:
 def _drawn(name: str) -> dict[str, tuple[Path, str | None]]:
     from peft_data.world_motion import load
 
-    clips, _ = load(name)
+    clips = load(name)
     labelled = zip(map(Path, clips.train.items), clips.train.labels.tolist(), strict=True)  # type: ignore[arg-type]
     return {f"{file.parent.name}/{file.name}": (file, clips.class_names[label]) for file, label in labelled}
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from diffusion_peft.base.families.flux import grid_of, packed
 from diffusion_peft.control.method import ControlMethod
-from diffusion_peft.control.transformers import Pieces
+from diffusion_peft.control.transformers import Pieces, check_pieces
 from diffusion_peft.files.layers import Layer
 from peft_core.errors import PeftError
 from peft_core.grafts.around import Around
@@ -24,6 +24,8 @@ _SINGLE = ("norm.linear", "proj_mlp", "proj_out", "attn.to_q", "attn.to_k", "att
 
 class Joined(Pieces):
     """The condition's pieces go behind the picture's, with places of their own."""
+
+    lengthens: ClassVar[bool] = True
 
     def __init__(self, beside: bool) -> None:
         super().__init__()
@@ -214,6 +216,7 @@ class OminiControl(ControlMethod):
         model: Any = plan.model
         if "FluxTransformer2DModel" not in {cls.__name__ for cls in type(model).__mro__}:
             raise PeftError(f"omini_control joins pieces to Flux.1's, and this is a {type(model).__name__}.")
+        check_pieces(model, "omini_control", lengthens=True)
         options, scale = plan.options_at("proj_out"), 1.0 if self.alpha is None else self.alpha / self.rank
         plan.join("", "branch", Joined(self.placed == "beside"))
         plan.join("time_text_embed", "clean", Clean())

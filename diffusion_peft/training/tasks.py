@@ -17,7 +17,10 @@ from diffusion_peft.training.denoise import Denoiser
 from diffusion_peft.training.flow import flow_of
 from diffusion_peft.training.noise import Discrete, Process, alphas_of
 from diffusion_peft.training.samples import Samples
+from peft_core.config_files import find_config
 from peft_core.errors import PeftError
+from peft_core.files import read_yaml
+from peft_core.jobs.runs.process import tell
 from peft_core.method import Method
 
 
@@ -67,6 +70,10 @@ class Task:
                         "are: leave it out."
                     )
         self.process(base)
+        if family.flows and settings["snr_gamma"]:
+            tell(
+                f"note: {settings['recipe']}'s snr_gamma is for discrete schedules, and this base is a flow: it goes without"
+            )
         self.told(base)
 
     def process(self, base: Base) -> Process:
@@ -82,12 +89,17 @@ class Task:
                     f"--flow is for bases trained by flow matching, and {base.name} predicts {base.prediction_type}."
                 )
             return Discrete(alphas_of(base.config("scheduler")), base.prediction_type, self.settings["snr_gamma"])
-        if self.settings["snr_gamma"]:
+        if self.settings["snr_gamma"] not in (0, self._of_recipe("snr_gamma")):
             raise PeftError(
                 f"--snr_gamma weighs the noise of a discrete schedule, and {base.name} is a flow: leave it at 0, --flow.weight "
                 "weighs flows."
             )
         return flow_of(base.config("scheduler"), base.family.patch(base), options)
+
+    def _of_recipe(self, name: str) -> Any:
+        """An option as the recipe has it, which knows nothing of the base."""
+        recipe = self.settings.get("recipe")
+        return read_yaml(find_config("recipe", recipe, "diffusion")).get(name) if recipe else None
 
     def told(self, base: Base) -> float | None:
         """The scale of guidance that a distilled base is told.

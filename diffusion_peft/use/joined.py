@@ -13,6 +13,7 @@ from diffusion_peft.files.layers import Layer, layers_of
 from diffusion_peft.files.whole import changes_of, low_rank
 from diffusion_peft.formats import export_layers
 from diffusion_peft.use.run import Run
+from peft_core.attach import pick
 from peft_core.errors import PeftError
 from peft_core.jobs.runs.process import tell
 
@@ -36,6 +37,11 @@ def join_into(run: Run, weights: Sequence[float | str], into: str, format: str, 
     for name in run.names:
         if not any(own_names(model, name) for model in run.models.values()):
             raise PeftError(f"{name.partition('_')[2]} changes no weights: leave it out.")
+        if rest := [own for own in own_names(run.unet, name) if pick(run.unet, own)[0].method.grafts is None]:
+            raise PeftError(
+                f"{name.partition('_')[2]} trained {rest[0].partition('__')[2]} besides, which a LoRA file cannot hold: give "
+                "--out in place of --into, a folder for the whole pipeline."
+            )
     sets = {part: [layers_on(model, name) for name in run.names] for part, model in run.models.items()}
     numbers = [float(weight) for weight in weights]
     layers = {part: made for part, found in sets.items() if any(found) and (made := make(part, found, numbers))}

@@ -74,6 +74,8 @@ def test_other_methods(method: str, condition: str, sd15: str, pairs: Path, tmp_
     results = fit(data=str(pairs), base=sd15, method=method, control=control, out=str(tmp_path / "run"), **SHORT)
     assert results["effect"]["change"] > 0
     file = pairs / "conditions" / ("0.json" if condition == "box" else "0.png")
+    report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert f"sample --run {tmp_path}/run --condition FILE --prompt" in report
     line = f"sample --run {tmp_path}/run --condition {file} --prompt cat --count 1 --steps 2 --out {tmp_path}/drawn"
     assert main(line.split()) == 0 and (tmp_path / "drawn" / "00-0.png").is_file()
     assert main(f"export --run {tmp_path}/run --format control --out {tmp_path}/files".split()) == 0

@@ -19,6 +19,7 @@ from diffusion_peft.commands.export import export
 from diffusion_peft.commands.fit import fit
 from diffusion_peft.commands.main import main
 from diffusion_peft.commands.merge import merge_
+from diffusion_peft.commands.sample import sample
 from diffusion_peft.drawing.draw import Drawing
 from diffusion_peft.editing.use import edited
 from diffusion_peft.use.run import Run, combine
@@ -104,6 +105,9 @@ def test_a_unet_that_learns_edits(pix2pix: Path, merged: str, pairs: Path, tmp_p
     assert np.abs(mine - drawn(stock, pairs / "source" / "1.png", 8, guidance_scale=5.0)).max() > 1  # it is looked at
     with pytest.raises(PeftError, match="source_channels besides, which a LoRA file cannot hold: .* writes the whole"):
         export(run=str(pix2pix), format="diffusers", out=str(tmp_path / "lora"))
+    with pytest.raises(PeftError, match="source_channels besides, which a LoRA file cannot hold: give --out"):
+        merge_(run=str(pix2pix), into=str(tmp_path / "lora"))
+    assert not (tmp_path / "lora").exists()
     with pytest.raises(PeftError, match="no protocol suits"):
         evaluate(run=[str(pix2pix)])
 
@@ -199,6 +203,17 @@ def test_what_is_refused(sd15: str, flux: str, pairs: Path, tmp_path: Path) -> N
     ):  # fmt: skip
         with pytest.raises(PeftError, match=words):
             fit(**{"method": LORA} | settings | given)
+    assert not (tmp_path / "run").exists()
+    asked: dict[str, Any] = dict(prompt=["it"], base=flux, out=str(tmp_path / "run"), steps=1)
+    one = [str(pairs / "source" / "0.png")]
+    for given, words in (
+        ({"source": one, "condition": one}, "drawn from a --source or under a --condition: leave one of them out"),
+        ({"source_guidance": 2.0}, "--source_guidance weighs a --source, and there is none"),
+        ({"source": one, "source_guidance": 2.0}, "--source_guidance is for UNets, and .* is Flux.1"),
+        ({"switch_every": 2}, "--switch_every is how long each adapter's turn is with --how switch"),
+    ):
+        with pytest.raises(PeftError, match=words):
+            sample(**asked | given)
     assert not (tmp_path / "run").exists()
     plain = Run(load_base(sd15))
     with pytest.raises(PeftError, match="takes no source picture: leave --source out"):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft_data import world_motion
 from peft_data.world_motion import write_mp4
 from PIL import Image
 from torch import Tensor
@@ -44,15 +45,19 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_mp4(
             folder / f"{name}.mp4", torch.randint(0, 255, (length, 3, SIDE, SIDE), generator=chance, dtype=torch.uint8)
         )
+        (folder / f"{name}.txt").write_text("a toy", encoding="utf-8")
     return folder
 
 
-def test_a_run_on_clips(wan: str, clips: Path, tmp_path: Path) -> None:
+def test_a_run_on_clips(wan: str, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Captioned clips by the recipe of captioned pictures, whose min-SNR weights are not for a flow."""
     out = tmp_path / "run"
-    results = fit(
-        data=str(clips), base=wan, method={"name": "lora", "rank": 2}, prompt="a toy", frames=3, resolution=SIDE, lr=0.05,
-        guidance=3.0, out=str(out), **SHORT,
-    )  # fmt: skip
+    settings: dict[str, Any] = dict(data=str(clips), base=wan, method={"name": "lora", "rank": 2}, frames=3,
+                                    resolution=SIDE, lr=0.05, guidance=3.0, out=str(out), **SHORT)  # fmt: skip
+    with pytest.raises(PeftError, match="--snr_gamma weighs the noise of a discrete schedule"):
+        fit(snr_gamma=4.0, **settings)
+    results = fit(**settings)
+    assert "note: text_to_image's snr_gamma is for discrete schedules" in "".join(capsys.readouterr())
     assert results["kind"] == "wan" and results["pictures"]["train"] == 2
     line = f"sample --run {out} --prompt toy --count 1 --steps 2 --height {SIDE} --width {SIDE} --out {tmp_path}/drawn"
     assert main(line.split()) == 0
@@ -66,6 +71,14 @@ def test_a_run_on_clips(wan: str, clips: Path, tmp_path: Path) -> None:
     for number, frame in enumerate(wanted):
         film.seek(number)
         assert np.abs(np.asarray(film.convert("RGB")).astype(int) - np.asarray(frame).astype(int)).max() <= 1
+
+
+def test_drawn_clips_are_called_by_their_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEFT_DATA_CACHE", str(tmp_path))
+    monkeypatch.setattr(world_motion, "SPLITS", {"train": 8, "val": 1, "test": 1})
+    found = open_films("world/motion/direction", 5)
+    assert sorted({str(film.caption) for film in found}) == sorted(world_motion.CLASSES["direction"])
+    assert found[0].pixels(fit_to(SIDE, SIDE, [(SIDE, SIDE)]), False).shape == (15, SIDE, SIDE)
 
 
 def test_the_loss_of_a_film(clips: Path, wan: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +122,8 @@ def test_what_is_refused(wan: str, clips: Path, sd15: str, toys: str, tmp_path: 
         ({"frames": 3, "data": toys}, "there is no video in"),
         ({"frames": 3, "class_prompt": "a ball"}, "--class_prompt draws single pictures"),
         ({}, "there is no picture in"),
+        ({"frames": 3, "masks": "alpha"}, "--masks is for pictures, and --frames trains on clips"),
+        ({"data": "world/motion/direction"}, "world/motion/direction are clips: give --frames"),
     ):  # fmt: skip
         with pytest.raises(PeftError, match=words):
             fit(**settings | given)

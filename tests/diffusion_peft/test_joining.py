@@ -104,6 +104,12 @@ def test_two_files_in_one(sd15: str, tmp_path: Path) -> None:
             torch.testing.assert_close(one(x, 5, words).sample, two(x, 5, words).sample, rtol=1e-4, atol=1e-4)
     small = merge_(into=str(tmp_path / "small"), how="ties", rank=1, **given)
     assert {min(value.shape[:2]) for value in load_file(small).values()} == {1}
-    for wrong, words in (({"into": "x", "out": "y"}, "give merge one of them"), ({}, "needs --out")):
+    for wrong, words in (
+        ({"into": "x", "out": "y"}, "give merge one of them"), ({}, "needs --out"),
+        ({"out": "y", "how": "ties"}, "--how is of --into, one LoRA file, and --out adds all adapters up: leave --how out"),
+        ({"out": "y", "rank": 2}, "--rank is of --into"), ({"into": "x", "density": 0.1}, "--density is of --how ties, dare"),
+        ({"into": "x", "overlap": 1.0}, "are what --how zip learns its coefficients on"),
+        ({"into": "x", "how": "b_lora", "rank": 2}, "keeps the ranks of both halves"),
+    ):  # fmt: skip
         with pytest.raises(PeftError, match=words):
             merge_(**wrong, **given)

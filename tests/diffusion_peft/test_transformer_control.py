@@ -46,13 +46,7 @@ def latents_of(kind: str, made: Any, picture: Tensor) -> Tensor:
 
 @torch.no_grad()
 def drawn(made: Any, **more: Any) -> np.ndarray:
-    call: dict[str, Any] = {
-        "prompt": "a red toy",
-        "num_inference_steps": 2,
-        "height": SIDE,
-        "width": SIDE,
-        "guidance_scale": 3.5,
-    }
+    call: dict[str, Any] = dict(prompt="a red toy", num_inference_steps=2, height=SIDE, width=SIDE, guidance_scale=3.5)
     picture = made(**call, **more, generator=torch.Generator().manual_seed(1)).images[0]
     return np.asarray(picture).astype(int)
 
@@ -253,6 +247,16 @@ def test_what_is_refused(pairs: Path, folders: dict[str, str], tmp_path: Path) -
             adapt(model, "controlnet", **hyper)
     with pytest.raises(PeftError, match="controlnet copies UNets and transformers of"):
         adapt(pipeline("qwen_image").transformer, "controlnet")
+
+
+@pytest.mark.parametrize("first, second", ["control omini".split(), "omini control".split(), ["omini"] * 2])
+def test_pieces_that_are_joined_are_no_longer_counted(first: str, second: str) -> None:
+    model, named = pipeline("flux").transformer, {"control": "controlnet", "omini": "omini_control"}
+    adapt(model, "ip_adapter", width=6, name="picture")  # which counts no pieces
+    adapt(model, named[first], name="first")
+    with pytest.raises(PeftError, match=f"{named[second]} cannot stand beside {named[first]} .*: omini_control joins"):
+        adapt(model, named[second], name="second")
+    assert {name for name, _ in controls_of(model)} == {"picture", "first"}
 
 
 @torch.no_grad()

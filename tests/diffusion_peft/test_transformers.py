@@ -21,9 +21,12 @@ from diffusion_peft.drawing.draw import Drawing
 from diffusion_peft.personalize.slider_data import ROLES
 from diffusion_peft.use.run import Run, combine
 from peft_core.errors import PeftError
+from tests import killed
 from tests.diffusion_peft.conftest import SHORT
 from tests.diffusion_peft.test_fit import run as run_in_a_process
 from tests.diffusion_peft.transformers import MAKERS, edit, flux, pipeline
+
+killed.preload(__name__, "diffusion_peft.training.job", "diffusers", "transformers.models.clip.modeling_clip")
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,11 @@ from diffusion_peft.training import job, validation
 from diffusion_peft.training.flow import Flow
 from diffusion_peft.training.noise import Discrete
 from peft_core.errors import PeftError
+from tests import killed
 from tests.diffusion_peft.conftest import SHORT
 from tests.diffusion_peft.test_fit import run as run_in_a_process
 
+killed.preload(__name__, "diffusion_peft.training.job", "diffusers", "transformers.models.clip.modeling_clip")
 LORA = {"method": {"name": "lora", "rank": 2}, "prompt": "a toy", "resolution": 16}
 
 

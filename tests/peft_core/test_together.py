@@ -66,7 +66,7 @@ def test_gives_what_each_gives_alone_and_runs_frozen_blocks_once() -> None:
     assert len(shared) == 1
 
 
-@pytest.mark.parametrize("pool", ["token", "avg"])
+@pytest.mark.parametrize("pool", ["token", "avg", "max"])
 def test_ladders_of_one_form_read_by_one_product(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     stock = timm.create_model("test_vit", depth=3, num_classes=5, global_pool=pool).eval()

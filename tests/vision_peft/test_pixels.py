@@ -15,6 +15,7 @@ from peft_core.parts.tokens.pixels import frame_of, resampling
 from tests.tiny import MODELS, vit
 from vision_peft.commands import main
 from vision_peft.fit import fit
+from vision_peft.methods.dam_vp import centres_of
 
 
 def test_the_optimiser_of_the_head_leaves_evps_prompt_to_its_own_rule() -> None:
@@ -81,6 +82,7 @@ def test_dam_vp_gives_each_cluster_a_prompt_and_each_picture_its_own() -> None:
         frame.prompts.copy_(torch.arange(3.0)[:, None, None].expand_as(frame.prompts))
     corner = (frame.before(x) - x)[:3, 0, 0, 0]
     assert sorted(corner.round().tolist()) == [0, 1, 2]  # three pictures, three clusters
+    assert torch.equal(centres_of(x[:1, 0, 0], 1.0), x[:1, 0, 0])  # one picture is a cluster
     other, y = adapt(vit(img_size=16)(), "lora"), frame.before(x)
 
     def stop(*_: Any) -> None:

@@ -170,6 +170,13 @@ def test_average_precision_and_thresholds_by_hand() -> None:
     assert scores.f1(thresholds)[0] == pytest.approx(0.8)
 
 
+def test_pictures_without_any_label_are_told_and_no_figure_is_no_number() -> None:
+    task, scores = Labels("ab"), scores_of(torch.zeros(2, 2), torch.zeros(2, 2))
+    results = json.loads(json.dumps(task.figures(scores), allow_nan=False))
+    assert results == {"mAP": None} and task.words(results) == "no scored picture has a label"
+    assert task.remarks(scores, ()) == ["no scored picture has a label, so that there is no mAP"]
+
+
 def test_thresholds_are_the_best_of_all() -> None:
     torch.manual_seed(0)
     scores = LabelScores((torch.rand(50, 3) * 20).round() / 20, (torch.rand(50, 3) < 0.4).long(), torch.zeros(3))

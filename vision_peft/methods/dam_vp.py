@@ -149,6 +149,8 @@ def centres_of(features: Tensor, threshold: float) -> Tensor:
     """Clusters' means, K D, of features N D: average linkage, until the nearest two are the threshold apart."""
     from sklearn.cluster import AgglomerativeClustering
 
+    if len(features) == 1:  # which sklearn refuses
+        return features
     rule = AgglomerativeClustering(None, linkage="average", distance_threshold=threshold)  # type: ignore[arg-type]
     labels = torch.from_numpy(rule.fit(features.cpu().numpy()).labels_).to(features.device)
     return torch.stack([features[labels == k].mean(0) for k in range(int(labels.max()) + 1)])

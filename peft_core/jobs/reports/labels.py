@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -115,7 +116,7 @@ class LabelSet:
         self.thresholds = best_thresholds(scores)
 
     def figures(self, scores: LabelScores | None) -> dict[str, Any]:
-        if scores is None:
+        if scores is None or math.isnan(scores.value):
             return {"mAP": None}
         f1 = scores.f1(self.thresholds)[~scores.precisions.isnan()]
         return {"mAP": scores.value, "f1": f1.mean().item()}
@@ -136,6 +137,8 @@ class LabelSet:
 
     @classmethod
     def words(cls, results: Mapping[str, Any]) -> str:
+        if results["mAP"] is None:
+            return "no scored picture has a label"
         return f"mAP {results['mAP']:.4f}, mean F1 {results['f1']:.4f}"
 
     def remarks(self, scores: LabelScores | None, history: Sequence[Mapping[str, Any]], **known: Any) -> list[str]:
@@ -144,6 +147,8 @@ class LabelSet:
         none = [
             name for name, value in zip(self.class_names, scores.precisions.tolist(), strict=True) if value != value
         ]
+        if len(none) == len(self.class_names):
+            return ["no scored picture has a label, so that there is no mAP"]
         return [f"no scored picture has {', '.join(none[:5])}: mAP is the mean of the other labels"] if none else []
 
     def files_and_sections(self, run: Finished) -> tuple[dict[str, bytes], list[Section]]:
