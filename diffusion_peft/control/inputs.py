@@ -22,6 +22,8 @@ from diffusion_peft.data.cache import Cache, fingerprint, key_of
 from peft_core.errors import PeftError
 from peft_core.method import Method
 
+FLAT = "mask", "canny", "scribble", "colour", "pose"
+"""Conditions of few colours."""
 DRAWN_TOWER, TOWER = "reference", "ViT-H-14/laion2b_s32b_b79k"
 
 
@@ -73,7 +75,8 @@ class LatentInputs(Inputs):
 
     def entry(self, pair: Pair, crop: Crop, flip: bool = False) -> Tensor:
         picture = as_picture(pair, self.kind)
-        key = key_of("control", self.mark, hashlib.sha256(picture.tobytes()).hexdigest(), picture.size, crop, flip)
+        about = self.mark, self.kind in FLAT
+        key = key_of("control", *about, hashlib.sha256(picture.tobytes()).hexdigest(), picture.size, crop, flip)
         known = self.cache.get(key)
         if known is None:
             known = {"latents": self.encoded(at_crop(picture, self.kind, crop, flip))}
@@ -98,8 +101,7 @@ class LatentInputs(Inputs):
 
 def at_crop(picture: Image.Image, kind: str, crop: Crop, flip: bool) -> Tensor:
     """C H W in [−1, 1]; what has few colours keeps them."""
-    flat = kind in ("mask", "canny", "scribble", "colour", "pose")
-    return cut(picture, crop, flip, Image.Resampling.NEAREST if flat else Image.Resampling.LANCZOS)
+    return cut(picture, crop, flip, Image.Resampling.NEAREST if kind in FLAT else Image.Resampling.LANCZOS)
 
 
 def as_picture(pair: Pair, kind: str) -> Image.Image:

@@ -8,6 +8,8 @@ from peft_data.batches import generator_of
 
 from diffusion_peft.base.bases import load_base
 from diffusion_peft.base.texts import encode, ids_of
+from diffusion_peft.control.data import Pair
+from diffusion_peft.control.inputs import LatentInputs
 from diffusion_peft.data.buckets import cut, fit_to
 from diffusion_peft.data.cache import Cache, fingerprint, key_of
 from diffusion_peft.data.examples import Example, Examples
@@ -73,3 +75,13 @@ def test_damaged_and_half_written_entries_are_made_again(tmp_path: Path) -> None
     memory = Cache("latents", None)
     memory.put("abc", {"mean": torch.ones(2)})
     assert torch.equal(memory.get("abc")["mean"], torch.ones(2))  # type: ignore[index]
+
+
+def test_a_picture_as_another_condition_is_resized_as_that_is(sd15: str, toys: str, tmp_path: Path) -> None:
+    base, cache = load_base(sd15), Cache("conditions", tmp_path)
+    picture = open_pictures(toys)[1]
+    pair, crop = Pair(picture, picture.read()), fit_to(picture.height, picture.width, [(8, 8)])
+    mask, depth, again = (
+        LatentInputs(kind, base, cache, torch.device("cpu")).entry(pair, crop) for kind in ("mask", "depth", "mask")
+    )
+    assert torch.equal(mask, again) and not torch.equal(mask, depth)
