@@ -28,6 +28,7 @@ from peft_core.jobs.runs.progress import Progress
 from peft_core.jobs.runs.rates import find_rate
 from peft_core.jobs.runs.saying import waiting
 from peft_core.jobs.runs.training import SaveState, among_devices, make_trainer, planned_steps
+from peft_core.method import Method
 from vision_peft.backbones import load_backbone
 from vision_peft.classify import Classifier
 from vision_peft.prefix_cache import prefix_cache
@@ -156,7 +157,8 @@ def run(
     }
     known = {"epochs": epochs, "trained": classifier.trained}
     results["remarks"] = task.remarks(scores, classifier.history, **known) if folder.found is not None else []
-    folder.next = next_commands(folder, outcome.first_picture(scored), task.flags, not task.no_export)
+    picture, method = outcome.first_picture(scored), settings["method"].build()
+    folder.next = next_commands(folder, method, picture, task.flags, not task.no_export)
     card |= {key: results[key] for key in (task.score, "protocol", "evaluated_on")}
     saver.after_epoch()
     write = finish or task.write
@@ -182,11 +184,15 @@ def scored_words(name: str | None, count: int, protocol: str, val: int, keeps_va
     return f"test, {count:,}, {when}{f'; {trained[:-2]}' if trained else ''}"
 
 
-def next_commands(folder: RunFolder, picture: str, flags: str = "", exports: bool = True) -> list[str]:
+def next_commands(folder: RunFolder, method: Method, picture: str, flags: str = "", exports: bool = True) -> list[str]:
     run, name = shlex.quote(str(folder.path)), str(folder.path).rstrip("/")
     return [
         f"vision_peft predict --run {run}{flags} {picture}",
-        f"vision_peft merge --run {run} --out {shlex.quote(f'{name}.safetensors')}",
+        *(
+            []
+            if method.not_mergeable
+            else [f"vision_peft merge --run {run} --out {shlex.quote(name + '.safetensors')}"]
+        ),
         *([f"vision_peft export --run {run} --out {shlex.quote(f'{name}.onnx')}"] if exports else []),
     ]
 

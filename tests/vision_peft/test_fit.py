@@ -13,10 +13,13 @@ from peft_data import open_data
 from safetensors.torch import load_file
 
 from peft_core.errors import PeftError
+from peft_core.jobs.runs.folder import RunFolder
+from peft_core.registry import make_method
 from tests.killed import left_alone
 from tests.vision_peft.conftest import SHORT, SMALL
 from vision_peft.commands import main
 from vision_peft.fit import fit
+from vision_peft.job import next_commands
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -234,3 +237,10 @@ def test_mistakes_leave_no_folder(tmp_path: Path) -> None:
         with pytest.raises(ValueError):
             fit(out=str(tmp_path / "run"), **({"data": "digits"} | SHORT | settings))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_merge_is_offered_where_there_is_one() -> None:
+    folder, said = RunFolder("runs/x", "vision_peft fit"), {}
+    for name in ("lora", "lst"):
+        said[name] = [line.split()[1] for line in next_commands(folder, make_method(name), "a.png")]
+    assert said == {"lora": ["predict", "merge", "export"], "lst": ["predict", "export"]}
