@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(
     f for f in (ROOT / "benchmarks").glob("*.py") if '__name__ == "__main__"' in f.read_text(encoding="utf-8")
 )
-ON_CPU_ALONE = {"auto_against_fit", "control_table", "input_pipeline", "noah_table", "ratio_table", "start"}
-"""They train whole runs by the programs, measure the processor, or measure nothing."""
+ON_CPU_ALONE = {"auto_against_fit", "control_table", "input_pipeline", "noah_table", "offload", "ratio_table", "start"}
+"""They train whole runs by the programs, measure the processor or its memory, or measure nothing."""
 
 
 def run(*command: str, seconds: int) -> subprocess.CompletedProcess:

@@ -47,12 +47,12 @@ def recipe_of(settings: dict[str, Any]) -> str:
 
 
 @command("diffusion", recipe_of, {
-    RUN: "data base method recipe prompt frames steps epochs",
+    RUN: "data base method recipe prompt steps epochs",
     "a subject or a new word": "class_prompt prior_count placeholder initializer text_method",
     "sliders, controls, edits, flows": "slider control edit flow",
-    TRAINING: "lr batch_size optimizer resolution flip",
+    TRAINING: "lr batch_size optimizer resolution",
     "samples": "sample_prompts sample_count sample_every guidance",
-    MACHINE: "out seed overwrite dtype quantize offload cache trainer",
+    MACHINE: "out seed overwrite dtype quantize trainer",
 })  # fmt: skip
 @takes(training, lr=1e-4, weight_decay=1e-2, final_lr=1.0)
 def fit(
@@ -111,9 +111,8 @@ def fit(
 
     Args:
         data: A folder of pictures (captions as .txt beside them or metadata.jsonl), a drawn subject world/subjects/0, or a
-            list of concepts in a .json file. For a control a folder of images/, conditions/ and captions/, one with
-            metadata.jsonl, hf/<repo>, or world/control/canny. For edits a folder of source/, target/ and instructions/, a
-            metadata.jsonl or .csv with such columns, or hf/<repo>.
+            list of concepts in a .json file. Of controls: images/, conditions/ and captions/, or world/control/canny; of
+            edits: source/, target/ and instructions/; of both a metadata.jsonl (.csv for edits) or hf/<repo>.
         base: `reference`, a diffusers folder or hub id (Stable Diffusion 1 to 3, Flux, Z-Image, Qwen-Image, Sana, PixArt,
             Lumina 2), and of Stable Diffusion 1.x to XL FILE.safetensors or CONFIG_FOLDER@FILE.safetensors.
         quantize: Bits of the denoiser's frozen linears: nf4 (bitsandbytes), int8, int4, int2; adapters are trained beside them.

@@ -70,8 +70,8 @@ def test_what_is_no_base(sd15: str, tmp_path: Path) -> None:
     edit(folder / "scheduler" / "scheduler_config.json", prediction_type="sample")
     with pytest.raises(PeftError, match="predicts sample"):
         load_base(str(folder))
-    edit(folder / "model_index.json", _class_name="WanPipeline")
-    with pytest.raises(PeftError, match="is a WanPipeline; what can be trained is"):
+    edit(folder / "model_index.json", _class_name="CogVideoXPipeline")
+    with pytest.raises(PeftError, match="is a CogVideoXPipeline; what can be trained is"):
         load_base(str(folder))
 
 
