@@ -95,7 +95,9 @@ def of_open_clip(folder: Path) -> dict[str, Callable[[], nn.Module]]:
     import open_clip
 
     def made(name: str) -> nn.Module:
-        config = {key: value for key, value in open_clip.get_model_config(name).items() if not key.startswith("_")}
+        config = {
+            key: value for key, value in (open_clip.get_model_config(name) or {}).items() if not key.startswith("_")
+        }
         custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
         cls = open_clip.CustomTextCLIP if custom else open_clip.CLIP
         cls = open_clip.CoCa if "multimodal_cfg" in config else cls

@@ -54,7 +54,8 @@ def batches_of_logits(encoder: Encoder, pictures: Any, shuffled: bool = False) -
         return
     features = encoder.views(pictures, [None, *range(1, views)], test_augment(whole.method))
     if views and (count := getattr(method, "generated", 0)):
-        features += encoder.generated(pictures, whole.learner.variations, count)
+        variations: Any = whole.learner.variations
+        features += encoder.generated(pictures, variations, count)
     size = CHUNK if not views else 4
     order = torch.arange(len(pictures))
     if shuffled and method.of_stream:

@@ -85,14 +85,16 @@ def merge_(*, out: str | None = None, into: str | None = None, run: str | None =
     elif how == "zip":
         from diffusion_peft.personalize.zip_lora import Zipping
 
-        own = {name: given[name] for name in ("steps", "lr") if given[name] is not None}
-        weight = {} if overlap is None else {"weight": overlap}
+        own: dict[str, Any] = {name: given[name] for name in ("steps", "lr") if given[name] is not None}
+        weight: dict[str, Any] = {} if overlap is None else {"weight": overlap}
         make = _zip(loaded, settings, Zipping(**own, **weight, seed=seed), rank)
     else:
         from diffusion_peft.files.joining import joined
 
-        def make(part: str, sets: list, weights: list) -> dict:
+        def plain(part: str, sets: list, weights: list) -> dict:
             return joined(sets, weights, how, rank, 0.5 if density is None else density, seed)  # type: ignore[arg-type]
+
+        make = plain
 
     file = join_into(loaded, [weight for _, weight in adapters], into, format, dtype, make)
     print(f"{file}: {len(adapters)} adapter{'s' * (len(adapters) > 1)} in one LoRA file")

@@ -50,7 +50,8 @@ class Zipped(LowRank):
 
     def __init__(self, layers: Sequence[Layer], like: Tensor) -> None:
         Delta.__init__(self)
-        self.scale, self.dropout, self.acting = 1.0, None, None
+        self.scale, self.dropout = 1.0, None
+        self.acting: int | None = None
         dtype = torch.promote_types(like.dtype, torch.float32)
         for number, layer in enumerate(layers):
             down, up = (

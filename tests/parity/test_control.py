@@ -88,4 +88,5 @@ def test_omini_control_as_its_authors_code() -> None:
             if key.startswith("grad."):
                 scale = float(value.abs().max())
                 grad = added[key.removeprefix("grad.")].grad
+                assert grad is not None
                 torch.testing.assert_close(grad / scale, value / scale, rtol=0, atol=1e-5)

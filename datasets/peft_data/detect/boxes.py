@@ -77,7 +77,9 @@ def detection(
         labels[split] = range(start, start + len(part.names))
         start += len(part.names)
     three, drawn, notes = split_up(parts, labels, torch.int64, root, val, test, seed, by_class=False)
-    where = {row: path for part in three for row, path in zip(part.labels.tolist(), part.items, strict=True)}
+    where: dict[int, Any] = {
+        row: path for part in three for row, path in zip(part.labels.tolist(), part.items, strict=True)
+    }
     empty, wrong, row = 0, [], 0
     with ThreadPoolExecutor(8) as threads:
         sizes = list(threads.map(lambda row: size_or(where[row], None), range(start)))  # None: told where it is decoded

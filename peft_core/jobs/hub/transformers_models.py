@@ -115,7 +115,7 @@ def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) ->
             f"{spec} is a {type(model).__name__}, which is no model of pictures: choose an image classifier's backbone."
         )
     if num_classes == 0:
-        return FromTransformers(getattr(model, model.base_model_prefix) if known else model, source=source), about
+        return FromTransformers(getattr(model, str(model.base_model_prefix)) if known else model, source=source), about
     if num_classes is None or known:
         return FromTransformers(model, source=source), about
     width = getattr(config, "hidden_size", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import math
 import threading
@@ -117,8 +118,7 @@ def _own_sides(pipe: Any, sides: Sequence[int]) -> tuple[int, int]:
 @functools.lru_cache(maxsize=1)
 def _pipeline(base: str, device: str) -> Any:
     """The pipeline, without bars and without a checker that blackens pictures."""
-    import diffusers
-
+    diffusers: Any = importlib.import_module("diffusers")  # exports none of its names to type checkers
     source = Path(base).expanduser()
     try:
         if base == REFERENCE:
