@@ -20,8 +20,11 @@ from peft_data.video.decoding import is_video
 from peft_data.walk import LeftOut, files_in, folders_in, walk
 
 NAMES: dict[str, str] = {}
-MASKED = {"images", "masks", "annotations", "labels", "jpegimages", "segmentationclass"}
-"""Names of folders that hold pictures and masks rather than classes."""
+MAPS = {
+    "segment": ("masks", {"images", "masks", "annotations", "labels", "jpegimages", "segmentationclass"}),
+    "depth": ("distances", {"images", "rgb", "depth", "depths", "depth_maps", "depthmaps"}),
+}
+"""Task -> what the folders hold beside pictures, and their names, rather than classes."""
 _LOOKED_AT = 2000
 """Files by which a folder is judged to hold videos or pictures."""
 
@@ -103,10 +106,11 @@ def read_folder(
             drawn = ("val",)
             given["train"], given["val"] = tenth_as_val(given["train"], seed)
         parts = given["train"], given["val"], given["test"]
-    if {each.lower() for each in classes} <= MASKED:
-        notes.append(
-            f"the folders of {name} are called as pictures and their masks are: --task segment tells each pixel"
-        )
+    for task, (maps, names) in MAPS.items():
+        if len(classes) > 1 and {each.lower() for each in classes} <= names:
+            notes.append(
+                f"the folders of {name} are called as pictures and their {maps} are: --task {task} tells each pixel"
+            )
     data = ClassificationData(name, classes, *parts)
     return with_findings(data, [*notes, *left_out.notes(folder, what)], left_out.count, drawn)
 

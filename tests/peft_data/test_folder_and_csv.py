@@ -37,9 +37,10 @@ def test_split_folders(tmp_path) -> None:
     assert (len(data.train), len(data.val), len(data.test), data.notes) == (40, 3, 3, ())
 
 
-def test_pictures_beside_their_masks_are_told(tmp_path) -> None:
-    class_folders(tmp_path / "scans", {"images": 5, "masks": 5})
-    assert "--task segment" in open_data(str(tmp_path / "scans")).notes[0]
+@pytest.mark.parametrize(("maps", "task"), [("masks", "segment"), ("Depths", "depth")])
+def test_pictures_beside_their_maps_are_told(maps: str, task: str, tmp_path) -> None:
+    class_folders(tmp_path / "scans", {"images": 5, maps: 5})
+    assert f"--task {task}" in open_data(str(tmp_path / "scans")).notes[0]
 
 
 def test_val_is_the_test_set_where_there_is_none(tmp_path) -> None:
