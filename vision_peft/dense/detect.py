@@ -18,15 +18,15 @@ from peft_core.errors import PeftError
 from peft_core.files import write_files
 from peft_core.jobs.reports import page
 from peft_core.jobs.reports.classified import Finished
-from peft_core.jobs.reports.scores import numbers
+from peft_core.jobs.reports.scores import by_name, numbers
 from peft_core.jobs.runs.use import Ready
 from vision_peft.dense.boxes import detections, loss
 from vision_peft.dense.detector import detector
 from vision_peft.dense.precision import BoxScores, scores
 from vision_peft.dense.segment import palette
 from vision_peft.dense.task import MapsTask, alike
-from vision_peft.tasks.base import Rows, by_name
-from vision_peft.tasks.outcome import each_class, write
+from vision_peft.tasks.base import Rows
+from vision_peft.tasks.outcome import write
 
 SHOWN, SURE, WIDE = 24, 0.3, 240
 """Pictures in the report, the least score of what is drawn there, and their width."""
@@ -101,7 +101,7 @@ class Detect(MapsTask):
             return write(run, self)
         sections = [
             (f"Pictures: what is there, and what was found with a score from {SURE}", self._overlays(run)),
-            ("Each class", each_class(parts, ["class", "AP", "AP50", "boxes"])),
+            ("Each class", page.each_class(parts, ["class", "AP", "AP50", "boxes"])),
         ]
         return write(run, self, {}, sections)
 

@@ -20,11 +20,11 @@ from torch import Tensor
 from peft_core.files import write_files
 from peft_core.jobs.reports import page, plots
 from peft_core.jobs.reports.classified import Finished
-from peft_core.jobs.reports.scores import numbers
+from peft_core.jobs.reports.scores import by_name, numbers
 from vision_peft.dense.model import resized
 from vision_peft.dense.pixels import Pixels
-from vision_peft.tasks.base import Meter, by_name
-from vision_peft.tasks.outcome import each_class, write
+from vision_peft.tasks.base import Meter
+from vision_peft.tasks.outcome import write
 
 SHOWN = 24
 
@@ -123,7 +123,7 @@ class Segment(Pixels):
         confusion = plots.confusion(run.scores.confusion, self.class_names)
         sections = [
             ("Pictures: as they are, the mask, what was predicted", self._overlays(run)),
-            ("Each class", each_class(parts, ["class", "IoU", "accuracy", "pixels"])),
+            ("Each class", page.each_class(parts, ["class", "IoU", "accuracy", "pixels"])),
             ("Confusion of pixels", page.figure(confusion, "confusion matrix")),
         ]
         return write(run, self, {"confusion.png": confusion}, sections)

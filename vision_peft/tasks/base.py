@@ -202,15 +202,6 @@ class Task(ABC):
         """Outputs as probabilities, or in the data's own unit."""
 
 
-def by_name(names: Sequence[str], columns: Mapping[str, Tensor]) -> dict[str, dict[str, float | None]]:
-    """What `Task.parts` says of each class, from a figure of each, `C`, a column; None where a figure is no number."""
-    rows = zip(*(each.tolist() for each in columns.values()), strict=True)
-    return {
-        name: {key: None if value != value else value for key, value in zip(columns, row, strict=True)}
-        for name, row in zip(names, rows, strict=True)
-    }
-
-
 def refuse_smoothing(task: str, settings: Mapping[str, Any]) -> None:
     """Raises PeftError: a loss without classes to spread a share over."""
     if settings.get("label_smoothing"):

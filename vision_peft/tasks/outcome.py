@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peft_core.jobs.reports import classified, page
+from peft_core.jobs.reports import classified
 from vision_peft.results import describe_protocol, summary_rows
 from vision_peft.tasks.base import Task
 
@@ -26,9 +26,3 @@ def write(
     figure = "not scored" if run.scores is None else task.words(results)
     lead = f"{figure}; {describe_protocol(results)}"
     return classified.write_with(run, summary_rows, title, lead, files or {}, sections, task.score)
-
-
-def each_class(parts: Mapping[str, Mapping[str, float | None]], header: Sequence[str]) -> str:
-    """What `Task.parts` says as a table, a dash where a class has no such figure."""
-    rows = [[name, *("–" if value is None else value for value in each.values())] for name, each in parts.items()]
-    return page.table(rows, header)

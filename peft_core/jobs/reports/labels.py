@@ -13,7 +13,7 @@ from torch import Tensor
 from peft_core.errors import PeftError
 from peft_core.jobs.reports import page
 from peft_core.jobs.reports.classified import Finished, Section
-from peft_core.jobs.reports.scores import numbers
+from peft_core.jobs.reports.scores import by_name, numbers
 from peft_core.values import typed
 
 UNKNOWN = -1
@@ -129,11 +129,7 @@ class LabelSet:
             "average_precision": scores.precisions, "f1": scores.f1(self.thresholds), "threshold": self.thresholds,
             "pictures": (scores.labels == 1).sum(0),
         }  # fmt: skip
-        rows = zip(*(each.tolist() for each in columns.values()), strict=True)
-        return {
-            name: {key: None if value != value else value for key, value in zip(columns, row, strict=True)}
-            for name, row in zip(self.class_names, rows, strict=True)
-        }
+        return by_name(self.class_names, columns)
 
     @classmethod
     def words(cls, results: Mapping[str, Any]) -> str:
@@ -156,17 +152,13 @@ class LabelSet:
         if run.scores is None:
             return {}, []
         header = ["label", "average precision", "F1", "threshold", "pictures"]
-        rows = [
-            [name, *("–" if value is None else value for value in each.values())]
-            for name, each in self.parts(run.scores).items()
-        ]
         predicted = [
             {"path": name} | dict(zip(self.class_names, map(lambda x: round(x, 6), row), strict=True))
             for name, row in zip(
                 run.pictures.names if run.pictures else (), run.scores.probabilities.tolist(), strict=True
             )
         ]
-        sections = [("Each label", page.table(rows, header)), ("Pictures", self._pictures(run))]
+        sections = [("Each label", page.each_class(self.parts(run.scores), header)), ("Pictures", self._pictures(run))]
         return {"predictions.csv": page.csv_bytes(predicted)}, sections
 
     def _pictures(self, run: Finished, shown: int = 24) -> str:

@@ -56,6 +56,12 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> str:
     return "<table>" + head + "".join("<tr>" + "".join(map(cell, row)) + "</tr>" for row in rows) + "</table>"
 
 
+def each_class(parts: Mapping[str, Mapping[str, float | None]], header: Sequence[str]) -> str:
+    """What `scores.by_name` says as a table, a dash where a class has no such figure."""
+    rows = [[name, *("–" if value is None else value for value in each.values())] for name, each in parts.items()]
+    return table(rows, header)
+
+
 def figure(png: bytes, alt: str) -> str:
     data = base64.b64encode(png).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'

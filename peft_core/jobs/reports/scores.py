@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -83,3 +83,12 @@ def by_class(class_names: Sequence[str], scores: Scores | None) -> dict[str, flo
     counts = Counter(class_names)
     names = [name if counts[name] == 1 else f"{name} ({number})" for number, name in enumerate(class_names)]
     return dict(zip(names, scores.per_class, strict=True))
+
+
+def by_name(names: Sequence[str], columns: Mapping[str, Tensor]) -> dict[str, dict[str, float | None]]:
+    """Of each class by its name, from a figure of each, `C`, a column; None where a figure is no number."""
+    rows = zip(*(each.tolist() for each in columns.values()), strict=True)
+    return {
+        name: {key: None if value != value else value for key, value in zip(columns, row, strict=True)}
+        for name, row in zip(names, rows, strict=True)
+    }
