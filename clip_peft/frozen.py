@@ -61,6 +61,12 @@ class Clip:
             return self.model.encode_image(images, normalize=False) if projected else self.projection.before(images)
 
     @property
+    def picture_size(self) -> tuple[int, int]:
+        """H W that the image tower was made for."""
+        size = self.model.visual.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
     def projection(self) -> ImageProjection:
         """The linear map that ends the image tower."""
         return ImageProjection(self.model)

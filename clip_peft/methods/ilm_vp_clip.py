@@ -56,8 +56,7 @@ class _ILMVP(Learner):
         asked = [method.template] if isinstance(method.template, str) else method.template
         every = [one for each in asked for one in templates(each)]
         self.text_passes = [each for one in every for each in clip.text_passes(self.names, one)]
-        size = clip.model.visual.image_size
-        height, width = size if isinstance(size, tuple | list) else (size, size)
+        height, width = clip.picture_size
         border = method.border or max(1, round(min(height, width) * 30 / 224))
         if 2 * border >= min(height, width):
             raise PeftError(

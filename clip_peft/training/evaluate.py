@@ -13,7 +13,7 @@ from torch import Tensor
 from clip_peft.frozen import cosine, mean_features
 from clip_peft.learner import grafted
 from clip_peft.text.templates import DEFAULT
-from clip_peft.training.features import CHUNK, Encoder
+from clip_peft.training.features import CHUNK, Encoder, chunks
 from peft_core.adaptation import disabled
 from peft_core.jobs.reports.scores import Scores, by_class, sure
 
@@ -48,8 +48,7 @@ def batches_of_logits(encoder: Encoder, pictures: Any, shuffled: bool = False) -
     weights = None if method.of_pictures else whole.learner.weights()
     pictures = decoded(pictures) if isinstance(pictures, Tensor) else pictures
     if not encoder.frozen and not views and not method.of_stream:
-        for start in range(0, len(pictures), CHUNK):
-            rows = range(start, min(start + CHUNK, len(pictures)))
+        for rows in chunks(len(pictures)):
             yield whole.logits(whole.encode(encoder.images(pictures.whole(rows))), weights)
         return
     features = encoder.views(pictures, [None, *range(1, views)], test_augment(whole.method))
@@ -84,7 +83,7 @@ def zero_shot_cosines(encoder: Encoder, pictures: Any, template: Any = None) -> 
     text = template or getattr(whole.learner.method, "template", DEFAULT)
     with disabled(whole.model) if grafted(whole.method) else contextlib.nullcontext():
         weights = mean_features(clip.text_passes(names, text))
-        found = [cosine(features.to(encoder.device), weights).cpu() for _, features in encoder.stock_features(pictures)]
+        found = [cosine(features.to(encoder.device), weights).cpu() for features in encoder.stock_features(pictures)]
     return torch.cat(found)
 
 

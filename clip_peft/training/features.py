@@ -72,21 +72,21 @@ class Encoder:
             )
         return flat.float().view(*images.shape[:-3], *flat.shape[1:])
 
-    def stock_features(self, pictures: Any) -> Iterator[tuple[int, Tensor]]:
-        """(first row, features B E) of pictures as they are, through the stock image tower; kept ones where it is frozen."""
+    def stock_features(self, pictures: Any) -> Iterator[Tensor]:
+        """Features B E of pictures as they are, through the stock image tower; kept ones where it is frozen."""
         learner = self.whole.learner
         project = (lambda x: x) if learner.projected else learner.clip.projection
         if learner.of_regions:
-            for start in range(0, len(pictures), CHUNK):
-                images = self.images(pictures.whole(range(start, min(start + CHUNK, len(pictures)))))
-                yield start, learner.clip.image_features(at_own_size(self.whole.model.visual, images)).float()
+            for rows in chunks(len(pictures)):
+                images = at_size(learner.clip.picture_size, self.images(pictures.whole(rows)))
+                yield learner.clip.image_features(images).float()
             return
         if self.frozen:
             (features,) = self.views(pictures, [None])
-            yield from ((i, project(features[i : i + CHUNK].to(self.device))) for i in range(0, len(features), CHUNK))
+            yield from (project(few.to(self.device)) for few in features.split(CHUNK))
             return
-        for start in range(0, len(pictures), CHUNK):
-            yield start, project(self.encode(pictures.whole(range(start, min(start + CHUNK, len(pictures))))))
+        for rows in chunks(len(pictures)):
+            yield project(self.encode(pictures.whole(rows)))
 
     def views(self, pictures: Any, which: Sequence[int | None], augment: str = "none", seed: int = 0) -> list[Tensor]:
         """N E for each view of pictures (uint8 N 3 H W, decoded ones, or in their own frames): None is the picture as it is
@@ -123,8 +123,7 @@ class Encoder:
 
     def _view(self, pictures: Any, what: str, made: Callable[[range], Tensor], digest: str) -> Tensor:
         def pieces() -> list[Tensor]:
-            starts = range(0, len(pictures), CHUNK)
-            return [self.encode(made(range(start, min(start + CHUNK, len(pictures))))).cpu() for start in starts]
+            return [self.encode(made(rows)).cpu() for rows in chunks(len(pictures))]
 
         if self.folder is None or not digest:
             return torch.cat(pieces())
@@ -157,10 +156,13 @@ class Encoder:
         return f"{_of_weights(visual)} {hashlib.sha256(settings_of(visual).encode()).hexdigest()}"
 
 
-def at_own_size(visual: Any, images: Tensor) -> Tensor:
-    """Images as large as the tower was made for."""
-    side = visual.image_size
-    size = (side, side) if isinstance(side, int) else tuple(side)
+def chunks(count: int) -> list[range]:
+    """The rows of so many pictures, as many as are encoded at once."""
+    return [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+
+
+def at_size(size: tuple[int, int], images: Tensor) -> Tensor:
+    """Images H W large."""
     if tuple(images.shape[-2:]) == size:
         return images
     return F.interpolate(images, size=size, mode="bicubic", antialias=True)
