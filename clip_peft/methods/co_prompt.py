@@ -69,8 +69,8 @@ class _CoPrompt(CoupledPrompts):
     def text_parameters(self) -> list[nn.Parameter]:
         return [*super().text_parameters(), *self.of_texts.parameters()]
 
-    def class_features(self) -> Tensor:
-        return F.normalize(self.of_texts(self.text_pass(self.context, list(self.deep))), dim=-1)
+    def raw_texts(self) -> Tensor:
+        return self.of_texts(super().raw_texts())
 
     def encode(self, images: Tensor) -> Tensor:
         return super().encode(images[:, 0] if images.dim() == 5 else images)

@@ -115,7 +115,7 @@ class _Decoupled(ContextLearner):
         return (1 - share) * near + share * self.head(self.of_pictures(features.to(self.head.weight.dtype)))
 
     def loss(self, features: Tensor, labels: Tensor, images: Tensor | None = None) -> Tensor:
-        raw = self.raw_texts(features)
+        raw = self.texts_for(features)
         texts = F.normalize(raw, dim=-1)
         if raw.dim() == 2:
             own, logits = raw[labels], self.clip.compare(features, texts)

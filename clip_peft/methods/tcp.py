@@ -2,7 +2,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_peft.frozen import Clip
@@ -80,10 +79,10 @@ class _TCP(HeldNear, ContextLearner):
             nn.Linear(features, hidden, device=device), _QuickGELU(), nn.Linear(hidden, context.numel(), device=device)
         )
 
-    def class_features(self) -> Tensor:
+    def raw_texts(self) -> Tensor:
         tokens = self.meta_net(self.hand.to(self.context.dtype)).view(-1, *self.context.shape)
         deep = [None] * (self.method.layer - 1) + [tokens]
-        return F.normalize(self.text_pass(self.context, deep), dim=-1)
+        return self.text_pass(self.context, deep)
 
 
 class _QuickGELU(nn.Module):

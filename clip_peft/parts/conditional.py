@@ -11,7 +11,8 @@ from clip_peft.parts.context import ContextLearner
 
 
 class ConditionalContext(ContextLearner):
-    """v + W₂ relu(W₁ f + b₁) + b₂ of normalised features f, `method.reduction` times as narrow inside."""
+    """v + W₂ relu(W₁ f + b₁) + b₂ of normalised features f, `method.reduction` times as narrow inside; `class_features` are those
+    of v alone, which stand for no picture."""
 
     def __init__(self, clip: Clip, method: Any, names: Sequence[str], context: Tensor, **of_context: Any):
         super().__init__(clip, method, names, context, **of_context)
@@ -21,15 +22,11 @@ class ConditionalContext(ContextLearner):
             nn.Linear(features, hidden, device=device), nn.ReLU(), nn.Linear(hidden, clip.tower.width, device=device)
         )
 
-    def class_features(self) -> Tensor:
-        """Those of the context alone, which stand for no image."""
-        return F.normalize(self.text_pass(self.context), dim=-1)
-
-    def raw_texts(self, features: Tensor) -> Annotated[Tensor, "B C E"]:
+    def texts_for(self, features: Tensor) -> Annotated[Tensor, "B C E"]:
         f = F.normalize(features, dim=-1)
         shift = self.meta_net(f.to(self.context.dtype))
         return self.text_pass((self.context + shift[:, None])[:, None])
 
     def logits(self, features: Tensor, weights: Tensor | None = None) -> Tensor:
-        texts = F.normalize(self.raw_texts(features), dim=-1)
+        texts = F.normalize(self.texts_for(features), dim=-1)
         return self.clip.compare(features[:, None], texts)[:, 0]

@@ -45,12 +45,16 @@ class ContextLearner(Learner):
     def hand_features(self) -> Tensor:
         return mean_features(self.hand_passes)
 
-    def raw_texts(self, features: Tensor) -> Tensor:
-        """C E (or, where each of the pictures with features B E has its own, B C E) as the text tower gives them."""
+    def raw_texts(self) -> Tensor:
+        """C E, as the text tower gives them."""
         return self.text_pass(self.context)
 
+    def texts_for(self, features: Tensor) -> Tensor:
+        """The same, or B C E where each of the pictures with features B E has texts of its own."""
+        return self.raw_texts()
+
     def class_features(self) -> Tensor:
-        return F.normalize(self.text_pass(self.context), dim=-1)
+        return F.normalize(self.raw_texts(), dim=-1)
 
 
 def start_context(

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_peft.frozen import Clip
@@ -35,11 +34,8 @@ class DeepPrompts(ContextLearner):
     def text_parameters(self) -> list[nn.Parameter]:
         return [self.context, *self.deep]
 
-    def raw_texts(self, features: Tensor) -> Tensor:
+    def raw_texts(self) -> Tensor:
         return self.text_pass(self.context, list(self.deep))
-
-    def class_features(self) -> Tensor:
-        return F.normalize(self.text_pass(self.context, list(self.deep)), dim=-1)
 
     def encode(self, images: Tensor) -> Tensor:
         with self.image_tower.prompted(self.of_image()):
