@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from clip_peft.sweep.protocols import Trial
+from clip_peft.sweep.protocols import Trial, on_val
 
 RATES = tuple(10.0**power for power in range(-6, 0))
 DECAYS = tuple(10 ** (-6 + place / 8) for place in range(97))
 SPANS = (8, 4, 2, 1)
-SEARCHED = (("eval_on", "val"), ("hold_out", "0.2"))
+HELD_OUT = ("hold_out", "0.2")
 SHORT, LONG = (("epochs", "10"),), (("epochs", "50"),)
 
 
@@ -39,8 +39,12 @@ class Climb:
 
 def at(trial: Trial, lr: float, place: int) -> Trial:
     """The run that a rate and a decay are judged by."""
-    own = (*SHORT, *SEARCHED, ("lr", f"{lr:.6g}"), ("weight_decay", f"{DECAYS[place]:.6g}"))
-    return replace(trial, scored=(("accuracy", None, trial.classes),), options=(*trial.options, *own))
+    return on_val(trial, *SHORT, HELD_OUT, *rates(lr, place))
+
+
+def rates(lr: float, place: int) -> tuple[tuple[str, str], ...]:
+    """A rate, and the decay at that place, as options."""
+    return ("lr", f"{lr:.6g}"), ("weight_decay", f"{DECAYS[place]:.6g}")
 
 
 def first_of(trial: Trial) -> Trial:
@@ -64,5 +68,4 @@ def searched(
             climbs[key].told([found.get(one) for one in runs], span)
     for trial in trials:
         lr = max(RATES, key=lambda lr: climbs[trial, lr].score)  # the first, lowest one of equals
-        chosen = (("lr", f"{lr:.6g}"), ("weight_decay", f"{DECAYS[climbs[trial, lr].place]:.6g}"))
-        yield trial, replace(trial, options=(*trial.options, *LONG, *chosen))
+        yield trial, replace(trial, options=(*trial.options, *LONG, *rates(lr, climbs[trial, lr].place)))

@@ -7,7 +7,7 @@ epoch is scored, and tip_adapter's α and β come from val.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -100,6 +100,12 @@ def trials(
                 for method in methods:
                     own = tuple(options[method].items())
                     yield Trial(one, method, count, seed, classes, tuple(scored), own)
+
+
+def on_val(trial: Trial, *options: tuple[str, str]) -> Trial:
+    """The same run with these options, scored on val alone, to choose by."""
+    own = (*trial.options, ("eval_on", "val"), *options)
+    return replace(trial, scored=(("accuracy", None, trial.classes),), options=own)
 
 
 def unscored(trial: Trial) -> list[Row]:

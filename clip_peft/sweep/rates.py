@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from clip_peft.sweep.protocols import Row, Trial
+from clip_peft.sweep.protocols import Row, Trial, on_val
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,8 @@ def candidates(
             first[trial.data, trial.method] = trial
     for trial in first.values():
         if trial.method in lr:
-            scored = (("accuracy", None, trial.classes),)
             for rate in times:
-                options = (*trial.options, ("eval_on", "val"), ("lr", f"{rate * lr[trial.method]:.6g}"))
-                yield Tried(trial.method, rate), replace(trial, scored=scored, options=options)
+                yield Tried(trial.method, rate), on_val(trial, ("lr", f"{rate * lr[trial.method]:.6g}"))
 
 
 def best(found: Mapping[Tried, Sequence[Row]]) -> dict[str, Tried]:
