@@ -25,11 +25,11 @@ from clip_peft.training.features import Encoder
 from peft_core.jobs.hub.open_clip_models import load_backbone
 from peft_core.jobs.hub.precision import in_few_bits, methods_of
 from peft_core.jobs.runs.process import tell
-from peft_core.jobs.runs.use import Run, read_trained
+from peft_core.jobs.runs.use import TaskRun, read_trained
 
 
 @dataclass(frozen=True)
-class ClipRun(Run):
+class ClipRun(TaskRun):
     """What `peft_core.load_run` gives for a CLIP run: `.model` is an OpenVocabulary, `.with_classes(names)` names others.
 
     Args:
@@ -40,15 +40,10 @@ class ClipRun(Run):
 
     encoder: Encoder = None  # type: ignore[assignment]
     places: tuple[int, ...] | None = None
-    task: Any = None
 
     def __post_init__(self) -> None:
         if self.task is None:
             object.__setattr__(self, "task", Classes(self.class_names))
-
-    @property
-    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self.task.columns
 
     @property
     def top(self) -> int:
@@ -59,15 +54,6 @@ class ClipRun(Run):
     def alone(self) -> bool:
         """Whether one name may stand alone: each is there or not, whatever the others."""
         return self.task.calibrates
-
-    def cells(self, prediction: Any, top: int) -> list[tuple[str, ...]]:
-        return self.task.cells(prediction, top)
-
-    def listed(self, cells: Sequence[Sequence[str]]) -> dict[str, Any]:
-        return self.task.listed(cells)
-
-    def more(self) -> dict[str, Any]:
-        return self.task.more()
 
     @property
     def whole(self) -> OpenVocabulary:
@@ -110,7 +96,7 @@ class ClipRun(Run):
         pictures = torch.stack(batch) if augment == "none" else framed(batch, self.fit, augment)
         for logits in batches_of_logits(self.encoder, pictures):
             logits = logits if self.places is None else logits[:, list(self.places)]
-            yield from self.task.predictions(logits)
+            yield from self.said(logits)
 
 
 def open_run(path: Path) -> ClipRun:

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from peft_core import load_adapter
 from peft_core.errors import PeftError
 from peft_core.jobs.hub.precision import in_few_bits, methods_of
 from peft_core.jobs.runs.load import load_run
-from peft_core.jobs.runs.use import Run, read_trained
+from peft_core.jobs.runs.use import Run, TaskRun, read_trained
 from vision_peft.tasks import task_of_card
-
-
-@dataclass(frozen=True)
-class TaskRun(Run):
-    """A run of another task than classes: predictions are what its task says."""
-
-    task: Any = None
-
-    @property
-    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self.task.columns
-
-    def cells(self, prediction: Any, top: int) -> list[tuple[str, ...]]:
-        return self.task.cells(prediction, top)
-
-    def listed(self, cells: Sequence[Sequence[str]]) -> dict[str, Any]:
-        return self.task.listed(cells)
-
-    def said(self, outputs: Tensor) -> Iterator[Any]:
-        return self.task.predictions(outputs)
-
-    def more(self) -> dict[str, Any]:
-        return self.task.card()
 
 
 def classifier(path: str, command: str) -> Run:

@@ -23,6 +23,8 @@ class Classes:
 
     name, beside = "classify", "zero_shot_accuracy"
     columns = ("class", "probability")
+    kept = ("accuracy", "ece")
+    """Of the figures, those that an adapter's card has."""
     calibrates = False
     """Whether it chooses something on val whatever the method."""
     top = 5
@@ -73,11 +75,8 @@ class Classes:
         beside = results[self.beside] if learnt else None
         return remarks(scores, history, self.class_names, zero_shot=beside, epochs=results["epoch"])
 
-    def card(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: results[key] for key in ("accuracy", "ece")}
-
-    def more(self) -> dict[str, Any]:
-        return {}
+    def card(self) -> dict[str, Any]:
+        return {}  # as cards of before there were other tasks
 
     def write(self, run: Any) -> dict[str, Any]:
         from clip_peft.training.results import write_outcome  # with what plots, which a run in use must not wait for

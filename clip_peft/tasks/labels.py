@@ -21,6 +21,7 @@ class Labels(LabelSet):
     """Args: class_names: what the logits' columns stand for; thresholds: of each; a picture has a label from there on."""
 
     name, beside, calibrates = "multi_label", "zero_shot_mAP", True
+    kept = ("mAP",)
     top = 1
     """`predict` tells the labels that a picture has."""
 
@@ -70,12 +71,6 @@ class Labels(LabelSet):
             return found
         worse = f"zero-shot, the names alone, ranks the pictures as well or better: mAP {zero:.3f} against {results['mAP']:.3f}"
         return [*found, f"{worse}: train longer, or at another --lr"]
-
-    def card(self, results: Mapping[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        return super().card() | {"mAP": results["mAP"]}
-
-    def more(self) -> dict[str, Any]:
-        return super().card()
 
     def write(self, run: Finished) -> dict[str, Any]:
         results = run.results

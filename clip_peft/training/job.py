@@ -211,7 +211,7 @@ def run(
         history = contrast.history if contrast else []
         results["remarks"] = task.remarks(whole, scores, results, history)
     folder.next = next_commands(folder, outcome.first_picture(getattr(data, settings["eval_on"])), settings["classes"])
-    card |= task.card(results) | {key: results[key] for key in ("evaluated_on", "classes", "shots")}
+    card |= task.card() | {key: results[key] for key in (*task.kept, "evaluated_on", "classes", "shots")}
     keep()
     return task.write(Finished(folder, data, results, contrast.history if contrast else [], scores, scored))
 

@@ -132,6 +132,29 @@ class Run:
         return predictions(outputs, self.class_names)
 
 
+@dataclass(frozen=True)
+class TaskRun(Run):
+    """A run whose predictions are what its task says."""
+
+    task: Any = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.task.columns
+
+    def cells(self, prediction: Any, top: int) -> list[tuple[str, ...]]:
+        return self.task.cells(prediction, top)
+
+    def listed(self, cells: Sequence[Sequence[str]]) -> dict[str, Any]:
+        return self.task.listed(cells)
+
+    def said(self, outputs: Tensor) -> Iterator[Any]:
+        return self.task.predictions(outputs)
+
+    def more(self) -> dict[str, Any]:
+        return self.task.card()
+
+
 def read_trained(path: Path, program: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """A run's config, its adapter's card, and of the card what every `Run` has: class_names, mean, std and fit.
 
