@@ -7,10 +7,10 @@ import dataclasses
 from torch import nn
 
 from peft_core.errors import PeftError
-from peft_core.jobs.hub.backbone import HF, TOWER, Backbone, new_head
+from peft_core.jobs.hub.backbone import TOWER, Backbone, new_head
 from peft_core.jobs.hub.timm_models import list_backbones
 from peft_core.jobs.hub.timm_models import load_backbone as load_timm
-from peft_core.jobs.hub.transformers_models import is_folder
+from peft_core.jobs.hub.transformers_models import is_of_transformers
 from peft_core.jobs.hub.transformers_models import load_backbone as load_hf
 from vision_peft.video import joint  # noqa: F401  (registers VideoMAE's architectures with timm)
 from vision_peft.video.classified import Classified
@@ -29,7 +29,7 @@ def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) ->
     Raises:
         PeftError: an unknown name, weights that cannot be reached, a pickle, a file that does not fit the architecture.
     """
-    if spec.startswith(HF) or is_folder(spec):
+    if is_of_transformers(spec):
         return load_hf(spec, num_classes, drop_path)
     if not spec.startswith(TOWER):
         return load_timm(spec, num_classes, drop_path)

@@ -144,6 +144,7 @@ def dam_vp(
     """
     from peft_core import adapt
     from peft_core.jobs.hub.reach import absolute
+    from peft_core.jobs.runs.optimising import rate_at
     from peft_core.parts.tokens.pixels import frame_of
     from vision_peft.backbones import load_backbone
     from vision_peft.derived import free_folder
@@ -180,7 +181,7 @@ def dam_vp(
     for epoch in range(epochs):
         for given in batches(epoch):
             done += 1
-            losses.append(reptile.update(given, lr * (1 + math.cos(math.pi * done / steps)) / 2))
+            losses.append(reptile.update(given, lr * rate_at(done, 0, steps)))
             if losses[-1] < best:
                 best, kept = losses[-1], reptile.prompt.clone()
         if not math.isfinite(losses[-1]):

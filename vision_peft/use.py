@@ -18,8 +18,7 @@ from peft_core import NotMergeable, PeftError, dequantise
 from peft_core.files import write_files
 from peft_core.jobs.cli.command import command
 from peft_core.jobs.data import Data
-from peft_core.jobs.hub.backbone import HF
-from peft_core.jobs.hub.transformers_models import FromTransformers, is_folder
+from peft_core.jobs.hub.transformers_models import FromTransformers, is_of_transformers
 from peft_core.jobs.runs.lean import leave_out_metrics
 from peft_core.jobs.runs.load import CLASSIFIERS, load_run
 from peft_core.jobs.runs.onnx_file import needs_onnx, write_onnx
@@ -158,7 +157,7 @@ def merge_(*, run: str, out: str) -> Path:
         "interpolation": fit.interpolation,
     } | crop
     shown = ", ".join(f"{key}={value!r}" for key, value in looks.items())
-    whose = "transformers" if backbone.startswith(HF) or is_folder(backbone) else "timm"
+    whose = "transformers" if is_of_transformers(backbone) else "timm"
     print(
         f"{target} holds the merged weights, and in its metadata class names, mean, std and crop; plain {whose} loads it:"
     )

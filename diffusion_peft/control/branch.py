@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from peft_core.errors import PeftError
 from peft_core.grafts.calls import root, state
-from peft_core.grafts.graft import Call, argument
+from peft_core.grafts.graft import Call, Graft, argument
 
 Condition = Mapping[str, Tensor]
 _ARGUMENTS = ("sample", "timestep", "encoder_hidden_states")
@@ -45,7 +45,16 @@ _HANDED = "_peft_handed"
 """Attribute of the text's tensor under which the root hands values down to the blocks."""
 
 
-class Control(Call):
+class Named(Graft):
+    """Knows its adaptation's name, under which it leaves values in the state of a forward, and finds them."""
+
+    key: str = ""
+
+    def named(self, adaptation: str, path: str, slot: str) -> None:
+        self.key = adaptation
+
+
+class Control(Named, Call):
     """The root of a control method. Without a condition the UNet is the base.
 
     A condition is a mapping of tensors whose first dimension is the pictures of a batch: `picture` B C H W in [0, 1],
@@ -63,16 +72,11 @@ class Control(Call):
     given: Given
     partners: list[Any]
     """Grafts elsewhere in the UNet that this one feeds; references, not submodules."""
-    key: str = ""
-    """Its adaptation's name, under which it leaves values in the state of a forward."""
 
     def __init__(self) -> None:
         super().__init__()
         self.__dict__["partners"] = []
         self.__dict__["given"] = _NOTHING
-
-    def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.key = adaptation
 
     def give(self, condition: Condition | None, calls: int | None) -> None:
         self.__dict__["given"] = given = Given(condition, calls)
@@ -165,13 +169,8 @@ class Control(Call):
         return 1.0
 
 
-class Handed(Call):
+class Handed(Named, Call):
     """At a block or an attention: what the root handed down is at hand for the grafts within (`handed`)."""
-
-    key: str = ""
-
-    def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.key = adaptation
 
     def call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         text = argument(module, args, kwargs, "encoder_hidden_states")

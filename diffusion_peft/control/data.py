@@ -13,9 +13,9 @@ from PIL import Image
 
 from diffusion_peft.control.conditions import check_condition
 from diffusion_peft.control.grounding import check_boxes
-from diffusion_peft.data.paired import by_name
+from diffusion_peft.data.paired import by_name, check_column, check_whole, lone, train_split
 from diffusion_peft.data.pictures import METADATA, Picture, read_caption, read_rows
-from peft_core.errors import PeftError, nearest
+from peft_core.errors import PeftError
 from peft_core.files import read_json
 
 USUAL = {
@@ -105,10 +105,7 @@ def _folder_rows(folder: Path, kind: str) -> list[Row]:
     wanted = (lambda f: f.suffix.lower() == ".json") if kind == "box" else is_picture
     others = by_name(conditions, wanted) if conditions.is_dir() else {}
     if others or kind in ("box", "mask"):
-        lone = [f"images/{stem}{pictures[stem].suffix} has no condition" for stem in pictures.keys() - others.keys()]
-        lone += [f"conditions/{stem}{others[stem].suffix} has no picture" for stem in others.keys() - pictures.keys()]
-        if lone:
-            raise PeftError(f"{len(lone)} pairs of {folder} miss their half:{listing(sorted(lone))}")
+        check_whole(lone(("images", "picture", pictures), ("conditions", "condition", others)), folder)
     rows: list[Row] = []
     for stem, file in pictures.items():
         condition: Any = others.get(stem)
@@ -153,29 +150,22 @@ def _listed_rows(folder: Path, options: dict[str, Any], kind: str) -> list[Row]:
         ]
         rows.append((str(source), folder / str(source),
                      folder / condition if isinstance(condition, str) else condition, caption))  # fmt: skip
-    if missing:
-        raise PeftError(f"{len(missing)} pairs of {folder} miss their half:{listing(missing)}")
+    check_whole(missing, folder)
     return rows
 
 
 def _table_rows(data: str, options: dict[str, Any], kind: str) -> list[Row]:
     """A Hugging Face data set's train split, its columns by name."""
-    from peft_data.huggingface import open_tables
-
-    tables = open_tables(data.removeprefix("hf/"))
-    if "train" not in tables:
-        raise PeftError(f"{data} has no train split: it has {', '.join(tables)}.")
-    table, rows, lone = tables["train"], [], []
+    table, rows, halves = train_split(data), [], []
     for number in range(len(table)):
         name, source, condition, caption = _row(
             table[number], table.column_names, options, kind, f"row {number} of {data}"
         )
         if source is None or (condition is None and options["condition_column"]):
-            lone.append(name)
+            halves.append(name)
         else:
             rows.append((name, source, condition, caption))
-    if lone:
-        raise PeftError(f"{len(lone)} pairs of {data} miss their half:{listing(lone)}")
+    check_whole(halves, data)
     return rows
 
 
@@ -183,8 +173,7 @@ def _row(row: dict[str, Any], columns: list[str], options: dict[str, Any], kind:
     found: dict[str, Any] = {}
     for part, usual in USUAL.items():
         asked = options[f"{part}_column"]
-        if asked is not None and asked not in columns:
-            raise PeftError(f'{where} has no column "{asked}"{nearest(asked, columns)} (it has: {", ".join(columns)}).')
+        check_column(columns, asked, where)
         found[part] = row.get(asked or next((column for column in usual if column in columns), ""))
     if found["image"] is None and not any(name in columns for name in USUAL["image"]):
         raise PeftError(

@@ -11,12 +11,12 @@ from diffusion_peft.base.bases import Base
 from diffusion_peft.base.texts import check_length
 from diffusion_peft.control.data import Pair, open_pairs
 from diffusion_peft.control.inputs import Inputs, inputs_for
-from diffusion_peft.data.buckets import Crop, bucket_step, fit_to, make_buckets
+from diffusion_peft.data.buckets import Crop, fit_to
 from diffusion_peft.data.cache import open_cache
 from diffusion_peft.data.examples import Example, Examples
 from diffusion_peft.data.latents import Captions, encode_captions, encode_pictures
 from diffusion_peft.data.pictures import say_if_small
-from diffusion_peft.data.prepare import resolution
+from diffusion_peft.data.prepare import sizes
 from peft_core.errors import PeftError
 from peft_core.method import Method
 
@@ -75,8 +75,7 @@ def prepare_pairs(
     data = settings["data"]
     kind, pairs = open_pairs(data, options)
     texts = captions_of(pairs, settings["prompt"], base, data)
-    side, least = resolution(base, settings["resolution"])
-    buckets = make_buckets(side, bucket_step(side, least)) if settings["buckets"] else [(side, side)]
+    side, buckets = sizes(base, settings)
     if data.startswith("world/"):
         held = open_pairs(data, options, "test")[1][:SHOWN]
         words = captions_of(held, settings["prompt"], base, data)

@@ -8,9 +8,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_peft.control.branch import Named
 from diffusion_peft.control.transformers import OfLatents
 from peft_core.grafts.calls import hand_on, handed, state
-from peft_core.grafts.graft import Graft, argument, part_of, put_output
+from peft_core.grafts.graft import argument, part_of, put_output
 
 
 class PictureOfFlux(OfLatents):
@@ -33,26 +34,20 @@ class PictureOfFlux(OfLatents):
         return {}
 
 
-class Asked(Graft):
+class Asked(Named):
     """Behind the norm of an attention's queries, B N H D, before their places turn them."""
-
-    def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.key = adaptation
 
     def after(self, y: Tensor) -> Tensor:
         state()[self.key, "asked"] = y
         return y
 
 
-class Answered(Graft):
+class Answered(Named):
     """x ← x + s · softmax(Q K_iᵀ / √d) V_i behind the block, K_i and V_i what `make` makes of the tokens, each B P W."""
 
     def __init__(self, make: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
         super().__init__()
         self.make = make
-
-    def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.key = adaptation
 
     def entering(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         x = argument(module, args, kwargs, "hidden_states")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -53,10 +52,6 @@ class ControlOptions(Choice):
     @classmethod
     def accepts(cls, name: str) -> Callable:
         return control
-
-    def all(self) -> dict[str, Any]:
-        """What was given, and the defaults."""
-        return {name: p.default for name, p in inspect.signature(control).parameters.items()} | self.options
 
 
 def is_control(settings: dict[str, Any]) -> bool:

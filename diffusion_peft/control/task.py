@@ -25,6 +25,7 @@ from peft_core.method import Method
 
 class ControlTask(Task):
     module = Controlled
+    draws_from = " --condition FILE"
 
     def __init__(self, settings: dict[str, Any], concepts: list[Concept]) -> None:
         super().__init__(settings, concepts)
@@ -57,10 +58,6 @@ class ControlTask(Task):
         examples, shown = prepare_pairs(base, self.method(base), self.settings, self.control, device)
         samples.show(shown, examples.inputs)
         return examples, {"prompts": shown.prompts, "shown": [pair.picture.read() for pair in shown.pairs]}
-
-    def next_commands(self, run: str, prompt: str) -> list[str]:
-        draw, *others = super().next_commands(run, prompt)
-        return [draw.replace(" --prompt ", " --condition FILE --prompt ", 1), *others]
 
     def options(self) -> dict[str, Any]:
         return {key: self.control[key] for key in ("early", "effect_every")}

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from diffusion_peft.base.families import kind_of
 from diffusion_peft.base.families.flux import packed
 from diffusion_peft.control.branch import Condition, Control, add_residuals, controls_of
 from peft_core.attach import pick
@@ -135,8 +136,8 @@ def beside(model: Any, layers: int | None, single_layers: int | None, options: d
     """
     import diffusers
 
-    names = {cls.__name__ for cls in type(model).__mro__}
-    if "SD3Transformer2DModel" in names:
+    of = kind_of(model)
+    if of == "sd3":
         # the last block makes nothing of the words: it is of another shape
         most = len(model.transformer_blocks) - 1
         config = {"num_layers": counted("layers", layers, 12, most), "extra_conditioning_channels": 0,
@@ -144,7 +145,7 @@ def beside(model: Any, layers: int | None, single_layers: int | None, options: d
                   "force_zeros_for_pooled_projection": False}  # fmt: skip
         net = empty(diffusers.SD3ControlNetModel, model, config)
         kind, depths = BesideSD3, {"block_controlnet_hidden_states": most + 1}
-    elif "FluxTransformer2DModel" in names:
+    elif of == "flux":
         check_pieces(model, "controlnet", lengthens=False)
         double, single = len(model.transformer_blocks), len(model.single_transformer_blocks)
         config = {"num_layers": counted("layers", layers, 4, double),

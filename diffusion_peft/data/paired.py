@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peft_data.errors import listing
 from peft_data.walk import files_in
 
 from diffusion_peft.data.pictures import read_rows
@@ -35,6 +36,25 @@ def by_name(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, Path]:
     return found
 
 
+def lone(one: tuple[str, str, Mapping[str, Path]], other: tuple[str, str, Mapping[str, Path]]) -> list[str]:
+    """Which files have no partner, in words.
+
+    Args:
+        one, other: a folder's name, what a file of it is to the other's, and its files `by_name`.
+    """
+    return sorted(
+        f"{name}/{stem}{files[stem].suffix} has no {partner}"
+        for (name, _, files), (_, partner, others) in ((one, other), (other, one))
+        for stem in files.keys() - others.keys()
+    )
+
+
+def check_whole(halves: Sequence[str], where: object) -> None:
+    """Raises PeftError: there are halves of pairs, told in words."""
+    if halves:
+        raise PeftError(f"{len(halves)} pairs of {where} miss their half:{listing(halves)}")
+
+
 def table_in(place: Path) -> Path | None:
     """The table that a folder holds, or that a file is."""
     if place.is_dir():
@@ -60,14 +80,33 @@ def table_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield reader.line_num, {key.strip(): value for key, value in row.items()}
 
 
+def train_split(data: str) -> Any:
+    """The table of a Hugging Face data set, `hf/…`.
+
+    Raises:
+        PeftError: it has no train split.
+    """
+    from peft_data.huggingface import open_tables
+
+    tables = open_tables(data.removeprefix("hf/"))
+    if "train" not in tables:
+        raise PeftError(f"{data} has no train split: it has {', '.join(tables)}.")
+    return tables["train"]
+
+
+def check_column(columns: Sequence[str], asked: str | None, where: str) -> None:
+    """Raises PeftError: there is no column of the name that was asked for."""
+    if asked is not None and asked not in columns:
+        raise PeftError(f'{where} has no column "{asked}"{nearest(asked, columns)} (it has: {", ".join(columns)}).')
+
+
 def column_of(columns: Sequence[str], asked: str | None, usual: Sequence[str], flag: str, where: str) -> str:
     """Which column is meant: the one asked for, else the first of the usual names that there is.
 
     Raises:
         PeftError: there is none.
     """
-    if asked is not None and asked not in columns:
-        raise PeftError(f'{where} has no column "{asked}"{nearest(asked, columns)} (it has: {", ".join(columns)}).')
+    check_column(columns, asked, where)
     names = [asked] if asked is not None else [name + end for name in usual for end in ("", OF_FILES)]
     found = next((name for name in names if name in columns), None)
     if found is None:

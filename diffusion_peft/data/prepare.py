@@ -11,7 +11,7 @@ import torch
 from diffusion_peft.base.bases import Base
 from diffusion_peft.base.prompt_syntax import notes_on
 from diffusion_peft.base.texts import check_length, ids_of
-from diffusion_peft.data.buckets import bucket_step, fit_to, make_buckets
+from diffusion_peft.data.buckets import Size, bucket_step, fit_to, make_buckets
 from diffusion_peft.data.cache import open_cache
 from diffusion_peft.data.concepts import Concept, captioned
 from diffusion_peft.data.examples import Example, Examples
@@ -35,8 +35,7 @@ def prepare(
     Raises:
         PeftError: what is wrong with the pictures or the words, before anything is computed.
     """
-    side, least = resolution(base, settings["resolution"])
-    buckets = make_buckets(side, bucket_step(side, least)) if settings["buckets"] else [(side, side)]
+    side, buckets = sizes(base, settings)
     told = settings["caption_prefix"], settings["frames"]
     found = [captioned(base, concept, *told) for concept in concepts]
     share = share_of(settings["val"])
@@ -63,8 +62,7 @@ def prepare(
 
     examples, held_out = Examples([], captions, dropout=settings["caption_dropout"]), Examples([], captions)
     for number, (pictures, texts) in enumerate(found):
-        rows = [(row, flip) for row in range(len(pictures)) for flip in (False, True)[: 1 + settings["flip"]]]
-        rows = [(row, flip) for row, flip in rows if not (flip and row in apart[number])]
+        rows = views(len(pictures), settings["flip"], apart[number])
         crops = [fit_to(picture.height, picture.width, buckets) for picture in pictures]
         encoded = encode_pictures(base, [(pictures[row], crops[row], flip) for row, flip in rows], latents, device)
         for (row, flip), latent in zip(rows, encoded, strict=True):
@@ -105,6 +103,22 @@ def resolution(base: Base, wanted: int | None) -> tuple[int, int]:
             f"--resolution {side} does not fit {base.name}, whose sides are multiples of {least}: try {near}."
         )
     return side, least
+
+
+def sizes(base: Base, settings: dict[str, Any]) -> tuple[int, list[Size]]:
+    """The side of the square bucket, and the buckets.
+
+    Raises:
+        PeftError: as `resolution`.
+    """
+    side, least = resolution(base, settings["resolution"])
+    return side, make_buckets(side, bucket_step(side, least)) if settings["buckets"] else [(side, side)]
+
+
+def views(count: int, flips: bool, apart: set[int]) -> list[tuple[int, bool]]:
+    """(row, mirrored) of so many pictures; those that are held `apart` are not mirrored."""
+    both = [(row, flip) for row in range(count) for flip in (False, True)[: 1 + flips]]
+    return [(row, flip) for row, flip in both if not (flip and row in apart)]
 
 
 def _prior(base: Base, concept: Concept, settings: dict[str, Any], side: int, device: torch.device) -> list[Picture]:

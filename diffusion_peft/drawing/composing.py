@@ -186,9 +186,14 @@ class KLoRA(Choice):
         super().__init__(model, adapters, layers)
         self.way, self.steps = way, steps
         content, style = layers
-        shared = [path for path in content if path in style]
-        self.sums = {path: top_sums(content[path], style[path]) for path in shared}
-        self.balance = balance([(content[path], style[path]) for path in shared])
+        self.sums: dict[str, tuple[float, float]] = {}
+        sizes = []
+        for path in (path for path in content if path in style):
+            pair = content[path], style[path]
+            one, other = (change_of(layer).abs().flatten() for layer in pair)
+            self.sums[path] = top_sums(one, other, pair[0].rank * pair[1].rank)
+            sizes.append((float(one.sum()), float(other.sum())))
+        self.balance = balance(sizes)
 
     def chosen(self, path: str, step: int) -> set[int]:
         if path not in self.sums:
@@ -207,17 +212,14 @@ def change_of(layer: Layer) -> Tensor:
     return (layer.tensors["B"] @ layer.tensors["A"]) * layer.scale
 
 
-def top_sums(one: Layer, other: Layer) -> tuple[float, float]:
-    """S_c and S_s."""
-    changes = [change_of(layer).abs().flatten() for layer in (one, other)]
-    k = min(one.rank * other.rank, len(changes[0]))
-    first, second = (float(change.topk(k).values.sum()) for change in changes)
+def top_sums(one: Tensor, other: Tensor, count: int) -> tuple[float, float]:
+    """S_c and S_s, of so many entries of |ΔW_c| and |ΔW_s|."""
+    first, second = (float(change.topk(min(count, len(change))).values.sum()) for change in (one, other))
     return first, second
 
 
-def balance(pairs: Sequence[tuple[Layer, Layer]]) -> float:
-    """γ."""
-    sizes = [tuple(float(change_of(layer).abs().sum()) for layer in pair) for pair in pairs]
+def balance(sizes: Sequence[tuple[float, float]]) -> float:
+    """γ, of each layer's Σ|ΔW_c| and Σ|ΔW_s|."""
     ratios = [one / other for one, other in sizes if other]
     if not ratios:
         return 1.0

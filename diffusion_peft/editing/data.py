@@ -11,7 +11,7 @@ from peft_data.errors import listing
 from peft_data.pictures import UNREADABLE, is_picture, read_picture
 from PIL import Image
 
-from diffusion_peft.data.paired import TABLES, by_name, column_of, table_in, table_rows
+from diffusion_peft.data.paired import TABLES, by_name, check_whole, column_of, lone, table_in, table_rows, train_split
 from diffusion_peft.data.pictures import Picture, read_caption
 from diffusion_peft.editing.options import SOURCE, TARGET, USUAL, WORLD
 from peft_core.errors import PeftError
@@ -94,10 +94,7 @@ def _in_folders(folder: Path) -> list[Row]:
         if not (folder / name).is_dir():
             raise PeftError(f"{folder} has no {name}/: a folder of pairs has {SOURCE}/ and {TARGET}/, or {TABLES[0]}.")
     sources, targets = (by_name(folder / name, is_picture) for name in (SOURCE, TARGET))
-    lone = [f"{SOURCE}/{stem}{sources[stem].suffix} has no target" for stem in sources.keys() - targets.keys()]
-    lone += [f"{TARGET}/{stem}{targets[stem].suffix} has no source" for stem in targets.keys() - sources.keys()]
-    if lone:
-        raise PeftError(f"{len(lone)} pairs of {folder} miss their half:{listing(sorted(lone))}")
+    check_whole(lone((SOURCE, "source", sources), (TARGET, "target", targets)), folder)
     rows: list[Row] = []
     for stem, target in targets.items():
         texts = (folder / WORDS / f"{stem}.txt", target.with_suffix(".txt"), sources[stem].with_suffix(".txt"))
@@ -109,38 +106,31 @@ def _in_folders(folder: Path) -> list[Row]:
 def _listed(table: Path, options: dict[str, Any], prompt: str | None) -> list[Row]:
     """A row of a .jsonl or .csv file a pair; file names are relative to its folder."""
     rows: list[Row] = []
-    lone = []
+    halves = []
     for number, row in table_rows(table):
         where = f"line {number} of {table}"
         *sides, text = _values(row, [*row], options, prompt, where)
         files = source, target = [table.parent / str(side or "") for side in sides]
         for part, side, file in zip((SOURCE, TARGET), sides, files, strict=True):
             if not file.is_file():
-                lone.append(f"{where} names {side}, which is not there" if side else f"{where} names no {part}")
+                halves.append(f"{where} names {side}, which is not there" if side else f"{where} names no {part}")
         rows.append((where, source, target, None if text is None else str(text)))
-    if lone:
-        raise PeftError(f"{len(lone)} pairs of {table.parent} miss their half:{listing(lone)}")
+    check_whole(halves, table.parent)
     return rows
 
 
 def _of_data_set(data: str, options: dict[str, Any], prompt: str | None) -> list[Row]:
     """A Hugging Face data set's train split, its columns by name."""
-    from peft_data.huggingface import open_tables
-
-    tables = open_tables(data.removeprefix("hf/"))
-    if "train" not in tables:
-        raise PeftError(f"{data} has no train split: it has {', '.join(tables)}.")
+    table, halves = train_split(data), []
     rows: list[Row] = []
-    lone = []
-    for number, row in enumerate(tables["train"]):
+    for number, row in enumerate(table):
         name = f"row {number} of {data}"
-        source, target, text = _values(row, tables["train"].column_names, options, prompt, name)
+        source, target, text = _values(row, table.column_names, options, prompt, name)
         if source is None or target is None:
-            lone.append(name)
+            halves.append(name)
         else:
             rows.append((name, source, target, text))
-    if lone:
-        raise PeftError(f"{len(lone)} pairs of {data} miss their half:{listing(lone)}")
+    check_whole(halves, data)
     return rows
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from diffusion_peft.base.bases import Base
 from diffusion_peft.base.prompt_syntax import notes_on
 from diffusion_peft.base.texts import check_length, ids_of
-from diffusion_peft.data.buckets import bucket_step, fit_to, make_buckets
+from diffusion_peft.data.buckets import fit_to
 from diffusion_peft.data.cache import open_cache
 from diffusion_peft.data.examples import Example, Examples
 from diffusion_peft.data.latents import Captions, encode_captions, encode_pictures
 from diffusion_peft.data.pictures import say_if_small
-from diffusion_peft.data.prepare import resolution
+from diffusion_peft.data.prepare import sizes, views
 from diffusion_peft.data.shares import set_aside, share_of
 from diffusion_peft.editing.data import Edit, open_edits
 from peft_core.jobs.runs.process import tell
@@ -76,8 +76,7 @@ def prepare_edits(
         others = open_edits(settings["val"], options, settings["prompt"])
         apart = set(range(len(edits), len(edits) + len(others)))
         edits += others
-    side, least = resolution(base, settings["resolution"])
-    buckets = make_buckets(side, bucket_step(side, least)) if settings["buckets"] else [(side, side)]
+    side, buckets = sizes(base, settings)
     say_if_small([edit.target for edit in edits], side)
     for text in dict.fromkeys(str(edit.target.caption) for edit in edits):
         check_length(base, settings["caption_prefix"] + text, f'the instruction "{text[:60]}"')
@@ -87,8 +86,7 @@ def prepare_edits(
     captions, latents = Captions(), open_cache("latents", settings["cache"])
     found = Edits([], captions, dropout=settings["caption_dropout"], drop=drop)
     held_out = Edits([], captions)
-    flips = [(row, flip) for row in range(len(edits)) for flip in (False, True)[: 1 + settings["flip"]]]
-    flips = [(row, flip) for row, flip in flips if not (flip and row in apart)]
+    flips = views(len(edits), settings["flip"], apart)
     crops = [fit_to(edit.target.height, edit.target.width, buckets) for edit in edits]
     own = [fit_to(edit.source.height, edit.source.width, [c.size]) for edit, c in zip(edits, crops, strict=True)]
     targets = encode_pictures(base, [(edits[row].target, crops[row], flip) for row, flip in flips], latents, device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,10 +47,6 @@ class EditOptions(Choice):
     @classmethod
     def accepts(cls, name: str) -> Callable:
         return edit
-
-    def all(self) -> dict[str, Any]:
-        """What was given, and the defaults."""
-        return {name: p.default for name, p in inspect.signature(edit).parameters.items()} | self.options
 
 
 def is_edit(settings: Mapping[str, Any]) -> bool:

@@ -27,6 +27,7 @@ class EditTask(Task):
     """
 
     has_sources = True
+    draws_from = " --source PICTURE"
 
     def __init__(self, settings: dict[str, Any], concepts: list[Concept]) -> None:
         super().__init__(settings, concepts)
@@ -53,10 +54,8 @@ class EditTask(Task):
         return examples, about
 
     def next_commands(self, run: str, prompt: str) -> list[str]:
-        return [
-            f"diffusion_peft sample --run {run} --source PICTURE --prompt {prompt} --count 4 --seed 0",
-            f"diffusion_peft merge --run {run} --out PIPELINE_FOLDER",
-        ]
+        draw, *_ = super().next_commands(run, prompt)
+        return [draw, f"diffusion_peft merge --run {run} --out PIPELINE_FOLDER"]
 
 
 class EditSamples(Samples):

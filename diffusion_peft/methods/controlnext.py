@@ -6,14 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_peft.control.branch import Control
+from diffusion_peft.control.branch import Control, Named
 from diffusion_peft.control.encoders import SHRINK
 from diffusion_peft.control.files import write_light
 from diffusion_peft.control.method import ControlMethod
 from diffusion_peft.methods.controlnet import cross_normalise
 from peft_core.errors import PeftError
 from peft_core.grafts.calls import state
-from peft_core.grafts.graft import Graft
 from peft_core.method import Method, Plan
 from peft_core.values import Count
 
@@ -71,13 +70,8 @@ class Light(Control):
         return {}
 
 
-class Inject(Graft):
+class Inject(Named):
     """y ← y + scale · the features, brought to y's mean, deviation and size."""
-
-    key: str = ""
-
-    def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.key = adaptation
 
     def after(self, y: Tensor) -> Tensor:
         features = state().pop((self.key, "features"), None)

@@ -4,11 +4,11 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from diffusion_peft.control.branch import Control, Handed, handed
+from diffusion_peft.control.branch import Control, Handed, Named, handed
 from diffusion_peft.control.files import write_grounding
 from diffusion_peft.control.method import ControlMethod
 from peft_core.grafts.calls import state
-from peft_core.grafts.graft import Graft, match
+from peft_core.grafts.graft import match
 from peft_core.method import Plan
 
 
@@ -38,19 +38,15 @@ class Grounding(Control):
         return float(torch.stack([gate.detach().tanh().abs() for gate in gates]).max())
 
 
-class Fuser(Graft):
+class Fuser(Named):
     """Between self attention and cross attention: x ← x + fused(x) − x, for the norm and (see `Carry`) for the stream."""
 
-    key: str = ""
     net: Any
     """GatedSelfAttentionDense."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-
-    def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.key = adaptation
 
     def before(self, x: Tensor) -> Tensor:
         tokens = handed(self.key)
@@ -63,13 +59,8 @@ class Fuser(Graft):
         return x + change
 
 
-class Carry(Graft):
+class Carry(Named):
     """At cross attention: its output takes the change along into the stream."""
-
-    key: str = ""
-
-    def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.key = adaptation
 
     def after(self, y: Tensor) -> Tensor:
         change = state().pop((self.key, "change"), None)

@@ -5,7 +5,8 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from diffusion_peft.control.branch import Control, Handed, handed
+from diffusion_peft.base.families import kind_of
+from diffusion_peft.control.branch import Control, Handed, Named, handed
 from diffusion_peft.control.files import write_image_prompt
 from diffusion_peft.control.flux_pictures import Answered, Asked, PictureOfFlux
 from diffusion_peft.control.method import ControlMethod
@@ -52,16 +53,11 @@ class OfTokens(nn.Module):
         return self.to_k(tokens), self.to_v(tokens)
 
 
-class OverImage(KeysValues):
+class OverImage(Named, KeysValues):
     """s · softmax(Q K_iᵀ / √d) V_i beside the attention over the text, while a picture is at hand."""
-
-    key: str = ""
 
     def __init__(self, to_k: nn.Linear, to_v: nn.Linear) -> None:
         super().__init__(OfTokens(to_k, to_v), apart=True)
-
-    def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.key = adaptation
 
     def heads(self, x: Tensor, q: Tensor, k: Tensor) -> list[Tensor] | None:
         tokens = handed(self.key)
@@ -135,7 +131,7 @@ class IPAdapter(ControlMethod):
         from diffusers.models.embeddings import ImageProjection
 
         model: Any = plan.model
-        if "FluxTransformer2DModel" not in {cls.__name__ for cls in type(model).__mro__}:
+        if kind_of(model) not in self.transformers:
             raise PeftError(f"ip_adapter works on UNets and on Flux.1, and this is a {type(model).__name__}.")
         if self.plus:
             raise PeftError("ip_adapter's resampler of patches (plus) is for UNets: leave it out.")

@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion_peft.base.families import kind_of
 from diffusion_peft.base.families.flux import grid_of, packed
+from diffusion_peft.control.branch import Named
 from diffusion_peft.control.method import ControlMethod
 from diffusion_peft.control.transformers import Pieces, check_pieces
 from diffusion_peft.files.layers import Layer
 from peft_core.errors import PeftError
 from peft_core.grafts.around import Around
 from peft_core.grafts.calls import hand_on, handed, state
-from peft_core.grafts.graft import Graft, argument, match
+from peft_core.grafts.graft import argument, match
 from peft_core.method import Method, Plan
 from peft_core.values import Count, Positive
 
@@ -41,11 +43,8 @@ class Joined(Pieces):
         return {"hidden_states": torch.cat([x, pieces], 1), "img_ids": torch.cat([given["img_ids"], places])}
 
 
-class Clean(Graft):
+class Clean(Named):
     """At the embedding of time: what the condition is told, that it is no noise, and is guided by 1."""
-
-    def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.key = adaptation
 
     def leaving(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         if count := state().get((self.key, "count")):
@@ -56,18 +55,15 @@ class Clean(Graft):
         return output
 
 
-class Ends(Graft):
+class Ends(Named):
     """The transformer says nothing of the condition's pieces."""
-
-    def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.key = adaptation
 
     def after(self, y: Tensor) -> Tensor:
         count = state().get((self.key, "count"))
         return y[:, :-count] if count else y
 
 
-class OnCondition(Graft):
+class OnCondition(Named):
     """y ← y + s·B A x at the last pieces, the condition's, and on what it is told."""
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float, options: dict[str, Any]) -> None:
@@ -75,9 +71,6 @@ class OnCondition(Graft):
         self.A = nn.Parameter(torch.randn(rank, linear.in_features, **options) / rank)
         self.B = nn.Parameter(torch.zeros(linear.out_features, rank, **options))
         self.scale = scale
-
-    def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.key = adaptation
 
     def leaving(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
         x, count = args[0], state().get((self.key, "count"))
@@ -92,11 +85,8 @@ class OnCondition(Graft):
         return F.linear(F.linear(match(x, self.A), self.A), self.B * (self.scale * self.factor))
 
 
-class Block(Around):
+class Block(Named, Around):
     """A block whose last pieces are the condition's, which are modulated by what the condition is told."""
-
-    def named(self, adaptation: str, path: str, slot: str) -> None:
-        self.key = adaptation
 
     def around(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         names = ("hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb")
@@ -214,7 +204,7 @@ class OminiControl(ControlMethod):
 
     def install(self, plan: Plan) -> None:
         model: Any = plan.model
-        if "FluxTransformer2DModel" not in {cls.__name__ for cls in type(model).__mro__}:
+        if kind_of(model) not in self.transformers:
             raise PeftError(f"omini_control joins pieces to Flux.1's, and this is a {type(model).__name__}.")
         check_pieces(model, "omini_control", lengthens=True)
         options, scale = plan.options_at("proj_out"), 1.0 if self.alpha is None else self.alpha / self.rank

@@ -37,6 +37,8 @@ class Task:
     """What it is called where it is for UNets alone."""
     has_sources = False
     """Whether its pictures have sources that they were made of."""
+    draws_from = ""
+    """What `sample` is given besides a prompt, as it stands in a shell."""
 
     def __init__(self, settings: dict[str, Any], concepts: list[Concept]) -> None:
         self.settings, self.concepts = settings, concepts
@@ -142,7 +144,7 @@ class Task:
         words = [naming(concept) for concept in self.concepts]
         more = " --class_name CLASS" if any(own and of_class is None for own, of_class in words) else ""
         return [
-            f"diffusion_peft sample --run {run} --prompt {prompt} --count 4 --seed 0",
+            f"diffusion_peft sample --run {run}{self.draws_from} --prompt {prompt} --count 4 --seed 0",
             f"diffusion_peft evaluate --run {run}{more} --count 2",
             f"diffusion_peft export --run {run} --format diffusers",
         ]

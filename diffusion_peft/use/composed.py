@@ -8,6 +8,7 @@ from diffusion_peft.files.layers import Layer
 from diffusion_peft.use.joined import layers_on, own_names, weighed
 from diffusion_peft.use.run import Run
 from peft_core import set_scale
+from peft_core.attach import pick
 from peft_core.errors import PeftError
 
 
@@ -31,7 +32,7 @@ def composition_of(run: Run, way: Way, steps: int, every: int) -> Composition:
         raise PeftError(
             "--how composite calls the base once an adapter, which a control would count: leave --control out."
         )
-    adapters = [Adapter({own: scale_of(model, own) for own in found}) for found in names.values()]
+    adapters = [Adapter({own: pick(model, own)[0].scale for own in found}) for found in names.values()]
     if way == "switch":
         return Switch(model, adapters, every)
     if way == "composite":
@@ -44,10 +45,6 @@ def composition_of(run: Run, way: Way, steps: int, every: int) -> Composition:
     for half, own, name in zip(HALVES, layers, names, strict=True):
         half_of(own, half, name.partition("_")[2])
     return Halves(model, adapters, layers, under=tuple(HALVES.values()))
-
-
-def scale_of(model: object, name: str) -> float:
-    return model.__dict__["_peft_record"].adaptations[name].scale
 
 
 def layers_at_scale(run: Run, name: str, adapter: Adapter) -> dict[str, Layer]:

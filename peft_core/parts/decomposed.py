@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peft_core.grafts.weight_changes import changed_bias, changed_weight
+from peft_core.kernels.column_sums import column_products, column_sums
 from peft_core.kernels.lowrank_linear import Part, factor_gradients, merged, through_up
 from peft_core.kernels.rebuild import Recipe, autocast_dtype, kept_for, pieces, whole
 from peft_core.kernels.twice import gradients, is_differentiated, spread_of, weak_rows
@@ -72,8 +73,7 @@ class _DecomposedLinear(torch.autograd.Function):
             factors,
             weight if ctx.needs_input_grad[1] else None,
         )
-        db = g.sum(0, dtype=c.dtype)
-        dots = (g * y.view(g.shape)).sum(0, dtype=c.dtype)
+        db, dots = (each.to(c.dtype) for each in column_sums(g, y.view(g.shape)))
         if bias is not None:
             dots = dots - bias * db
         magnitude = torch.ones_like(c)
@@ -82,7 +82,7 @@ class _DecomposedLinear(torch.autograd.Function):
         unit = dots / magnitude  # Σ g ⊙ V x / ‖V‖
         if weak is not None:
             v = merged(weight, ctx.parts, factors)[weak]
-            unit[weak] = (g[:, weak] * (x @ v.to(g.dtype).t())).sum(0, dtype=c.dtype) / row_norms(v)  # type: ignore
+            unit[weak] = column_products(g[:, weak], x @ v.to(g.dtype).t()).to(c.dtype) / row_norms(v)  # type: ignore
         d_m = [(unit if part.rows is None else unit[slice(*part.rows)]).to(m.dtype)
                for part, m in zip(ctx.parts, magnitudes, strict=True)]  # fmt: skip
         return dx, dw, db if ctx.needs_input_grad[2] else None, None, None, None, None, None, *d_factors, *d_m

@@ -155,9 +155,8 @@ class _One:
         (stream,) = self.anatomy.streams.values()
         like = next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
         some = torch.arange(8 * stream.width).to(like).sin().view(1, 8, -1)
-        others = some.index_fill(
-            1, torch.arange(1, 8, device=some.device), torch.nan
-        )  # which whoever reads them cannot hide
+        rest = torch.arange(1, 8, device=some.device)
+        others = some.index_fill(1, rest, torch.nan)  # which whoever reads them cannot hide
         made = self.finished(some, others)
         return torch.equal(made, self.finished(some, some)) and torch.equal(made, self.finished(some, some[:, :1]))
 

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from peft_core import PeftError, load_run
+from peft_core.jobs.reports.labels import LabelScores, best_thresholds, scores_of
 from tests.vision_peft.conftest import SMALL
 from vision_peft.commands import main
 from vision_peft.fit import fit
 from vision_peft.tasks.base import Task
-from vision_peft.tasks.multi_label import Labels, LabelScores, best_thresholds, scores_of
+from vision_peft.tasks.multi_label import Labels
 from vision_peft.tasks.regression import Numbers, NumberScores
 
 COLOURS = ("red", "green", "blue")

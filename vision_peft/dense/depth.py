@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -18,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from peft_core.errors import PeftError
-from peft_core.files import write_files
 from peft_core.jobs.reports import page
 from peft_core.jobs.reports.classified import Finished
 from peft_core.jobs.reports.scores import numbers
@@ -142,9 +138,8 @@ class Depth(Pixels):
         own = {"mean": self.centre, "spread": self.spread, "low": self.low, "high": self.high, "scale": self.scale}
         return super().card() | {f"depth_{key}": value for key, value in own.items()}
 
-    def ready(self, pictures: Any, data: Any) -> Any:
-        size = (int(pictures.images.shape[-2]), int(pictures.images.shape[-1]))
-        return dataclasses.replace(pictures, labels=data.maps.at(pictures.labels.tolist(), size))
+    def maps(self, data: Any, rows: Sequence[int], size: tuple[int, int]) -> Tensor:
+        return data.maps.at(rows, size)
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         known = labels > 0
@@ -220,10 +215,9 @@ class Depth(Pixels):
         tell(f"note: a PNG's number divided by {self.scale:g} is the depth")
         return found
 
-    def save(self, prediction: Tensor, size: tuple[int, int], target: Path) -> None:
+    def picture(self, prediction: Tensor, size: tuple[int, int]) -> Image.Image:
         whole = (resized(prediction[None], size)[0, 0] * self.scale).round().clamp(0, MOST)
-        Image.fromarray(whole.numpy().astype(np.uint16)).save(buffer := io.BytesIO(), format="PNG")
-        write_files(target.parent, {target.name: buffer.getvalue()})
+        return Image.fromarray(whole.numpy().astype(np.uint16))
 
 
 def _coloured(depths: np.ndarray, low: float, high: float) -> np.ndarray:

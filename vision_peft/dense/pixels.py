@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft_data.batches import Batch
 from peft_data.pictures import size_or
+from PIL import Image
 from torch import Tensor
 
 from peft_core.errors import PeftError
+from peft_core.files import write_files
 from peft_core.jobs.runs.use import Ready
 from vision_peft.dense.task import MapsTask, alike
 
 
 class Pixels(MapsTask):
     pixels = " H W"
-    suffix: ClassVar[str] = ".png"
+
+    def ready(self, pictures: Any, data: Any) -> Any:
+        size = (int(pictures.images.shape[-2]), int(pictures.images.shape[-1]))
+        return dataclasses.replace(pictures, labels=self.maps(data, pictures.labels.tolist(), size))
+
+    def maps(self, data: Any, rows: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """The labels of pixels, N H W, of rows of a data set's maps."""
+        raise NotImplementedError(self.name)
 
     def how_to_read(self, model: Any) -> list[str]:
         if self.dense["head"] != "linear" or len(model.indices) > 1:
@@ -54,14 +64,14 @@ class Pixels(MapsTask):
                 number += 1
                 name = f"{path.stem}_{number}"
             taken.add(name)
-            target = folder / f"{name}{self.suffix}"
-            self.save(prediction, size_or(path, run.fit.size), target)
-            table.writerow((path, target))
+            self.picture(prediction, size_or(path, run.fit.size)).save(buffer := io.BytesIO(), format="PNG")
+            write_files(folder, {f"{name}.png": buffer.getvalue()})
+            table.writerow((path, folder / f"{name}.png"))
         print("path,file\n" + text.getvalue(), end="")
         return ready.told(program)
 
-    def save(self, prediction: Tensor, size: tuple[int, int], target: Path) -> None:
-        """Writes what is said of a picture, K H W, at a size."""
+    def picture(self, prediction: Tensor, size: tuple[int, int]) -> Image.Image:
+        """What is said of a picture, K H W, as one of a size."""
         raise NotImplementedError(self.name)
 
     def cells(self, prediction: Any, top: int) -> list[tuple[str, ...]]:

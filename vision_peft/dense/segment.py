@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-import dataclasses
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -17,7 +14,6 @@ from peft_data.segment.masks import IGNORED
 from PIL import Image
 from torch import Tensor
 
-from peft_core.files import write_files
 from peft_core.jobs.reports import page, plots
 from peft_core.jobs.reports.classified import Finished
 from peft_core.jobs.reports.scores import by_name, numbers
@@ -80,10 +76,8 @@ class Segment(Pixels):
     name, score = "segment", "mIoU"
     part: ClassVar[str] = "iou"
 
-    def ready(self, pictures: Any, data: Any) -> Any:
-        size = (int(pictures.images.shape[-2]), int(pictures.images.shape[-1]))
-        masks = data.masks.at(pictures.labels.tolist(), size, self.width)
-        return dataclasses.replace(pictures, labels=masks)
+    def maps(self, data: Any, rows: Sequence[int], size: tuple[int, int]) -> Tensor:
+        return data.masks.at(rows, size, self.width)
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(outputs.float(), labels.long(), ignore_index=IGNORED)
@@ -147,11 +141,10 @@ class Segment(Pixels):
     def predictions(self, outputs: Tensor) -> Iterator[Tensor]:
         yield from numbers(outputs).cpu()
 
-    def save(self, prediction: Tensor, size: tuple[int, int], target: Path) -> None:
+    def picture(self, prediction: Tensor, size: tuple[int, int]) -> Image.Image:
         mask = Image.fromarray(resized(prediction[None], size)[0].argmax(0).to(torch.uint8).numpy(), mode="P")
         mask.putpalette(palette(len(self.class_names)))
-        mask.save(buffer := io.BytesIO(), format="PNG")
-        write_files(target.parent, {target.name: buffer.getvalue()})
+        return mask
 
     def finished(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(1)

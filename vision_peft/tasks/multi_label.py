@@ -11,18 +11,9 @@ from peft_data.base import ClassificationData
 from torch import Tensor
 
 from peft_core.jobs.reports.classified import Finished
-from peft_core.jobs.reports.labels import (
-    UNKNOWN,
-    LabelScores,
-    LabelSet,
-    best_thresholds,
-    scores_of,
-    thresholds_of,
-)
+from peft_core.jobs.reports.labels import UNKNOWN, LabelSet, scores_of, thresholds_of
 from vision_peft.tasks.base import Rows, Task
 from vision_peft.tasks.outcome import write
-
-__all__ = ["TASK", "LabelScores", "Labels", "best_thresholds", "scores_of"]
 
 
 class Labels(LabelSet, Task):

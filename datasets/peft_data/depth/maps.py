@@ -9,14 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from peft_data.annotations.maps import Maps
 from peft_data.base import ClassificationData, Pictures
-from peft_data.cache import pool
-from peft_data.cache_file import cache_key
 from peft_data.errors import DataError
-from peft_data.pictures import UNREADABLE, is_picture, open_picture, own_size
+from peft_data.pictures import is_picture, open_picture, own_size
 
 _MODES = ("L", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 """Pillow's modes of one channel of numbers."""
@@ -49,35 +47,28 @@ def _plane(values: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Depths:
-    """The maps of all splits; a picture's label is its row here.
+class Depths(Maps):
+    """The depth maps of all splits, float32 in the data's unit; 0 where nothing is known.
 
     Args:
-        items: files; or maps as they are, real numbers `N H W` in the data's unit.
+        items: as for `Maps`, tensors in the data's unit.
         scale: how many of a file's numbers make a unit.
     """
 
-    items: Sequence[Path] | Tensor
+    what: ClassVar[str] = "depth map"
     scale: float = 1.0
 
+    def of_file(self, file: Path) -> np.ndarray:
+        values = self._numbers(file).astype(np.float64) / self.scale
+        return np.where(np.isfinite(values) & (values > 0), values, 0)
+
+    def meaning(self) -> Any:
+        return self.scale
+
     def read(self, row: int) -> np.ndarray:
-        """A map at its own size, float32 `H W` in the data's unit; 0 where nothing is known.
+        return super().read(row).astype(np.float32)
 
-        Raises:
-            DataError: it cannot be read, or has several channels.
-        """
-        item = self.items[row]
-        if isinstance(item, Tensor):
-            return item.float().numpy()
-        try:
-            values = self._file(item).astype(np.float64) / self.scale
-        except UNREADABLE as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"the depth map {item} cannot be read ({error}): mend or remove it") from error
-        return np.where(np.isfinite(values) & (values > 0), values, 0).astype(np.float32)
-
-    def _file(self, item: Path) -> np.ndarray:
+    def _numbers(self, item: Path) -> np.ndarray:
         if item.suffix.lower() == ".npy":
             return _plane(np.load(item, allow_pickle=False))
         with open_picture(item) as image:
@@ -94,18 +85,7 @@ class Depths:
         Raises:
             DataError: a map that cannot be read.
         """
-
-        def one(row: int) -> np.ndarray:
-            values = self.read(row)
-            if values.shape == tuple(size):
-                return values
-            return np.asarray(Image.fromarray(values).resize((size[1], size[0]), Image.Resampling.NEAREST))
-
-        with pool(workers) as threads:
-            return torch.from_numpy(np.stack(list(threads.map(one, rows))))
-
-    def name(self, row: int) -> str:
-        return str(self.items[row]) if not isinstance(self.items, Tensor) else f"number {row}"
+        return self.stacked(self.read, rows, size, workers)
 
     @property
     def whole(self) -> bool:
@@ -129,10 +109,7 @@ class DepthData(ClassificationData):
         return torch.tensor([len(part)])
 
     def answers(self, part: Pictures) -> bytes:
-        items, rows = self.maps.items, part.labels
-        if isinstance(items, Tensor):
-            return items[rows].numpy().tobytes()
-        return str(cache_key(Pictures([items[row] for row in rows.tolist()], rows), self.maps.scale)).encode()
+        return self.maps.answers(part.labels)
 
     def said(self, label: Any) -> str:
         return f"with the depth map {self.maps.name(label)}"

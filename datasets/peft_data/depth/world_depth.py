@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peft_data.base import ClassificationData
 from peft_data.depth.maps import DepthData, Depths
-from peft_data.world.dense import SIZE, kept_dense, kept_depths
+from peft_data.world.dense import SIZE, kept_dense
 
 NAMES = {"world/depth/rooms": "drawn offline, a depth a pixel: rooms in perspective, 1 to 8"}
 
@@ -20,5 +20,5 @@ def load(name: str, seed: int = 0, *, size: int = SIZE) -> ClassificationData:
     Raises:
         DataError: there is no such task, or no space to keep it.
     """
-    task, parts, _ = kept_dense(name, NAMES, seed, size)
-    return DepthData(name, ("depth",), *parts, maps=Depths(kept_depths(task, seed, size)), recipe="world_dense")
+    _, parts, kept = kept_dense(name, NAMES, seed, size, depths=True)
+    return DepthData(name, ("depth",), *parts, maps=Depths(kept["depths"]), recipe="world_dense")

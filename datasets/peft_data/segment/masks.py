@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from peft_data.annotations.maps import Maps
 from peft_data.base import ClassificationData, Pictures
-from peft_data.cache import pool
-from peft_data.cache_file import cache_key
 from peft_data.errors import DataError
-from peft_data.pictures import UNREADABLE, open_picture
+from peft_data.pictures import open_picture
 
 IGNORED = 255
 """The index of pixels that do not count."""
@@ -24,36 +23,26 @@ Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Masks:
-    """The masks of all splits; a picture's label is its row here.
+class Masks(Maps):
+    """The masks of all splits, uint8: classes, and 255 for what does not count.
 
     Args:
-        items: files; or masks as they are, uint8 `N H W`.
+        items: as for `Maps`.
         colours: colour → class, for masks in colours; files of one channel (or a palette) hold the class itself.
         shift: taken from what a file of one channel holds: 1 where it counts classes from 1, and 0 is ignored.
     """
 
-    items: Sequence[Path] | Tensor
+    what: ClassVar[str] = "mask"
     colours: Mapping[Colour, int] | None = None
     shift: int = 0
 
-    def read(self, row: int) -> np.ndarray:
-        """A mask at its own size, uint8 `H W`: classes, and 255 for what does not count.
+    def of_file(self, file: Path) -> np.ndarray:
+        with open_picture(file) as image:
+            image.load()
+            return self._classes(image, file)
 
-        Raises:
-            DataError: it cannot be read, or has a colour that is no class.
-        """
-        item = self.items[row]
-        if isinstance(item, Tensor):
-            return item.numpy()
-        try:
-            with open_picture(item) as image:
-                image.load()
-                return self._classes(image, item)
-        except UNREADABLE as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"the mask {item} cannot be read ({error}): mend or remove it") from error
+    def meaning(self) -> Any:
+        return self.colours, self.shift
 
     def _classes(self, image: Image.Image, item: Path) -> np.ndarray:
         if self.colours is None:
@@ -84,7 +73,7 @@ class Masks:
             DataError: a mask that cannot be read, or has a class beyond `classes`.
         """
 
-        def one(row: int) -> np.ndarray:
+        def checked(row: int) -> np.ndarray:
             mask = self.read(row)
             most = mask[mask != IGNORED].max(initial=0)
             if most >= classes:
@@ -92,15 +81,9 @@ class Masks:
                     f"the mask {self.name(row)} has the class {int(most) + self.shift}, and there are {classes}: name it in "
                     "classes.txt, or mend the mask"
                 )
-            if mask.shape == tuple(size):
-                return mask
-            return np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
+            return mask
 
-        with pool(workers) as threads:
-            return torch.from_numpy(np.stack(list(threads.map(one, rows))))
-
-    def name(self, row: int) -> str:
-        return str(self.items[row]) if not isinstance(self.items, Tensor) else f"number {row}"
+        return self.stacked(checked, rows, size, workers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,11 +98,7 @@ class SegmentationData(ClassificationData):
         return torch.full((len(self.class_names),), len(part))
 
     def answers(self, part: Pictures) -> bytes:
-        items, rows = self.masks.items, part.labels
-        if isinstance(items, Tensor):
-            return items[rows].numpy().tobytes()
-        files = Pictures([items[row] for row in rows.tolist()], rows)
-        return str(cache_key(files, (self.masks.colours, self.masks.shift))).encode()
+        return self.masks.answers(part.labels)
 
     def said(self, label: Any) -> str:
         return f"with the mask {self.masks.name(label)}"

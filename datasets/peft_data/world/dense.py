@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 
 import torch
@@ -93,10 +94,10 @@ def draw_dense(task: str, split: str, n: int, seed: int = 0, size: int = SIZE) -
 
 
 def kept_dense(
-    name: str, names: Collection[str], seed: int, size: int
+    name: str, names: Collection[str], seed: int, size: int, depths: bool = False
 ) -> tuple[str, list[Pictures], dict[str, torch.Tensor]]:
     """The task of a name `world/<kind>/<task>`; train, val and test, whose labels are rows of the tensors; and `masks`, `boxes`
-    and `kinds` (`draw_dense`) of all of them. They are drawn and kept once for all kinds.
+    and `kinds` (`draw_dense`) of all of them, with `depths` those too, float16. They are drawn and kept once for all kinds.
 
     Raises:
         DataError: it is none of `names`, or there is no space to keep it.
@@ -105,21 +106,17 @@ def kept_dense(
     if name not in names:
         raise DataError(f"there is no task {task!r} in the drawn world{nearest(name, names)}")
 
-    def make() -> dict[str, torch.Tensor]:
-        drawn = [draw_dense(task, split, count, seed, size) for split, count in SPLITS.items()]
-        return {key: torch.cat([each[key] for each in drawn]) for key in ("pictures", "masks", "boxes", "kinds")}
+    @functools.cache
+    def drawn() -> list[dict[str, torch.Tensor]]:
+        return [draw_dense(task, split, count, seed, size) for split, count in SPLITS.items()]
 
-    kept, counts = cached(f"world/dense-v{VERSION}/{task}-{size}px-seed{seed}", make), list(SPLITS.values())
+    def make(*keys: str) -> dict[str, torch.Tensor]:
+        return {key: torch.cat([each[key] for each in drawn()]) for key in keys}
+
+    key, counts = f"world/dense-v{VERSION}/{task}-{size}px-seed{seed}", list(SPLITS.values())
+    kept = cached(key, lambda: make("pictures", "masks", "boxes", "kinds"))
+    if depths:
+        kept |= cached(f"{key}-depths", lambda: {"depths": make("depths")["depths"].half()})
     rows = torch.arange(sum(counts)).split(counts)
     parts = zip(SPLITS, kept.pop("pictures").split(counts), rows, strict=True)
     return task, [Pictures(pictures, own, split=split) for split, pictures, own in parts], kept
-
-
-def kept_depths(task: str, seed: int, size: int) -> torch.Tensor:
-    """The depths of a task's pictures, float16 `N S S` in the order of `kept_dense`; drawn and kept once."""
-
-    def make() -> dict[str, torch.Tensor]:
-        drawn = [draw_dense(task, split, count, seed, size)["depths"] for split, count in SPLITS.items()]
-        return {"depths": torch.cat(drawn).half()}
-
-    return cached(f"world/dense-v{VERSION}/{task}-{size}px-seed{seed}-depths", make)["depths"]

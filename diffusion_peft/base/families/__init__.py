@@ -243,6 +243,12 @@ def family_of(denoiser: nn.Module) -> Family | None:
     return next((each for each in families() if names & {*each.classes[each.denoiser]}), None)
 
 
+def kind_of(denoiser: nn.Module) -> str | None:
+    """The kind of that family; UNets are all told as the first of theirs."""
+    family = family_of(denoiser)
+    return None if family is None else family.kind
+
+
 def part_of(denoiser: nn.Module) -> str:
     """What a denoiser is called in a pipeline."""
     family = family_of(denoiser)

@@ -112,13 +112,12 @@ class Command:
             return None
         chosen = choices.get(name, "")
         options = {key.partition(".")[2]: value for key, value in found.items() if key.startswith(f"{name}.")}
+        argument = hint(chosen, options)
         if hint.complete:
-            defaults = defaults_of(hint.accepts(chosen))
-            options = {key: value for key, value in defaults.items() if key not in hint.hidden} | options
-            missing = [key for key, value in options.items() if value is inspect.Parameter.empty]
+            argument.options = argument.all()
+            missing = [key for key, value in argument.options.items() if value is inspect.Parameter.empty]
             if missing:
                 raise PeftError(f"{chosen or name} needs --{name}.{missing[0]}: see `{self.name} --help`.")
-        argument = hint(chosen, options)
         argument.check()
         return argument
 

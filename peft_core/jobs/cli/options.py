@@ -53,6 +53,11 @@ class Choice:
         """As it stands in a YAML file."""
         return ({"name": self.name} if self.named else {}) | self.options
 
+    def all(self) -> dict[str, Any]:
+        """What was given, and the defaults."""
+        usual = defaults_of(self.accepts(self.name))
+        return {key: value for key, value in usual.items() if key not in self.hidden} | self.options
+
     def check(self) -> None:
         """Raises PeftError for options that do not go together; called once they all are typed."""
 

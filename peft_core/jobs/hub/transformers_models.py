@@ -73,9 +73,9 @@ class FromTransformers(nn.Module):
         return found.logits if self.head is None else self.head(found.pooler_output)
 
 
-def is_folder(spec: str) -> bool:
-    """Whether a path is a model folder of transformers (timm's and open_clip's have other words in theirs)."""
-    return "model_type" in _read(Path(spec).expanduser() / CONFIG)
+def is_of_transformers(spec: str) -> bool:
+    """Whether a backbone is of transformers: `hf:…`, or a model folder (timm's and open_clip's have other words in theirs)."""
+    return spec.startswith(HF) or "model_type" in _read(Path(spec).expanduser() / CONFIG)
 
 
 def load_backbone(spec: str, num_classes: int | None, drop_path: float = 0.0) -> tuple[nn.Module, Backbone]:
